@@ -1,0 +1,34 @@
+"""Registers the package's methods with PEFT. The only file that touches PEFT's enum and mappings."""
+
+from __future__ import annotations
+
+from peft import PeftType
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.utils import register_peft_method
+
+from .tuners.npt import NPTConfig, NPTModel
+
+
+def _add_peft_type(name: str) -> PeftType:
+    """Add a member to PEFT's enum, in memory: `register_peft_method` accepts no type from outside it."""
+    if name in PeftType.__members__:
+        return PeftType[name]
+    member = str.__new__(PeftType, name)
+    member._name_ = name
+    member._value_ = name
+    member.__objclass__ = PeftType
+    member._sort_order_ = len(PeftType._member_names_)
+    PeftType._member_names_.append(name)
+    PeftType._member_map_[name] = member
+    PeftType._value2member_map_[name] = member
+    if hasattr(PeftType, "_hashable_values_"):  # Python 3.13
+        PeftType._hashable_values_.append(name)
+    type.__setattr__(PeftType, name, member)  # Python 3.12 looks members up as plain class attributes
+    return member
+
+
+def register() -> None:
+    """Make `NCGEO_NPT` known to PEFT. Calling it again changes nothing."""
+    peft_type = _add_peft_type("NCGEO_NPT")
+    if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        register_peft_method(name="ncgeo_npt", config_cls=NPTConfig, model_cls=NPTModel)

@@ -1,0 +1,35 @@
+"""Templates such as "a photo of a {}." and the token slots in front of the class name."""
+
+from __future__ import annotations
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+_PLACEHOLDER = "X"  # CoOp's; any word of one token would do, its embedding is replaced
+
+
+def find_tokenizer(name_or_path: str | None) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of that name or folder, or None where there is none to be had."""
+    if not name_or_path:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def padded_template(template: str, num_text_tokens: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The template with placeholder words in front, so that at least `num_text_tokens` tokens precede the name.
+
+    Example: `padded_template("a photo of a {}.", 6, tokenizer)` is `"X X a photo of a {}."`; with 4 it is unchanged.
+    """
+    if template.count("{}") != 1:
+        raise ValueError(f"template={template!r} must hold '{{}}' once, where the class name goes.")
+    prefix = template.split("{}")[0].rstrip()
+    missing = num_text_tokens - len(tokenizer(prefix, add_special_tokens=False).input_ids)
+    return f"{_PLACEHOLDER} " * max(0, missing) + template
+
+
+def placeholder_ids(template: str, num_text_tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids that the padded template puts into slots `1..num_text_tokens`."""
+    prefix = padded_template(template, num_text_tokens, tokenizer).split("{}")[0].rstrip()
+    return list(tokenizer(prefix, add_special_tokens=False).input_ids[:num_text_tokens])

@@ -1,0 +1,115 @@
+"""Where CLIP-like and ViT-like models keep embeddings, layers, projection and classification head.
+
+Everything is found by structure, never by a path written down, so wrapped, renamed and nested models work alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One transformer tower: dotted paths of its parts inside the model, and its sizes."""
+
+    embeddings: str
+    layers: tuple[str, ...]
+    width: int
+    max_length: int | None = None  # text only: positions, [BOS] and [EOT] included
+    eot_token_id: int | None = None  # text only: the token whose feature is pooled
+
+
+def _join(*parts: str) -> str:
+    return ".".join(part for part in parts if part)
+
+
+def _layer_list(module: nn.Module) -> tuple[str, nn.ModuleList] | None:
+    for path in ("encoder.layers", "layers"):
+        found: nn.Module | None = module
+        for part in path.split("."):
+            found = getattr(found, part, None)
+        if isinstance(found, nn.ModuleList):
+            return path, found
+    return None
+
+
+def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Tower]:
+    """The model's towers as `{"text": Tower, "vision": Tower}`; a model may have one of them or neither.
+
+    A tower is a module with `embeddings` and a list of layers. It reads text if its embeddings hold a
+    `token_embedding`, images if they hold patch embeddings. `exclude` names modules (full path, or its end) whose
+    towers are passed over.
+    """
+    towers: dict[str, Tower] = {}
+    for name, module in model.named_modules():
+        if any(name == end or name.endswith("." + end) for end in exclude):
+            continue
+        embeddings = getattr(module, "embeddings", None)
+        layers = _layer_list(module)
+        if not isinstance(embeddings, nn.Module) or layers is None:
+            continue
+        path = _join(name, "embeddings")
+        layer_paths = tuple(_join(name, layers[0], str(i)) for i in range(len(layers[1])))
+        if hasattr(embeddings, "token_embedding") and "text" not in towers:
+            positions, width = embeddings.position_embedding.weight.shape
+            eot = getattr(getattr(module, "config", None), "eos_token_id", None)
+            towers["text"] = Tower(path, layer_paths, width, max_length=positions, eot_token_id=eot)
+        elif "vision" not in towers:
+            # CLIP says `patch_embedding`, the ViT family `patch_embeddings` with the convolution one level down.
+            patches = getattr(embeddings, "patch_embedding", None)
+            patches = patches or getattr(getattr(embeddings, "patch_embeddings", None), "projection", None)
+            if patches is not None:
+                towers["vision"] = Tower(path, layer_paths, patches.out_channels)
+    return towers
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The Transformers model inside a `PeftModel`, adapters still in place; any other model as it is."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def reads_text(model: nn.Module) -> bool:
+    """Whether the model has a text tower beside its image tower, as CLIP has."""
+    return hasattr(unwrap(model), "get_text_features")
+
+
+def classification_head(model: nn.Module) -> nn.Module | None:
+    """The linear head of an image classification model (under PEFT's wrapper where it has one), or None."""
+    head = getattr(unwrap(model), "classifier", None)
+    return None if head is None or isinstance(head, nn.Identity) else head
+
+
+def text_features(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Projected, unnormalised text features of CLIP: token ids (K, L) to (K, d)."""
+    return unwrap(model).get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+
+
+def image_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """Projected, unnormalised image features of CLIP: pixels (B, C, H, W) to (B, d)."""
+    return unwrap(model).get_image_features(pixel_values=pixel_values).pooler_output
+
+
+def head_features(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters a classification model's head (B, d), and the logits (B, K) that leave it."""
+    head = classification_head(model)
+    if head is None:
+        raise ValueError(f"{type(unwrap(model)).__name__} has neither a text tower nor a classification head.")
+    seen: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        logits = unwrap(model)(pixel_values=pixel_values).logits
+    finally:
+        handle.remove()
+    return seen[0], logits
+
+
+def clip_logits(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
+    """`s * cos(f_i, g_k)` with `s = exp(logit_scale)`: image (B, d), text (K, d) to (B, K), in float32 or wider."""
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    image, text = (torch.nn.functional.normalize(x.to(dtype), dim=-1) for x in (image, text))
+    return logit_scale.to(dtype).exp() * image @ text.T

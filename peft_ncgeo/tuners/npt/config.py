@@ -1,0 +1,53 @@
+"""`NPTConfig`: which prompts to learn, with the published settings as presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftType
+
+from ..prompt_config import PromptConfig
+
+
+@dataclass
+class NPTConfig(PromptConfig):
+    """Deep text and vision prompts for CLIP and ViT under PEFT (type `NCGEO_NPT`).
+
+    One family covers CoOp, VPT, IVLP (the prompts of PromptSRC) and Prompt-OT; see [`PromptConfig`] for the fields.
+    Everything but the prompts stays frozen, `logit_scale` included.
+
+    Example:
+
+    ```python
+    model = get_peft_model(CLIPModel.from_pretrained("openai/clip-vit-base-patch16"), NPTConfig.prompt_ot())
+    model.print_trainable_parameters()  # 61,440
+    ```
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType["NCGEO_NPT"]
+
+    @classmethod
+    def coop(cls, **fields: Any) -> NPTConfig:
+        """CoOp (arXiv 2109.01134): 16 text vectors at the input, random start. `fields` override."""
+        return cls(**{"num_text_tokens": 16, **fields})
+
+    @classmethod
+    def vpt(cls, **fields: Any) -> NPTConfig:
+        """VPT-deep (arXiv 2203.12119): 8 vision vectors in 12 layers (the number is our reading). `fields` override."""
+        return cls(**{"num_vision_tokens": 8, "vision_depth": 12, **fields})
+
+    @classmethod
+    def ivlp(cls, **fields: Any) -> NPTConfig:
+        """Independent vision-language prompts (arXiv 2307.06948): 4 + 4 vectors in 9 layers. `fields` override."""
+        return cls(**{**_FOUR_AND_FOUR, "text_depth": 9, "vision_depth": 9, **fields})
+
+    @classmethod
+    def prompt_ot(cls, **fields: Any) -> NPTConfig:
+        """Prompt-OT (arXiv 2503.08906): 4 + 4 vectors in 12 layers. `fields` override."""
+        return cls(**{**_FOUR_AND_FOUR, "text_depth": 12, "vision_depth": 12, **fields})
+
+
+_FOUR_AND_FOUR: dict[str, Any] = {"num_text_tokens": 4, "num_vision_tokens": 4, "text_init": "a photo of a"}

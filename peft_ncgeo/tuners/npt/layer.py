@@ -1,0 +1,169 @@
+"""Wrappers that put learned vectors into a tower: one class for embeddings and one for layers, per modality.
+
+They replace `embeddings` and every `layers.i` of a prompted tower. As `BaseTunerLayer`s they take enabling, switching,
+deleting, saving and unloading from PEFT.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+# Transformers sets these on every module that answers to them, so the wrapper must not answer for its base layer.
+_NOT_FORWARDED = {"gradient_checkpointing", "_gradient_checkpointing_func", "base_layer"}
+
+
+class PromptLayer(nn.Module, BaseTunerLayer):
+    """A wrapped module with a `(num_tokens, width)` prompt for each adapter that has one at this place."""
+
+    adapter_layer_names = ("ncgeo_npt_prompt",)
+    other_param_names = ("num_tokens",)
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.ncgeo_npt_prompt = nn.ParameterDict()
+        # Adapters that put prompts into this tower; a layer past the prompted depth has the count but no prompt.
+        self.num_tokens: dict[str, int] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in _NOT_FORWARDED:
+                raise
+            return getattr(self.base_layer, name)
+
+    def update_layer(self, adapter_name: str, num_tokens: int, prompt: Tensor | None, inference_mode: bool) -> None:
+        """Add an adapter: `prompt` is `(num_tokens, width)`, or None where vectors only pass through."""
+        self.num_tokens[adapter_name] = num_tokens
+        if prompt is not None:
+            self.ncgeo_npt_prompt[adapter_name] = nn.Parameter(prompt.float())
+            self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        if not isinstance(adapter_names, str) and len(adapter_names) > 1:
+            raise ValueError(f"One NPT adapter can be active at a time, got {list(adapter_names)}.")
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise ValueError("Prompts cannot be merged into weights; `unload()` gives back the base model without them.")
+
+    def unmerge(self) -> None:
+        raise ValueError("Prompts are never merged, so there is nothing to unmerge.")
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
+        # PEFT looks for `.weight`, which embeddings and layers lack. Prompts stay float32 whatever the base's dtype.
+        return next(base_layer.parameters()).device, torch.float32
+
+    @property
+    def active_tokens(self) -> int:
+        """How many of this tower's slots the active adapter owns; 0 when it owns none or is disabled."""
+        if self.disable_adapters or not self.active_adapters:
+            return 0
+        return self.num_tokens.get(self.active_adapters[0], 0)
+
+    def active_prompt(self, hidden_states: Tensor) -> Tensor | None:
+        """The active adapter's vectors for this place, expanded to `(B, num_tokens, width)`, or None."""
+        if not self.active_tokens or self.active_adapters[0] not in self.ncgeo_npt_prompt:
+            return None
+        prompt = self.ncgeo_npt_prompt[self.active_adapters[0]].to(hidden_states.dtype)
+        return prompt.expand(hidden_states.shape[0], -1, -1)
+
+
+def _write_slots(hidden_states: Tensor, prompt: Tensor) -> Tensor:
+    """Overwrite slots `1..n` of `(B, L, width)`; slot 0 is [BOS]."""
+    return torch.cat([hidden_states[:, :1], prompt, hidden_states[:, 1 + prompt.shape[1] :]], dim=1)
+
+
+class TextEmbeddingsWithPrompt(PromptLayer):
+    """Replaces the token embeddings of slots `1..n`; position embeddings are added to them as to any token."""
+
+    def __init__(self, base_layer: nn.Module, eot_token_id: int | None) -> None:
+        super().__init__(base_layer)
+        self.eot_token_id = eot_token_id
+        self.placeholder_ids: dict[str, list[int]] = {}
+        self._checked: tuple[weakref.ref[Tensor], int] | None = None
+        self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_checked": None}  # a weak reference cannot be pickled
+
+    def forward(
+        self, input_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None
+    ) -> Tensor:
+        if inputs_embeds is None:
+            if self.active_tokens and not torch.compiler.is_compiling():
+                self._check(input_ids)
+            inputs_embeds = self.base_layer.token_embedding(input_ids)
+        prompt = self.active_prompt(inputs_embeds)
+        if prompt is not None:
+            inputs_embeds = _write_slots(inputs_embeds, prompt)
+        return self.base_layer(inputs_embeds=inputs_embeds, position_ids=position_ids)
+
+    def _check(self, input_ids: Tensor) -> None:
+        """Refuse texts whose [EOT] a prompt would overwrite. Once per tensor: looking at it waits for the device."""
+        version = 0 if input_ids.is_inference() else input_ids._version
+        if self._checked is not None and self._checked[0]() is input_ids and self._checked[1] == version:
+            return
+        n = self.active_tokens
+        # Transformers pools at the largest id for models saved with eos_token_id 2, else at the first EOT.
+        score = input_ids if self.eot_token_id == 2 else (input_ids == self.eot_token_id).int()
+        shortest = int(score.argmax(dim=-1).min())
+        if shortest <= n:
+            raise ValueError(
+                f"A text ends at slot {shortest}, but prompts overwrite slots 1..{n}: write {n} placeholder tokens in "
+                "front of the class name (`peft_ncgeo.data.class_prompts` does)."
+            )
+        placeholders = self.placeholder_ids.get(self.active_adapters[0])
+        if not self.training and not self._warned and placeholders:
+            expected = torch.tensor(placeholders, device=input_ids.device)
+            if not torch.equal(input_ids[:, 1 : 1 + n], expected.expand(input_ids.shape[0], -1)):
+                self._warned = True
+                warnings.warn(
+                    f"Slots 1..{n} do not hold this adapter's placeholders, so its prompts replace words of another "
+                    "template. Write texts with `peft_ncgeo.data.class_prompts` and the adapter's `template`.",
+                    stacklevel=2,
+                )
+        self._checked = (weakref.ref(input_ids), version)
+
+
+class TextLayerWithPrompt(PromptLayer):
+    """Overwrites slots `1..n` with this layer's own vectors before the layer runs."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        prompt = self.active_prompt(hidden_states)
+        if prompt is not None:
+            hidden_states = _write_slots(hidden_states, prompt)
+        return self.base_layer(hidden_states, *args, **kwargs)
+
+
+class VisionEmbeddingsWithPrompt(PromptLayer):
+    """Appends n vectors behind [CLS] and the patches, after their position embeddings were added."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        hidden_states = self.base_layer(*args, **kwargs)
+        prompt = self.active_prompt(hidden_states)
+        return hidden_states if prompt is None else torch.cat([hidden_states, prompt], dim=1)
+
+
+class VisionLayerWithPrompt(PromptLayer):
+    """Overwrites the last n tokens before the layer runs; the tower's last layer drops them again."""
+
+    def __init__(self, base_layer: nn.Module, is_last: bool) -> None:
+        super().__init__(base_layer)
+        self.is_last = is_last
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        prompt = self.active_prompt(hidden_states)
+        if prompt is not None:
+            hidden_states = torch.cat([hidden_states[:, : -prompt.shape[1]], prompt], dim=1)
+        hidden_states = self.base_layer(hidden_states, *args, **kwargs)
+        # Some heads average all patch tokens: prompts must not leak into that mean.
+        return hidden_states[:, : -self.active_tokens] if self.is_last and self.active_tokens else hidden_states

@@ -1,0 +1,78 @@
+"""The fields shared by every config whose method learns prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from peft import PeftConfig
+
+
+@dataclass
+class PromptConfig(PeftConfig):
+    """Prompts in the text and vision towers of a CLIP-like or ViT-like model. Not itself a PEFT method.
+
+    Text: slots `1..num_text_tokens` of the tokenised template (behind [BOS], in front of the class name) are
+    replaced by learned vectors; each further layer below `text_depth` overwrites them with its own. Vision:
+    `num_vision_tokens` vectors follow the patches; each further layer below `vision_depth` overwrites them.
+
+    Args:
+        num_text_tokens: learned vectors in each prompted text layer. 0: no text prompts.
+        num_vision_tokens: the same for the vision tower.
+        text_depth: number of text layers, from the first, that have vectors of their own. More than the tower has
+            means all of them.
+        vision_depth: the same for the vision tower.
+        text_init: what the first layer's text vectors start from: a phrase, token ids, or None for N(0, init_std).
+            A phrase that is too long gives its first tokens; where it is too short the rest is N(0, init_std).
+        tokenizer_name_or_path: where the tokenizer for `text_init` and `template` is found. Default: the base model.
+        template: text around a class name, `{}` standing for the name.
+        init_std: standard deviation of all other vectors at the start.
+        init_weights: False leaves every vector as N(0, init_std), whatever `text_init` says.
+        exclude_modules: names of modules whose towers get no prompts.
+        modules_to_save: modules trained and saved whole beside the prompts, a classification head for instance.
+        text_init_ids: token ids of `text_init`. Written when the adapter is created, so that loading it needs no
+            tokenizer. Empty: no tokenizer was found.
+        placeholder_ids: token ids that stand in slots `1..num_text_tokens`; written in the same way.
+    """
+
+    # PEFT reads this attribute. Towers are found by structure: a path here would freeze today's layout into files.
+    target_modules: ClassVar[None] = None
+
+    num_text_tokens: int = field(default=0, metadata={"help": "Learned vectors in each prompted text layer."})
+    num_vision_tokens: int = field(default=0, metadata={"help": "Learned vectors in each prompted vision layer."})
+    text_depth: int = field(default=1, metadata={"help": "Text layers, from the first, with vectors of their own."})
+    vision_depth: int = field(default=1, metadata={"help": "Vision layers with vectors of their own."})
+    text_init: str | list[int] | None = field(
+        default=None, metadata={"help": "Phrase or token ids that the first text vectors start from."}
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "Tokenizer for `text_init` and `template`. Default: the base model's."}
+    )
+    template: str = field(default="a photo of a {}.", metadata={"help": "Text around a class name."})
+    init_std: float = field(default=0.02, metadata={"help": "Standard deviation of the other vectors at the start."})
+    init_weights: bool = field(default=True, metadata={"help": "False: start from N(0, init_std) throughout."})
+    exclude_modules: list[str] | None = field(
+        default=None, metadata={"help": "Names of modules whose towers get no prompts."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules trained and saved whole beside the prompts."}
+    )
+    text_init_ids: list[int] | None = field(
+        default=None, metadata={"help": "Token ids of `text_init`, written when the adapter is created."}
+    )
+    placeholder_ids: list[int] | None = field(
+        default=None, metadata={"help": "Token ids in the prompted slots, written when the adapter is created."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_text_tokens", "num_vision_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+        for name in ("text_depth", "vision_depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1; leave prompts out with 0 tokens.")
+        if self.init_std < 0:
+            raise ValueError(f"init_std={self.init_std} must not be negative.")
+        if self.template.count("{}") != 1:
+            raise ValueError(f"template={self.template!r} must hold '{{}}' once, where the class name goes.")

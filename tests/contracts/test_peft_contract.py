@@ -1,0 +1,296 @@
+"""The promises that PEFT makes for any adapter, kept by every preset on every model it fits."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from peft import AutoPeftModel, PeftModel, get_peft_model
+from peft.utils import load_peft_weights
+from safetensors.torch import load_file, save_file
+
+from peft_ncgeo import NPTConfig
+from peft_ncgeo.towers import image_features, reads_text, text_features
+
+from ..conftest import pixels, texts, tiny_clip, tiny_vit, tiny_vit_classifier
+
+PHRASE = [6, 7, 8, 9]  # token ids: tiny models have no tokenizer
+
+
+@dataclass
+class Case:
+    build: Callable
+    config: Callable[[], NPTConfig]
+    parameters: int
+    slots: int = 0  # text slots the adapter owns
+
+
+def coop():
+    return NPTConfig.coop(num_text_tokens=6)  # 16 do not fit into the tiny model's 16 positions
+
+
+def ivlp():
+    return NPTConfig.ivlp(text_init=PHRASE, text_depth=2, vision_depth=3)
+
+
+def prompt_ot():
+    return NPTConfig.prompt_ot(text_init=PHRASE)
+
+
+def vpt():
+    return NPTConfig.vpt(vision_depth=2)
+
+
+CASES = {
+    "clip-coop": Case(tiny_clip, coop, 6 * 32, slots=6),
+    "clip-ivlp": Case(tiny_clip, ivlp, 2 * 4 * 32 + 3 * 4 * 40, slots=4),
+    "clip-prompt_ot": Case(tiny_clip, prompt_ot, 3 * 4 * 32 + 4 * 4 * 40, slots=4),
+    "clip-vpt": Case(tiny_clip, vpt, 2 * 8 * 40),
+    "vit-vpt": Case(tiny_vit, vpt, 2 * 8 * 32),
+    "vit_classifier-vpt": Case(tiny_vit_classifier, vpt, 2 * 8 * 32),
+}
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*all of them get prompts"),
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),
+]
+
+
+@pytest.fixture(params=CASES, scope="module")
+def case(request) -> Case:
+    return CASES[request.param]
+
+
+def outputs(model, slots: int = 4) -> torch.Tensor:
+    """Everything the model computes from images and texts, as one row."""
+    if not reads_text(model):
+        out = model(pixel_values=pixels())
+        return (out.logits if "logits" in out else out.last_hidden_state).flatten()
+    return torch.cat(
+        [image_features(model, pixels()).flatten(), text_features(model, **texts(max(slots, 4))).flatten()]
+    )
+
+
+def adapted(case: Case, seed: int = 1, build=None, name: str = "default"):
+    torch.manual_seed(seed)
+    model = get_peft_model((build or case.build)(), case.config(), adapter_name=name)
+    with torch.no_grad():  # far from the start, so that equality means something
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model.eval()
+
+
+def saved(case: Case, tmp_path, with_base: bool = False):
+    """An adapter on disk; `with_base` saves the base beside it, as a hub would have it."""
+    model = adapted(case)
+    if with_base:
+        case.build().save_pretrained(tmp_path / "base")
+        model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    model.save_pretrained(tmp_path / "adapter")
+    return model, tmp_path / "adapter"
+
+
+def test_only_prompts_are_trained(case):
+    model = adapted(case)
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert sum(p.numel() for p in trainable.values()) == case.parameters
+    assert all(".ncgeo_npt_prompt." in name and p.dim() == 2 and p.dtype == torch.float32 for name, p in trainable.items())
+
+
+def test_every_prompt_matters_and_gets_gradient(case):
+    model = adapted(case)
+    outputs(model, case.slots).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad.abs().max() > 0, name
+        else:
+            assert parameter.grad is None, name
+
+
+@torch.no_grad()
+def test_disabled_adapter_is_the_base_model(case):
+    model, base = adapted(case), outputs(case.build(), case.slots)
+    assert not torch.allclose(outputs(model, case.slots), base, atol=1e-3)
+    with model.disable_adapter():
+        assert torch.equal(outputs(model, case.slots), base)
+    assert not torch.allclose(outputs(model, case.slots), base, atol=1e-3)
+
+
+@torch.no_grad()
+def test_outputs_keep_their_shape(case):
+    """Prompts leave no tokens behind: heads that average patches see patches only."""
+    if reads_text(case.build()):
+        base, model = case.build().vision_model, adapted(case).get_base_model().vision_model
+    else:
+        base, model = case.build(), adapted(case)
+    shapes = [getattr(m(pixel_values=pixels()), "last_hidden_state", torch.empty(0)).shape for m in (base, model)]
+    assert shapes[0] == shapes[1]
+
+
+@torch.no_grad()
+def test_save_and_load(case, tmp_path):
+    model, path = saved(case, tmp_path)
+    assert sorted(p.name for p in path.iterdir()) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    loaded = PeftModel.from_pretrained(case.build(), path)
+    assert torch.equal(outputs(loaded, case.slots), outputs(model, case.slots))
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+@torch.no_grad()
+def test_load_with_low_cpu_memory(case, tmp_path):
+    model, path = saved(case, tmp_path)
+    loaded = PeftModel.from_pretrained(case.build(), path, low_cpu_mem_usage=True)
+    assert torch.equal(outputs(loaded, case.slots), outputs(model, case.slots))
+
+
+@torch.no_grad()
+def test_load_with_auto_peft_model(case, tmp_path):
+    model, path = saved(case, tmp_path, with_base=True)
+    loaded = AutoPeftModel.from_pretrained(path)
+    assert type(loaded.get_base_model()) is type(case.build())
+    assert torch.equal(outputs(loaded, case.slots), outputs(model, case.slots))
+
+
+@torch.no_grad()
+def test_native_from_pretrained(case, tmp_path):
+    model, path = saved(case, tmp_path, with_base=True)
+    loaded = type(case.build()).from_pretrained(path)
+    assert torch.equal(outputs(loaded, case.slots), outputs(model, case.slots))
+
+
+@torch.no_grad()
+def test_native_load_adapter(case, tmp_path):
+    model, path = saved(case, tmp_path)
+    loaded = case.build()
+    base = outputs(loaded, case.slots)
+    info = loaded.load_adapter(path, adapter_name="mine")
+    assert not info.missing_keys
+    assert not info.unexpected_keys
+    assert torch.equal(outputs(loaded, case.slots), outputs(model, case.slots))
+    loaded.disable_adapters()
+    assert torch.equal(outputs(loaded, case.slots), base)
+
+
+@torch.no_grad()
+def test_two_adapters(case):
+    model = adapted(case, name="first")
+    first = outputs(model, case.slots)
+    torch.manual_seed(5)
+    model.add_adapter("second", case.config())
+    assert torch.equal(outputs(model, case.slots), first)
+    model.set_adapter("second")
+    second = outputs(model, case.slots)
+    assert not torch.allclose(first, second, atol=1e-3)
+    model.set_adapter("first")
+    assert torch.equal(outputs(model, case.slots), first)
+    model.set_adapter("second")
+    with pytest.warns(UserWarning, match="active which is now deleted"):
+        model.delete_adapter("second")
+    assert model.active_adapters == ["first"]
+    assert torch.equal(outputs(model, case.slots), first)
+    assert not any("second" in name for name, _ in model.named_parameters())
+
+
+@torch.no_grad()
+def test_deleting_an_inactive_adapter_changes_nothing(case):
+    model = adapted(case, name="first")
+    first = outputs(model, case.slots)
+    model.add_adapter("second", case.config())
+    model.delete_adapter("second")
+    assert torch.equal(outputs(model, case.slots), first)
+
+
+def test_two_active_adapters_are_refused(case):
+    model = adapted(case)
+    model.add_adapter("second", case.config())
+    with pytest.raises(ValueError, match="One NPT adapter can be active"):
+        model.base_model.set_adapter(["default", "second"])
+
+
+def test_merging_is_refused(case):
+    with pytest.raises(ValueError, match="cannot be merged"):
+        adapted(case).merge_and_unload()
+
+
+@torch.no_grad()
+def test_unload_gives_the_base_back(case):
+    base = case.build()
+    unloaded = adapted(case).unload()
+    assert [name for name, _ in unloaded.named_modules()] == [name for name, _ in base.named_modules()]
+    assert torch.equal(outputs(unloaded, case.slots), outputs(base, case.slots))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_copies_are_equal_and_independent(case, clone):
+    model = adapted(case)
+    before = outputs(model, case.slots)
+    twin = clone(model)
+    assert torch.equal(outputs(twin, case.slots), before)
+    for name, parameter in twin.named_parameters():
+        if "ncgeo_npt" in name:
+            parameter.zero_()
+    assert torch.equal(outputs(model, case.slots), before)
+    assert not torch.allclose(outputs(twin, case.slots), before, atol=1e-3)
+
+
+def gradients(model, slots: int) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    outputs(model, slots).square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_gradient_checkpointing_changes_nothing(case):
+    model = adapted(case).train()
+    expected = gradients(model, case.slots)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    torch.testing.assert_close(gradients(model, case.slots), expected)
+
+
+def test_eager_equals_sdpa(case):
+    eager, sdpa = (
+        gradients(adapted(case, build=lambda i=i: case.build(attn_implementation=i)), case.slots)
+        for i in ("eager", "sdpa")
+    )
+    torch.testing.assert_close(eager, sdpa, atol=1e-5, rtol=1e-4)
+
+
+def test_bf16_base_keeps_float32_prompts(case):
+    full = adapted(case)
+    half = adapted(case, build=lambda: case.build().to(torch.bfloat16))
+    assert all(p.dtype == torch.float32 for p in half.parameters() if p.requires_grad)
+    out = outputs(half, case.slots)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), outputs(full, case.slots), atol=0.1, rtol=0.1)
+    assert all(torch.isfinite(g).all() for g in gradients(half, case.slots).values())
+
+
+def test_autocast(case):
+    model = adapted(case)
+    expected = outputs(model, case.slots)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = outputs(model, case.slots)
+    torch.testing.assert_close(out.float(), expected, atol=0.1, rtol=0.1)
+
+
+def test_missing_and_unexpected_keys_are_refused(case, tmp_path):
+    _, path = saved(case, tmp_path)
+    file = path / "adapter_model.safetensors"
+    whole = load_file(file)
+    key = next(iter(whole))
+    save_file({k: v for k, v in whole.items() if k != key}, file)
+    with pytest.raises(ValueError, match=r"missing .*ncgeo_npt_prompt"):
+        PeftModel.from_pretrained(case.build(), path)
+    extra = key.replace("ncgeo_npt_prompt", "ncgeo_npt_other")
+    save_file({**whole, extra: whole[key].clone()}, file)
+    with pytest.raises(ValueError, match=r"unexpected .*ncgeo_npt_other"):
+        PeftModel.from_pretrained(case.build(), path)
+
+
+def test_adapter_file_holds_prompts_only(case, tmp_path):
+    _, path = saved(case, tmp_path)
+    assert sum(v.numel() for v in load_peft_weights(str(path), device="cpu").values()) == case.parameters
