@@ -1,8 +1,33 @@
-"""Geometry-aware, parameter-efficient fine-tuning of CLIP and ViT, as PEFT methods."""
+"""Geometry-aware, parameter-efficient fine-tuning of CLIP and ViT, as PEFT methods.
+
+Importing the package registers its methods with PEFT; what trains and evaluates is imported when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .registration import register
 from .tuners.npt import NPTConfig
 
+if TYPE_CHECKING:
+    from .evaluation import ZeroShotClassifier
+    from .training import GeometryTrainer, GeometryTrainingArguments
+
 register()
 
-__all__ = ["NPTConfig"]
+__version__ = "0.1.0"
+__all__ = ["GeometryTrainer", "GeometryTrainingArguments", "NPTConfig", "ZeroShotClassifier"]
+
+_LAZY = {
+    "GeometryTrainer": ".training",
+    "GeometryTrainingArguments": ".training",
+    "ZeroShotClassifier": ".evaluation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PILImage
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     CLIPConfig,
+    CLIPImageProcessor,
     CLIPModel,
+    CLIPProcessor,
     CLIPTextConfig,
     CLIPVisionConfig,
+    PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
     ViTModel,
@@ -83,6 +90,50 @@ def texts(slots: int = 4, classes: int = 3) -> dict[str, torch.Tensor]:
     return {"input_ids": input_ids, "attention_mask": (input_ids != PAD).long()}
 
 
+WORDS = "x a photo of the in red green blue black white cat dog panda leopard bird fish . , tree".split()
+
+
+def tiny_processor() -> CLIPProcessor:
+    """One token a word; ids fit the tiny models."""
+    vocabulary = {"<pad>": PAD, "<bos>": BOS, "<unk>": 2, "<eos>": EOT, **{word: 5 + i for i, word in enumerate(WORDS)}}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", BOS), ("<eos>", EOT)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=16,
+    )
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    return CLIPProcessor(CLIPImageProcessor(size=size, crop_size=size), fast)
+
+
+NAMES = ["red cat", "blue dog", "green bird", "black fish", "white panda"]
+
+
+def tiny_images(count: int = 16, names: list[str] | None = None, seed: int = 0) -> Dataset:
+    """Random images whose colour depends on the label."""
+    names = NAMES if names is None else names
+    rng = np.random.default_rng(seed)
+    labels = [i % len(names) for i in range(count)]
+    arrays = [rng.integers(0, 120, (20, 20, 3)) + 135 * (np.arange(3) == label % 3) for label in labels]
+    return Dataset.from_dict(
+        {"image": [PILImage.fromarray(array.astype(np.uint8)) for array in arrays], "label": labels},
+        features=Features({"image": Image(), "label": ClassLabel(names=names)}),
+    )
+
+
 @pytest.fixture
 def clip() -> CLIPModel:
     return tiny_clip()
+
+
+@pytest.fixture
+def processor() -> CLIPProcessor:
+    return tiny_processor()

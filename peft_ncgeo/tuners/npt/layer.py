@@ -14,6 +14,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..prompt_config import PromptConfig
+
 # Transformers sets these on every module that answers to them, so the wrapper must not answer for its base layer.
 _NOT_FORWARDED = {"gradient_checkpointing", "_gradient_checkpointing_func", "base_layer"}
 
@@ -85,10 +87,12 @@ def _write_slots(hidden_states: Tensor, prompt: Tensor) -> Tensor:
 class TextEmbeddingsWithPrompt(PromptLayer):
     """Replaces the token embeddings of slots `1..n`; position embeddings are added to them as to any token."""
 
+    other_param_names = ("num_tokens", "configs")
+
     def __init__(self, base_layer: nn.Module, eot_token_id: int | None) -> None:
         super().__init__(base_layer)
         self.eot_token_id = eot_token_id
-        self.placeholder_ids: dict[str, list[int]] = {}
+        self.configs: dict[str, PromptConfig] = {}
         self._checked: tuple[weakref.ref[Tensor], int] | None = None
         self._warned = False
 
@@ -121,7 +125,7 @@ class TextEmbeddingsWithPrompt(PromptLayer):
                 f"A text ends at slot {shortest}, but prompts overwrite slots 1..{n}: write {n} placeholder tokens in "
                 "front of the class name (`peft_ncgeo.data.class_prompts` does)."
             )
-        placeholders = self.placeholder_ids.get(self.active_adapters[0])
+        placeholders = self.configs[self.active_adapters[0]].placeholder_ids
         if not self.training and not self._warned and placeholders:
             expected = torch.tensor(placeholders, device=input_ids.device)
             if not torch.equal(input_ids[:, 1 : 1 + n], expected.expand(input_ids.shape[0], -1)):

@@ -96,7 +96,7 @@ class NPTModel(BaseTuner):
         layer = target if isinstance(target, PromptLayer) else wrap(target)
         prompt = None if width is None else torch.randn(num_tokens, width) * peft_config.init_std
         if isinstance(layer, TextEmbeddingsWithPrompt):
-            layer.placeholder_ids[adapter_name] = peft_config.placeholder_ids or []
+            layer.configs[adapter_name] = peft_config
             if peft_config.init_weights and peft_config.text_init_ids:
                 _start_from_phrase(prompt, layer.base_layer.token_embedding, peft_config.text_init_ids)
         layer.update_layer(adapter_name, num_tokens, prompt, inference_mode=peft_config.inference_mode)

@@ -1,0 +1,98 @@
+"""Images of a `datasets` set as the model takes them, augmented by a rule that needs no state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+
+
+def crop_flip(image: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+    """A random crop of 8 to 100 % of the area (aspect ratio 3/4 to 4/3), resized, mirrored half of the time.
+
+    Args:
+        image: RGB.
+        rng: source of all randomness.
+        size: (width, height) in pixels of what comes back.
+    """
+    width, height = image.size
+    for _ in range(10):
+        area = width * height * rng.uniform(0.08, 1.0)
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            break
+    else:
+        w = h = min(width, height)
+    left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
+    image = image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + w, top + h))
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
+
+
+Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
+
+
+class LabelledImages(torch.utils.data.Dataset):
+    """RGB images and labels of a `datasets` set, each view drawn from (seed, epoch, index) alone.
+
+    So every process, every worker and a resumed run see the same views.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        image_column: str,
+        label_column: str,
+        augment: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.dataset = dataset
+        self.image_column, self.label_column = image_column, label_column
+        self.augment, self.seed = augment, seed
+        # shared memory: workers that outlive an epoch see the next one's number
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.dataset[index]
+        image, label = sample[self.image_column], sample[self.label_column]
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"Column {self.image_column!r} holds {type(image).__name__}; cast it to datasets.Image().")
+        image = image.convert("RGB")
+        if self.augment is not None:
+            image = self.augment(image, np.random.default_rng((self.seed, int(self._epoch), index)))
+        return {"image": image, "label": label}
+
+
+class ImageCollator:
+    """Turns samples of [`LabelledImages`] into `pixel_values` (B, C, H, W) and `labels` (B,)."""
+
+    def __init__(self, image_processor: Any) -> None:
+        self.image_processor = image_processor
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        images = [sample["image"] for sample in samples]
+        return {
+            "pixel_values": self.image_processor(images=images, return_tensors="pt")["pixel_values"],
+            "labels": torch.tensor([sample["label"] for sample in samples], dtype=torch.int64),
+        }
+
+
+def input_size(image_processor: Any) -> tuple[int, int]:
+    """(width, height) of the pixels that an image processor makes."""
+    for field in ("crop_size", "size"):
+        size = getattr(image_processor, field, None) or {}
+        if "height" in size and "width" in size:
+            return size["width"], size["height"]
+        if "shortest_edge" in size:
+            return size["shortest_edge"], size["shortest_edge"]
+    raise ValueError(f"{type(image_processor).__name__} does not say which size of images it makes.")

@@ -1,0 +1,59 @@
+"""Base and new classes, and few shots of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict
+
+from .checks import class_names
+
+
+def select_classes(dataset: Dataset, classes: Sequence[int], label_column: str = "label") -> Dataset:
+    """The samples of `classes` (indices), renumbered 0.. in the order given, under their own names only."""
+    names = class_names(dataset, label_column)
+    features = dataset.features.copy()
+    features[label_column] = ClassLabel(names=[names[c] for c in classes])
+    new_number = {c: i for i, c in enumerate(classes)}
+    labels = dataset.with_format(None)[label_column][:]
+    kept = [i for i, label in enumerate(labels) if label in new_number]
+    subset = dataset.select(kept).remove_columns(label_column)
+    return subset.add_column(label_column, [new_number[labels[i]] for i in kept], feature=features[label_column])
+
+
+def base_new_split(dataset: Dataset, label_column: str = "label") -> DatasetDict:
+    """Split by class: the first `ceil(K/2)` labels are "base", the rest "new", each over its own names only.
+
+    Returns:
+        `DatasetDict` with "base" and "new", as `GeometryTrainer(eval_dataset=...)` takes it.
+
+    Raises:
+        ValueError: fewer than four classes, since either half needs two.
+    """
+    count = len(class_names(dataset, label_column))
+    if count < 4:
+        raise ValueError(f"A base/new split needs at least 4 classes, two in each half; the data set has {count}.")
+    half = math.ceil(count / 2)
+    halves = {"base": range(half), "new": range(half, count)}
+    return DatasetDict({name: select_classes(dataset, list(part), label_column) for name, part in halves.items()})
+
+
+def few_shot(dataset: Dataset, shots: int, seed: int = 0, label_column: str = "label") -> Dataset:
+    """`shots` samples of every class, drawn without replacement by `seed`.
+
+    Raises:
+        ValueError: shots below 1, or a class with fewer samples, named.
+    """
+    if shots < 1:
+        raise ValueError(f"shots={shots} must be at least 1.")
+    names = class_names(dataset, label_column)
+    labels = np.asarray(dataset.with_format(None)[label_column][:])
+    chosen: list[int] = []
+    for c, name in enumerate(names):
+        places = np.flatnonzero(labels == c)
+        if len(places) < shots:
+            raise ValueError(f"Class {name!r} has {len(places)} samples, fewer than shots={shots}.")
+        chosen += np.random.default_rng((seed, c)).choice(places, shots, replace=False).tolist()
+    return dataset.select(sorted(chosen))

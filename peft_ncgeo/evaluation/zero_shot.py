@@ -1,0 +1,133 @@
+"""Classify images by class names that need not be those of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoProcessor
+
+from ..adapters import adapter_layers
+from ..data.class_prompts import class_prompts
+from ..towers import clip_logits, image_features, reads_text, text_features, unwrap
+from ..tuners.prompt_config import PromptConfig
+
+
+class ZeroShotClassifier:
+    """CLIP, tuned or not, as a classifier over any class names.
+
+    Args:
+        model: a `CLIPModel`, or a `PeftModel` around one.
+        processor: its `CLIPProcessor`.
+        template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
+
+    Text features are kept for each list of names until the model's weights or its active adapter change.
+
+    Example:
+
+    ```python
+    classifier = ZeroShotClassifier.from_pretrained("user/adapter")
+    classifier.predict(images, class_names=["red panda", "snow leopard"])
+    ```
+    """
+
+    def __init__(self, model: nn.Module, processor: Any, template: str | None = None) -> None:
+        if not reads_text(model):
+            raise ValueError(f"{type(unwrap(model)).__name__} reads no text, so class names mean nothing to it.")
+        self.model, self.processor = model.eval(), processor
+        self._template = template
+        self._text_features: dict[tuple[str, ...], Tensor] = {}
+        self._state: tuple = ()
+
+    @classmethod
+    def from_pretrained(
+        cls, repo_id: str, base_model: nn.Module | str | None = None, template: str | None = None
+    ) -> ZeroShotClassifier:
+        """Load an adapter (folder or Hub repository) onto its base model, or onto `base_model`.
+
+        The processor is the one saved beside the adapter, else the base model's.
+        """
+        from ..hub import load_adapter
+
+        model = load_adapter(repo_id, base_model)
+        base = base_model if isinstance(base_model, str) else unwrap(model).name_or_path
+        try:
+            processor = AutoProcessor.from_pretrained(repo_id)
+        except (OSError, ValueError):
+            processor = AutoProcessor.from_pretrained(base)
+        return cls(model, processor, template)
+
+    @property
+    def template(self) -> str:
+        """Text around a class name in force now."""
+        config = self._config()
+        return self._template or (config.template if config else "a photo of a {}.")
+
+    @torch.no_grad()
+    def predict_proba(
+        self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int = 64
+    ) -> Tensor:
+        """Class probabilities, `softmax_k(exp(logit_scale) * cos(f_i, g_k))`: (N, K) float32 on the CPU.
+
+        Raises:
+            ValueError: fewer than two names, or names that [`class_prompts`] refuses.
+        """
+        images = [images] if isinstance(images, Image.Image) else list(images)
+        text = self.text_features(class_names)
+        starts = range(0, len(images), batch_size)
+        logits = [text.new_zeros(0, len(text), dtype=torch.float32)]
+        for start in tqdm(starts, desc="Classifying", disable=len(starts) < 10):
+            batch = [image.convert("RGB") for image in images[start : start + batch_size]]
+            pixels = self.processor.image_processor(images=batch, return_tensors="pt")["pixel_values"]
+            features = image_features(self.model, pixels.to(self._device))
+            logits.append(clip_logits(features, text, unwrap(self.model).logit_scale).float())
+        return torch.cat(logits).softmax(dim=-1).cpu()
+
+    def predict(
+        self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int = 64
+    ) -> list[str]:
+        """The most probable name for each image."""
+        class_names = list(class_names)
+        return [class_names[i] for i in self.predict_proba(images, class_names, batch_size).argmax(dim=-1).tolist()]
+
+    @torch.no_grad()
+    def text_features(self, class_names: Sequence[str]) -> Tensor:
+        """Raw text features (K, d) of the names in the template, computed once for each list of names."""
+        if len(class_names) < 2:
+            raise ValueError(f"Classification needs at least two class names, got {list(class_names)}.")
+        state = self._current_state()
+        if state != self._state:
+            self._text_features, self._state = {}, state
+        key = tuple(class_names)
+        if key not in self._text_features:
+            config = self._config()
+            slots = config.num_text_tokens if config else 0
+            positions = unwrap(self.model).config.text_config.max_position_embeddings
+            texts = class_prompts(key, self.template, slots, self.processor.tokenizer, max_length=positions)
+            self._text_features[key] = text_features(self.model, **texts.to(self._device))
+        return self._text_features[key]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _config(self) -> PromptConfig | None:
+        """Config of the prompts in force, or None."""
+        for layer in adapter_layers(self.model):
+            active = getattr(layer, "active_adapters", None)
+            config = getattr(self.model, "peft_config", {}).get(active[0]) if active else None
+            if isinstance(config, PromptConfig) and not layer._disable_adapters:
+                return config
+        return None
+
+    def _current_state(self) -> tuple:
+        """Changes whenever text features might: other weights, another device, another or no adapter."""
+        adapters = tuple(
+            (layer._disable_adapters, tuple(getattr(layer, "active_adapters", ()))) for layer in adapter_layers(self.model)
+        )
+        weights = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
+        return self.template, self._device, adapters, weights

@@ -1,0 +1,135 @@
+"""What a loss sees (`GeometryBatch`) and what every regulariser shares (`Regularizer`)."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class GeometryBatch:
+    """One batch over all processes, as losses see it. Raw features; a loss normalises what its formula normalises.
+
+    Fields that no loss `requires` stay None and cost nothing. B images, K classes, T templates, d the width of the
+    shared space (for a classification model: of what enters its head).
+    """
+
+    image_features: Tensor | None = None  # (B, d)
+    text_features: Tensor | None = None  # (K, d)
+    labels: Tensor | None = None  # (B,) int64
+    logits: Tensor | None = None  # (B, K)
+    logit_scale: Tensor | None = None  # (), its exp multiplies the cosines
+    frozen_image_features: Tensor | None = None  # (B, d), the model with its adapter off, no gradient
+    frozen_text_features: Tensor | None = None  # (K, d)
+    template_features: Tensor | None = None  # (K, T, d)
+    frozen_template_features: Tensor | None = None  # (K, T, d)
+    classifier_weight: Tensor | None = None  # (K, d)
+    class_means: Tensor | None = None  # (K, d)
+    class_counts: Tensor | None = None  # (K,)
+
+    def need(self, *fields: str) -> list[Tensor]:
+        """The named fields' values.
+
+        Raises:
+            ValueError: naming the field, where one is None or not finite.
+        """
+        values = []
+        for field in fields:
+            value = getattr(self, field)
+            if value is None:
+                raise ValueError(f"This loss needs GeometryBatch.{field}, which is None.")
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise ValueError(f"{field} has non-finite values.")
+            values.append(value)
+        return values
+
+
+class Regularizer(nn.Module):
+    """A term added to the classification loss, with a fixed weight or with a budget that it must keep.
+
+    Calling one with a [`GeometryBatch`] gives its unweighted scalar value L. The trainer multiplies it by `factor`:
+
+    - `weight`: a number, or a function of the share of training done (0 to 1).
+    - `budget` rho: the multiplier lambda of the constraint `L <= rho`, found by dual ascent,
+      `lambda <- max(0, lambda + step_size (L / rho - 1))` after each optimiser step, from 1. rho has the units of L.
+
+    Args:
+        weight: as above. Exactly one of `weight` and `budget` is given.
+        budget: as above, > 0.
+        name: under which `loss/<name>` and `lambda/<name>` are logged. Default: the class's own.
+        step_size: eta of the dual ascent.
+        max_step: upper limit of `L / rho - 1` in one update; None: no limit.
+
+    Attributes:
+        requires: the [`GeometryBatch`] fields that the term reads beside the student's features and the labels.
+        metrics: scalars noted in the last call, logged under their own names.
+
+    Raises:
+        ValueError: neither or both of `weight` and `budget` given, or a value out of range.
+    """
+
+    default_name = "regularizer"
+    requires: tuple[str, ...] = ()
+    multiplier: Tensor
+
+    def __init__(
+        self,
+        weight: float | Callable[[float], float] | None = None,
+        budget: float | None = None,
+        name: str | None = None,
+        step_size: float = 0.3,
+        max_step: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = name or self.default_name
+        if (weight is None) == (budget is None):
+            raise ValueError(f"{type(self).__name__} takes exactly one of weight and budget.")
+        if weight is not None and not callable(weight) and not math.isfinite(weight):
+            raise ValueError(f"{type(self).__name__}: weight={weight} must be finite.")
+        if budget is not None and not (budget > 0 and math.isfinite(budget)):
+            raise ValueError(f"{type(self).__name__}: budget={budget} must be greater than 0 and finite.")
+        self.weight, self.budget = weight, budget
+        self.step_size, self.max_step = step_size, max_step
+        self.metrics: dict[str, Tensor] = {}
+        self.register_buffer("multiplier", torch.ones(()))
+        self._warned = False
+
+    def forward(self, batch: GeometryBatch) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} must define forward(batch).")
+
+    def factor(self, progress: float = 0.0) -> float:
+        """What the trainer multiplies the value by; `progress` is the share of training done."""
+        if self.budget is not None:
+            return float(self.multiplier)
+        return float(self.weight(progress) if callable(self.weight) else self.weight)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def update(self, value: Tensor | float) -> None:
+        """One step of dual ascent on the multiplier; does nothing under a fixed weight.
+
+        Args:
+            value: the term's value at this optimiser step, averaged over micro-batches and processes.
+
+        Raises:
+            ValueError: the value is not finite. The multiplier stays as it was.
+        """
+        if self.budget is None:
+            return
+        value = float(value)
+        if not math.isfinite(value):
+            raise ValueError(f"{self.name} is {value}; its multiplier stays at {float(self.multiplier):.4g}.")
+        excess = value / self.budget - 1
+        if self.max_step is not None:
+            excess = min(excess, self.max_step)
+        self.multiplier.add_(self.step_size * excess).clamp_(min=0)
+        if self.multiplier > 100 and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"lambda/{self.name} passed 100: the budget {self.budget} seems out of reach (value {value:.3g}).",
+                stacklevel=2,
+            )

@@ -1,0 +1,60 @@
+"""`GeometryTrainingArguments`: Transformers' arguments with the defaults that these methods need."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+
+
+@dataclass
+class GeometryTrainingArguments(TrainingArguments):
+    """[`~transformers.TrainingArguments`] for [`GeometryTrainer`].
+
+    Defaults that differ: no gradient clipping (`max_grad_norm=0`, as in the papers), NaN losses are never hidden
+    (`logging_nan_inf_filter=False`), columns are kept, DDP looks for no unused parameters, and a machine without an
+    accelerator uses its CPU. `optim="sgd"` has momentum only where `optim_args` says so.
+
+    Args:
+        image_column: column of the data sets that holds images.
+        label_column: column that holds labels, a `ClassLabel`.
+        template: text around a class name. Default: the adapter's own, else "a photo of a {}."; an adapter that
+            stores another one is an error.
+        frozen_templates: texts that the frozen teacher reads, averaged per class. Default: the template.
+        augmentation: "none", or "crop_flip": a random crop of 8 to 100 % of the area and a horizontal flip, as CoOp
+            trains. Drawn from seed, epoch and sample alone, so processes and resumed runs see the same views.
+    """
+
+    image_column: str = field(default="image", metadata={"help": "Column that holds images."})
+    label_column: str = field(default="label", metadata={"help": "ClassLabel column that holds labels."})
+    template: str | None = field(default=None, metadata={"help": "Text around a class name. Default: the adapter's."})
+    frozen_templates: list[str] | None = field(
+        default=None, metadata={"help": "Texts that the frozen teacher reads. Default: the template."}
+    )
+    augmentation: str = field(default="none", metadata={"help": "'none' or 'crop_flip'."})
+
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns the model does not name."})
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "Keys of the inputs that are labels."}
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0: none, as in the papers."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and Inf losses in the log."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Passed to DDP."})
+    ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "Passed to DDP."})
+
+    def __post_init__(self) -> None:
+        # Must precede super(): a first state built for another device leaves each of two processes alone.
+        if not (torch.accelerator.is_available() and torch.accelerator.device_count()):
+            self.use_cpu = True
+        super().__post_init__()
+        if self.augmentation not in ("none", "crop_flip"):
+            raise ValueError(f"augmentation={self.augmentation!r} must be 'none' or 'crop_flip'.")
+        started = int(os.environ.get("WORLD_SIZE", 1))
+        if started > 1 and self.world_size == 1:
+            raise RuntimeError(
+                f"{started} processes were started but each sees itself alone: create the arguments before any "
+                "Accelerator or PartialState, and launch with distributed_type MULTI_GPU and use_cpu (see "
+                "examples/accelerate/cpu_2proc.yaml)."
+            )

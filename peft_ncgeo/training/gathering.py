@@ -1,0 +1,54 @@
+"""Batches of all processes put together, with gradients that come back to where they belong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def batch_sizes(tensor: Tensor) -> list[int]:
+    """The first dimension of `tensor` on every process, in order of rank."""
+    if world_size() == 1:
+        return [tensor.shape[0]]
+    own = torch.tensor([tensor.shape[0]], device=tensor.device)
+    sizes = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(sizes, own)
+    return torch.cat(sizes).tolist()
+
+
+def gather_batch(tensor: Tensor, sizes: list[int]) -> Tensor:
+    """Rows of all processes in order of rank: `(B_own, ...)` to `(B, ...)`, differentiable.
+
+    Backward sums the gradients of all processes and takes the own rows. Every process computes the same loss of the
+    global batch, so with DDP's mean over processes the parameters get the gradient that one process would.
+
+    Args:
+        tensor: this process's rows; the first dimension may differ between processes.
+        sizes: from [`batch_sizes`], shared by all tensors of a batch.
+    """
+    return tensor if len(sizes) == 1 else _GatherBatch.apply(tensor, sizes)
+
+
+class _GatherBatch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])  # all_gather takes equal shapes only
+        padded[: tensor.shape[0]] = tensor
+        gathered = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(gathered, padded)
+        return torch.cat([rows[:size] for rows, size in zip(gathered, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        grad = grad_outputs[0].contiguous().clone()
+        dist.all_reduce(grad, op=dist.ReduceOp.SUM)
+        start = sum(ctx.sizes[: dist.get_rank()])
+        return grad[start : start + ctx.sizes[dist.get_rank()]], None

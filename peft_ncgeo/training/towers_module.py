@@ -1,0 +1,46 @@
+"""The one module that every student pass goes through, so that DDP sees all of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..towers import head_features, image_features, reads_text, text_features
+
+
+class TowersModule(nn.Module):
+    """Runs the towers it is given inputs for and returns raw features.
+
+    `image_features` (B, d) and `text_features` (K, d) for a CLIP-like model; `image_features` and `logits` (B, K)
+    for a classification model, whose features are what enters its head.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        if pixel_values is not None and reads_text(self.model):
+            out["image_features"] = image_features(self.model, pixel_values)
+        elif pixel_values is not None:
+            out["image_features"], out["logits"] = head_features(self.model, pixel_values)
+        if input_ids is not None:
+            out["text_features"] = text_features(self.model, input_ids, attention_mask)
+        return out
+
+
+@torch.no_grad()
+def encode(towers: TowersModule, **inputs: Tensor) -> dict[str, Tensor]:
+    """A pass without gradient in evaluation mode, whatever mode the module was left in."""
+    was_training = towers.training
+    towers.eval()
+    try:
+        return towers(**inputs)
+    finally:
+        towers.train(was_training)

@@ -1,0 +1,111 @@
+"""One small training run, shared by the tests of the trainer and by the processes they start."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig
+from peft_ncgeo.losses import OTPreservation, Regularizer
+
+from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
+
+
+class Pointwise(Regularizer):
+    """A term that is a mean over samples, so that it does not care how a batch is cut."""
+
+    default_name = "pointwise"
+    requires = ("frozen_image_features",)
+
+    def forward(self, batch):
+        return (batch.image_features - batch.frozen_image_features).square().sum(-1).mean()
+
+
+def prompted_clip(seed: int = 3, **fields):
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return get_peft_model(tiny_clip(), NPTConfig.ivlp(text_init=[6, 7, 8, 6], **fields))
+
+
+def lora_clip():
+    torch.manual_seed(3)
+    return get_peft_model(tiny_clip(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+
+
+def vit(config=None):
+    torch.manual_seed(3)
+    config = config or NPTConfig.vpt(vision_depth=2, modules_to_save=["classifier"])
+    return get_peft_model(tiny_vit_classifier(), config)
+
+
+def trainer(output_dir, model=None, losses=(), train=None, eval_dataset=None, processor=None, **arguments):
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 2,
+        "learning_rate": 0.05,
+        "optim": "sgd",
+        "optim_args": "momentum=0.9",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "seed": 7,
+    }
+    return GeometryTrainer(
+        model=model or prompted_clip(),
+        args=GeometryTrainingArguments(output_dir=str(output_dir), **{**defaults, **arguments}),
+        train_dataset=tiny_images(32) if train is None else train,
+        eval_dataset=eval_dataset,
+        processing_class=processor or tiny_processor(),
+        losses=list(losses),
+    )
+
+
+def ot_and_budget() -> list[Regularizer]:
+    return [OTPreservation(weight=2.0), OTPreservation(budget=0.01, modality="image", name="ot_image")]
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _worker(output_dir: str) -> None:
+    """What each of several processes does: batch 4 here is batch 8 over two of them."""
+    for name, build in MODELS.items():
+        run = trainer(
+            f"{output_dir}/{name}",
+            build(),
+            LOSSES[name](),
+            eval_dataset=tiny_images(9, NAMES),
+            per_device_train_batch_size=8 // int(sys.argv[2]),
+            augmentation="crop_flip",
+        )
+        assert run.args.world_size == int(sys.argv[2]), run.args.world_size
+        run.train()
+        metrics = run.evaluate()
+        run.save_model()
+        if run.args.should_save:
+            torch.save(
+                {
+                    "weights": weights(run.model),
+                    "factors": [loss.factor() for loss in run.losses],
+                    "accuracy": metrics["eval_accuracy"],
+                    "log": [entry for entry in run.state.log_history if "loss/ce" in entry],
+                },
+                f"{output_dir}/{name}/result.pt",
+            )
+
+
+MODELS = {"prompts": prompted_clip, "lora": lora_clip, "vit": vit}
+LOSSES = {
+    "prompts": ot_and_budget,
+    "lora": ot_and_budget,
+    "vit": lambda: [OTPreservation(budget=0.01, modality="image")],
+}
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    _worker(sys.argv[1])

@@ -1,0 +1,276 @@
+"""GeometryTrainer: accumulation, resuming, logging, evaluation, and PEFT's own methods under it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import ClassLabel
+from peft import LoraConfig
+
+from peft_ncgeo import NPTConfig
+from peft_ncgeo.losses import OTPreservation, Regularizer
+from peft_ncgeo.training.state import FILE_NAME
+
+from ..conftest import NAMES, tiny_clip, tiny_images, tiny_vit
+from .runs import Pointwise, lora_clip, ot_and_budget, prompted_clip, trainer, vit, weights
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+
+
+def test_accumulated_micro_batches_equal_one_batch(tmp_path):
+    results = []
+    for size, steps in ((8, 1), (2, 4)):
+        run = trainer(
+            tmp_path,
+            losses=[Pointwise(weight=0.5)],
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            max_steps=6,
+        )
+        run.train()
+        results.append((weights(run.model), [e["loss/pointwise"] for e in run.state.log_history if "loss/ce" in e]))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-6, rtol=1e-5)
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-4, abs=1e-7)
+
+
+def test_budget_is_updated_once_per_optimiser_step(tmp_path):
+    updates = []
+
+    class Watched(Pointwise):
+        def update(self, value):
+            updates.append(float(value))
+            super().update(value)
+
+    run = trainer(
+        tmp_path,
+        losses=[Watched(budget=0.1)],
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        max_steps=3,
+    )
+    run.train()
+    logged = [entry["loss/pointwise"] for entry in run.state.log_history if "loss/pointwise" in entry]
+    assert updates == pytest.approx(logged, rel=1e-5)
+    expected = 1.0
+    for value in updates:
+        expected = max(0.0, expected + 0.3 * (value / 0.1 - 1))
+    assert run.losses[0].factor() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("at_step", [3, 4], ids=["mid-epoch", "epoch-end"])
+def test_resumed_equals_uninterrupted(tmp_path, at_step):
+    arguments = {"augmentation": "crop_flip", "save_strategy": "steps", "save_steps": at_step, "num_train_epochs": 3}
+    whole = trainer(tmp_path / "whole", losses=ot_and_budget(), **arguments)
+    whole.train()
+    checkpoint = tmp_path / "whole" / f"checkpoint-{at_step}"
+    resumed = trainer(tmp_path / "resumed", prompted_clip(seed=99), losses=ot_and_budget(), **arguments)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    for name, value in weights(whole.model).items():
+        assert torch.equal(value, weights(resumed.model)[name]), name
+    assert [loss.factor() for loss in whole.losses] == [loss.factor() for loss in resumed.losses]
+    assert whole.losses[1].factor() != 1
+    tail = [e for e in whole.state.log_history if e["step"] > at_step and "loss/ce" in e]
+    assert tail == [e for e in resumed.state.log_history if e["step"] > at_step and "loss/ce" in e]
+
+
+def test_checkpoint_of_other_losses_is_refused(tmp_path):
+    trainer(tmp_path, losses=ot_and_budget(), save_strategy="steps", save_steps=2).train()
+    checkpoint = str(tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match="written for other losses"):
+        trainer(tmp_path / "b", losses=[OTPreservation(weight=1.0)]).train(resume_from_checkpoint=checkpoint)
+    (Path(checkpoint) / FILE_NAME).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="Cannot resume from"):
+        trainer(tmp_path / "b", losses=ot_and_budget()).train(resume_from_checkpoint=checkpoint)
+
+
+def test_terms_and_factors_are_logged(tmp_path):
+    run = trainer(tmp_path, losses=ot_and_budget())
+    run.train()
+    entry = next(e for e in run.state.log_history if "loss/ce" in e)
+    assert {"loss/ot", "lambda/ot", "ot_identity_share", "loss/ot_image", "lambda/ot_image"} <= entry.keys()
+    total = entry["loss/ce"] + sum(entry[f"lambda/{n}"] * entry[f"loss/{n}"] for n in ("ot", "ot_image"))
+    assert entry["loss"] == pytest.approx(total, rel=1e-5)
+    assert entry["lambda/ot"] == 2
+    assert run.state.log_history[-1]["train_loss"] > 0
+
+
+def test_weight_schedule_follows_training(tmp_path):
+    run = trainer(tmp_path, losses=[OTPreservation(weight=lambda t: 8 * t)], max_steps=4)
+    run.train()
+    assert [e["lambda/ot"] for e in run.state.log_history if "lambda/ot" in e] == [0, 2, 4, 6]
+
+
+def test_training_learns_colours(tmp_path):
+    run = trainer(tmp_path, eval_dataset=tiny_images(15, seed=1), num_train_epochs=15)
+    before = run.evaluate()["eval_loss"]
+    run.train()
+    assert run.evaluate()["eval_loss"] < before
+
+
+def test_base_and_new_over_their_own_names(tmp_path):
+    sets = {"base": tiny_images(15), "new": tiny_images(12, ["red bird", "blue tree", "green cat"])}
+    run = trainer(tmp_path, eval_dataset=sets)
+    metrics = run.evaluate()
+    b, n = metrics["eval_base_accuracy"], metrics["eval_new_accuracy"]
+    assert metrics["eval_harmonic_mean"] == (pytest.approx(2 * b * n / (b + n)) if b + n else 0)
+    assert run.predict(sets["new"]).predictions.shape == (12, 3)
+    assert run.predict(sets["base"]).predictions.shape == (15, 5)
+
+
+def test_teacher_is_the_untrained_model(tmp_path):
+    run = trainer(tmp_path, losses=[OTPreservation(weight=1.0)])
+    images = torch.randn(2, 3, 16, 16)
+    run.train()
+    with torch.no_grad():
+        expected = tiny_clip().get_image_features(pixel_values=images).pooler_output
+        assert torch.equal(run.teacher.image_features(images), expected)
+        student = run.model.get_base_model().get_image_features(pixel_values=images).pooler_output
+    assert not torch.allclose(student, expected, atol=1e-3)
+    assert all(p.requires_grad == ("ncgeo_npt" in name) for name, p in run.model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "build", [lora_clip, vit, lambda: vit(LoraConfig(target_modules=["q_proj"], modules_to_save=["classifier"]))]
+)
+def test_other_models_and_methods_train(tmp_path, build):
+    model = build()
+    before = weights(model)
+    run = trainer(tmp_path, model, [OTPreservation(budget=0.01, modality="image")], eval_dataset=tiny_images(10))
+    run.train()
+    assert all(not torch.equal(before[name], value) for name, value in weights(model).items())
+    assert 0 <= run.evaluate()["eval_balanced_accuracy"] <= 1
+
+
+def test_classification_loss_none(tmp_path):
+    run = trainer(tmp_path, losses=[Pointwise(weight=1.0)], max_steps=1)
+    run.classification_loss = None
+    run.train()
+    assert "loss/ce" not in run.state.log_history[0]
+
+
+@pytest.mark.parametrize("bf16", [True])
+def test_bf16(tmp_path, bf16):
+    run = trainer(tmp_path, losses=ot_and_budget(), bf16=bf16, eval_dataset=tiny_images(10), max_steps=3)
+    run.train()
+    assert all(torch.isfinite(p).all() and p.dtype == torch.float32 for p in weights(run.model).values())
+    assert run.evaluate()["eval_loss"] > 0
+
+
+def test_gradient_checkpointing(tmp_path):
+    results = []
+    for enabled in (False, True):
+        run = trainer(tmp_path, losses=ot_and_budget(), max_steps=3, activation_checkpointing=enabled)
+        run.train()
+        results.append(weights(run.model))
+    torch.testing.assert_close(*results)
+
+
+def test_non_finite_term_is_named_before_the_step(tmp_path):
+    class Broken(Regularizer):
+        default_name = "broken"
+
+        def forward(self, batch):
+            return batch.image_features.sum() * float("nan")
+
+    run = trainer(tmp_path, losses=[Broken(weight=1.0)])
+    before = weights(run.model)
+    with pytest.raises(FloatingPointError, match="loss/broken is nan at step 1; no step was taken"):
+        run.train()
+    torch.testing.assert_close(weights(run.model), before)
+
+
+def test_placeholders_are_noted_by_the_trainer(tmp_path):
+    """The model was made without a tokenizer; the trainer has one."""
+    model = prompted_clip()
+    assert model.peft_config["default"].placeholder_ids == []
+    trainer(tmp_path, model)
+    assert model.peft_config["default"].placeholder_ids == [6, 7, 8, 6]
+
+
+# ---- bad input: one line, before training starts ------------------------------------------------------------------
+
+
+def bad(column: str, values, feature=None):
+    images = tiny_images(10)
+    return images.remove_columns(column).add_column(column, values, feature=feature)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (lambda: tiny_images(10).rename_column("image", "img"), "No image column 'image' among"),
+        (lambda: tiny_images(10).rename_column("label", "fine"), "No label column 'label' among"),
+        (lambda: bad("label", list(range(10))), "'label' is not a ClassLabel but Value"),
+        (lambda: tiny_images(10).select([]), "The data set is empty"),
+        (lambda: tiny_images(4), "Class 'white panda' has no samples"),
+        (lambda: tiny_images(4, ["cat"]), "has 1 class; classification needs at least two"),
+        (lambda: bad("label", [-1] * 10, ClassLabel(names=NAMES)), "has label -1, outside the 5 class names"),
+        (lambda: tiny_images(4, ["red cat", "Red  cat"]), "Duplicate class names: 'red cat' and 'Red  cat'"),
+        (lambda: tiny_images(4, ["red cat", "cat " * 12]), "'cat cat .* would be cut off: its text has 19 tokens"),
+    ],
+)
+def test_bad_data_is_named(tmp_path, train, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, train=train())
+
+
+def test_bad_evaluation_data_is_named(tmp_path):
+    with pytest.raises(ValueError, match="No image column"):
+        trainer(tmp_path, eval_dataset={"base": tiny_images(10), "new": tiny_images(10).rename_column("image", "x")})
+
+
+def test_missing_files_type_is_named(tmp_path):
+    with pytest.raises(TypeError, match=r"Expected a datasets.Dataset, got list"):
+        trainer(tmp_path, train=[1, 2])
+
+
+def test_images_that_are_not_images_are_named(tmp_path):
+    with pytest.raises(TypeError, match="Column 'image' holds str; cast it to datasets.Image"):
+        trainer(tmp_path, train=bad("image", ["a.png"] * 10)).train()
+
+
+def test_model_and_losses_must_fit(tmp_path):
+    with pytest.raises(ValueError, match="ot requires frozen_text_features, but ViTForImageClassification reads no"):
+        trainer(tmp_path, vit(), [OTPreservation(weight=1.0)])
+    with pytest.raises(ValueError, match="Two losses have the name 'ot'"):
+        trainer(tmp_path, losses=[OTPreservation(weight=1.0), OTPreservation(weight=2.0)])
+    with pytest.raises(ValueError, match="no PEFT adapters to switch off"):
+        trainer(tmp_path, tiny_clip(), [OTPreservation(weight=1.0)])
+    with pytest.raises(ValueError, match="neither a text tower nor a classification head"):
+        trainer(tmp_path, tiny_vit())
+    with pytest.raises(ValueError, match="head has 5 outputs, the data set 2 classes"):
+        trainer(tmp_path, vit(), train=tiny_images(4, ["cat", "dog"]))
+
+    class Asking(Pointwise):
+        requires = ("class_means",)
+
+    with pytest.raises(ValueError, match="class_means, which GeometryTrainer does not fill"):
+        trainer(tmp_path, losses=[Asking(weight=1.0)])
+
+
+def test_template_is_the_adapters(tmp_path):
+    model = prompted_clip(template="a photo of {}.")
+    assert trainer(tmp_path, model).template == "a photo of {}."
+    with pytest.raises(ValueError, match="differs from the adapter's own template"):
+        trainer(tmp_path, model, template="a photo of the {}.")
+    assert trainer(tmp_path, lora_clip(), template="a {}.").template == "a {}."
+
+
+def test_argument_values(tmp_path):
+    with pytest.raises(ValueError, match="augmentation='blur'"):
+        trainer(tmp_path, augmentation="blur")
+
+
+def test_adapter_of_another_depth_is_refused_on_resume(tmp_path):
+    trainer(tmp_path, save_strategy="steps", save_steps=2).train()
+    shallow = prompted_clip()
+    other = NPTConfig.ivlp(text_init=[6, 7, 8, 6], text_depth=1, vision_depth=1)
+    shallow.delete_adapter("default")
+    shallow.add_adapter("default", other)
+    shallow.set_adapter("default")
+    with pytest.raises(ValueError, match="made for another architecture or depth"):
+        trainer(tmp_path / "b", shallow).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    shutil.rmtree(tmp_path)
