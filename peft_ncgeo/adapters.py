@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 
-def adapter_layers(model: nn.Module) -> list[nn.Module]:
+def adapter_layers(model: nn.Module) -> list[Any]:
     """The modules through which PEFT changes the model's output, of any PEFT method."""
     return [m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
 

@@ -14,15 +14,11 @@ def _add_peft_type(name: str) -> PeftType:
     if name in PeftType.__members__:
         return PeftType[name]
     member = str.__new__(PeftType, name)
-    member._name_ = name
-    member._value_ = name
-    member.__objclass__ = PeftType
-    member._sort_order_ = len(PeftType._member_names_)
+    vars(member).update(_name_=name, _value_=name, __objclass__=PeftType, _sort_order_=len(PeftType._member_names_))
     PeftType._member_names_.append(name)
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member
-    if hasattr(PeftType, "_hashable_values_"):  # Python 3.13
-        PeftType._hashable_values_.append(name)
+    getattr(PeftType, "_hashable_values_", []).append(name)  # newer Pythons look here first
     type.__setattr__(PeftType, name, member)  # Python 3.12 looks members up as plain class attributes
     return member
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -56,9 +57,9 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
         path = _join(name, "embeddings")
         layer_paths = tuple(_join(name, layers[0], str(i)) for i in range(len(layers[1])))
         if hasattr(embeddings, "token_embedding") and "text" not in towers:
-            positions, width = embeddings.position_embedding.weight.shape
+            table: Any = embeddings.position_embedding
             eot = getattr(getattr(module, "config", None), "eos_token_id", None)
-            towers["text"] = Tower(path, layer_paths, width, max_length=positions, eot_token_id=eot)
+            towers["text"] = Tower(path, layer_paths, table.embedding_dim, table.num_embeddings, eot)
         elif "vision" not in towers:
             # CLIP says `patch_embedding`, the ViT family `patch_embeddings` with the convolution one level down.
             patches = getattr(embeddings, "patch_embedding", None)
@@ -68,9 +69,14 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
     return towers
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: nn.Module) -> Any:
     """The Transformers model inside a `PeftModel`, adapters still in place; any other model as it is."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def text_positions(model: nn.Module) -> int:
+    """How many tokens CLIP's text tower takes, [BOS] and [EOT] included."""
+    return unwrap(model).config.text_config.max_position_embeddings
 
 
 def reads_text(model: nn.Module) -> bool:

@@ -90,12 +90,34 @@ def texts(slots: int = 4, classes: int = 3) -> dict[str, torch.Tensor]:
     return {"input_ids": input_ids, "attention_mask": (input_ids != PAD).long()}
 
 
-WORDS = "x a photo of the in red green blue black white cat dog panda leopard bird fish . , tree".split()
+WORDS = [
+    "x",
+    "a",
+    "photo",
+    "of",
+    "the",
+    "in",
+    "red",
+    "green",
+    "blue",
+    "black",
+    "white",
+    "cat",
+    "dog",
+    "panda",
+    "leopard",
+    "bird",
+    "fish",
+    ".",
+    ",",
+    "tree",
+]
 
 
 def tiny_processor() -> CLIPProcessor:
     """One token a word; ids fit the tiny models."""
-    vocabulary = {"<pad>": PAD, "<bos>": BOS, "<unk>": 2, "<eos>": EOT, **{word: 5 + i for i, word in enumerate(WORDS)}}
+    words = {word: 5 + i for i, word in enumerate(WORDS)}
+    vocabulary = {"<pad>": PAD, "<bos>": BOS, "<unk>": 2, "<eos>": EOT, **words}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

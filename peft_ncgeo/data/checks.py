@@ -15,9 +15,7 @@ def class_names(dataset: Dataset, label_column: str = "label") -> list[str]:
     if not isinstance(dataset, Dataset):
         raise TypeError(f"Expected a datasets.Dataset, got {type(dataset).__name__}.")
     if label_column not in dataset.column_names:
-        raise ValueError(
-            f"No label column {label_column!r} among {dataset.column_names}; name it in label_column."
-        )
+        raise ValueError(f"No label column {label_column!r} among {dataset.column_names}; name it in label_column.")
     feature = dataset.features[label_column]
     if not isinstance(feature, ClassLabel):
         raise ValueError(

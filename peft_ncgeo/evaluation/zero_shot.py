@@ -13,7 +13,7 @@ from transformers import AutoProcessor
 
 from ..adapters import adapter_layers
 from ..data.class_prompts import class_prompts
-from ..towers import clip_logits, image_features, reads_text, text_features, unwrap
+from ..towers import clip_logits, image_features, reads_text, text_features, text_positions, unwrap
 from ..tuners.prompt_config import PromptConfig
 
 
@@ -106,8 +106,7 @@ class ZeroShotClassifier:
         if key not in self._text_features:
             config = self._config()
             slots = config.num_text_tokens if config else 0
-            positions = unwrap(self.model).config.text_config.max_position_embeddings
-            texts = class_prompts(key, self.template, slots, self.processor.tokenizer, max_length=positions)
+            texts = class_prompts(key, self.template, slots, self.processor.tokenizer, text_positions(self.model))
             self._text_features[key] = text_features(self.model, **texts.to(self._device))
         return self._text_features[key]
 
@@ -126,8 +125,7 @@ class ZeroShotClassifier:
 
     def _current_state(self) -> tuple:
         """Changes whenever text features might: other weights, another device, another or no adapter."""
-        adapters = tuple(
-            (layer._disable_adapters, tuple(getattr(layer, "active_adapters", ()))) for layer in adapter_layers(self.model)
-        )
+        layers = adapter_layers(self.model)
+        adapters = tuple((layer._disable_adapters, tuple(getattr(layer, "active_adapters", ()))) for layer in layers)
         weights = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
         return self.template, self._device, adapters, weights

@@ -36,7 +36,7 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
     Reference: R. Flamary et al., POT: Python Optimal Transport, JMLR 2021.
     """
     if solver != "exact" or epsilon is not None:
-        raise ValueError(f"solver={solver!r} with epsilon={epsilon}: only the exact solver is offered, without epsilon.")
+        raise ValueError(f"solver={solver!r} with epsilon={epsilon}: only 'exact' is offered, without epsilon.")
     if cost.dim() != 2 or 0 in cost.shape:
         raise ValueError(f"cost must be a matrix (n, m) with n, m >= 1, got shape {tuple(cost.shape)}.")
     values = cost.detach().double().cpu().numpy()

@@ -72,7 +72,9 @@ class OTPreservation(Regularizer):
         self.requires = tuple(f"frozen_{half}_features" for half in self.halves)
 
     def forward(self, batch: GeometryBatch) -> Tensor:
-        u, v = (torch.cat([self._half(batch, prefix + half) for half in self.halves], -1) for prefix in ("", "frozen_"))
+        u, v = (
+            torch.cat([self._half(batch, prefix + half) for half in self.halves], -1) for prefix in ("", "frozen_")
+        )
         cost = half_squared_distances(u, v)
         plan = transport_plan(cost, self.solver)
         self.metrics = {f"{self.name}_identity_share": identity_share(plan, v)}

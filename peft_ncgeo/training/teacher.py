@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from ..adapters import adapter_layers, adapters_off
 from ..data.class_prompts import class_prompts
@@ -18,16 +18,14 @@ class FrozenTeacher:
 
     Args:
         towers: the student; its adapter is switched off for each pass.
-        tokenizer: reads the templates; None for a model without text.
+        tokenizer: reads the templates (unused by a model without text).
         templates: texts whose features are averaged per class.
 
     Raises:
         ValueError: the model has no adapters, so that there is nothing to switch off.
     """
 
-    def __init__(
-        self, towers: TowersModule, tokenizer: PreTrainedTokenizerBase | None, templates: Sequence[str]
-    ) -> None:
+    def __init__(self, towers: TowersModule, tokenizer: Any, templates: Sequence[str]) -> None:
         if not adapter_layers(towers):
             raise ValueError("A loss asks for the frozen model, but the model has no PEFT adapters to switch off.")
         self.towers, self.tokenizer, self.templates = towers, tokenizer, list(templates)

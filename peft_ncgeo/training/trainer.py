@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer
+from transformers import BatchEncoding, EvalPrediction, Trainer
 
 from ..data.checks import check_dataset
 from ..data.class_prompts import class_prompts
@@ -20,7 +21,7 @@ from ..data.images import ImageCollator, LabelledImages, crop_flip, input_size
 from ..evaluation.metrics import accuracy, balanced_accuracy, harmonic_mean
 from ..losses import CrossEntropy, GeometryBatch, Regularizer
 from ..templates import placeholder_ids
-from ..towers import classification_head, clip_logits, reads_text, unwrap
+from ..towers import classification_head, clip_logits, reads_text, text_positions, unwrap
 from ..tuners.prompt_config import PromptConfig
 from .arguments import GeometryTrainingArguments
 from .callbacks import NewViews
@@ -36,7 +37,7 @@ _OFFERED = {"frozen_image_features", "frozen_text_features", "text_features", "l
 
 def accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """`accuracy` and `balanced_accuracy` of logits (N, K) against labels (N,)."""
-    predicted, labels = prediction.predictions.argmax(axis=-1), prediction.label_ids
+    predicted, labels = np.asarray(prediction.predictions).argmax(axis=-1), np.asarray(prediction.label_ids)
     return {"accuracy": accuracy(predicted, labels), "balanced_accuracy": balanced_accuracy(predicted, labels)}
 
 
@@ -86,14 +87,14 @@ class GeometryTrainer(Trainer):
             raise ValueError("GeometryTrainer needs processing_class, the model's processor.")
         self.losses, self.classification_loss = list(losses), classification_loss
         self.towers = TowersModule(model)
-        self.tokenizer = getattr(processing_class, "tokenizer", None)
+        self.tokenizer: Any = getattr(processing_class, "tokenizer", None)
         self.image_processor = getattr(processing_class, "image_processor", processing_class)
         self.template = self._resolve_template(model, args)
         self._check_losses(model)
-        for dataset in (eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]):
+        for dataset in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
             if dataset is not None:
                 self._class_names(dataset, args, every_class=False)
-        self.class_names = None if train_dataset is None else self._class_names(train_dataset, args, every_class=True)
+        self.class_names = [] if train_dataset is None else self._class_names(train_dataset, args, every_class=True)
         self._texts: dict[str, Tensor] = {}
         self._eval_text_features: Tensor | None = None
         self._logged: dict[str, list[Tensor]] = defaultdict(list)
@@ -115,11 +116,11 @@ class GeometryTrainer(Trainer):
         for loss in self.losses:
             loss.to(self.args.device)
         self._required = {field for loss in self.losses for field in getattr(loss, "requires", ())}
-        self.teacher = None
+        self.teacher: FrozenTeacher | None = None
         if any(field.startswith("frozen_") for field in self._required):
             self.teacher = FrozenTeacher(self.towers, self.tokenizer, args.frozen_templates or [self.template])
-        if reads_text(model) and self.class_names is not None:
-            self._texts = dict(self._class_texts(self.class_names))
+        if reads_text(model) and self.class_names:
+            self._texts = dict(self._class_texts(self.class_names).to(self.args.device))
 
     # ---- what goes in -----------------------------------------------------------------------------------------
 
@@ -153,7 +154,7 @@ class GeometryTrainer(Trainer):
         for loss in self.losses:
             for field in getattr(loss, "requires", ()):
                 if field not in _OFFERED:
-                    raise ValueError(f"{loss.name} requires GeometryBatch.{field}, which GeometryTrainer does not fill.")
+                    raise ValueError(f"{loss.name} requires {field}, which GeometryTrainer does not fill.")
                 if "text" in field and not reads_text(model):
                     raise ValueError(
                         f"{loss.name} requires {field}, but {type(unwrap(model)).__name__} reads no text; use a "
@@ -167,36 +168,34 @@ class GeometryTrainer(Trainer):
         if reads_text(model):
             if self.tokenizer is None:
                 raise ValueError("processing_class has no tokenizer to read class names with; pass the CLIPProcessor.")
-            self._class_texts(names, on_device=False)
+            self._class_texts(names)
         else:
             outputs = unwrap(model).config.num_labels
             if outputs != len(names):
                 raise ValueError(f"The model's head has {outputs} outputs, the data set {len(names)} classes.")
         return names
 
-    def _class_texts(self, names: Sequence[str], on_device: bool = True) -> dict[str, Tensor]:
+    def _class_texts(self, names: Sequence[str]) -> BatchEncoding:
         model = self.towers.model
         config = self._prompt_config(model)
         slots = config.num_text_tokens if config else 0
         if config and slots and not config.placeholder_ids:  # the adapter was made without a tokenizer
             config.placeholder_ids = placeholder_ids(self.template, slots, self.tokenizer)
-        positions = unwrap(model).config.text_config.max_position_embeddings
-        texts = class_prompts(names, self.template, slots, self.tokenizer, max_length=positions)
-        return texts.to(self.args.device) if on_device else texts
+        return class_prompts(names, self.template, slots, self.tokenizer, max_length=text_positions(model))
 
-    def _get_dataloader(self, dataset: Any, *args: Any, is_training: bool = False, **kwargs: Any) -> Any:
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         augment = None
-        if is_training and self.args.augmentation == "crop_flip":
+        if kwargs.get("is_training") and self.args.augmentation == "crop_flip":
             augment = partial(crop_flip, size=input_size(self.image_processor))
         images = LabelledImages(dataset, self.args.image_column, self.args.label_column, augment, self.args.seed)
-        return super()._get_dataloader(images, *args, is_training=is_training, **kwargs)
+        return super()._get_dataloader(images, *args, **kwargs)
 
     # ---- training ---------------------------------------------------------------------------------------------
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
         if not training:
-            return self.model
-        if model is not self.model:
+            return self.towers.model
+        if model is not self.towers.model:
             return model  # wrapped by an earlier train()
         return self.accelerator.prepare_model(self.towers)
 
@@ -205,18 +204,17 @@ class GeometryTrainer(Trainer):
         pixel_values, sizes = inputs["pixel_values"], batch_sizes(inputs["labels"])
         with self.accelerator.autocast():
             out = model(pixel_values=pixel_values, **self._texts)
-            if "frozen_image_features" in self._required:
-                out["frozen_image_features"] = self.teacher.image_features(pixel_values)
             frozen_text = None
-            if "frozen_text_features" in self._required:
+            if self.teacher is not None and "frozen_image_features" in self._required:
+                out["frozen_image_features"] = self.teacher.image_features(pixel_values)
+            if self.teacher is not None and "frozen_text_features" in self._required:
                 frozen_text = self.teacher.text_features(self.class_names, pixel_values.device)
         text = out.pop("text_features", None)  # the same on every process, so not gathered
         gathered = {key: gather_batch(value, sizes) for key, value in {**out, "labels": inputs["labels"]}.items()}
-        batch = GeometryBatch(**gathered, text_features=text, frozen_text_features=frozen_text)
-        if batch.logits is None:
-            batch.logit_scale = unwrap(self.model).logit_scale
-            batch.logits = clip_logits(batch.image_features, batch.text_features, batch.logit_scale)
-        return batch
+        if text is not None:
+            gathered["logit_scale"] = unwrap(self.towers.model).logit_scale
+            gathered["logits"] = clip_logits(gathered["image_features"], text, gathered["logit_scale"])
+        return GeometryBatch(**gathered, text_features=text, frozen_text_features=frozen_text)
 
     def compute_loss(
         self,
@@ -227,7 +225,7 @@ class GeometryTrainer(Trainer):
     ) -> Any:
         batch = self.geometry_batch(model, inputs)
         progress = self.state.global_step / max(1, self.state.max_steps)
-        total = batch.image_features.new_zeros((), dtype=torch.float32)
+        total = torch.zeros((), device=inputs["pixel_values"].device)
         if self.classification_loss is not None:
             name = getattr(self.classification_loss, "name", "ce")
             total = total + self._note(f"loss/{name}", self.classification_loss(batch))
@@ -243,7 +241,8 @@ class GeometryTrainer(Trainer):
 
     def _note(self, key: str, value: Tensor) -> Tensor:
         if key.startswith("loss/") and not torch.isfinite(value):
-            raise FloatingPointError(f"{key} is {value.item()} at step {self.state.global_step + 1}; no step was taken.")
+            step = self.state.global_step + 1
+            raise FloatingPointError(f"{key} is {value.item()} at step {step}; no step was taken.")
         self._logged[key].append(value.detach())
         return value
 
@@ -285,7 +284,7 @@ class GeometryTrainer(Trainer):
     ) -> dict[str, float]:
         """Accuracy and balanced accuracy of each set over its own class names; `harmonic_mean` of base and new."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, str):
+        if isinstance(dataset, str) and isinstance(self.eval_dataset, dict):
             dataset = self.eval_dataset[dataset]
         if not isinstance(dataset, dict):
             self._read_classes(dataset)
@@ -306,9 +305,10 @@ class GeometryTrainer(Trainer):
         if dataset is None:
             raise ValueError("There is nothing to evaluate: pass eval_dataset.")
         names = self._class_names(dataset, self.args, every_class=False)
-        if reads_text(self.model):
+        if reads_text(self.towers.model):
+            texts = self._class_texts(names).to(self.args.device)
             with self.accelerator.autocast():
-                self._eval_text_features = encode(self.towers, **self._class_texts(names))["text_features"]
+                self._eval_text_features = encode(self.towers, **texts)["text_features"]
 
     def prediction_step(
         self,
@@ -320,9 +320,11 @@ class GeometryTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with self.accelerator.autocast():
             out = encode(self.towers, pixel_values=inputs["pixel_values"])
-        logits = out.get("logits")
-        if logits is None:
-            logits = clip_logits(out["image_features"], self._eval_text_features, unwrap(self.model).logit_scale)
+        if self._eval_text_features is None:
+            logits = out["logits"]
+        else:
+            scale = unwrap(self.towers.model).logit_scale
+            logits = clip_logits(out["image_features"], self._eval_text_features, scale)
         labels = inputs["labels"]
         loss = nn.functional.cross_entropy(logits.float(), labels)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)

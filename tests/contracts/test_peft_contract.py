@@ -98,7 +98,9 @@ def test_only_prompts_are_trained(case):
     model = adapted(case)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert sum(p.numel() for p in trainable.values()) == case.parameters
-    assert all(".ncgeo_npt_prompt." in name and p.dim() == 2 and p.dtype == torch.float32 for name, p in trainable.items())
+    assert all(
+        ".ncgeo_npt_prompt." in name and p.dim() == 2 and p.dtype == torch.float32 for name, p in trainable.items()
+    )
 
 
 def test_every_prompt_matters_and_gets_gradient(case):

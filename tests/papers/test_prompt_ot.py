@@ -99,7 +99,11 @@ def test_gradcheck():
     def value(image, text):
         return OTPreservation(weight=1.0)(
             GeometryBatch(
-                image_features=image, text_features=text, labels=labels, frozen_image_features=fi, frozen_text_features=ft
+                image_features=image,
+                text_features=text,
+                labels=labels,
+                frozen_image_features=fi,
+                frozen_text_features=ft,
             )
         )
 
@@ -161,7 +165,9 @@ def test_identity_share_counts_equal_targets():
 def test_low_precision_features_are_solved_in_float32(dtype):
     b = batch(0, drift=0.3)
     expected = float(OTPreservation(weight=1.0)(b))
-    low = GeometryBatch(**{k: v.detach().to(dtype) if v.is_floating_point() else v for k, v in vars(b).items() if v is not None})
+    low = GeometryBatch(
+        **{k: v.detach().to(dtype) if v.is_floating_point() else v for k, v in vars(b).items() if v is not None}
+    )
     value = OTPreservation(weight=1.0)(low)
     assert value.dtype == torch.float32
     assert float(value) == pytest.approx(expected, rel=0.05)

@@ -25,7 +25,9 @@ def launch(processes: int, output_dir: Path) -> None:
         config = ROOT / "examples" / "accelerate" / "cpu_2proc.yaml"
         command += ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
     command += ["-m", "tests.training.runs", str(output_dir), str(processes)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert result.returncode == 0, result.stderr[-3000:]
 
 

@@ -36,7 +36,7 @@ class NPTConfig(PromptConfig):
 
     @classmethod
     def vpt(cls, **fields: Any) -> NPTConfig:
-        """VPT-deep (arXiv 2203.12119): 8 vision vectors in 12 layers (the number is our reading). `fields` override."""
+        """VPT-deep (arXiv 2203.12119): 8 vision vectors in 12 layers (our reading). `fields` override."""
         return cls(**{"num_vision_tokens": 8, "vision_depth": 12, **fields})
 
     @classmethod

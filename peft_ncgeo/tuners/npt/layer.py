@@ -23,8 +23,9 @@ _NOT_FORWARDED = {"gradient_checkpointing", "_gradient_checkpointing_func", "bas
 class PromptLayer(nn.Module, BaseTunerLayer):
     """A wrapped module with a `(num_tokens, width)` prompt for each adapter that has one at this place."""
 
-    adapter_layer_names = ("ncgeo_npt_prompt",)
-    other_param_names = ("num_tokens",)
+    adapter_layer_names: tuple[str, ...] = ("ncgeo_npt_prompt",)
+    other_param_names: tuple[str, ...] = ("num_tokens",)
+    base_layer: Any
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -89,7 +90,7 @@ class TextEmbeddingsWithPrompt(PromptLayer):
 
     other_param_names = ("num_tokens", "configs")
 
-    def __init__(self, base_layer: nn.Module, eot_token_id: int | None) -> None:
+    def __init__(self, base_layer: nn.Module, eot_token_id: int) -> None:
         super().__init__(base_layer)
         self.eot_token_id = eot_token_id
         self.configs: dict[str, PromptConfig] = {}
@@ -103,7 +104,7 @@ class TextEmbeddingsWithPrompt(PromptLayer):
         self, input_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None
     ) -> Tensor:
         if inputs_embeds is None:
-            if self.active_tokens and not torch.compiler.is_compiling():
+            if input_ids is not None and self.active_tokens and not torch.compiler.is_compiling():
                 self._check(input_ids)
             inputs_embeds = self.base_layer.token_embedding(input_ids)
         prompt = self.active_prompt(inputs_embeds)
@@ -118,7 +119,7 @@ class TextEmbeddingsWithPrompt(PromptLayer):
             return
         n = self.active_tokens
         # Transformers pools at the largest id for models saved with eos_token_id 2, else at the first EOT.
-        score = input_ids if self.eot_token_id == 2 else (input_ids == self.eot_token_id).int()
+        score = input_ids if self.eot_token_id == 2 else torch.eq(input_ids, self.eot_token_id).int()
         shortest = int(score.argmax(dim=-1).min())
         if shortest <= n:
             raise ValueError(

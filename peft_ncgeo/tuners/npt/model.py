@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,22 +23,26 @@ from .layer import (
     VisionLayerWithPrompt,
 )
 
+# How to wrap the module at a place, how many of its tower's slots the adapter owns, and the width of the prompt that
+# the place itself gets, or None.
+_Place = tuple[Callable[[nn.Module], PromptLayer], int, int | None]
+
 
 class NPTModel(BaseTuner):
     """Puts the prompts of an [`NPTConfig`] into a model. Made by `get_peft_model`, not by hand."""
 
     prefix = "ncgeo_npt_"
     tuner_layer_cls = PromptLayer
-    target_module_mapping: dict[str, list[str]] = {}
+    target_module_mapping = {}  # noqa: RUF012  as PEFT declares it
 
-    def _prepare_adapter_config(self, peft_config: PromptConfig, model_config: dict) -> PromptConfig:
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
         """Turn the config's phrase and template into token ids, once; a loaded config has them already."""
-        if peft_config.num_text_tokens and not peft_config.inference_mode:
-            if peft_config.text_init_ids is None or peft_config.placeholder_ids is None:
-                _write_token_ids(peft_config, getattr(self.model, "name_or_path", None))
+        written = peft_config.text_init_ids is not None and peft_config.placeholder_ids is not None
+        if peft_config.num_text_tokens and not peft_config.inference_mode and not written:
+            _write_token_ids(peft_config, getattr(self.model, "name_or_path", None))
         return peft_config
 
-    def _prepare_model(self, peft_config: PromptConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         """Check the config against the model's towers and note what to do at each place: module path -> action."""
         towers = find_towers(model, peft_config.exclude_modules or ())
         model_name = type(model).__name__
@@ -46,7 +51,7 @@ class NPTModel(BaseTuner):
                 "Nothing to learn: set num_text_tokens or num_vision_tokens, or start from a preset such as "
                 "NPTConfig.ivlp()."
             )
-        self._places = {}
+        self._places: dict[str, _Place] = {}
         clipped = []
         for kind, num_tokens, depth, place in (
             ("text", peft_config.num_text_tokens, peft_config.text_depth, self._place_text),
@@ -65,7 +70,7 @@ class NPTModel(BaseTuner):
 
     def _place_text(self, tower: Tower, num_tokens: int, depth: int) -> None:
         if tower.max_length is not None and num_tokens > tower.max_length - 3:  # [BOS], a name, [EOT]
-            raise ValueError(f"num_text_tokens={num_tokens} leaves no room for a name in {tower.max_length} positions.")
+            raise ValueError(f"num_text_tokens={num_tokens} leaves no room for a name among {tower.max_length} slots.")
         if tower.eot_token_id is None:
             raise NotImplementedError("Text prompts need a text tower that pools at an [EOT] token, as CLIP's does.")
         wrap = partial(TextEmbeddingsWithPrompt, eot_token_id=tower.eot_token_id)
@@ -79,12 +84,12 @@ class NPTModel(BaseTuner):
             wrap = partial(VisionLayerWithPrompt, is_last=i == len(tower.layers) - 1)
             self._places[path] = (wrap, num_tokens, tower.width if 0 < i < depth else None)
 
-    def _check_target_module_exists(self, peft_config: PromptConfig, key: str) -> bool:  # type: ignore[override]
+    def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]
         return key in self._places
 
     def _create_and_replace(
         self,
-        peft_config: PromptConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -97,8 +102,8 @@ class NPTModel(BaseTuner):
         prompt = None if width is None else torch.randn(num_tokens, width) * peft_config.init_std
         if isinstance(layer, TextEmbeddingsWithPrompt):
             layer.configs[adapter_name] = peft_config
-            if peft_config.init_weights and peft_config.text_init_ids:
-                _start_from_phrase(prompt, layer.base_layer.token_embedding, peft_config.text_init_ids)
+            if prompt is not None and peft_config.init_weights and peft_config.text_init_ids:
+                _start_from_phrase(prompt, layer.token_embedding, peft_config.text_init_ids)
         layer.update_layer(adapter_name, num_tokens, prompt, inference_mode=peft_config.inference_mode)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)

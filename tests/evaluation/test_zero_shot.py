@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from peft_ncgeo import NPTConfig, ZeroShotClassifier
+from peft_ncgeo.evaluation import harmonic_mean
+from peft_ncgeo.evaluation.metrics import accuracy, balanced_accuracy
+
+from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+IMAGES = tiny_images(7)["image"][:]
+
+
+def classifier(**fields) -> ZeroShotClassifier:
+    torch.manual_seed(0)
+    fields = {"num_text_tokens": 4, "num_vision_tokens": 2, "text_init": [20, 21, 22, 23], **fields}
+    return ZeroShotClassifier(get_peft_model(tiny_clip(), NPTConfig(**fields)), tiny_processor())
+
+
+@torch.no_grad()
+def test_probabilities_equal_clips_own():
+    model, processor = tiny_clip(), tiny_processor()
+    expected = model(
+        **processor(text=[f"a photo of a {n}." for n in NAMES], images=IMAGES, return_tensors="pt", padding=True)
+    ).logits_per_image.softmax(-1)
+    got = ZeroShotClassifier(model, processor).predict_proba(IMAGES, NAMES, batch_size=3)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_predictions_are_names():
+    c = classifier()
+    probabilities = c.predict_proba(IMAGES, NAMES)
+    assert probabilities.shape == (7, 5)
+    assert c.predict(IMAGES, NAMES) == [NAMES[i] for i in probabilities.argmax(1)]
+    assert c.predict(IMAGES[0], NAMES) == c.predict(IMAGES[:1], NAMES)
+    assert c.predict([], NAMES) == []
+    assert c.predict_proba([], NAMES).shape == (0, 5)
+
+
+def test_text_features_are_kept_until_something_changes():
+    c = classifier()
+    first = c.text_features(NAMES)
+    assert c.text_features(list(NAMES)) is first
+    assert c.text_features(NAMES[:3]).shape[0] == 3
+    assert c.text_features(NAMES) is first
+    with torch.no_grad():
+        next(p for p in c.model.parameters() if p.requires_grad).add_(1.0)
+    changed = c.text_features(NAMES)
+    assert not torch.allclose(changed, first)
+    with c.model.disable_adapter():
+        base = c.text_features(NAMES)
+        torch.testing.assert_close(base, ZeroShotClassifier(tiny_clip(), tiny_processor()).text_features(NAMES))
+    c.model.add_adapter("other", NPTConfig(num_text_tokens=6, template="a photo of the {}."))
+    c.model.set_adapter("other")
+    assert c.template == "a photo of the {}."
+    assert not torch.allclose(c.text_features(NAMES), changed)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+def test_from_pretrained_in_three_ways(tmp_path):
+    c = classifier()
+    expected = c.predict_proba(IMAGES, NAMES)
+    tiny_clip().save_pretrained(tmp_path / "base")
+    tiny_processor().save_pretrained(tmp_path / "base")
+    c.model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    c.model.save_pretrained(tmp_path / "adapter")
+    for base_model in (None, str(tmp_path / "base")):
+        loaded = ZeroShotClassifier.from_pretrained(tmp_path / "adapter", base_model)
+        assert torch.equal(loaded.predict_proba(IMAGES, NAMES), expected)
+    tiny_processor().save_pretrained(tmp_path / "adapter")  # as the trainer does
+    loaded = ZeroShotClassifier.from_pretrained(tmp_path / "adapter", tiny_clip())
+    assert torch.equal(loaded.predict_proba(IMAGES, NAMES), expected)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="ViTModel reads no text"):
+        ZeroShotClassifier(tiny_vit(), tiny_processor())
+    with pytest.raises(ValueError, match="at least two class names"):
+        classifier().predict(IMAGES, ["cat"])
+    with pytest.raises(ValueError, match="Duplicate class names"):
+        classifier().predict(IMAGES, ["cat", "cat"])
+
+
+def test_metrics():
+    assert accuracy([0, 1, 1, 2], [0, 1, 0, 2]) == 0.75
+    assert balanced_accuracy([0, 1, 1, 2], [0, 1, 0, 2]) == pytest.approx((0.5 + 1 + 1) / 3)
+    assert harmonic_mean(0.5, 0.25) == pytest.approx(1 / 3)
+    assert harmonic_mean(0.0, 0.0) == 0

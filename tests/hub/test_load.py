@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
+
+from peft_ncgeo import NPTConfig
+from peft_ncgeo.hub import load_adapter
+
+from ..conftest import tiny_clip, tiny_vit, tiny_vit_classifier
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    model = get_peft_model(tiny_clip(), NPTConfig(num_text_tokens=3, num_vision_tokens=2, vision_depth=2))
+    model.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_truncated_file_is_named(adapter):
+    file = adapter / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="is damaged or truncated"):
+        load_adapter(adapter, tiny_clip())
+
+
+def test_missing_key_is_named(adapter):
+    file = adapter / "adapter_model.safetensors"
+    whole = load_file(file)
+    save_file(dict(list(whole.items())[1:]), file)
+    with pytest.raises(ValueError, match="missing .*ncgeo_npt_prompt"):
+        load_adapter(adapter, tiny_clip())
+
+
+def test_other_architecture_is_named(adapter):
+    with pytest.raises(ValueError, match="ViTModel has no text tower"):
+        load_adapter(adapter, tiny_vit())
+
+
+def test_unknown_base_is_named(adapter):
+    with pytest.raises(ValueError, match="names no base model; pass base_model"):
+        load_adapter(adapter)
+
+
+@torch.no_grad()
+def test_base_class_is_the_one_it_was_made_for(tmp_path):
+    tiny_vit_classifier().save_pretrained(tmp_path / "base")
+    model = get_peft_model(tiny_vit_classifier(), NPTConfig.vpt(vision_depth=2, modules_to_save=["classifier"]))
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = load_adapter(tmp_path / "adapter", str(tmp_path / "base"))
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(loaded(pixel_values=images).logits, model.eval()(pixel_values=images).logits)
