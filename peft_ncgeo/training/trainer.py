@@ -310,6 +310,7 @@ class GeometryTrainer(Trainer):
             with self.accelerator.autocast():
                 self._eval_text_features = encode(self.towers, **texts)["text_features"]
 
+    @torch.no_grad()
     def prediction_step(
         self,
         model: nn.Module,

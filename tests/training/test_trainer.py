@@ -10,11 +10,11 @@ import torch
 from datasets import ClassLabel
 from peft import LoraConfig
 
-from peft_ncgeo import NPTConfig
+from peft_ncgeo import NPTConfig, ZeroShotClassifier
 from peft_ncgeo.losses import OTPreservation, Regularizer
 from peft_ncgeo.training.state import FILE_NAME
 
-from ..conftest import NAMES, tiny_clip, tiny_images, tiny_vit
+from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit
 from .runs import Pointwise, lora_clip, ot_and_budget, prompted_clip, trainer, vit, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
@@ -274,3 +274,11 @@ def test_adapter_of_another_depth_is_refused_on_resume(tmp_path):
     with pytest.raises(ValueError, match="made for another architecture or depth"):
         trainer(tmp_path / "b", shallow).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     shutil.rmtree(tmp_path)
+
+
+def test_a_plain_model_is_evaluated_zero_shot(tmp_path):
+    images = tiny_images(10)
+    metrics = trainer(tmp_path, tiny_clip(), eval_dataset=images).evaluate()
+    predicted = ZeroShotClassifier(tiny_clip(), tiny_processor()).predict(images["image"][:], NAMES)
+    right = [NAMES[y] == p for y, p in zip(images["label"], predicted, strict=True)]
+    assert metrics["eval_accuracy"] == pytest.approx(sum(right) / 10)

@@ -1,0 +1,239 @@
+"""Built-in demo: real artwork, real names and a CLIP that was really pre-trained, with no download.
+
+Every concept (an emoji) is drawn by several vendors. The carried mini-CLIP was pre-trained on the drawings of three
+of them and on loosely captioned Fashion-MNIST photographs; :func:`load_demo` hands out two other vendors, whose
+styles the model has never seen. This is a small-scale demonstration that runs on a laptop, not a benchmark.
+
+Licences (full texts in ``demo_assets/NOTICE``): Twemoji and EmojiOne drawings are CC-BY-4.0, names and keywords
+(emojibase, from Unicode CLDR) and Fashion-MNIST are MIT; the mini-CLIP comes with this package (Apache-2.0).
+"""
+
+import functools
+import io
+import json
+import math
+from numbers import Integral
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from PIL import Image as PILImage
+from transformers import CLIPModel, CLIPProcessor
+
+ASSETS = Path(__file__).parent / "demo_assets"
+VENDORS = ("twemoji", "emojione")
+FASHION_NAMES = (
+    "t-shirt",
+    "trousers",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+VIEW_SIZE = 32  # the mini-CLIP's input size: a view needs no further resizing
+VIEW_PARAMETERS = 20  # uniform numbers that determine one view
+TEST_VIEWS = 24  # per drawing; with 8 the sampling error is 2.3 points
+
+# The first number of a view's seed, so that no seed of one purpose can ever meet another's.
+_TEST, _TRAIN = 0, 1
+
+
+class Demo(NamedTuple):
+    """What :func:`load_demo` returns: `splits` (a `DatasetDict`), `processor` and `model` (float32, eval mode)."""
+
+    splits: DatasetDict
+    processor: CLIPProcessor
+    model: CLIPModel
+
+
+def load_demo(split: str = "report", shots: int = 16, seed: int = 1) -> Demo:
+    """Load the demo's base-to-new task together with the mini-CLIP it is meant for. Needs no network.
+
+    An image is a drawing seen through a random background, rotation, scale, shift, flip and colour change. Train and
+    test views come from disjoint random streams.
+
+    Args:
+        split: `"report"`, or `"development"`: 60 other concepts, on which to choose hyper-parameters.
+        shots: training images per base class, half of them from each vendor (of an odd one, the vendors take turns).
+            The images of a smaller number are among those of a larger one.
+        seed: draws the training views, 0 or more. The test images never depend on it.
+
+    Returns:
+        A :class:`Demo`. Its `splits` are, all with the columns `image` (RGB) and `label` (a `ClassLabel`
+        whose names are the classes of that very split, so base and new are both 30-way tasks):
+
+        | split           | images        | size    | classes                                           |
+        |-----------------|---------------|---------|---------------------------------------------------|
+        | `train`         | 30 * shots    | 32 x 32 | the 30 base concepts                              |
+        | `base`          | 30 * 48       | 32 x 32 | the same, other views: 24 of each vendor's drawing |
+        | `new`           | 30 * 48       | 32 x 32 | 30 concepts that are not in `train`               |
+        | `fashion_mnist` | 2,000         | 28 x 28 | 10; shows what tuning on emoji does to the rest   |
+
+    Raises:
+        ValueError: for an unknown `split`, or `shots` or `seed` out of range.
+
+    Example:
+        >>> from peft_ncgeo.data import load_demo
+        >>> demo = load_demo(shots=4)
+        >>> len(demo.splits["train"]), len(demo.splits["new"])
+        (120, 1440)
+        >>> names = demo.splits["base"].features["label"].names
+        >>> inputs = demo.processor(
+        ...     text=[f"a photo of a {name}." for name in names],
+        ...     images=demo.splits["base"]["image"][:8],
+        ...     padding=True,
+        ...     return_tensors="pt",
+        ... )
+        >>> demo.model(**inputs).logits_per_image.shape
+        torch.Size([8, 30])
+    """
+    known = load_concepts()["splits"]
+    if split not in known:
+        raise ValueError(f"split must be one of {sorted(known)}, got {split!r}.")
+    if isinstance(shots, bool) or not isinstance(shots, Integral) or shots < 1:
+        raise ValueError(f"shots must be a whole number of at least 1, got {shots!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}.")
+    splits = DatasetDict(
+        train=_train_views(split, int(shots), int(seed)),
+        base=load_test_views(split, "base"),
+        new=load_test_views(split, "new"),
+        fashion_mnist=load_photographs("test"),
+    ).with_format(None)  # copies that share the images: `set_transform` must not reach the kept ones
+    model = CLIPModel.from_pretrained(ASSETS / "mini_clip").eval()
+    return Demo(splits, CLIPProcessor.from_pretrained(ASSETS / "mini_clip"), model)
+
+
+@functools.lru_cache(maxsize=1)
+def load_concepts() -> dict:
+    """The concept table: `concepts` (a list of `name, keywords, group, subgroup, hexcode`) and `splits`.
+
+    `splits[split]["base" | "new"]` are lists of 30 class names, each the name of one concept.
+    """
+    return json.loads((ASSETS / "concepts.json").read_text(encoding="utf-8"))
+
+
+@functools.lru_cache(maxsize=1)
+def load_drawings() -> dict[str, dict[int, np.ndarray]]:
+    """All carried drawings: vendor -> concept (its row in the concept table) -> `(48, 48, 4)` RGBA bytes."""
+    with np.load(ASSETS / "emoji.npz", allow_pickle=False) as data:
+        return {v: dict(zip(data[f"{v}_concept"].tolist(), data[v], strict=True)) for v in VENDORS}
+
+
+def load_fashion_mnist(part: str) -> tuple[np.ndarray, np.ndarray]:
+    """The carried Fashion-MNIST slice as `(n, 28, 28)` bytes and `(n,)` labels (rows of `FASHION_NAMES`).
+
+    Args:
+        part: `"train"` (3,000 photographs, 300 a class, none of them seen in pre-training) or `"test"` (2,000).
+    """
+    with np.load(ASSETS / "fashion_mnist.npz", allow_pickle=False) as data:
+        return data[f"{part}_images"], data[f"{part}_labels"]
+
+
+def draw_views(drawings: np.ndarray, parameters: np.ndarray, size: int = VIEW_SIZE) -> np.ndarray:
+    """Show each drawing in one view: background, rotation, scale, shift, flip and colours. Pure and batched.
+
+    Args:
+        drawings: `(n, height, width, 4)` RGBA bytes.
+        parameters: `(n, VIEW_PARAMETERS)` numbers in [0, 1) that determine the views.
+        size: side of the views in pixels.
+
+    Returns:
+        `(n, size, size, 3)` RGB bytes.
+    """
+    u = torch.from_numpy(np.asarray(parameters, dtype=np.float32))
+    rgba = torch.from_numpy(drawings).permute(0, 3, 1, 2).float() / 255
+    colour, alpha = rgba[:, :3], rgba[:, 3:]
+
+    def spread(column: int, low: float, high: float) -> torch.Tensor:
+        return (low + (high - low) * u[:, column]).view(-1, 1, 1, 1)
+
+    # Colours of the artwork: saturation, contrast, brightness and a gain a channel.
+    grey = colour.mean(dim=1, keepdim=True)
+    colour = grey + (colour - grey) * spread(0, 0.5, 1.3)
+    colour = (colour - 0.5) * spread(1, 0.75, 1.25) + 0.5 + spread(2, -0.15, 0.15)
+    colour = (colour * (0.88 + 0.24 * u[:, 3:6]).view(-1, 3, 1, 1)).clamp(0, 1)
+
+    # Where each pixel of the view lies in the drawing. Twice the pixels, then averaged: no aliasing.
+    angle, scale = (u[:, 6] - 0.5) * math.radians(50), 0.65 + 0.45 * u[:, 7]
+    flip = torch.where(u[:, 8] < 0.5, -1.0, 1.0)
+    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+    shift_x, shift_y = (u[:, 9] - 0.5) * 0.3, (u[:, 10] - 0.5) * 0.3
+    theta = torch.stack([torch.stack([flip * cos, -sin, shift_x], 1), torch.stack([flip * sin, cos, shift_y], 1)], 1)
+    grid = torch.nn.functional.affine_grid(theta, [len(u), 4, 2 * size, 2 * size], align_corners=False)
+    premultiplied = torch.cat([colour * alpha, alpha], dim=1)  # else transparent pixels bleed black into the edges
+    artwork = torch.nn.functional.grid_sample(premultiplied, grid, align_corners=False)
+    artwork = torch.nn.functional.avg_pool2d(artwork, 2)
+
+    # A background that runs from one colour to another.
+    axis = torch.linspace(-1, 1, size)
+    direction = (u[:, 11] * 2 * math.pi).view(-1, 1, 1, 1)
+    ramp = torch.cos(direction) * axis.view(1, 1, 1, -1) + torch.sin(direction) * axis.view(1, 1, -1, 1)
+    ramp = (ramp / math.sqrt(2) + 1) / 2
+    start, end = u[:, 12:15].view(-1, 3, 1, 1), u[:, 15:18].view(-1, 3, 1, 1)
+    end = start + (end - start) * spread(18, 0, 0.6)
+    # Half of the backgrounds are pale, as most pages and walls are.
+    pale = torch.where(u[:, 19] < 0.5, 0.3, 1.0).view(-1, 1, 1, 1)
+    background = 1 - pale * (1 - (start + (end - start) * ramp))
+
+    view = artwork[:, :3] + background * (1 - artwork[:, 3:])
+    return (view.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def _concept_views(name: str, counts: tuple[int, int], stream: int, seed: int) -> list[np.ndarray]:
+    """Views of one concept, `counts[i]` from vendor i. The first k views are the same whatever the count."""
+    concept = _concept_rows()[name]
+    views: list[np.ndarray] = []
+    for vendor, count in enumerate(counts):
+        if count == 0:
+            continue
+        drawing = load_drawings()[VENDORS[vendor]][concept]
+        parameters = np.random.default_rng([stream, seed, concept, vendor]).random((count, VIEW_PARAMETERS))
+        views.extend(draw_views(np.repeat(drawing[None], count, axis=0), parameters))
+    return views
+
+
+@functools.lru_cache(maxsize=1)
+def _concept_rows() -> dict[str, int]:
+    return {concept["name"]: row for row, concept in enumerate(load_concepts()["concepts"])}
+
+
+@functools.lru_cache(maxsize=8)
+def _train_views(split: str, shots: int, seed: int) -> Dataset:
+    images, labels, names = [], [], load_concepts()["splits"][split]["base"]
+    for label, name in enumerate(names):
+        first = (shots + (label + 1) % 2) // 2
+        images += _concept_views(name, (first, shots - first), _TRAIN, seed)
+        labels += [label] * shots
+    return _dataset(images, labels, names)
+
+
+@functools.lru_cache(maxsize=4)
+def load_test_views(split: str, part: str) -> Dataset:
+    """The test images of one part (`"base"` or `"new"`) of a split: 24 views of each vendor's drawing of a concept."""
+    names = load_concepts()["splits"][split][part]
+    images = [view for name in names for view in _concept_views(name, (TEST_VIEWS, TEST_VIEWS), _TEST, 0)]
+    return _dataset(images, np.repeat(np.arange(len(names)), 2 * TEST_VIEWS).tolist(), names)
+
+
+@functools.lru_cache(maxsize=2)
+def load_photographs(part: str) -> Dataset:
+    """:func:`load_fashion_mnist` as RGB images."""
+    images, labels = load_fashion_mnist(part)
+    return _dataset(np.repeat(images[..., None], 3, axis=-1), labels.tolist(), FASHION_NAMES)
+
+
+def _dataset(images, labels: list[int], names) -> Dataset:
+    encoded = []
+    for image in images:
+        buffer = io.BytesIO()
+        PILImage.fromarray(image).save(buffer, format="PNG", compress_level=1)
+        encoded.append({"bytes": buffer.getvalue(), "path": None})
+    features = Features({"image": Image(mode="RGB"), "label": ClassLabel(names=list(names))})
+    return Dataset.from_dict({"image": encoded, "label": labels}, features=features)
