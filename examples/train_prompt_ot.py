@@ -13,6 +13,7 @@ Every training argument of Transformers can be given too; `--help` lists them.
 from __future__ import annotations
 
 import json
+import math
 import platform
 import statistics
 import sys
@@ -35,7 +36,7 @@ from peft_ncgeo.losses import OTPreservation, Regularizer
 # Chosen on the demo's development split; the mini-CLIP and its AdamW are far from the paper's setting.
 DEMO = {
     "num_train_epochs": 20,
-    "per_device_train_batch_size": 64,
+    "batch_size": 60,
     "learning_rate": 5e-3,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.05,
@@ -44,7 +45,7 @@ DEMO = {
 # arXiv 2503.08906; evaluated at the last epoch instead of epoch 31
 PAPER = {
     "num_train_epochs": 40,
-    "per_device_train_batch_size": 4,
+    "batch_size": 4,
     "learning_rate": 0.005,
     "optim": "sgd",
     "optim_args": "momentum=0.9",
@@ -66,6 +67,7 @@ class ScriptArguments:
         default=None, metadata={"help": "Another data set whose zero-shot accuracy shows what is kept."}
     )
     demo_split: str = field(default="report", metadata={"help": "'development' to choose hyper-parameters on."})
+    batch_size: int = field(default=60, metadata={"help": "Training images a step, over all processes."})
     shots: int = field(default=16, metadata={"help": "Training images per base class."})
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "One run of each method a seed."})
     methods: list[str] = field(
@@ -199,6 +201,9 @@ def main() -> None:
         disable_tqdm=True,
     )
     script, args = parser.parse_args_into_dataclasses()
+    args.per_device_train_batch_size, left = divmod(script.batch_size, args.world_size)
+    if left:
+        raise SystemExit(f"batch_size={script.batch_size} cannot be shared by {args.world_size} processes.")
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
     rows = methods(script)
@@ -220,27 +225,25 @@ def main() -> None:
     if not args.should_save:
         return
 
-    source = "the built-in demo" if not own else f"{script.model_name_or_path} on {script.dataset_name}"
+    model, data = script.model_name_or_path or "mini-CLIP", script.dataset_name or f"the demo, {script.demo_split} split"
     note = (
-        f"{source} ({script.demo_split} split), {script.shots} shots, {args.num_train_epochs:g} epochs, "
-        if script.dataset_name is None
-        else f"{source}, {script.shots} shots, {args.num_train_epochs:g} epochs, "
-    ) + f"seeds {', '.join(map(str, script.seeds))}; torch {torch.__version__}, {args.device}, {platform.machine()}"
+        f"{model} on {data}: {script.shots} shots, {args.num_train_epochs:g} epochs, batch {script.batch_size}, seeds "
+        f"{', '.join(map(str, script.seeds))}; ± is the standard deviation over seeds. torch {torch.__version__} on "
+        f"{args.device} ({platform.machine()}), {args.world_size} process(es) of {torch.get_num_threads()} thread(s)."
+    )
     print(f"\n{table(results)}\n\n{note}")
     output.mkdir(parents=True, exist_ok=True)
     (output / "results.md").write_text(f"{table(results)}\n\n{note}\n")
     (output / "results.json").write_text(json.dumps({"note": note, "results": results}, indent=1) + "\n")
 
     if trained:
-        folder = output / trained[-1] / f"seed-{script.seeds[-1]}"
-        samples = task.eval_sets["new"].select(
-            range(0, len(task.eval_sets["new"]), max(1, len(task.eval_sets["new"]) // 4))
-        )
-        names = samples.features[args.label_column].names
+        folder, new = output / trained[-1] / f"seed-{script.seeds[-1]}", task.eval_sets["new"]
+        samples = new.select(range(0, len(new), math.ceil(len(new) / 4)))
+        names = new.features[args.label_column].names
         predicted = ZeroShotClassifier.from_pretrained(folder).predict(samples[args.image_column][:], names)
-        print(f"\nLoaded again from {folder}; four images of classes it never saw:")
-        for label, guess in list(zip(samples[args.label_column], predicted, strict=True))[:4]:
-            print(f"  {names[label]}: {guess}")
+        print(f"\nLoaded again from {folder}; images of classes it was not trained on, and what it calls them:")
+        for label, name in zip(samples[args.label_column], predicted, strict=True):
+            print(f"  {names[label]}: {name}")
 
 
 if __name__ == "__main__":

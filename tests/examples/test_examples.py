@@ -1,0 +1,112 @@
+"""The examples run as users run them, on the demo and on a model and image folder of one's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from peft_ncgeo.data import load_demo
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def run_example(name: str, *arguments: str, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+
+
+SHORT = ("--num_train_epochs", "1", "--shots", "2", "--batch_size", "20", "--seeds", "1", "2")
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        arguments = ("--demo_split", "development", "--output_dir", str(folder), "--methods", "zero-shot", "ot-budget")
+        run_example("train_prompt_ot.py", *SHORT, *arguments, monkeypatch=patch)
+    return folder
+
+
+def test_demo_prints_a_table_and_saves_adapters(demo_run):
+    results = json.loads((demo_run / "results.json").read_text())["results"]
+    assert list(results) == ["zero-shot", "deep prompts + OT, budget 0.05"]
+    for rows in results.values():
+        assert len(rows) == 2
+        assert all(0 < row[column] < 100 for row in rows for column in ("base", "new", "H", "kept"))
+    zero_shot = results["zero-shot"]
+    assert {**zero_shot[0], "seconds": 0} == {**zero_shot[1], "seconds": 0}  # seeds draw training images only
+    table = (demo_run / "results.md").read_text()
+    assert "| method | base | new | H | knowledge kept | seconds |" in table
+    assert (demo_run / "ot-budget" / "seed-2" / "adapter_model.safetensors").exists()
+
+
+def test_two_processes_give_the_same_adapter(demo_run, tmp_path):
+    """The shipped configuration starts two, and `batch_size` counts the images of both."""
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
+    command += [str(ROOT / "examples/accelerate/cpu_2proc.yaml"), str(ROOT / "examples/train_prompt_ot.py"), *SHORT]
+    command += ["--demo_split", "development", "--output_dir", str(tmp_path), "--methods", "ot-budget"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "2 process(es)" in result.stdout
+    one, two = (
+        load_file(folder / "ot-budget" / "seed-1" / "adapter_model.safetensors") for folder in (demo_run, tmp_path)
+    )
+    torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
+
+
+def test_own_model_and_image_folder(tmp_path, monkeypatch, capsys):
+    demo = load_demo("development", shots=2)
+    demo.model.save_pretrained(tmp_path / "clip")
+    demo.processor.save_pretrained(tmp_path / "clip")
+    for split, images in (("train", demo.splits["train"]), ("test", demo.splits["base"].select(range(0, 1440, 12)))):
+        names = images.features["label"].names
+        for i, sample in enumerate(images):
+            folder = tmp_path / "images" / split / names[sample["label"]]
+            folder.mkdir(parents=True, exist_ok=True)
+            sample["image"].save(folder / f"{i}.png")
+    arguments = ("--model_name_or_path", str(tmp_path / "clip"), "--dataset_name", str(tmp_path / "images"))
+    arguments += ("--num_train_epochs", "1", "--shots", "2", "--seeds", "1", "--methods", "ot-weight", "coop")
+    run_example("train_prompt_ot.py", *arguments, "--output_dir", str(tmp_path / "out"), monkeypatch=monkeypatch)
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert set(results) == {"deep prompts + OT, weight 10", "CoOp"}
+    assert "kept" not in results["CoOp"][0]
+    assert "images of classes it was not trained on" in capsys.readouterr().out
+    config = json.loads((tmp_path / "out" / "coop" / "seed-1" / "adapter_config.json").read_text())
+    assert config["num_text_tokens"] == 16
+
+
+def test_unknown_method_is_named(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="Unknown methods"):
+        run_example("train_prompt_ot.py", "--methods", "magic", "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
+
+
+def test_benchmark_compares_equal_losses(monkeypatch, capsys):
+    run_example("benchmark_speed.py", "--quick", "--rounds", "1", "--classes", "5", monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    losses = [float(line.rsplit(" ", 1)[1]) for line in out.splitlines() if "loss" in line]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert "published / ours:" in out
+
+
+def test_results_are_written_into_the_readme(demo_run, tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- demo table -->\nold\n<!-- end of demo table -->\nafter\n")
+    script = runpy.run_path(str(ROOT / "examples" / "update_readme.py"))
+    script["main"].__globals__["ROOT"] = tmp_path
+    (tmp_path / "examples").mkdir()
+    monkeypatch.setattr(sys, "argv", ["update_readme.py", "--results", str(demo_run), "--readme", str(readme)])
+    script["main"]()
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- demo table -->\n| method")
+    assert text.endswith("<!-- end of demo table -->\nafter\n")
+    assert "old" not in text

@@ -1,0 +1,84 @@
+"""The shape of the package: which part may import which, and what files may hold."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "peft_ncgeo"
+# each part -> the parts it may import; everything may import what its own row names, nothing else
+BASE = {"towers", "templates", "adapters"}
+ALLOWED = {
+    "towers": set(),
+    "templates": set(),
+    "adapters": set(),
+    "geometry": set(),
+    "losses": {"geometry"},
+    "tuners": {"geometry", *BASE},
+    "registration": {"tuners"},
+    "data": {"geometry", *BASE},
+    "evaluation": {"tuners", "data", "geometry", *BASE},
+    "training": {"tuners", "data", "geometry", "losses", "evaluation", *BASE},
+    "hub": {"tuners", "data", "geometry", "losses", "evaluation", "training", *BASE},
+    "__init__": {"registration", "tuners"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports_at_module_level(path: Path) -> set[str]:
+    """Parts of the package that importing this file imports."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    package = parts[:-1]
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.level:
+            target = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+            names = [target[1]] if len(target) > 1 and target[1] else [alias.name for alias in node.names]
+            found.update(names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("peft_ncgeo."):
+            found.add(node.module.split(".")[1])
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    part = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    assert imports_at_module_level(path) - {part} <= ALLOWED[part]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_have_one_subject(path):
+    assert len(path.read_text().splitlines()) <= 400
+    assert path.stem != "utils"
+    assert path.stem == "__init__" or ast.get_docstring(ast.parse(path.read_text())), "no module docstring"
+
+
+def test_the_check_would_notice(tmp_path):
+    """It reads relative imports of every depth."""
+    assert "towers" in imports_at_module_level(PACKAGE / "tuners" / "npt" / "model.py")
+    assert "losses" in imports_at_module_level(PACKAGE / "training" / "trainer.py")
+
+
+def test_every_import_is_declared():
+    project = (PACKAGE.parent / "pyproject.toml").read_text()
+    declared = {name.lower() for name in re.findall(r'^    "([A-Za-z0-9_-]+)>=', project, flags=re.MULTILINE)}
+    names = {"PIL": "pillow", "ot": "pot"}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                modules = [node.module]
+            for module in (m.split(".")[0] for m in modules):
+                if module not in sys.stdlib_module_names | {"peft_ncgeo"}:
+                    assert names.get(module, module).lower() in declared, (path, module)
+
+
+def test_importing_the_package_imports_no_trainer():
+    code = "import sys, peft_ncgeo; print([m for m in ('transformers.trainer', 'ot', 'datasets') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"

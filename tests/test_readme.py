@@ -1,0 +1,31 @@
+"""README's Python blocks run in order, as written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_python_blocks_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert len(BLOCKS) == 3
+    for block in BLOCKS:
+        exec(compile(block, "README.md", "exec"), {})
+    out = capsys.readouterr().out
+    assert "torch.Size([2, 128])" in out
+    assert (tmp_path / "outputs" / "readme" / "adapter_model.safetensors").exists()
+
+
+def test_files_and_targets_named_in_readme_exist():
+    root = Path(__file__).parents[1]
+    for path in set(re.findall(r"(?:examples|peft_ncgeo)/[\w/.]+", README)):
+        assert (root / path.rstrip(".")).exists(), path
+    makefile = (root / "Makefile").read_text()
+    for target in set(re.findall(r"make (\w+)", README)):
+        assert f"\n{target}:" in makefile, target
