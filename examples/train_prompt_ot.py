@@ -205,6 +205,7 @@ def main() -> None:
     if left:
         raise SystemExit(f"batch_size={script.batch_size} cannot be shared by {args.world_size} processes.")
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
     rows = methods(script)
     unknown = set(script.methods) - rows.keys()
@@ -225,7 +226,8 @@ def main() -> None:
     if not args.should_save:
         return
 
-    model, data = script.model_name_or_path or "mini-CLIP", script.dataset_name or f"the demo, {script.demo_split} split"
+    model = script.model_name_or_path or "mini-CLIP"
+    data = script.dataset_name or f"the demo's {script.demo_split} split"
     note = (
         f"{model} on {data}: {script.shots} shots, {args.num_train_epochs:g} epochs, batch {script.batch_size}, seeds "
         f"{', '.join(map(str, script.seeds))}; ± is the standard deviation over seeds. torch {torch.__version__} on "

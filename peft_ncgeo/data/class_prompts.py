@@ -23,7 +23,7 @@ def class_prompts(
     causal and pooled at [EOT], so padding to its full length would change nothing but the time.
 
     Args:
-        names: K class names, all different.
+        names: K class names, all different. An underscore is read as a space, as CoOp does.
         template: text around a name, `{}` standing for it.
         num_text_tokens: number of slots that prompts will overwrite; 0 for a model without text prompts.
         tokenizer: the model's tokenizer. It must put one [BOS] token in front.
@@ -53,7 +53,7 @@ def class_prompts(
     limit = max_length or tokenizer.model_max_length
     padded = padded_template(template, num_text_tokens, tokenizer)
     # replace, not format: a name or template may hold braces of its own
-    rows = tokenizer([padded.replace("{}", name) for name in names]).input_ids
+    rows = tokenizer([padded.replace("{}", name.replace("_", " ")) for name in names]).input_ids
     expected = placeholder_ids(template, num_text_tokens, tokenizer)
     if num_text_tokens and rows[0][0] != tokenizer.bos_token_id:
         raise ValueError("Text prompts need a tokenizer that puts one [BOS] token in front, as CLIP's does.")

@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 from ..adapters import adapter_layers
 from ..data.class_prompts import class_prompts
 from ..towers import clip_logits, image_features, reads_text, text_features, text_positions, unwrap
-from ..tuners.prompt_config import PromptConfig
+from ..tuners.prompt_config import active_prompt_config
 
 
 class ZeroShotClassifier:
@@ -64,7 +64,7 @@ class ZeroShotClassifier:
     @property
     def template(self) -> str:
         """Text around a class name in force now."""
-        config = self._config()
+        config = active_prompt_config(self.model)
         return self._template or (config.template if config else "a photo of a {}.")
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ class ZeroShotClassifier:
             self._text_features, self._state = {}, state
         key = tuple(class_names)
         if key not in self._text_features:
-            config = self._config()
+            config = active_prompt_config(self.model)
             slots = config.num_text_tokens if config else 0
             texts = class_prompts(key, self.template, slots, self.processor.tokenizer, text_positions(self.model))
             self._text_features[key] = text_features(self.model, **texts.to(self._device))
@@ -114,18 +114,9 @@ class ZeroShotClassifier:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _config(self) -> PromptConfig | None:
-        """Config of the prompts in force, or None."""
-        for layer in adapter_layers(self.model):
-            active = getattr(layer, "active_adapters", None)
-            config = getattr(self.model, "peft_config", {}).get(active[0]) if active else None
-            if isinstance(config, PromptConfig) and not layer._disable_adapters:
-                return config
-        return None
-
     def _current_state(self) -> tuple:
         """Changes whenever text features might: other weights, another device, another or no adapter."""
         layers = adapter_layers(self.model)
-        adapters = tuple((layer._disable_adapters, tuple(getattr(layer, "active_adapters", ()))) for layer in layers)
+        adapters = tuple((layer._disable_adapters, tuple(layer.active_adapters)) for layer in layers)
         weights = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
         return self.template, self._device, adapters, weights

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import BatchEncoding, EvalPrediction, Trainer
 
@@ -22,7 +21,7 @@ from ..evaluation.metrics import accuracy, balanced_accuracy, harmonic_mean
 from ..losses import CrossEntropy, GeometryBatch, Regularizer
 from ..templates import placeholder_ids
 from ..towers import classification_head, clip_logits, reads_text, text_positions, unwrap
-from ..tuners.prompt_config import PromptConfig
+from ..tuners.prompt_config import active_prompt_config
 from .arguments import GeometryTrainingArguments
 from .callbacks import NewViews
 from .gathering import batch_sizes, gather_batch
@@ -124,12 +123,8 @@ class GeometryTrainer(Trainer):
 
     # ---- what goes in -----------------------------------------------------------------------------------------
 
-    def _prompt_config(self, model: nn.Module) -> PromptConfig | None:
-        config = model.peft_config[model.active_adapter] if isinstance(model, PeftModel) else None
-        return config if isinstance(config, PromptConfig) else None
-
     def _resolve_template(self, model: nn.Module, args: GeometryTrainingArguments) -> str:
-        config = self._prompt_config(model)
+        config = active_prompt_config(model)
         if config is None:
             return args.template or DEFAULT_TEMPLATE
         if args.template not in (None, config.template):
@@ -177,7 +172,7 @@ class GeometryTrainer(Trainer):
 
     def _class_texts(self, names: Sequence[str]) -> BatchEncoding:
         model = self.towers.model
-        config = self._prompt_config(model)
+        config = active_prompt_config(model)
         slots = config.num_text_tokens if config else 0
         if config and slots and not config.placeholder_ids:  # the adapter was made without a tokenizer
             config.placeholder_ids = placeholder_ids(self.template, slots, self.tokenizer)

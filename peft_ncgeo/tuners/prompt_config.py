@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from peft import PeftConfig
+from torch import nn
+
+from ..adapters import adapter_layers
 
 
 @dataclass
@@ -76,3 +79,13 @@ class PromptConfig(PeftConfig):
             raise ValueError(f"init_std={self.init_std} must not be negative.")
         if self.template.count("{}") != 1:
             raise ValueError(f"template={self.template!r} must hold '{{}}' once, where the class name goes.")
+
+
+def active_prompt_config(model: nn.Module) -> PromptConfig | None:
+    """Config of the prompts in force in `model`, a `PeftModel` or a model with adapters of its own; or None."""
+    for layer in adapter_layers(model):
+        if not layer._disable_adapters and layer.active_adapters:
+            config = getattr(model, "peft_config", {}).get(layer.active_adapters[0])
+            if isinstance(config, PromptConfig):
+                return config
+    return None

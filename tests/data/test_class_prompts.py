@@ -42,6 +42,11 @@ def test_names_may_hold_braces():
     assert class_prompts(["{}", "{0}"], "a {}", 1, TOKENIZER)["input_ids"].shape[0] == 2
 
 
+def test_underscores_are_spaces():
+    one, other = (class_prompts([name, "dog"], "a {}", 1, TOKENIZER)["input_ids"] for name in ("red_cat", "red cat"))
+    assert torch.equal(one, other)
+
+
 def test_every_name_keeps_its_own_tokens():
     with_slots = class_prompts(NAMES, "a photo of a {}.", 9, TOKENIZER)["input_ids"]
     plain = class_prompts(NAMES, "a photo of a {}.", 0, TOKENIZER)["input_ids"]

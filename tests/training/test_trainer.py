@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -257,6 +258,13 @@ def test_template_is_the_adapters(tmp_path):
     with pytest.raises(ValueError, match="differs from the adapter's own template"):
         trainer(tmp_path, model, template="a photo of the {}.")
     assert trainer(tmp_path, lora_clip(), template="a {}.").template == "a {}."
+
+
+def test_processes_that_do_not_see_each_other_are_refused(tmp_path, monkeypatch):
+    launched = SimpleNamespace(environ={"WORLD_SIZE": "2"})  # this process really is alone
+    monkeypatch.setattr("peft_ncgeo.training.arguments.os", launched)
+    with pytest.raises(RuntimeError, match="2 processes were started but each sees itself alone"):
+        trainer(tmp_path)
 
 
 def test_argument_values(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -227,7 +229,11 @@ def test_an_unknown_type_is_a_key_error_without_the_import(tmp_path):
     """What a user who forgot `import peft_ncgeo` sees; README and cards open with the import."""
     get_peft_model(tiny_clip(), NPTConfig(num_text_tokens=2)).save_pretrained(tmp_path)
     assert isinstance(PeftConfig.from_pretrained(tmp_path), NPTConfig)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] == "NCGEO_NPT"
+    for first_line, expected in (("", "KeyError: 'NCGEO_NPT'"), ("import peft_ncgeo;", "")):
+        code = f"{first_line}import peft; peft.PeftConfig.from_pretrained({str(tmp_path)!r})"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (result.returncode == 0) == (not expected)
+        assert expected in result.stderr
 
 
 def test_registering_twice_changes_nothing():
