@@ -12,7 +12,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)  ## Prompt-OT on the built-in images: table and adapters in outputs/prompt_ot
-	$(BIN)/accelerate launch --config_file examples/accelerate/cpu_1proc.yaml examples/train_prompt_ot.py
+	OMP_NUM_THREADS=2 $(BIN)/accelerate launch --config_file examples/accelerate/cpu_1proc.yaml examples/train_prompt_ot.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -23,8 +23,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 from peft_ncgeo import NPTConfig
 from peft_ncgeo.adapters import adapters_off
 from peft_ncgeo.data import load_demo
+from peft_ncgeo.geometry.sphere import cosine_logits
 from peft_ncgeo.losses import CrossEntropy, GeometryBatch, OTPreservation
-from peft_ncgeo.towers import clip_logits, image_features, text_features, text_positions
+from peft_ncgeo.towers import image_features, text_features, text_positions
 
 
 def vit_b16(attention: str) -> CLIPModel:
@@ -66,7 +67,7 @@ def make_step(base: CLIPModel, ids: Tensor, pixels: Tensor, labels: Tensor, publ
         with torch.no_grad(), model.disable_adapter() if published else adapters_off(model):
             frozen_image = image_features(model, pixels)
         image, text = image_features(model, pixels), text_features(model, texts)
-        logits = clip_logits(image, text, base.logit_scale)
+        logits = cosine_logits(image, text, base.logit_scale)
         batch = GeometryBatch(
             image_features=image,
             text_features=text,

@@ -7,7 +7,7 @@
         --model_name_or_path openai/clip-vit-base-patch16 --dataset_name path/to/image_folder
         does the same on your own model and data (a Hub data set or an image folder), with the paper's recipe.
 
-Every training argument of Transformers can be given too; `--help` lists them.
+Transformers' training arguments can be given too; `--help` lists them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from peft_ncgeo.losses import OTPreservation, Regularizer
 
 # Chosen on the demo's development split; the mini-CLIP and its AdamW are far from the paper's setting.
 DEMO = {
-    "num_train_epochs": 20,
+    "num_train_epochs": 15,
     "batch_size": 60,
     "learning_rate": 5e-3,
     "lr_scheduler_type": "cosine",
@@ -201,6 +201,11 @@ def main() -> None:
         disable_tqdm=True,
     )
     script, args = parser.parse_args_into_dataclasses()
+    for argument in ("--per_device_train_batch_size", "--resume_from_checkpoint"):
+        if any(given.split("=")[0] == argument for given in sys.argv):
+            raise SystemExit(
+                f"{argument} is not read here: --batch_size counts all processes, and runs are not resumed."
+            )
     args.per_device_train_batch_size, left = divmod(script.batch_size, args.world_size)
     if left:
         raise SystemExit(f"batch_size={script.batch_size} cannot be shared by {args.world_size} processes.")

@@ -1,4 +1,4 @@
-"""PEFT's adapters inside a model: where they are, and the model with them switched off."""
+"""PEFT's adapters inside a model: where they are, their parameters, and the model with them switched off."""
 
 from __future__ import annotations
 
@@ -14,6 +14,16 @@ from torch import nn
 def adapter_layers(model: nn.Module) -> list[Any]:
     """The modules through which PEFT changes the model's output, of any PEFT method."""
     return [m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
+
+
+def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that adapters brought along, of all adapters, without those of the modules they wrap."""
+    return [
+        parameter
+        for layer in adapter_layers(model)
+        for name, parameter in layer.named_parameters()
+        if not {"base_layer", "original_module"} & set(name.split("."))
+    ]
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -45,10 +44,16 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
     A tower is a module with `embeddings` and a list of layers. It reads text if its embeddings hold a
     `token_embedding`, images if they hold patch embeddings. `exclude` names modules (full path, or its end) whose
     towers are passed over.
+
+    Raises:
+        ValueError: `exclude` names a module that the model does not have.
     """
     towers: dict[str, Tower] = {}
+    found: set[str] = set()
     for name, module in model.named_modules():
-        if any(name == end or name.endswith("." + end) for end in exclude):
+        excluded = {end for end in exclude if name == end or name.endswith("." + end)}
+        if excluded:
+            found |= excluded
             continue
         embeddings = getattr(module, "embeddings", None)
         layers = _layer_list(module)
@@ -66,6 +71,9 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
             patches = patches or getattr(getattr(embeddings, "patch_embeddings", None), "projection", None)
             if patches is not None:
                 towers["vision"] = Tower(path, layer_paths, patches.out_channels)
+    unknown = set(exclude) - found
+    if unknown:
+        raise ValueError(f"exclude_modules names {sorted(unknown)[0]!r}, which {type(model).__name__} does not have.")
     return towers
 
 
@@ -112,10 +120,3 @@ def head_features(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tenso
     finally:
         handle.remove()
     return seen[0], logits
-
-
-def clip_logits(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """`s * cos(f_i, g_k)` with `s = exp(logit_scale)`: image (B, d), text (K, d) to (B, K), in float32 or wider."""
-    dtype = torch.promote_types(image.dtype, torch.float32)
-    image, text = (torch.nn.functional.normalize(x.to(dtype), dim=-1) for x in (image, text))
-    return logit_scale.to(dtype).exp() * image @ text.T

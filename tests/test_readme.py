@@ -22,6 +22,12 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "outputs" / "readme" / "adapter_model.safetensors").exists()
 
 
+def test_nothing_is_left_to_fill_in():
+    table = README.split("<!-- demo table -->")[1].split("<!-- end of demo table -->")[0]
+    assert table.count("\n|") >= 6
+    assert not re.findall(r"\b(TODO|CHOICES|SPEED)\b", README)
+
+
 def test_files_and_targets_named_in_readme_exist():
     root = Path(__file__).parents[1]
     for path in set(re.findall(r"(?:examples|peft_ncgeo)/[\w/.]+", README)):

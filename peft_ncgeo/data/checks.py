@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, Image
 
 
 def class_names(dataset: Dataset, label_column: str = "label") -> list[str]:
@@ -44,6 +44,11 @@ def check_dataset(
     names = class_names(dataset, label_column)
     if image_column not in dataset.column_names:
         raise ValueError(f"No image column {image_column!r} among {dataset.column_names}; name it in image_column.")
+    if not isinstance(dataset.features[image_column], Image):
+        raise ValueError(
+            f"Column {image_column!r} is not of type datasets.Image; convert it with "
+            f'dataset.cast_column("{image_column}", datasets.Image()).'
+        )
     if len(dataset) == 0:
         raise ValueError("The data set is empty.")
     if len(names) < 2:

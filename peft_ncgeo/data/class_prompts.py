@@ -44,6 +44,8 @@ def class_prompts(
     features = model.get_text_features(**texts).pooler_output
     ```
     """
+    if isinstance(names, str):
+        raise TypeError(f"class names must be a list of names, got the single string {names!r}.")
     names = list(names)
     if not names:
         raise ValueError("class_prompts needs at least one class name.")
@@ -74,4 +76,4 @@ def class_prompts(
             other = first_with[tuple(row)]
             raise ValueError(f"Duplicate class names: {other!r} and {name!r} give the same text and cannot separate.")
         first_with[tuple(row)] = name
-    return tokenizer.pad({"input_ids": rows}, return_tensors="pt")
+    return tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")

@@ -33,6 +33,15 @@ def crop_flip(image: Image.Image, rng: np.random.Generator, size: tuple[int, int
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
 
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any 8- or 16-bit image as RGB. Pillow alone would turn every 16-bit value above 255 white."""
+    if image.mode == "F":
+        raise ValueError("An image of floating-point numbers has no known range; convert it to 8 bits first.")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    return image.convert("RGB")
+
+
 Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
@@ -50,7 +59,8 @@ class LabelledImages(torch.utils.data.Dataset):
         augment: Augmentation | None = None,
         seed: int = 0,
     ) -> None:
-        self.dataset = dataset
+        # a "torch" or "numpy" format would hand out arrays; the user's own transform stays
+        self.dataset = dataset if dataset.format["type"] == "custom" else dataset.with_format(None)
         self.image_column, self.label_column = image_column, label_column
         self.augment, self.seed = augment, seed
         # shared memory: workers that outlive an epoch see the next one's number
@@ -63,11 +73,15 @@ class LabelledImages(torch.utils.data.Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample = self.dataset[index]
-        image, label = sample[self.image_column], sample[self.label_column]
-        if not isinstance(image, Image.Image):
-            raise TypeError(f"Column {self.image_column!r} holds {type(image).__name__}; cast it to datasets.Image().")
-        image = image.convert("RGB")
+        try:
+            sample = self.dataset[index]
+            image, label = sample[self.image_column], sample[self.label_column]
+            image = to_rgb(image)
+        except Exception as error:
+            raise ValueError(
+                f"Sample {index} gives no image in column {self.image_column!r} or no label: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         if self.augment is not None:
             image = self.augment(image, np.random.default_rng((self.seed, int(self._epoch), index)))
         return {"image": image, "label": label}

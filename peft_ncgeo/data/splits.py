@@ -14,13 +14,13 @@ from .checks import class_names
 def select_classes(dataset: Dataset, classes: Sequence[int], label_column: str = "label") -> Dataset:
     """The samples of `classes` (indices), renumbered 0.. in the order given, under their own names only."""
     names = class_names(dataset, label_column)
-    features = dataset.features.copy()
-    features[label_column] = ClassLabel(names=[names[c] for c in classes])
     new_number = {c: i for i, c in enumerate(classes)}
     labels = dataset.with_format(None)[label_column][:]
     kept = [i for i, label in enumerate(labels) if label in new_number]
-    subset = dataset.select(kept).remove_columns(label_column)
-    return subset.add_column(label_column, [new_number[labels[i]] for i in kept], feature=features[label_column])
+    feature = ClassLabel(names=[names[c] for c in classes])
+    renumbered = [new_number.get(label) for label in labels]
+    # the column first and the selection last: the other way round would copy every image
+    return dataset.remove_columns(label_column).add_column(label_column, renumbered, feature=feature).select(kept)
 
 
 def base_new_split(dataset: Dataset, label_column: str = "label") -> DatasetDict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoProcessor
 
-from ..adapters import adapter_layers
+from ..adapters import adapter_layers, adapter_parameters
 from ..data.class_prompts import class_prompts
-from ..towers import clip_logits, image_features, reads_text, text_features, text_positions, unwrap
+from ..data.images import to_rgb
+from ..geometry.sphere import cosine_logits
+from ..towers import image_features, reads_text, text_features, text_positions, unwrap
 from ..tuners.prompt_config import active_prompt_config
 
 
@@ -25,7 +28,7 @@ class ZeroShotClassifier:
         processor: its `CLIPProcessor`.
         template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
 
-    Text features are kept for each list of names until the model's weights or its active adapter change.
+    Text features are kept for each list of names until an adapter's weights change, or which one is active.
 
     Example:
 
@@ -42,23 +45,30 @@ class ZeroShotClassifier:
         self._template = template
         self._text_features: dict[tuple[str, ...], Tensor] = {}
         self._state: tuple = ()
+        self._weights: list[Tensor] = []
 
     @classmethod
     def from_pretrained(
-        cls, repo_id: str, base_model: nn.Module | str | None = None, template: str | None = None
+        cls,
+        repo_id: str,
+        base_model: nn.Module | str | None = None,
+        processor: Any = None,
+        template: str | None = None,
     ) -> ZeroShotClassifier:
         """Load an adapter (folder or Hub repository) onto its base model, or onto `base_model`.
 
-        The processor is the one saved beside the adapter, else the base model's.
+        The processor, where none is given, is the one saved beside the adapter, else the base model's.
         """
         from ..hub import load_adapter
 
         model = load_adapter(repo_id, base_model)
         base = base_model if isinstance(base_model, str) else unwrap(model).name_or_path
-        try:
-            processor = AutoProcessor.from_pretrained(repo_id)
-        except (OSError, ValueError):
-            processor = AutoProcessor.from_pretrained(base)
+        for place in (repo_id, base):
+            if processor is None and place:
+                with suppress(OSError, ValueError):
+                    processor = AutoProcessor.from_pretrained(place)
+        if processor is None:
+            raise ValueError(f"No processor beside the adapter in {repo_id} nor with its base model; pass processor.")
         return cls(model, processor, template)
 
     @property
@@ -77,31 +87,37 @@ class ZeroShotClassifier:
             ValueError: fewer than two names, or names that [`class_prompts`] refuses.
         """
         images = [images] if isinstance(images, Image.Image) else list(images)
+        for image in images:
+            if not isinstance(image, Image.Image):
+                raise TypeError(
+                    f"images must be PIL images, got {type(image).__name__}; open files with PIL.Image.open."
+                )
         text = self.text_features(class_names)
         starts = range(0, len(images), batch_size)
         logits = [text.new_zeros(0, len(text), dtype=torch.float32)]
         for start in tqdm(starts, desc="Classifying", disable=len(starts) < 10):
-            batch = [image.convert("RGB") for image in images[start : start + batch_size]]
+            batch = [to_rgb(image) for image in images[start : start + batch_size]]
             pixels = self.processor.image_processor(images=batch, return_tensors="pt")["pixel_values"]
             features = image_features(self.model, pixels.to(self._device))
-            logits.append(clip_logits(features, text, unwrap(self.model).logit_scale).float())
+            logits.append(cosine_logits(features, text, unwrap(self.model).logit_scale).float())
         return torch.cat(logits).softmax(dim=-1).cpu()
 
     def predict(
         self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int = 64
     ) -> list[str]:
         """The most probable name for each image."""
-        class_names = list(class_names)
-        return [class_names[i] for i in self.predict_proba(images, class_names, batch_size).argmax(dim=-1).tolist()]
+        best = self.predict_proba(images, class_names, batch_size).argmax(dim=-1)
+        return [class_names[i] for i in best.tolist()]
 
     @torch.no_grad()
     def text_features(self, class_names: Sequence[str]) -> Tensor:
         """Raw text features (K, d) of the names in the template, computed once for each list of names."""
+        if isinstance(class_names, str):
+            raise TypeError(f"class_names must be a list of names, got the single string {class_names!r}.")
         if len(class_names) < 2:
             raise ValueError(f"Classification needs at least two class names, got {list(class_names)}.")
-        state = self._current_state()
-        if state != self._state:
-            self._text_features, self._state = {}, state
+        self.model.eval()
+        self._forget_if_changed()
         key = tuple(class_names)
         if key not in self._text_features:
             config = active_prompt_config(self.model)
@@ -114,9 +130,13 @@ class ZeroShotClassifier:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _current_state(self) -> tuple:
-        """Changes whenever text features might: other weights, another device, another or no adapter."""
+    def _forget_if_changed(self) -> None:
         layers = adapter_layers(self.model)
-        adapters = tuple((layer._disable_adapters, tuple(layer.active_adapters)) for layer in layers)
-        weights = tuple((p.data_ptr(), p._version) for p in self.model.parameters())
-        return self.template, self._device, adapters, weights
+        active = tuple((layer._disable_adapters, tuple(layer.active_adapters)) for layer in layers)
+        state = self.template, self._device, next(self.model.parameters()).dtype, active
+        weights = adapter_parameters(self.model)
+        same = len(weights) == len(self._weights) and all(map(torch.equal, weights, self._weights))
+        if state != self._state or not same:
+            # by value: neither addresses nor version counters tell every change
+            self._state, self._weights = state, [weight.detach().clone() for weight in weights]
+            self._text_features = {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import transformers
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import load_peft_weights
 from safetensors import SafetensorError
 from torch import nn
 
@@ -17,16 +18,26 @@ def load_adapter(repo_id: str, base_model: nn.Module | str | None = None) -> Pef
 
     Raises:
         ValueError: no base model is known; the file is damaged; or it does not fit the model, where any missing or
-            unexpected prompt is named.
+            unexpected weight is named.
     """
     repo_id = str(repo_id)
     config = PeftConfig.from_pretrained(repo_id)
     if not isinstance(base_model, nn.Module):
         base_model = _load_base(config, base_model)
     try:
-        return PeftModel.from_pretrained(base_model, repo_id, config=config).eval()
+        given = load_peft_weights(repo_id, device="cpu")
+        model = PeftModel.from_pretrained(base_model, repo_id, config=config).eval()
     except SafetensorError as error:
         raise ValueError(f"The adapter file in {repo_id} is damaged or truncated ({error}).") from error
+    except KeyError as error:  # PEFT looks the weights of modules_to_save up by name
+        raise ValueError(f"The adapter file in {repo_id} does not fit the model: missing {error}.") from error
+    differing = sorted(get_peft_model_state_dict(model).keys() ^ given.keys())
+    if differing:
+        which = "unexpected" if differing[0] in given else "missing"
+        raise ValueError(
+            f"The adapter file in {repo_id} does not fit the model: {which} {differing[0]} (of {len(differing)})."
+        )
+    return model
 
 
 def _load_base(config: PeftConfig, name_or_path: str | None) -> nn.Module:

@@ -87,6 +87,8 @@ class Regularizer(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name or self.default_name
+        if "." in self.name:
+            raise ValueError(f"Loss name {self.name!r} must not hold a dot: dots part names in checkpoints.")
         if (weight is None) == (budget is None):
             raise ValueError(f"{type(self).__name__} takes exactly one of weight and budget.")
         if weight is not None and not callable(weight) and not math.isfinite(weight):
@@ -106,7 +108,10 @@ class Regularizer(nn.Module):
         """What the trainer multiplies the value by; `progress` is the share of training done."""
         if self.budget is not None:
             return float(self.multiplier)
-        return float(self.weight(progress) if callable(self.weight) else self.weight)  # type: ignore[arg-type]
+        factor = float(self.weight(progress) if callable(self.weight) else self.weight)  # type: ignore[arg-type]
+        if not math.isfinite(factor):
+            raise ValueError(f"weight of {self.name} is {factor} after {progress:.0%} of training.")
+        return factor
 
     @torch.no_grad()
     def update(self, value: Tensor | float) -> None:

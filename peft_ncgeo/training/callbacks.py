@@ -8,7 +8,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class NewViews(TrainerCallback):
-    """Tells the training images which epoch it is, so that each epoch draws other views."""
+    """Tells the training images which epoch it is, so that each epoch draws other views.
+
+    Accelerate's loader tells the sampler or the data set, and with several processes the sampler only.
+    """
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -27,11 +27,11 @@ def load_state(losses: Iterable[Regularizer], folder: str | Path) -> None:
     """
     path = Path(folder) / FILE_NAME
     losses = list(losses)
+    expected = {f"{loss.name}.{key}" for loss in losses for key in loss.state_dict()}
     try:
-        state = load_file(path) if losses else {}
+        state = load_file(path) if expected or path.exists() else {}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"Cannot resume from {path}: {error}.") from error
-    expected = {f"{loss.name}.{key}" for loss in losses for key in loss.state_dict()}
     if expected != state.keys():
         raise ValueError(f"{path} was written for other losses: it differs in {sorted(expected ^ state.keys())}.")
     for loss in losses:

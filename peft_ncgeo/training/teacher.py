@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import BatchEncoding
 
-from ..adapters import adapter_layers, adapters_off
-from ..data.class_prompts import class_prompts
+from ..adapters import adapter_layers, adapter_parameters, adapters_off
 from .towers_module import TowersModule, encode
 
 
@@ -18,32 +17,35 @@ class FrozenTeacher:
 
     Args:
         towers: the student; its adapter is switched off for each pass.
-        tokenizer: reads the templates (unused by a model without text).
-        templates: texts whose features are averaged per class.
+        texts: the class names in each template; the features of several are averaged.
 
     Raises:
-        ValueError: the model has no adapters, so that there is nothing to switch off.
+        ValueError: the model has no adapters to switch off, or trains parameters outside them, which would change the
+            teacher too.
     """
 
-    def __init__(self, towers: TowersModule, tokenizer: Any, templates: Sequence[str]) -> None:
+    def __init__(self, towers: TowersModule, texts: Sequence[BatchEncoding]) -> None:
         if not adapter_layers(towers):
             raise ValueError("A loss asks for the frozen model, but the model has no PEFT adapters to switch off.")
-        self.towers, self.tokenizer, self.templates = towers, tokenizer, list(templates)
-        self._texts: dict[tuple[str, ...], Tensor] = {}
+        inside = {id(parameter) for parameter in adapter_parameters(towers)}
+        for name, parameter in towers.model.named_parameters():
+            if parameter.requires_grad and id(parameter) not in inside:
+                raise ValueError(
+                    f"A loss asks for the frozen model, but {name} is trained and belongs to no adapter, so switching "
+                    "adapters off would not undo it."
+                )
+        self.towers, self.texts = towers, list(texts)
+        self._text_features: Tensor | None = None
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) to (B, d)."""
         with adapters_off(self.towers):
             return encode(self.towers, pixel_values=pixel_values)["image_features"]
 
-    def text_features(self, names: Sequence[str], device: torch.device) -> Tensor:
-        """(K, d), computed once for each list of names."""
-        key = tuple(names)
-        if key not in self._texts:
-            features = []
+    def text_features(self, device: torch.device) -> Tensor:
+        """(K, d), computed once."""
+        if self._text_features is None:
             with adapters_off(self.towers):
-                for template in self.templates:
-                    texts = class_prompts(names, template, 0, self.tokenizer).to(device)
-                    features.append(encode(self.towers, **texts)["text_features"])
-            self._texts[key] = torch.stack(features).mean(dim=0)
-        return self._texts[key]
+                features = [encode(self.towers, **texts.to(device))["text_features"] for texts in self.texts]
+            self._text_features = torch.stack(features).mean(dim=0)
+        return self._text_features

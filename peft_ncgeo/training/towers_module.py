@@ -37,10 +37,12 @@ class TowersModule(nn.Module):
 
 @torch.no_grad()
 def encode(towers: TowersModule, **inputs: Tensor) -> dict[str, Tensor]:
-    """A pass without gradient in evaluation mode, whatever mode the module was left in."""
-    was_training = towers.training
-    towers.eval()
+    """A pass without gradient in evaluation mode, which leaves the model in the mode it was in."""
+    was_training = towers.model.training
+    if was_training:
+        towers.eval()
     try:
         return towers(**inputs)
     finally:
-        towers.train(was_training)
+        if was_training:
+            towers.train()

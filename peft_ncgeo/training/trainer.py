@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,26 +11,21 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import BatchEncoding, EvalPrediction, Trainer
+from transformers import EvalPrediction, Trainer
 
-from ..data.checks import check_dataset
-from ..data.class_prompts import class_prompts
 from ..data.images import ImageCollator, LabelledImages, crop_flip, input_size
 from ..evaluation.metrics import accuracy, balanced_accuracy, harmonic_mean
+from ..geometry.sphere import cosine_logits
 from ..losses import CrossEntropy, GeometryBatch, Regularizer
-from ..templates import placeholder_ids
-from ..towers import classification_head, clip_logits, reads_text, text_positions, unwrap
-from ..tuners.prompt_config import active_prompt_config
+from ..towers import unwrap
 from .arguments import GeometryTrainingArguments
 from .callbacks import NewViews
+from .checks import check_arguments, check_losses
 from .gathering import batch_sizes, gather_batch
 from .state import load_state, save_state
+from .task import ClassificationTask
 from .teacher import FrozenTeacher
 from .towers_module import TowersModule, encode
-
-DEFAULT_TEMPLATE = "a photo of a {}."
-# GeometryBatch fields that a loss may require of this trainer
-_OFFERED = {"frozen_image_features", "frozen_text_features", "text_features", "logits", "logit_scale"}
 
 
 def accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -73,7 +67,7 @@ class GeometryTrainer(Trainer):
     def __init__(
         self,
         model: nn.Module,
-        args: GeometryTrainingArguments,
+        args: GeometryTrainingArguments | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: Any = None,
@@ -82,29 +76,31 @@ class GeometryTrainer(Trainer):
         compute_metrics: Callable[[EvalPrediction], dict] | None = None,
         **kwargs: Any,
     ) -> None:
-        if processing_class is None:
-            raise ValueError("GeometryTrainer needs processing_class, the model's processor.")
+        args = GeometryTrainingArguments() if args is None else args
+        check_arguments(args, kwargs)
         self.losses, self.classification_loss = list(losses), classification_loss
-        self.towers = TowersModule(model)
-        self.tokenizer: Any = getattr(processing_class, "tokenizer", None)
-        self.image_processor = getattr(processing_class, "image_processor", processing_class)
-        self.template = self._resolve_template(model, args)
-        self._check_losses(model)
+        self.task = ClassificationTask(model, processing_class, args)
+        check_losses(model, self.losses, classification_loss)
+        self.class_names = [] if train_dataset is None else self.task.names(train_dataset)
         for dataset in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
             if dataset is not None:
-                self._class_names(dataset, args, every_class=False)
-        self.class_names = [] if train_dataset is None else self._class_names(train_dataset, args, every_class=True)
+                self.task.names(dataset, self.class_names)
         self._texts: dict[str, Tensor] = {}
         self._eval_text_features: Tensor | None = None
         self._logged: dict[str, list[Tensor]] = defaultdict(list)
         self._step_values: dict[str, list[Tensor]] = defaultdict(list)
+        self.towers = TowersModule(model)
+        self._required = {field for loss in self.losses for field in getattr(loss, "requires", ())}
+        self.teacher: FrozenTeacher | None = None
+        if any(field.startswith("frozen_") for field in self._required):
+            self.teacher = FrozenTeacher(self.towers, self.task.frozen_texts(self.class_names))
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=kwargs.pop("data_collator", None) or ImageCollator(self.image_processor),
+            data_collator=kwargs.pop("data_collator", None) or ImageCollator(self.task.image_processor),
             compute_metrics=compute_metrics or accuracy_metrics,
             **kwargs,
         )
@@ -114,78 +110,25 @@ class GeometryTrainer(Trainer):
         self.add_callback(NewViews)
         for loss in self.losses:
             loss.to(self.args.device)
-        self._required = {field for loss in self.losses for field in getattr(loss, "requires", ())}
-        self.teacher: FrozenTeacher | None = None
-        if any(field.startswith("frozen_") for field in self._required):
-            self.teacher = FrozenTeacher(self.towers, self.tokenizer, args.frozen_templates or [self.template])
-        if reads_text(model) and self.class_names:
-            self._texts = dict(self._class_texts(self.class_names).to(self.args.device))
-
-    # ---- what goes in -----------------------------------------------------------------------------------------
-
-    def _resolve_template(self, model: nn.Module, args: GeometryTrainingArguments) -> str:
-        config = active_prompt_config(model)
-        if config is None:
-            return args.template or DEFAULT_TEMPLATE
-        if args.template not in (None, config.template):
-            raise ValueError(
-                f"args.template={args.template!r} differs from the adapter's own template={config.template!r}; "
-                "set it in the adapter's config only."
-            )
-        return config.template
-
-    def _check_losses(self, model: nn.Module) -> None:
-        names = [loss.name for loss in self.losses]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"Two losses have the name {name!r}; give one of them another with name=...")
-        if not self.losses and self.classification_loss is None:
-            raise ValueError("Nothing to train: pass losses or a classification_loss.")
-        if not reads_text(model) and classification_head(model) is None:
-            raise ValueError(
-                f"{type(unwrap(model)).__name__} has neither a text tower nor a classification head; train "
-                "CLIPModel or an ...ForImageClassification model."
-            )
-        for loss in self.losses:
-            for field in getattr(loss, "requires", ()):
-                if field not in _OFFERED:
-                    raise ValueError(f"{loss.name} requires {field}, which GeometryTrainer does not fill.")
-                if "text" in field and not reads_text(model):
-                    raise ValueError(
-                        f"{loss.name} requires {field}, but {type(unwrap(model)).__name__} reads no text; use a "
-                        "modality without text."
-                    )
-
-    def _class_names(self, dataset: Any, args: GeometryTrainingArguments, every_class: bool) -> list[str]:
-        """Check one data set against columns, tokenizer and head, and return its class names."""
-        names = check_dataset(dataset, args.image_column, args.label_column, every_class)
-        model = self.towers.model
-        if reads_text(model):
-            if self.tokenizer is None:
-                raise ValueError("processing_class has no tokenizer to read class names with; pass the CLIPProcessor.")
-            self._class_texts(names)
-        else:
-            outputs = unwrap(model).config.num_labels
-            if outputs != len(names):
-                raise ValueError(f"The model's head has {outputs} outputs, the data set {len(names)} classes.")
-        return names
-
-    def _class_texts(self, names: Sequence[str]) -> BatchEncoding:
-        model = self.towers.model
-        config = active_prompt_config(model)
-        slots = config.num_text_tokens if config else 0
-        if config and slots and not config.placeholder_ids:  # the adapter was made without a tokenizer
-            config.placeholder_ids = placeholder_ids(self.template, slots, self.tokenizer)
-        return class_prompts(names, self.template, slots, self.tokenizer, max_length=text_positions(model))
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         augment = None
         if kwargs.get("is_training") and self.args.augmentation == "crop_flip":
-            augment = partial(crop_flip, size=input_size(self.image_processor))
+            augment = partial(crop_flip, size=input_size(self.task.image_processor))
         images = LabelledImages(dataset, self.args.image_column, self.args.label_column, augment, self.args.seed)
         return super()._get_dataloader(images, *args, **kwargs)
 
     # ---- training ---------------------------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; see [`~transformers.Trainer.train`]."""
+        if not any(parameter.requires_grad for parameter in self.towers.parameters()):
+            raise ValueError("No parameter is trainable; load an adapter with is_trainable=True to train it on.")
+        if self.task.reads_text and self.class_names:  # read now: another adapter may have become active
+            self._texts = dict(self.task.texts(self.class_names).to(self.args.device))
+        self._logged.clear()
+        self._step_values.clear()
+        return super().train(*args, **kwargs)
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
         if not training:
@@ -203,12 +146,12 @@ class GeometryTrainer(Trainer):
             if self.teacher is not None and "frozen_image_features" in self._required:
                 out["frozen_image_features"] = self.teacher.image_features(pixel_values)
             if self.teacher is not None and "frozen_text_features" in self._required:
-                frozen_text = self.teacher.text_features(self.class_names, pixel_values.device)
+                frozen_text = self.teacher.text_features(pixel_values.device)
         text = out.pop("text_features", None)  # the same on every process, so not gathered
         gathered = {key: gather_batch(value, sizes) for key, value in {**out, "labels": inputs["labels"]}.items()}
         if text is not None:
             gathered["logit_scale"] = unwrap(self.towers.model).logit_scale
-            gathered["logits"] = clip_logits(gathered["image_features"], text, gathered["logit_scale"])
+            gathered["logits"] = cosine_logits(gathered["image_features"], text, gathered["logit_scale"])
         return GeometryBatch(**gathered, text_features=text, frozen_text_features=frozen_text)
 
     def compute_loss(
@@ -221,32 +164,38 @@ class GeometryTrainer(Trainer):
         batch = self.geometry_batch(model, inputs)
         progress = self.state.global_step / max(1, self.state.max_steps)
         total = torch.zeros((), device=inputs["pixel_values"].device)
-        if self.classification_loss is not None:
+        if self.classification_loss is None:
+            # DDP waits for every parameter's gradient, also of a tower that no term looks at
+            total = total + 0 * batch.need("logits")[0].sum()
+        else:
             name = getattr(self.classification_loss, "name", "ce")
-            total = total + self._note(f"loss/{name}", self.classification_loss(batch))
+            total = total + self._note_loss(name, self.classification_loss(batch))
         for loss in self.losses:
-            value = self._note(f"loss/{loss.name}", loss(batch))
-            self._step_values[loss.name].append(value.detach())
+            value = self._note_loss(loss.name, loss(batch))
             factor = loss.factor(progress)
             total = total + factor * value
-            self._note(f"lambda/{loss.name}", torch.tensor(factor))
+            self._step_values[loss.name].append(value.detach())
+            self._logged[f"lambda/{loss.name}"].append(torch.tensor(factor))
             for key, metric in loss.metrics.items():
-                self._note(key, metric)
+                self._logged[key].append(metric.detach())
         return (total, {"logits": batch.logits}) if return_outputs else total
 
-    def _note(self, key: str, value: Tensor) -> Tensor:
-        if key.startswith("loss/") and not torch.isfinite(value):
+    def _note_loss(self, name: str, value: Tensor) -> Tensor:
+        if value.dim():
+            raise ValueError(f"loss/{name} must be a scalar, got shape {tuple(value.shape)}.")
+        if not torch.isfinite(value):
             step = self.state.global_step + 1
-            raise FloatingPointError(f"{key} is {value.item()} at step {step}; no step was taken.")
-        self._logged[key].append(value.detach())
+            raise FloatingPointError(f"loss/{name} is {value.item()} at step {step}; no step was taken.")
+        self._logged[f"loss/{name}"].append(value.detach())
         return value
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:  # the optimiser steps next
             for regularizer in self.losses:
-                value = torch.stack(self._step_values[regularizer.name]).mean()
-                regularizer.update(self.accelerator.reduce(value, "mean"))
+                if regularizer.budget is not None:
+                    value = torch.stack(self._step_values[regularizer.name]).mean()
+                    regularizer.update(self.accelerator.reduce(value, "mean"))
             self._step_values.clear()
         return loss
 
@@ -279,16 +228,22 @@ class GeometryTrainer(Trainer):
     ) -> dict[str, float]:
         """Accuracy and balanced accuracy of each set over its own class names; `harmonic_mean` of base and new."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, str) and isinstance(self.eval_dataset, dict):
-            dataset = self.eval_dataset[dataset]
+        if isinstance(dataset, str):
+            known = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+            if dataset not in known:
+                raise ValueError(f"No evaluation set is named {dataset!r}; there are {sorted(known)}.")
+            dataset = known[dataset]
         if not isinstance(dataset, dict):
             self._read_classes(dataset)
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        scores = [metrics.get(f"{metric_key_prefix}_{half}_accuracy", math.nan) for half in ("base", "new")]
-        if not any(map(math.isnan, scores)):
-            metrics[f"{metric_key_prefix}_harmonic_mean"] = harmonic_mean(*scores)
-            self.log({f"{metric_key_prefix}_harmonic_mean": harmonic_mean(*scores)})
+        base, new = (metrics.get(f"{metric_key_prefix}_{half}_accuracy") for half in ("base", "new"))
+        if base is not None and new is not None:
+            combined = {f"{metric_key_prefix}_harmonic_mean": harmonic_mean(base, new)}
+            metrics.update(combined)
+            self.log(dict(combined))
+            # callbacks such as early stopping have seen each half only
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, combined)
         return metrics
 
     def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
@@ -297,11 +252,11 @@ class GeometryTrainer(Trainer):
         return super().predict(test_dataset, *args, **kwargs)
 
     def _read_classes(self, dataset: Dataset) -> None:
-        if dataset is None:
+        if not dataset:
             raise ValueError("There is nothing to evaluate: pass eval_dataset.")
-        names = self._class_names(dataset, self.args, every_class=False)
-        if reads_text(self.towers.model):
-            texts = self._class_texts(names).to(self.args.device)
+        names = self.task.names(dataset, self.class_names)
+        if self.task.reads_text:
+            texts = self.task.texts(names).to(self.args.device)
             with self.accelerator.autocast():
                 self._eval_text_features = encode(self.towers, **texts)["text_features"]
 
@@ -320,7 +275,7 @@ class GeometryTrainer(Trainer):
             logits = out["logits"]
         else:
             scale = unwrap(self.towers.model).logit_scale
-            logits = clip_logits(out["image_features"], self._eval_text_features, scale)
+            logits = cosine_logits(out["image_features"], self._eval_text_features, scale)
         labels = inputs["labels"]
         loss = nn.functional.cross_entropy(logits.float(), labels)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)

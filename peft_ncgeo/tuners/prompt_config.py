@@ -33,9 +33,8 @@ class PromptConfig(PeftConfig):
         init_weights: False leaves every vector as N(0, init_std), whatever `text_init` says.
         exclude_modules: names of modules whose towers get no prompts.
         modules_to_save: modules trained and saved whole beside the prompts, a classification head for instance.
-        text_init_ids: token ids of `text_init`. Written when the adapter is created, so that loading it needs no
-            tokenizer. Empty: no tokenizer was found.
-        placeholder_ids: token ids that stand in slots `1..num_text_tokens`; written in the same way.
+        token_ids: what `text_init` and `template` were as tokens, written when the adapter is created, so that
+            loading it needs no tokenizer. Not for setting by hand.
     """
 
     # PEFT reads this attribute. Towers are found by structure: a path here would freeze today's layout into files.
@@ -60,25 +59,41 @@ class PromptConfig(PeftConfig):
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules trained and saved whole beside the prompts."}
     )
-    text_init_ids: list[int] | None = field(
-        default=None, metadata={"help": "Token ids of `text_init`, written when the adapter is created."}
-    )
-    placeholder_ids: list[int] | None = field(
-        default=None, metadata={"help": "Token ids in the prompted slots, written when the adapter is created."}
+    token_ids: dict[str, list] | None = field(
+        default=None, metadata={"help": "Tokens of `text_init` and `template`, written when the adapter is created."}
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_text_tokens", "num_vision_tokens"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
-        for name in ("text_depth", "vision_depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1; leave prompts out with 0 tokens.")
+        for name, least in (("num_text_tokens", 0), ("num_vision_tokens", 0), ("text_depth", 1), ("vision_depth", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
         if self.init_std < 0:
             raise ValueError(f"init_std={self.init_std} must not be negative.")
         if self.template.count("{}") != 1:
             raise ValueError(f"template={self.template!r} must hold '{{}}' once, where the class name goes.")
+        if isinstance(self.exclude_modules, str):
+            self.exclude_modules = [self.exclude_modules]
+        # Ids that came with the other fields, from a file, are kept; a config made by hand gets its own per model.
+        self.is_loaded = self.token_ids is not None and self.token_ids.get("of") == self._tokenised_fields()
+
+    def _tokenised_fields(self) -> list:
+        return [self.text_init, self.template, self.num_text_tokens]
+
+    def write_token_ids(self, phrase: list[int], placeholders: list[int]) -> None:
+        """Note the tokens of `text_init` and of slots `1..num_text_tokens`."""
+        self.token_ids = {"of": self._tokenised_fields(), "text_init": phrase, "placeholders": placeholders}
+
+    @property
+    def phrase_ids(self) -> list[int]:
+        """Tokens of `text_init`; empty where it is None or no tokenizer was found."""
+        return (self.token_ids or {}).get("text_init", [])
+
+    @property
+    def placeholder_ids(self) -> list[int]:
+        """Tokens that stand in slots `1..num_text_tokens` of a text; empty where no tokenizer was found."""
+        return (self.token_ids or {}).get("placeholders", [])
 
 
 def active_prompt_config(model: nn.Module) -> PromptConfig | None:

@@ -72,6 +72,17 @@ def test_refusals_name_the_class(names, template, slots, message):
         class_prompts(names, template, slots, TOKENIZER)
 
 
+def test_a_single_string_is_refused():
+    with pytest.raises(TypeError, match="must be a list of names, got the single string 'cat'"):
+        class_prompts("cat", "a {}", 1, TOKENIZER)
+
+
+def test_padding_is_on_the_right_whatever_the_tokenizer_says():
+    tokenizer = tiny_processor().tokenizer
+    tokenizer.padding_side = "left"
+    assert class_prompts(["cat", "red cat"], "a {}", 1, tokenizer)["input_ids"][:, 0].tolist() == [BOS, BOS]
+
+
 def test_max_length_overrides_the_tokenizers():
     with pytest.raises(ValueError, match="the model takes 6"):
         class_prompts(["cat", "dog"], "a photo of a {}.", 4, TOKENIZER, max_length=6)

@@ -7,6 +7,7 @@ from peft import get_peft_model
 from peft_ncgeo import NPTConfig, ZeroShotClassifier
 from peft_ncgeo.evaluation import harmonic_mean
 from peft_ncgeo.evaluation.metrics import accuracy, balanced_accuracy
+from peft_ncgeo.geometry.sphere import cosine_logits
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit
 
@@ -49,6 +50,12 @@ def test_text_features_are_kept_until_something_changes():
     with torch.no_grad():
         next(p for p in c.model.parameters() if p.requires_grad).add_(1.0)
     changed = c.text_features(NAMES)
+    prompt = next(p for p in c.model.parameters() if p.requires_grad)
+    prompt.data.add_(1.0)  # a write that autograd does not count
+    changed, before = c.text_features(NAMES), changed
+    assert not torch.allclose(changed, before)
+    with torch.inference_mode():
+        assert c.text_features(NAMES) is changed
     assert not torch.allclose(changed, first)
     with c.model.disable_adapter():
         base = c.text_features(NAMES)
@@ -70,6 +77,10 @@ def test_from_pretrained_in_three_ways(tmp_path):
     for base_model in (None, str(tmp_path / "base")):
         loaded = ZeroShotClassifier.from_pretrained(tmp_path / "adapter", base_model)
         assert torch.equal(loaded.predict_proba(IMAGES, NAMES), expected)
+    with pytest.raises(ValueError, match="No processor beside the adapter"):
+        ZeroShotClassifier.from_pretrained(tmp_path / "adapter", tiny_clip())
+    loaded = ZeroShotClassifier.from_pretrained(tmp_path / "adapter", tiny_clip(), tiny_processor())
+    assert torch.equal(loaded.predict_proba(IMAGES, NAMES), expected)
     tiny_processor().save_pretrained(tmp_path / "adapter")  # as the trainer does
     loaded = ZeroShotClassifier.from_pretrained(tmp_path / "adapter", tiny_clip())
     assert torch.equal(loaded.predict_proba(IMAGES, NAMES), expected)
@@ -82,6 +93,10 @@ def test_refusals():
         classifier().predict(IMAGES, ["cat"])
     with pytest.raises(ValueError, match="Duplicate class names"):
         classifier().predict(IMAGES, ["cat", "cat"])
+    with pytest.raises(TypeError, match="class_names must be a list of names, got the single string 'cat'"):
+        classifier().predict(IMAGES, "cat")
+    with pytest.raises(TypeError, match="images must be PIL images, got str"):
+        classifier().predict(["a.png"], NAMES)
 
 
 def test_metrics():
@@ -89,3 +104,32 @@ def test_metrics():
     assert balanced_accuracy([0, 1, 1, 2], [0, 1, 0, 2]) == pytest.approx((0.5 + 1 + 1) / 3)
     assert harmonic_mean(0.5, 0.25) == pytest.approx(1 / 3)
     assert harmonic_mean(0.0, 0.0) == 0
+
+
+def test_adapters_added_anew_are_never_taken_for_the_old():
+    c = classifier()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        before = c.text_features(NAMES)
+        c.model.delete_adapter("default")
+        c.model.add_adapter("default", NPTConfig(num_text_tokens=4, init_std=1.0))
+        c.model.set_adapter("default")
+        assert not torch.allclose(c.text_features(NAMES), before)
+
+
+def test_prediction_is_in_evaluation_mode():
+    c = classifier()
+    c.model.train()
+    c.predict(IMAGES, NAMES)
+    assert not c.model.training
+
+
+def test_autocast_does_not_reach_the_logits():
+    c = classifier()
+    c.text_features(NAMES)
+    images = c.predict_proba(IMAGES, NAMES)
+    f, g = torch.randn(2, 8), torch.randn(3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = cosine_logits(f, g, torch.tensor(4.6))
+    assert logits.dtype == images.dtype == torch.float32
+    torch.testing.assert_close(logits, cosine_logits(f, g, torch.tensor(4.6)))

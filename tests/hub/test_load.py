@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from peft_ncgeo import NPTConfig
@@ -53,3 +53,28 @@ def test_base_class_is_the_one_it_was_made_for(tmp_path):
     loaded = load_adapter(tmp_path / "adapter", str(tmp_path / "base"))
     images = torch.randn(2, 3, 16, 16)
     assert torch.equal(loaded(pixel_values=images).logits, model.eval()(pixel_values=images).logits)
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected"])
+def test_every_weight_counts_not_prompts_alone(tmp_path, change):
+    config = NPTConfig.vpt(vision_depth=2, modules_to_save=["classifier"])
+    get_peft_model(tiny_vit_classifier(), config).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    whole = load_file(file)
+    if change == "missing":
+        save_file({k: v for k, v in whole.items() if k != "base_model.model.classifier.bias"}, file)
+    else:
+        save_file({**whole, "base_model.model.foo.weight": torch.zeros(2)}, file)
+    with pytest.raises(ValueError, match=f"does not fit the model: {change} .*(classifier.bias|foo.weight)"):
+        load_adapter(tmp_path, tiny_vit_classifier())
+
+
+def test_lora_weights_count_too(tmp_path):
+    get_peft_model(tiny_clip(), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file(dict(list(load_file(file).items())[1:]), file)
+    with (
+        pytest.warns(UserWarning, match="missing"),
+        pytest.raises(ValueError, match="does not fit the model: missing .*lora_A"),
+    ):
+        load_adapter(tmp_path, tiny_clip())

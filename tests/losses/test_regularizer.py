@@ -84,6 +84,8 @@ def test_multiplier_is_part_of_the_state():
 
 
 def test_names():
+    with pytest.raises(ValueError, match="must not hold a dot"):
+        OTPreservation(weight=1.0, name="ot.image")
     assert OTPreservation(weight=1.0).name == "ot"
     assert OTPreservation(weight=1.0, name="mine").name == "mine"
 

@@ -47,7 +47,7 @@ def test_two_processes_equal_one(results, name):
     assert two["accuracy"] == pytest.approx(one["accuracy"])
     for a, b in zip(one["log"], two["log"], strict=True):
         assert a.keys() == b.keys()
-        assert b["loss/ce"] == pytest.approx(a["loss/ce"], rel=1e-4)
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
 
 
 def _uneven(rank: int, port: int, queue) -> None:

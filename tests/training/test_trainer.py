@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import ClassLabel
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import EarlyStoppingCallback, TrainingArguments
 
-from peft_ncgeo import NPTConfig, ZeroShotClassifier
+from peft_ncgeo import GeometryTrainer, NPTConfig, ZeroShotClassifier
 from peft_ncgeo.losses import OTPreservation, Regularizer
 from peft_ncgeo.training.state import FILE_NAME
 
@@ -146,10 +147,10 @@ def test_other_models_and_methods_train(tmp_path, build):
 
 
 def test_classification_loss_none(tmp_path):
-    run = trainer(tmp_path, losses=[Pointwise(weight=1.0)], max_steps=1)
-    run.classification_loss = None
+    run = trainer(tmp_path, losses=[Pointwise(weight=1.0)], max_steps=1, classify=False)
     run.train()
     assert "loss/ce" not in run.state.log_history[0]
+    assert run.state.log_history[0]["loss"] == pytest.approx(run.state.log_history[0]["loss/pointwise"])
 
 
 @pytest.mark.parametrize("bf16", [True])
@@ -205,6 +206,7 @@ def bad(column: str, values, feature=None):
         (lambda: tiny_images(10).rename_column("image", "img"), "No image column 'image' among"),
         (lambda: tiny_images(10).rename_column("label", "fine"), "No label column 'label' among"),
         (lambda: bad("label", list(range(10))), "'label' is not a ClassLabel but Value"),
+        (lambda: bad("image", ["a.png"] * 10), "Column 'image' is not of type datasets.Image"),
         (lambda: tiny_images(10).select([]), "The data set is empty"),
         (lambda: tiny_images(4), "Class 'white panda' has no samples"),
         (lambda: tiny_images(4, ["cat"]), "has 1 class; classification needs at least two"),
@@ -228,11 +230,6 @@ def test_missing_files_type_is_named(tmp_path):
         trainer(tmp_path, train=[1, 2])
 
 
-def test_images_that_are_not_images_are_named(tmp_path):
-    with pytest.raises(TypeError, match="Column 'image' holds str; cast it to datasets.Image"):
-        trainer(tmp_path, train=bad("image", ["a.png"] * 10)).train()
-
-
 def test_model_and_losses_must_fit(tmp_path):
     with pytest.raises(ValueError, match="ot requires frozen_text_features, but ViTForImageClassification reads no"):
         trainer(tmp_path, vit(), [OTPreservation(weight=1.0)])
@@ -245,6 +242,11 @@ def test_model_and_losses_must_fit(tmp_path):
     with pytest.raises(ValueError, match="head has 5 outputs, the data set 2 classes"):
         trainer(tmp_path, vit(), train=tiny_images(4, ["cat", "dog"]))
 
+    with pytest.raises(ValueError, match="Two losses have the name 'ce'"):
+        trainer(tmp_path, losses=[OTPreservation(weight=1.0, name="ce")])
+    with pytest.raises(ValueError, match="Nothing to train"):
+        trainer(tmp_path, classify=False)
+
     class Asking(Pointwise):
         requires = ("class_means",)
 
@@ -254,10 +256,10 @@ def test_model_and_losses_must_fit(tmp_path):
 
 def test_template_is_the_adapters(tmp_path):
     model = prompted_clip(template="a photo of {}.")
-    assert trainer(tmp_path, model).template == "a photo of {}."
+    assert trainer(tmp_path, model).task.template == "a photo of {}."
     with pytest.raises(ValueError, match="differs from the adapter's own template"):
         trainer(tmp_path, model, template="a photo of the {}.")
-    assert trainer(tmp_path, lora_clip(), template="a {}.").template == "a {}."
+    assert trainer(tmp_path, lora_clip(), template="a {}.").task.template == "a {}."
 
 
 def test_processes_that_do_not_see_each_other_are_refused(tmp_path, monkeypatch):
@@ -290,3 +292,127 @@ def test_a_plain_model_is_evaluated_zero_shot(tmp_path):
     predicted = ZeroShotClassifier(tiny_clip(), tiny_processor()).predict(images["image"][:], NAMES)
     right = [NAMES[y] == p for y, p in zip(images["label"], predicted, strict=True)]
     assert metrics["eval_accuracy"] == pytest.approx(sum(right) / 10)
+
+
+def test_a_head_knows_its_own_classes_only(tmp_path):
+    for names in (["one", "two", "three", "four", "five"], NAMES[::-1]):
+        with pytest.raises(ValueError, match="knows the classes it was trained on in their order only"):
+            trainer(tmp_path, vit(), eval_dataset={"base": tiny_images(10), "new": tiny_images(10, names)})
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_leaves_the_mode_as_trainer_does(tmp_path, training):
+    model = prompted_clip().train(training)
+    trainer(tmp_path, model, eval_dataset=tiny_images(10)).evaluate()
+    assert not model.training
+
+
+def test_trainer_and_classifier_agree(tmp_path):
+    images = tiny_images(10)
+    run = trainer(tmp_path, eval_dataset=images)
+    run.train()
+    logits = torch.from_numpy(run.predict(images).predictions)
+    expected = ZeroShotClassifier(run.model, tiny_processor()).predict_proba(images["image"][:], NAMES)
+    torch.testing.assert_close(logits.softmax(-1), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_early_stopping_sees_the_harmonic_mean_once_an_evaluation(tmp_path):
+    sets = {"base": tiny_images(10), "new": tiny_images(10, ["red bird", "blue tree"])}
+    arguments = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    arguments |= {"metric_for_best_model": "harmonic_mean", "num_train_epochs": 9, "learning_rate": 0.0}
+    run = trainer(tmp_path, eval_dataset=sets, **arguments)
+    run.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
+    run.train()
+    assert run.state.epoch == 3  # the best at epoch 1, then two without a better one
+
+
+def test_plain_image_processor_serves_a_classification_model(tmp_path):
+    run = trainer(tmp_path, vit(), processor=tiny_processor().image_processor, max_steps=1)
+    assert run.train().global_step == 1
+
+
+def test_another_adapter_is_read_with_its_own_slots(tmp_path):
+    model = prompted_clip()
+    model.add_adapter("b", NPTConfig(num_text_tokens=6, template="the {}."))
+    run = trainer(tmp_path, model, max_steps=1)
+    model.set_adapter("b")
+    run.train()
+    assert run._texts["input_ids"][0, :8].tolist() == [1, 5, 5, 5, 5, 5, 9, 11]
+
+
+def test_training_twice_starts_its_sums_anew(tmp_path):
+    run = trainer(tmp_path, losses=[Pointwise(budget=0.1)], max_steps=1)
+    run._step_values["pointwise"].append(torch.tensor(1e9))  # as an interrupted accumulation leaves them
+    run.train()
+    assert run.losses[0].factor() < 10
+
+
+def test_requiring_what_every_batch_has(tmp_path):
+    class Plain(Pointwise):
+        requires = ("image_features", "labels", "frozen_image_features")
+
+    assert trainer(tmp_path, losses=[Plain(weight=1.0)], max_steps=1).train().global_step == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"remove_unused_columns": True}, "remove_unused_columns=True would drop"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is not read here"),
+        ({"frozen_templates": ["a photo"]}, r"must hold '\{\}' once"),
+        ({"frozen_templates": ["a photo of " * 6 + "{}"]}, "would be cut off"),
+    ],
+)
+def test_arguments_that_would_be_ignored(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, losses=[OTPreservation(weight=1.0)], **arguments)
+
+
+def test_arguments_of_another_class_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="must be GeometryTrainingArguments, got TrainingArguments"):
+        GeometryTrainer(prompted_clip(), TrainingArguments(str(tmp_path)), processing_class=tiny_processor())
+
+
+def test_a_frozen_adapter_is_refused(tmp_path):
+    prompted_clip().save_pretrained(tmp_path / "adapter")
+    run = trainer(tmp_path, PeftModel.from_pretrained(tiny_clip(), tmp_path / "adapter"))
+    with pytest.raises(ValueError, match="No parameter is trainable; load an adapter with is_trainable=True"):
+        run.train()
+
+
+def test_a_teacher_that_would_change_is_refused(tmp_path):
+    model = get_peft_model(tiny_clip(), LoraConfig(target_modules=["q_proj"], bias="all"))
+    with pytest.raises(ValueError, match=r"bias is trained and belongs to no adapter"):
+        trainer(tmp_path, model, [OTPreservation(weight=1.0)])
+
+
+@pytest.mark.parametrize("bad", [lambda batch: batch.image_features, lambda batch: batch.logits.sum(0)])
+def test_a_loss_that_is_no_scalar_is_named(tmp_path, bad):
+    class Vector(Regularizer):
+        default_name = "vector"
+        forward = staticmethod(bad)
+
+    with pytest.raises(ValueError, match="loss/vector must be a scalar, got shape"):
+        trainer(tmp_path, losses=[Vector(weight=1.0)]).train()
+
+
+def test_a_weight_that_becomes_nan_is_named_before_the_step(tmp_path):
+    run = trainer(tmp_path, losses=[Pointwise(weight=lambda t: float("nan"))])
+    before = weights(run.model)
+    with pytest.raises(ValueError, match="weight of pointwise is nan after 0% of training"):
+        run.train()
+    torch.testing.assert_close(weights(run.model), before)
+
+
+def test_unknown_evaluation_sets_are_named(tmp_path):
+    run = trainer(tmp_path, eval_dataset={"base": tiny_images(10)})
+    with pytest.raises(ValueError, match=r"No evaluation set is named 'neww'; there are \['base'\]"):
+        run.evaluate("neww")
+    with pytest.raises(ValueError, match="nothing to evaluate"):
+        trainer(tmp_path).evaluate()
+
+
+def test_resuming_without_the_checkpoints_losses_is_refused(tmp_path):
+    trainer(tmp_path, losses=ot_and_budget(), save_strategy="steps", save_steps=2).train()
+    with pytest.raises(ValueError, match="written for other losses"):
+        trainer(tmp_path / "b").train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -154,6 +155,24 @@ def test_a_depth_beyond_the_tower_is_one_warning():
     assert len([w for w in caught if "get prompts" in str(w.message)]) == 1
 
 
+def test_token_ids_belong_to_their_model_and_fields(tmp_path, processor):
+    """One config, used twice: the second model gets its own ids, and a changed phrase new ones."""
+    processor.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    config = NPTConfig(num_text_tokens=4, text_init="a photo of a")
+    with pytest.warns(UserWarning, match="No tokenizer found"):
+        get_peft_model(tiny_clip(), config)
+    assert config.phrase_ids == config.placeholder_ids == []
+    with pytest.warns(UserWarning, match="No tokenizer found"):
+        get_peft_model(tiny_clip(), config)
+    config.tokenizer_name_or_path = str(tmp_path / "tokenizer")
+    get_peft_model(tiny_clip(), config)
+    assert config.phrase_ids == [6, 7, 8, 6]
+    other = dataclasses.replace(config, text_init="the red cat", template="in {}.", num_text_tokens=6)
+    get_peft_model(tiny_clip(), other)
+    assert other.phrase_ids == [9, 11, 16]
+    assert other.placeholder_ids == [5] * 5 + [10]
+
+
 def test_init_std():
     torch.manual_seed(0)
     model = get_peft_model(tiny_clip(), NPTConfig(num_text_tokens=10, init_std=0.5))
@@ -166,8 +185,9 @@ def test_init_std():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_text_tokens": -1}, "num_text_tokens=-1 must not be negative"),
-        ({"num_text_tokens": 4, "text_depth": 0}, "text_depth=0 must be at least 1"),
+        ({"num_text_tokens": -1}, "num_text_tokens=-1 must be a whole number of at least 0"),
+        ({"num_text_tokens": 4, "text_depth": 0}, "text_depth=0 must be a whole number of at least 1"),
+        ({"num_vision_tokens": 2.5}, "num_vision_tokens=2.5 must be a whole number"),
         ({"init_std": -0.1}, "init_std=-0.1"),
         ({"template": "a photo"}, r"must hold '\{\}' once"),
     ],
@@ -185,6 +205,8 @@ def test_bad_fields(fields, message):
         (tiny_clip, NPTConfig(num_text_tokens=14), "leaves no room for a name among 16 slots"),
         (tiny_clip, NPTConfig(num_text_tokens=2, text_init=[6, 99]), "token id 99, but the model knows 50"),
         (tiny_clip, NPTConfig(num_vision_tokens=2, exclude_modules=["vision_model"]), "no vision tower to prompt"),
+        (tiny_clip, NPTConfig(num_vision_tokens=2, exclude_modules="vision_model"), "no vision tower to prompt"),
+        (tiny_clip, NPTConfig(num_vision_tokens=2, exclude_modules=["vison"]), "exclude_modules names 'vison', which"),
     ],
 )
 def test_configs_that_do_not_fit_the_model(build, config, message):

@@ -7,7 +7,6 @@ deleting, saving and unloading from PEFT.
 from __future__ import annotations
 
 import warnings
-import weakref
 from typing import Any
 
 import torch
@@ -94,11 +93,7 @@ class TextEmbeddingsWithPrompt(PromptLayer):
         super().__init__(base_layer)
         self.eot_token_id = eot_token_id
         self.configs: dict[str, PromptConfig] = {}
-        self._checked: tuple[weakref.ref[Tensor], int] | None = None
         self._warned = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_checked": None}  # a weak reference cannot be pickled
 
     def forward(
         self, input_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None
@@ -113,10 +108,7 @@ class TextEmbeddingsWithPrompt(PromptLayer):
         return self.base_layer(inputs_embeds=inputs_embeds, position_ids=position_ids)
 
     def _check(self, input_ids: Tensor) -> None:
-        """Refuse texts whose [EOT] a prompt would overwrite. Once per tensor: looking at it waits for the device."""
-        version = 0 if input_ids.is_inference() else input_ids._version
-        if self._checked is not None and self._checked[0]() is input_ids and self._checked[1] == version:
-            return
+        """Refuse texts whose [EOT] a prompt would overwrite; warn of words that are no placeholders."""
         n = self.active_tokens
         # Transformers pools at the largest id for models saved with eos_token_id 2, else at the first EOT.
         score = input_ids if self.eot_token_id == 2 else torch.eq(input_ids, self.eot_token_id).int()
@@ -136,7 +128,6 @@ class TextEmbeddingsWithPrompt(PromptLayer):
                     "template. Write texts with `peft_ncgeo.data.class_prompts` and the adapter's `template`.",
                     stacklevel=2,
                 )
-        self._checked = (weakref.ref(input_ids), version)
 
 
 class TextLayerWithPrompt(PromptLayer):

@@ -36,9 +36,8 @@ class NPTModel(BaseTuner):
     target_module_mapping = {}  # noqa: RUF012  as PEFT declares it
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
-        """Turn the config's phrase and template into token ids, once; a loaded config has them already."""
-        written = peft_config.text_init_ids is not None and peft_config.placeholder_ids is not None
-        if peft_config.num_text_tokens and not peft_config.inference_mode and not written:
+        """Turn the config's phrase and template into token ids; a loaded config has them already."""
+        if peft_config.num_text_tokens and not peft_config.inference_mode and not peft_config.is_loaded:
             _write_token_ids(peft_config, getattr(self.model, "name_or_path", None))
         return peft_config
 
@@ -102,8 +101,8 @@ class NPTModel(BaseTuner):
         prompt = None if width is None else torch.randn(num_tokens, width) * peft_config.init_std
         if isinstance(layer, TextEmbeddingsWithPrompt):
             layer.configs[adapter_name] = peft_config
-            if prompt is not None and peft_config.init_weights and peft_config.text_init_ids:
-                _start_from_phrase(prompt, layer.token_embedding, peft_config.text_init_ids)
+            if prompt is not None and peft_config.init_weights and peft_config.phrase_ids:
+                _start_from_phrase(prompt, layer.token_embedding, peft_config.phrase_ids)
         layer.update_layer(adapter_name, num_tokens, prompt, inference_mode=peft_config.inference_mode)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
@@ -150,11 +149,9 @@ def _write_token_ids(config: PromptConfig, model_name: str | None) -> None:
             "one in tokenizer_name_or_path.",
             stacklevel=2,
         )
-    config.text_init_ids = _phrase_ids(config.text_init, tokenizer)
-    if tokenizer is None:
-        config.placeholder_ids = []
-    else:
-        config.placeholder_ids = placeholder_ids(config.template, config.num_text_tokens, tokenizer)
+    slots = config.num_text_tokens
+    placeholders = [] if tokenizer is None else placeholder_ids(config.template, slots, tokenizer)
+    config.write_token_ids(_phrase_ids(config.text_init, tokenizer), placeholders)
 
 
 def _phrase_ids(phrase: str | list[int] | None, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:

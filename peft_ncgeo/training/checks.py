@@ -1,0 +1,56 @@
+"""Whether model, losses and arguments fit together, said before training starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from ..losses import Regularizer
+from ..towers import reads_text, unwrap
+from .arguments import GeometryTrainingArguments
+
+# GeometryBatch fields that GeometryTrainer fills
+OFFERED = {
+    "image_features",
+    "text_features",
+    "labels",
+    "logits",
+    "logit_scale",
+    "frozen_image_features",
+    "frozen_text_features",
+}
+
+
+def check_arguments(args: Any, options: dict[str, Any]) -> None:
+    """Refuse what GeometryTrainer would silently ignore."""
+    if not isinstance(args, GeometryTrainingArguments):
+        raise TypeError(f"args must be GeometryTrainingArguments, got {type(args).__name__}.")
+    if args.remove_unused_columns:
+        raise ValueError("remove_unused_columns=True would drop the image column; leave it at False.")
+    if args.label_smoothing_factor:
+        raise ValueError("label_smoothing_factor is not read here; pass a classification_loss that smooths.")
+    for name in ("compute_loss_func", "model_init"):
+        if options.get(name) is not None:
+            raise ValueError(f"{name} is not read here; pass losses, classification_loss and a model.")
+
+
+def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification_loss: nn.Module | None) -> None:
+    """Names must differ, and the trainer and the model must have what each loss requires."""
+    terms = [*losses, *([] if classification_loss is None else [classification_loss])]
+    if not terms:
+        raise ValueError("Nothing to train: pass losses or a classification_loss.")
+    for name, count in Counter(getattr(term, "name", "ce") for term in terms).items():
+        if count > 1:
+            raise ValueError(f"Two losses have the name {name!r}; give one of them another with name=...")
+    for loss in losses:
+        for field in getattr(loss, "requires", ()):
+            if field not in OFFERED:
+                raise ValueError(f"{loss.name} requires {field}, which GeometryTrainer does not fill.")
+            if ("text" in field or field == "logit_scale") and not reads_text(model):
+                raise ValueError(
+                    f"{loss.name} requires {field}, but {type(unwrap(model)).__name__} reads no text; use a modality "
+                    "without text."
+                )

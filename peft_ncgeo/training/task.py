@@ -1,0 +1,98 @@
+"""What is classified: class names as the model reads them, through its tokenizer and template or through its head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import BatchEncoding
+
+from ..data.checks import check_dataset
+from ..data.class_prompts import class_prompts
+from ..templates import placeholder_ids
+from ..towers import classification_head, reads_text, text_positions, unwrap
+from ..tuners.prompt_config import active_prompt_config
+from .arguments import GeometryTrainingArguments
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+
+
+class ClassificationTask:
+    """The model's way to class names: a CLIP-like model reads them as text, a classification model has outputs.
+
+    Args:
+        model: plain or under PEFT.
+        processing_class: its processor; for a classification model its image processor.
+        args: name the columns and templates.
+
+    Raises:
+        ValueError: the model has neither text nor a head, or the processor cannot read text.
+    """
+
+    def __init__(self, model: nn.Module, processing_class: Any, args: GeometryTrainingArguments) -> None:
+        if processing_class is None:
+            raise ValueError("GeometryTrainer needs processing_class, the model's processor.")
+        self.model, self.args = model, args
+        self.tokenizer: Any = getattr(processing_class, "tokenizer", None)
+        self.image_processor = getattr(processing_class, "image_processor", processing_class)
+        self.reads_text = reads_text(model)
+        if self.reads_text and self.tokenizer is None:
+            raise ValueError("processing_class has no tokenizer to read class names with; pass the CLIPProcessor.")
+        if not self.reads_text and classification_head(model) is None:
+            raise ValueError(
+                f"{type(unwrap(model)).__name__} has neither a text tower nor a classification head; train "
+                "CLIPModel or an ...ForImageClassification model."
+            )
+
+    @property
+    def template(self) -> str:
+        """The active adapter's own, else that of the arguments."""
+        config = active_prompt_config(self.model)
+        if config is None:
+            return self.args.template or DEFAULT_TEMPLATE
+        if self.args.template not in (None, config.template):
+            raise ValueError(
+                f"args.template={self.args.template!r} differs from the adapter's own template={config.template!r}; "
+                "set it in the adapter's config only."
+            )
+        return config.template
+
+    def names(self, dataset: Any, training_names: Sequence[str] | None = None) -> list[str]:
+        """Check a data set against columns, tokenizer and head, and return its class names.
+
+        Args:
+            training_names: the names of the training set, where `dataset` is one to evaluate. None: it is the
+                training set itself, in which every class must have samples.
+        """
+        names = check_dataset(dataset, self.args.image_column, self.args.label_column, training_names is None)
+        if self.reads_text:
+            self.texts(names)
+            return names
+        outputs = unwrap(self.model).config.num_labels
+        if outputs != len(names):
+            raise ValueError(f"The model's head has {outputs} outputs, the data set {len(names)} classes.")
+        if training_names and names != list(training_names):
+            differing = next(n for n, trained in zip(names, training_names, strict=True) if n != trained)
+            raise ValueError(
+                f"A classification head knows the classes it was trained on in their order only; {differing!r} is "
+                "another. New classes need a model that reads text."
+            )
+        return names
+
+    def texts(self, names: Sequence[str]) -> BatchEncoding:
+        """The names in the template, with slots for the active adapter's prompts."""
+        config = active_prompt_config(self.model)
+        slots = config.num_text_tokens if config else 0
+        if config and slots and not config.placeholder_ids:  # the adapter was made without a tokenizer
+            config.write_token_ids(config.phrase_ids, placeholder_ids(self.template, slots, self.tokenizer))
+        return self._read(names, self.template, slots)
+
+    def frozen_texts(self, names: Sequence[str]) -> list[BatchEncoding]:
+        """The names in each template that the frozen model reads; none for a classification model."""
+        if not self.reads_text or not names:
+            return []
+        return [self._read(names, template, 0) for template in self.args.frozen_templates or [self.template]]
+
+    def _read(self, names: Sequence[str], template: str, slots: int) -> BatchEncoding:
+        return class_prompts(names, template, slots, self.tokenizer, max_length=text_positions(self.model))
