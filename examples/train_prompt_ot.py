@@ -211,6 +211,7 @@ def main() -> None:
         raise SystemExit(f"batch_size={script.batch_size} cannot be shared by {args.world_size} processes.")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of its own names, from PEFT
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
     rows = methods(script)
     unknown = set(script.methods) - rows.keys()

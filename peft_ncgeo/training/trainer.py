@@ -208,6 +208,15 @@ class GeometryTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # Transformers' estimate counts text tokens, which these inputs do not have
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # The base model has its processor. A tokenizer beside the adapter makes AutoPeftModel ask CLIPModel for input
+        # embeddings, which it does not give.
+        processing_class, self.processing_class = self.processing_class, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.processing_class = processing_class
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:

@@ -81,7 +81,7 @@ def test_from_pretrained_in_three_ways(tmp_path):
         ZeroShotClassifier.from_pretrained(tmp_path / "adapter", tiny_clip())
     loaded = ZeroShotClassifier.from_pretrained(tmp_path / "adapter", tiny_clip(), tiny_processor())
     assert torch.equal(loaded.predict_proba(IMAGES, NAMES), expected)
-    tiny_processor().save_pretrained(tmp_path / "adapter")  # as the trainer does
+    tiny_processor().save_pretrained(tmp_path / "adapter")
     loaded = ZeroShotClassifier.from_pretrained(tmp_path / "adapter", tiny_clip())
     assert torch.equal(loaded.predict_proba(IMAGES, NAMES), expected)
 

@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import ClassLabel
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import EarlyStoppingCallback, TrainingArguments
+from peft import AutoPeftModel, LoraConfig, PeftModel, get_peft_model
+from transformers import CLIPModel, EarlyStoppingCallback, TrainingArguments, pipeline
 
 from peft_ncgeo import GeometryTrainer, NPTConfig, ZeroShotClassifier
+from peft_ncgeo.hub import load_adapter
 from peft_ncgeo.losses import OTPreservation, Regularizer
 from peft_ncgeo.training.state import FILE_NAME
 
@@ -76,6 +77,37 @@ def test_resumed_equals_uninterrupted(tmp_path, at_step):
     assert whole.losses[1].factor() != 1
     tail = [e for e in whole.state.log_history if e["step"] > at_step and "loss/ce" in e]
     assert tail == [e for e in resumed.state.log_history if e["step"] > at_step and "loss/ce" in e]
+
+
+def test_what_the_trainer_saves_loads_in_every_way(tmp_path):
+    tiny_clip().save_pretrained(tmp_path / "base")
+    tiny_processor().save_pretrained(tmp_path / "base")
+    model = get_peft_model(CLIPModel.from_pretrained(tmp_path / "base"), NPTConfig.ivlp(text_depth=2, vision_depth=3))
+    images = tiny_images(10)
+    run = trainer(tmp_path / "adapter", model, max_steps=2)
+    run.train()
+    run.save_model()
+    assert run.processing_class is not None
+    assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "training_args.bin",
+    ]
+    expected = ZeroShotClassifier(run.model, tiny_processor()).predict_proba(images["image"][:], NAMES)
+    for load in (AutoPeftModel.from_pretrained, CLIPModel.from_pretrained, load_adapter):
+        loaded = load(str(tmp_path / "adapter"))
+        assert torch.equal(
+            ZeroShotClassifier(loaded, tiny_processor()).predict_proba(images["image"][:], NAMES), expected
+        )
+    classifier = ZeroShotClassifier.from_pretrained(str(tmp_path / "adapter"))
+    assert torch.equal(classifier.predict_proba(images["image"][:], NAMES), expected)
+    pipe = pipeline("zero-shot-image-classification", model=str(tmp_path / "adapter"))
+    for image, row in zip(images["image"][:3], expected, strict=False):
+        scores = {
+            answer["label"]: answer["score"] for answer in pipe(image, NAMES, hypothesis_template="a photo of a {}.")
+        }
+        assert [scores[name] for name in NAMES] == pytest.approx(row.tolist(), abs=1e-6)
 
 
 def test_checkpoint_of_other_losses_is_refused(tmp_path):
