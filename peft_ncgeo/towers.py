@@ -21,7 +21,7 @@ class Tower:
     layers: tuple[str, ...]
     width: int
     max_length: int | None = None  # text only: positions, [BOS] and [EOT] included
-    eot_token_id: int | None = None  # text only: the token whose feature is pooled
+    eot_token_id: int | None = None  # text only: the token whose feature is pooled; None: another place
 
 
 def _join(*parts: str) -> str:
@@ -29,7 +29,7 @@ def _join(*parts: str) -> str:
 
 
 def _layer_list(module: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    for path in ("encoder.layers", "layers"):
+    for path in ("encoder.layers", "encoder.layer", "layers"):
         found: nn.Module | None = module
         for part in path.split("."):
             found = getattr(found, part, None)
@@ -63,7 +63,7 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
         layer_paths = tuple(_join(name, layers[0], str(i)) for i in range(len(layers[1])))
         if hasattr(embeddings, "token_embedding") and "text" not in towers:
             table: Any = embeddings.position_embedding
-            eot = getattr(getattr(module, "config", None), "eos_token_id", None)
+            eot = getattr(module, "eos_token_id", None)  # CLIP pools there; SigLIP has no such attribute
             towers["text"] = Tower(path, layer_paths, table.embedding_dim, table.num_embeddings, eot)
         elif "vision" not in towers:
             # CLIP says `patch_embedding`, the ViT family `patch_embeddings` with the convolution one level down.

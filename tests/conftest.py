@@ -13,8 +13,6 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
-    CLIPTextConfig,
-    CLIPVisionConfig,
     PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
@@ -26,53 +24,47 @@ import peft_ncgeo  # noqa: F401  registers the PEFT types
 IMAGE_SIZE, VOCABULARY, BOS, EOT, PAD = 16, 50, 1, 3, 0
 
 
-def tiny_clip(**overrides) -> CLIPModel:
-    torch.manual_seed(0)
-    text = CLIPTextConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        projection_dim=24,
-        bos_token_id=BOS,
-        eos_token_id=overrides.pop("eos_token_id", EOT),
-        pad_token_id=PAD,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=40,
-        intermediate_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        image_size=IMAGE_SIZE,
-        patch_size=8,
-        projection_dim=24,
-    )
-    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=24)
-    return CLIPModel._from_config(config, **overrides).eval()
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 16,
+    "projection_dim": 24,
+    "bos_token_id": BOS,
+    "eos_token_id": EOT,
+    "pad_token_id": PAD,
+}
+VISION = {
+    "hidden_size": 40,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "image_size": IMAGE_SIZE,
+    "patch_size": 8,
+    "projection_dim": 24,
+}
+VIT = {**VISION, "hidden_size": 32, "num_hidden_layers": 3, "num_labels": 5}
 
 
-def _tiny_vit(cls, **overrides):
+def tiny(cls, config, **overrides):
+    """A random model, the same one for every call with the same arguments."""
     torch.manual_seed(0)
-    config = ViTConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=IMAGE_SIZE,
-        patch_size=8,
-        num_labels=5,
-    )
     return cls._from_config(config, **overrides).eval()
 
 
+def tiny_clip(eos_token_id: int = EOT, **overrides) -> CLIPModel:
+    text = {**TEXT, "eos_token_id": eos_token_id}
+    return tiny(CLIPModel, CLIPConfig(text_config=text, vision_config=VISION, projection_dim=24), **overrides)
+
+
 def tiny_vit(**overrides) -> ViTModel:
-    return _tiny_vit(ViTModel, **overrides)
+    return tiny(ViTModel, ViTConfig(**VIT), **overrides)
 
 
 def tiny_vit_classifier(**overrides) -> ViTForImageClassification:
-    return _tiny_vit(ViTForImageClassification, **overrides)
+    return tiny(ViTForImageClassification, ViTConfig(**VIT), **overrides)
 
 
 def pixels(batch: int = 3, seed: int = 0) -> torch.Tensor:

@@ -25,6 +25,10 @@ class PromptConfig(PeftConfig):
         text_depth: number of text layers, from the first, that have vectors of their own. More than the tower has
             means all of them.
         vision_depth: the same for the vision tower.
+        first_layer: layer at whose entry the first vectors come in, 0 being the input. Text slots hold the
+            placeholders' own features below it, and `text_init` goes unused unless it is 0.
+        coupling: "independent", or "coupled" (MaPLe): a layer's vision vectors are a learned linear map of its text
+            vectors. Needs equal numbers of tokens and `vision_depth <= text_depth`.
         text_init: what the first layer's text vectors start from: a phrase, token ids, or None for N(0, init_std).
             A phrase that is too long gives its first tokens; where it is too short the rest is N(0, init_std).
         tokenizer_name_or_path: where the tokenizer for `text_init` and `template` is found. Default: the base model.
@@ -44,6 +48,8 @@ class PromptConfig(PeftConfig):
     num_vision_tokens: int = field(default=0, metadata={"help": "Learned vectors in each prompted vision layer."})
     text_depth: int = field(default=1, metadata={"help": "Text layers, from the first, with vectors of their own."})
     vision_depth: int = field(default=1, metadata={"help": "Vision layers with vectors of their own."})
+    first_layer: int = field(default=0, metadata={"help": "Layer at whose entry the first vectors come in."})
+    coupling: str = field(default="independent", metadata={"help": "'independent', or 'coupled' as in MaPLe."})
     text_init: str | list[int] | None = field(
         default=None, metadata={"help": "Phrase or token ids that the first text vectors start from."}
     )
@@ -65,7 +71,14 @@ class PromptConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("num_text_tokens", 0), ("num_vision_tokens", 0), ("text_depth", 1), ("vision_depth", 1)):
+        least_values = {
+            "num_text_tokens": 0,
+            "num_vision_tokens": 0,
+            "text_depth": 1,
+            "vision_depth": 1,
+            "first_layer": 0,
+        }
+        for name, least in least_values.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
@@ -73,6 +86,15 @@ class PromptConfig(PeftConfig):
             raise ValueError(f"init_std={self.init_std} must not be negative.")
         if self.template.count("{}") != 1:
             raise ValueError(f"template={self.template!r} must hold '{{}}' once, where the class name goes.")
+        if self.coupling not in ("independent", "coupled"):
+            raise ValueError(f"coupling={self.coupling!r} must be 'independent' or 'coupled'.")
+        if self.coupling == "coupled":
+            counts = (self.num_text_tokens, self.num_vision_tokens)
+            if counts[0] != counts[1]:
+                raise ValueError(f"coupling='coupled' needs equal numbers of text and vision tokens, got {counts}.")
+            depths = (self.text_depth, self.vision_depth)
+            if depths[1] > depths[0]:
+                raise ValueError(f"coupling='coupled' needs vision_depth <= text_depth, got text, vision {depths}.")
         if isinstance(self.exclude_modules, str):
             self.exclude_modules = [self.exclude_modules]
         # Ids that came with the other fields, from a file, are kept; a config made by hand gets its own per model.

@@ -34,7 +34,8 @@ def vit_b16() -> CLIPModel:
 
 @pytest.mark.filterwarnings("ignore:No tokenizer")
 @pytest.mark.parametrize(
-    ("preset", "parameters"), [("coop", 8_192), ("ivlp", 46_080), ("prompt_ot", 61_440), ("vpt", 12 * 8 * 768)]
+    ("preset", "parameters"),
+    [("coop", 8_192), ("ivlp", 46_080), ("prompt_ot", 61_440), ("maple", 3_555_072), ("vpt", 12 * 8 * 768)],
 )
 def test_published_sizes(vit_b16, preset, parameters):
     model = get_peft_model(copy.deepcopy(vit_b16), getattr(NPTConfig, preset)())

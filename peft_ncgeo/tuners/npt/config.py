@@ -14,7 +14,8 @@ from ..prompt_config import PromptConfig
 class NPTConfig(PromptConfig):
     """Deep text and vision prompts for CLIP and ViT under PEFT (type `NCGEO_NPT`).
 
-    One family covers CoOp, VPT, IVLP (the prompts of PromptSRC) and Prompt-OT; see [`PromptConfig`] for the fields.
+    One family covers CoOp, VPT, IVLP (the prompts of PromptSRC), MaPLe and Prompt-OT; see [`PromptConfig`] for the
+    fields.
     Everything but the prompts stays frozen, `logit_scale` included.
 
     Example:
@@ -43,6 +44,17 @@ class NPTConfig(PromptConfig):
     def ivlp(cls, **fields: Any) -> NPTConfig:
         """Independent vision-language prompts (arXiv 2307.06948): 4 + 4 vectors in 9 layers. `fields` override."""
         return cls(**{**_FOUR_AND_FOUR, "text_depth": 9, "vision_depth": 9, **fields})
+
+    @classmethod
+    def maple(cls, **fields: Any) -> NPTConfig:
+        """MaPLe (arXiv 2210.03117): 2 + 2 coupled vectors in 9 layers. `fields` override."""
+        own = {"num_text_tokens": 2, "num_vision_tokens": 2, "text_depth": 9, "vision_depth": 9}
+        return cls(**{**own, "coupling": "coupled", "text_init": "a photo", **fields})
+
+    @classmethod
+    def npt(cls, **fields: Any) -> NPTConfig:
+        """NPT (arXiv 2306.15955): MaPLe's prompts (our reading). `fields` override."""
+        return cls.maple(**fields)
 
     @classmethod
     def prompt_ot(cls, **fields: Any) -> NPTConfig:

@@ -20,16 +20,22 @@ _NOT_FORWARDED = {"gradient_checkpointing", "_gradient_checkpointing_func", "bas
 
 
 class PromptLayer(nn.Module, BaseTunerLayer):
-    """A wrapped module with a `(num_tokens, width)` prompt for each adapter that has one at this place."""
+    """A wrapped module with a `(num_tokens, width)` prompt for each adapter that has one at this place.
 
-    adapter_layer_names: tuple[str, ...] = ("ncgeo_npt_prompt",)
-    other_param_names: tuple[str, ...] = ("num_tokens",)
+    The prompt is a parameter, or a linear map of another place's prompt where the two are coupled.
+    """
+
+    adapter_layer_names: tuple[str, ...] = ("ncgeo_npt_prompt", "ncgeo_npt_coupling")
+    other_param_names: tuple[str, ...] = ("num_tokens", "sources")
     base_layer: Any
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.ncgeo_npt_prompt = nn.ParameterDict()
+        self.ncgeo_npt_coupling = nn.ModuleDict()
+        # The places that coupled prompts come from; a plain dict, since they are no children of this module.
+        self.sources: dict[str, PromptLayer] = {}
         # Adapters that put prompts into this tower; a layer past the prompted depth has the count but no prompt.
         self.num_tokens: dict[str, int] = {}
 
@@ -41,12 +47,28 @@ class PromptLayer(nn.Module, BaseTunerLayer):
                 raise
             return getattr(self.base_layer, name)
 
-    def update_layer(self, adapter_name: str, num_tokens: int, prompt: Tensor | None, inference_mode: bool) -> None:
-        """Add an adapter: `prompt` is `(num_tokens, width)`, or None where vectors only pass through."""
+    def update_layer(
+        self,
+        adapter_name: str,
+        num_tokens: int,
+        prompt: Tensor | None,
+        inference_mode: bool,
+        source: PromptLayer | None = None,
+    ) -> None:
+        """Add an adapter.
+
+        Args:
+            prompt: `(num_tokens, width)`; None where vectors only pass through.
+            source: place whose prompt is mapped to this one's width; `prompt` then gives that width alone.
+        """
         self.num_tokens[adapter_name] = num_tokens
-        if prompt is not None:
+        if prompt is not None and source is not None:
+            width = source.ncgeo_npt_prompt[adapter_name].shape[1]
+            self.sources[adapter_name] = source
+            self.ncgeo_npt_coupling[adapter_name] = nn.Linear(width, prompt.shape[1])
+        elif prompt is not None:
             self.ncgeo_npt_prompt[adapter_name] = nn.Parameter(prompt.float())
-            self._move_adapter_to_device_of_base_layer(adapter_name)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
@@ -73,10 +95,16 @@ class PromptLayer(nn.Module, BaseTunerLayer):
 
     def active_prompt(self, hidden_states: Tensor) -> Tensor | None:
         """The active adapter's vectors for this place, expanded to `(B, num_tokens, width)`, or None."""
-        if not self.active_tokens or self.active_adapters[0] not in self.ncgeo_npt_prompt:
+        if not self.active_tokens:
             return None
-        prompt = self.ncgeo_npt_prompt[self.active_adapters[0]].to(hidden_states.dtype)
-        return prompt.expand(hidden_states.shape[0], -1, -1)
+        name = self.active_adapters[0]
+        if name in self.ncgeo_npt_coupling:
+            prompt = self.ncgeo_npt_coupling[name](self.sources[name].ncgeo_npt_prompt[name])
+        elif name in self.ncgeo_npt_prompt:
+            prompt = self.ncgeo_npt_prompt[name]
+        else:
+            return None
+        return prompt.to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
 
 
 def _write_slots(hidden_states: Tensor, prompt: Tensor) -> Tensor:
@@ -87,7 +115,7 @@ def _write_slots(hidden_states: Tensor, prompt: Tensor) -> Tensor:
 class TextEmbeddingsWithPrompt(PromptLayer):
     """Replaces the token embeddings of slots `1..n`; position embeddings are added to them as to any token."""
 
-    other_param_names = ("num_tokens", "configs")
+    other_param_names = ("num_tokens", "sources", "configs")
 
     def __init__(self, base_layer: nn.Module, eot_token_id: int) -> None:
         super().__init__(base_layer)
@@ -150,16 +178,22 @@ class VisionEmbeddingsWithPrompt(PromptLayer):
 
 
 class VisionLayerWithPrompt(PromptLayer):
-    """Overwrites the last n tokens before the layer runs; the tower's last layer drops them again."""
+    """Overwrites the last n tokens before the layer runs, or appends them where they come in first.
+
+    The tower's last layer drops them again: some heads average all patch tokens, and prompts must not leak into that.
+    """
+
+    other_param_names = ("num_tokens", "sources", "enters")
 
     def __init__(self, base_layer: nn.Module, is_last: bool) -> None:
         super().__init__(base_layer)
         self.is_last = is_last
+        self.enters: dict[str, bool] = {}
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         prompt = self.active_prompt(hidden_states)
         if prompt is not None:
-            hidden_states = torch.cat([hidden_states[:, : -prompt.shape[1]], prompt], dim=1)
+            kept = hidden_states if self.enters[self.active_adapters[0]] else hidden_states[:, : -prompt.shape[1]]
+            hidden_states = torch.cat([kept, prompt], dim=1)
         hidden_states = self.base_layer(hidden_states, *args, **kwargs)
-        # Some heads average all patch tokens: prompts must not leak into that mean.
         return hidden_states[:, : -self.active_tokens] if self.is_last and self.active_tokens else hidden_states

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,9 +24,16 @@ from .layer import (
     VisionLayerWithPrompt,
 )
 
-# How to wrap the module at a place, how many of its tower's slots the adapter owns, and the width of the prompt that
-# the place itself gets, or None.
-_Place = tuple[Callable[[nn.Module], PromptLayer], int, int | None]
+
+@dataclass
+class Place:
+    """What an adapter does at one module of a tower."""
+
+    wrap: Callable[[nn.Module], PromptLayer]
+    num_tokens: int
+    width: int | None = None  # of the prompt that this place itself gets
+    enters: bool = False  # the tower's first prompt comes in here
+    source: str | None = None  # path of the place whose prompt is mapped to this one's
 
 
 class NPTModel(BaseTuner):
@@ -50,38 +58,32 @@ class NPTModel(BaseTuner):
                 "Nothing to learn: set num_text_tokens or num_vision_tokens, or start from a preset such as "
                 "NPTConfig.ivlp()."
             )
-        self._places: dict[str, _Place] = {}
-        clipped = []
-        for kind, num_tokens, depth, place in (
-            ("text", peft_config.num_text_tokens, peft_config.text_depth, self._place_text),
-            ("vision", peft_config.num_vision_tokens, peft_config.vision_depth, self._place_vision),
-        ):
+        self._places: dict[str, Place] = {}
+        clipped, prompted = [], {}
+        for kind, wrap_all in (("text", _wrap_text), ("vision", _wrap_vision)):
+            num_tokens, depth = (getattr(peft_config, name) for name in (f"num_{kind}_tokens", f"{kind}_depth"))
             if not num_tokens:
                 continue
             if kind not in towers:
                 raise ValueError(f"{model_name} has no {kind} tower to prompt; set num_{kind}_tokens=0.")
-            tower = towers[kind]
-            if depth > len(tower.layers):
-                clipped.append(f"{kind}_depth={depth} > {len(tower.layers)}")
-            place(tower, num_tokens, depth)
+            tower, first = towers[kind], peft_config.first_layer
+            if first >= len(tower.layers):
+                raise ValueError(f"first_layer={first}, but the {kind} tower has {len(tower.layers)} layers.")
+            if first + depth > len(tower.layers):
+                clipped.append(f"{kind}_depth={depth} > {len(tower.layers) - first}")
+            places = wrap_all(tower, num_tokens)
+            # the embeddings stand at the entry of layer 0
+            entries = list(tower.layers) if first else [tower.embeddings, *tower.layers[1:]]
+            prompted[kind] = entries[first : first + depth]
+            for path in prompted[kind]:
+                places[path].width = tower.width
+            places[prompted[kind][0]].enters = True
+            self._places.update(places)
+        if peft_config.coupling == "coupled":
+            for path, source in zip(prompted["vision"], prompted["text"], strict=False):
+                self._places[path].source = source
         if clipped and not peft_config.inference_mode:
             warnings.warn(f"{', '.join(clipped)} layers of {model_name}: all of them get prompts.", stacklevel=2)
-
-    def _place_text(self, tower: Tower, num_tokens: int, depth: int) -> None:
-        if tower.max_length is not None and num_tokens > tower.max_length - 3:  # [BOS], a name, [EOT]
-            raise ValueError(f"num_text_tokens={num_tokens} leaves no room for a name among {tower.max_length} slots.")
-        if tower.eot_token_id is None:
-            raise NotImplementedError("Text prompts need a text tower that pools at an [EOT] token, as CLIP's does.")
-        wrap = partial(TextEmbeddingsWithPrompt, eot_token_id=tower.eot_token_id)
-        self._places[tower.embeddings] = (wrap, num_tokens, tower.width)
-        for i, path in enumerate(tower.layers):
-            self._places[path] = (TextLayerWithPrompt, num_tokens, tower.width if 0 < i < depth else None)
-
-    def _place_vision(self, tower: Tower, num_tokens: int, depth: int) -> None:
-        self._places[tower.embeddings] = (VisionEmbeddingsWithPrompt, num_tokens, tower.width)
-        for i, path in enumerate(tower.layers):
-            wrap = partial(VisionLayerWithPrompt, is_last=i == len(tower.layers) - 1)
-            self._places[path] = (wrap, num_tokens, tower.width if 0 < i < depth else None)
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]
         return key in self._places
@@ -96,14 +98,17 @@ class NPTModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        wrap, num_tokens, width = self._places[current_key]
-        layer = target if isinstance(target, PromptLayer) else wrap(target)
-        prompt = None if width is None else torch.randn(num_tokens, width) * peft_config.init_std
+        place = self._places[current_key]
+        layer = target if isinstance(target, PromptLayer) else place.wrap(target)
+        prompt = None if place.width is None else torch.randn(place.num_tokens, place.width) * peft_config.init_std
         if isinstance(layer, TextEmbeddingsWithPrompt):
             layer.configs[adapter_name] = peft_config
             if prompt is not None and peft_config.init_weights and peft_config.phrase_ids:
                 _start_from_phrase(prompt, layer.token_embedding, peft_config.phrase_ids)
-        layer.update_layer(adapter_name, num_tokens, prompt, inference_mode=peft_config.inference_mode)
+        if isinstance(layer, VisionLayerWithPrompt):
+            layer.enters[adapter_name] = place.enters
+        source = None if place.source is None else self.model.get_submodule(place.source)
+        layer.update_layer(adapter_name, place.num_tokens, prompt, peft_config.inference_mode, source)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 
@@ -116,20 +121,24 @@ class NPTModel(BaseTuner):
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """PEFT's own mapping, after which every prompt must have found its place: a missing one would stay random."""
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        prompts = {
-            f"{name}.ncgeo_npt_prompt.{adapter_name}": layer.ncgeo_npt_prompt[adapter_name].shape
+        expected = {
+            f"{name}.{key}": value.shape
             for name, layer in model.named_modules()
-            if isinstance(layer, PromptLayer) and adapter_name in layer.ncgeo_npt_prompt
+            if isinstance(layer, PromptLayer)
+            for key, value in layer.named_parameters()
+            if key.startswith(cls.prefix) and adapter_name in key.split(".")
         }
+        wanted = {cls._remove_adapter_name_from_key(key, adapter_name).removeprefix(_PEFT) for key in expected}
+        renamed = {_PEFT + _today(key.removeprefix(_PEFT), wanted): value for key, value in state_dict.items()}
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, renamed)
         given = {key: value.shape for key, value in remapped.items() if cls.prefix in key}
         wrong = [
-            *(f"missing {key}" for key in prompts.keys() - given.keys()),
-            *(f"unexpected {key}" for key in given.keys() - prompts.keys()),
+            *(f"missing {key}" for key in expected.keys() - given.keys()),
+            *(f"unexpected {key}" for key in given.keys() - expected.keys()),
             *(
-                f"{key} is {tuple(given[key])}, the model takes {tuple(prompts[key])}"
-                for key in given.keys() & prompts.keys()
-                if given[key] != prompts[key]
+                f"{key} is {tuple(given[key])}, the model takes {tuple(expected[key])}"
+                for key in given.keys() & expected.keys()
+                if given[key] != expected[key]
             ),
         ]
         if wrong:
@@ -139,6 +148,41 @@ class NPTModel(BaseTuner):
                 f"depth: {shown}."
             )
         return remapped
+
+
+_PEFT = "base_model.model."
+
+
+def _today(key: str, wanted: set[str]) -> str:
+    """Transformers 4's name of a prompt as today's, where only that is wanted.
+
+    ViT and DeiT kept their layers under `encoder.layer`, and CLIP's single towers a model of their own inside.
+    """
+    for old, new in (("encoder.layer.", "layers."), ("text_model.", ""), ("vision_model.", "")):
+        if key not in wanted and key.replace(old, new) in wanted:
+            return key.replace(old, new)
+    return key
+
+
+def _wrap_text(tower: Tower, num_tokens: int) -> dict[str, Place]:
+    if tower.max_length is not None and num_tokens > tower.max_length - 3:  # [BOS], a name, [EOT]
+        raise ValueError(f"num_text_tokens={num_tokens} leaves no room for a name among {tower.max_length} slots.")
+    if tower.eot_token_id is None:
+        raise NotImplementedError(
+            "Text prompts need a causal text tower with [BOS] that pools at [EOT], as CLIP's does; SigLIP's pools the "
+            "last token, has no causal mask and no [BOS]. Prompt its vision tower: num_text_tokens=0."
+        )
+    wrap = partial(TextEmbeddingsWithPrompt, eot_token_id=tower.eot_token_id)
+    return {tower.embeddings: Place(wrap, num_tokens)} | {
+        path: Place(TextLayerWithPrompt, num_tokens) for path in tower.layers
+    }
+
+
+def _wrap_vision(tower: Tower, num_tokens: int) -> dict[str, Place]:
+    last = tower.layers[-1]
+    return {tower.embeddings: Place(VisionEmbeddingsWithPrompt, num_tokens)} | {
+        path: Place(partial(VisionLayerWithPrompt, is_last=path == last), num_tokens) for path in tower.layers
+    }
 
 
 def _write_token_ids(config: PromptConfig, model_name: str | None) -> None:
