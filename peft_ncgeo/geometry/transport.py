@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
 import numpy as np
 import ot
 import torch
 from torch import Tensor
+
+DEFAULT_EPSILON = 0.1
 
 
 def half_squared_distances(u: Tensor, v: Tensor) -> Tensor:
@@ -18,45 +23,75 @@ def half_squared_distances(u: Tensor, v: Tensor) -> Tensor:
 
 
 def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = None) -> Tensor:
-    """Optimal plan between uniform marginals, `min_P <P, C>` with rows summing to 1/n and columns to 1/m.
+    """Optimal plan between uniform marginals, rows summing to 1/n and columns to 1/m; no gradient flows into it.
 
-    Solved by the network simplex in float64; no gradient flows into the plan.
+    "exact" is `min_P <P, C>` by the network simplex. "entropic" is `min_P <P, C> + eps sum_ij P_ij log P_ij` with
+    `eps = epsilon * mean(C)`, by Sinkhorn's iterations in the log domain. Both are solved in float64.
 
     Args:
         cost: (n, m), finite.
-        solver: "exact".
-        epsilon: reserved for entropic solvers; must be None here.
+        solver: "exact" or "entropic".
+        epsilon: strength of the entropy relative to the mean cost; for "entropic" only, default 0.1.
 
     Returns:
-        Plan (n, m) in the dtype and on the device of `cost`, summing to 1.
+        Plan (n, m) in the dtype and on the device of `cost`, summing to 1. Where the mean cost is 0 the entropic plan
+        is the product of the marginals.
 
     Raises:
-        ValueError: cost is not a non-empty matrix or not finite, or the solver is unknown.
+        ValueError: cost is not a non-empty matrix or not finite; the solver is unknown; or epsilon is so small that
+            the iterations did not reach the marginals.
 
     Reference: R. Flamary et al., POT: Python Optimal Transport, JMLR 2021.
     """
-    if solver != "exact" or epsilon is not None:
-        raise ValueError(f"solver={solver!r} with epsilon={epsilon}: only 'exact' is offered, without epsilon.")
+    check_solver(solver, epsilon)
     if cost.dim() != 2 or 0 in cost.shape:
         raise ValueError(f"cost must be a matrix (n, m) with n, m >= 1, got shape {tuple(cost.shape)}.")
     values = cost.detach().double().cpu().numpy()
     if not np.isfinite(values).all():  # POT would return a plan, and a loss of 0, without a word
         raise ValueError("cost has non-finite entries.")
     n, m = values.shape
-    plan = ot.emd(np.full(n, 1 / n), np.full(m, 1 / m), values)
+    a, b = np.full(n, 1 / n), np.full(m, 1 / m)
+    if solver == "exact":
+        plan = ot.emd(a, b, values)
+    elif values.mean() == 0:
+        plan = np.outer(a, b)
+    else:
+        epsilon = DEFAULT_EPSILON if epsilon is None else epsilon
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # POT's word on convergence; the marginals say more
+            reg = epsilon * float(values.mean())
+            plan = ot.solve(values, a, b, reg=reg, max_iter=2000, tol=1e-7).plan
+        error = max(np.abs(n * plan.sum(1) - 1).max(), np.abs(m * plan.sum(0) - 1).max())
+        if not error < 0.01:
+            raise ValueError(
+                f"epsilon={epsilon} is too small: after 2000 iterations the marginals are off by {error:.1%}; use a "
+                "larger one or solver='exact'."
+            )
     return torch.from_numpy(plan).to(cost)
 
 
+def check_solver(solver: str, epsilon: float | None) -> None:
+    """Refuse an unknown solver and an epsilon that it has no use for."""
+    if solver not in ("exact", "entropic"):
+        raise ValueError(f"solver={solver!r} must be 'exact' or 'entropic'.")
+    if epsilon is not None and (solver == "exact" or not (epsilon > 0 and math.isfinite(epsilon))):
+        raise ValueError(f"epsilon={epsilon} must be None, or with solver='entropic' a number greater than 0.")
+
+
 def transport_cost(cost: Tensor, solver: str = "exact", epsilon: float | None = None) -> Tensor:
-    """Transport value `<P, C>` of the optimal plan, a scalar whose gradient with respect to `cost` is the plan P."""
+    """Transport value `<P, C>` of the plan, a scalar whose gradient with respect to `cost` is taken as the plan P.
+
+    For the exact plan that is the gradient. The entropy is never part of the value.
+    """
     return (transport_plan(cost, solver, epsilon) * cost).sum()
 
 
 def identity_share(plan: Tensor, v: Tensor, tolerance: float = 1e-6) -> Tensor:
-    """Mass that a square plan (n, n) leaves where it was: `sum_ij P_ij [v_i == v_j]` with `v` (n, d) the targets.
+    """Share of the mass of `plan` (n, m), m >= n, that stays where it was: `sum_ij P_ij [v_i == v_j] / sum_ij P_ij`.
 
-    1 for the identity, also where several targets are equal (a repeated label's text).
+    `v` (m, d) are the targets, of which the first n belong to the rows. 1 for the identity, also where several targets
+    are equal (a repeated label's text).
     """
     rows, columns = plan.nonzero(as_tuple=True)
     same = (v[rows] - v[columns]).abs().amax(dim=-1) <= tolerance
-    return (plan[rows, columns] * same).sum()
+    return (plan[rows, columns] * same).sum() / plan.sum()

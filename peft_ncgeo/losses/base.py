@@ -113,12 +113,16 @@ class Regularizer(nn.Module):
             raise ValueError(f"weight of {self.name} is {factor} after {progress:.0%} of training.")
         return factor
 
+    def constrained(self, value: Tensor) -> Tensor:
+        """The part of the last call's `value` that a budget limits; all of it unless a term says otherwise."""
+        return value
+
     @torch.no_grad()
     def update(self, value: Tensor | float) -> None:
         """One step of dual ascent on the multiplier; does nothing under a fixed weight.
 
         Args:
-            value: the term's value at this optimiser step, averaged over micro-batches and processes.
+            value: the constrained part of the term at this optimiser step, averaged over micro-batches and processes.
 
         Raises:
             ValueError: the value is not finite. The multiplier stays as it was.

@@ -174,7 +174,7 @@ class GeometryTrainer(Trainer):
             value = self._note_loss(loss.name, loss(batch))
             factor = loss.factor(progress)
             total = total + factor * value
-            self._step_values[loss.name].append(value.detach())
+            self._step_values[loss.name].append(loss.constrained(value).detach())
             self._logged[f"lambda/{loss.name}"].append(torch.tensor(factor))
             for key, metric in loss.metrics.items():
                 self._logged[key].append(metric.detach())

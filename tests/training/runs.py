@@ -68,7 +68,10 @@ def trainer(
 
 
 def ot_and_budget() -> list[Regularizer]:
-    return [OTPreservation(weight=2.0), OTPreservation(budget=0.01, modality="image", name="ot_image")]
+    return [
+        OTPreservation(weight=2.0, solver="entropic", memory_size=12),
+        OTPreservation(budget=0.01, modality="image", name="ot_image"),
+    ]
 
 
 def weights(model) -> dict[str, torch.Tensor]:
