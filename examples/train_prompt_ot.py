@@ -7,6 +7,9 @@
         --model_name_or_path openai/clip-vit-base-patch16 --dataset_name path/to/image_folder
         does the same on your own model and data (a Hub data set or an image folder), with the paper's recipe.
 
+    accelerate launch examples/train_prompt_ot.py --recipe examples/recipes/demo_budget.yaml
+        trains what a recipe says; further arguments override it.
+
 Transformers' training arguments can be given too; `--help` lists them.
 """
 
@@ -25,13 +28,15 @@ from pathlib import Path
 import torch
 import transformers
 from datasets import Dataset, load_dataset
-from peft import get_peft_model
+from peft import PeftConfig, get_peft_model
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPProcessor, HfArgumentParser, PrinterCallback, TrainerCallback, set_seed
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, ZeroShotClassifier
 from peft_ncgeo.data import base_new_split, few_shot, load_demo
-from peft_ncgeo.losses import OTPreservation, Regularizer
+from peft_ncgeo.losses import CrossEntropy, OTPreservation, Regularizer
+from peft_ncgeo.training import parse_with_recipe
 
 # Chosen on the demo's development split; the mini-CLIP and its AdamW are far from the paper's setting.
 DEMO = {
@@ -58,6 +63,7 @@ PAPER = {
 
 @dataclass
 class ScriptArguments:
+    recipe: str | None = field(default=None, metadata={"help": "YAML file; trained instead of the methods below."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "A CLIP model. Default: the demo's."})
     dataset_name: str | None = field(default=None, metadata={"help": "Hub data set or image folder."})
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, where it has several."})
@@ -81,8 +87,9 @@ class ScriptArguments:
 @dataclass
 class Method:
     title: str
-    config: Callable[[], NPTConfig] | None
+    config: Callable[[], PeftConfig] | None
     losses: Callable[[], list[Regularizer]] = list
+    classification_loss: Callable[[], nn.Module | None] = CrossEntropy
 
 
 @dataclass
@@ -161,6 +168,7 @@ def run(method: Method, task: Task, args: GeometryTrainingArguments, seed: int, 
         eval_dataset=task.eval_sets,
         processing_class=task.processor,
         losses=method.losses(),
+        classification_loss=method.classification_loss(),
         callbacks=[bar],
     )
     trainer.remove_callback(PrinterCallback)
@@ -200,7 +208,7 @@ def main() -> None:
         per_device_eval_batch_size=256,
         disable_tqdm=True,
     )
-    script, args = parser.parse_args_into_dataclasses()
+    (script, args), recipe = parse_with_recipe(parser)
     for argument in ("--per_device_train_batch_size", "--resume_from_checkpoint"):
         if any(given.split("=")[0] == argument for given in sys.argv):
             raise SystemExit(
@@ -214,6 +222,11 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of its own names, from PEFT
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
     rows = methods(script)
+    if recipe is not None:
+        if recipe.config is None:
+            raise SystemExit(f"Recipe {script.recipe} names no peft config.")
+        rows[recipe.name] = Method(recipe.name, recipe.config, recipe.losses, recipe.classification_loss)
+        script.methods = ["zero-shot", recipe.name]
     unknown = set(script.methods) - rows.keys()
     if unknown:
         raise SystemExit(f"Unknown methods {sorted(unknown)}; choose among {', '.join(rows)}.")

@@ -1,0 +1,142 @@
+"""Recipes: a training setting as a YAML file, which the command line overrides.
+
+```yaml
+peft: {NPTConfig.prompt_ot: {text_depth: 9}}       # a config or one of its presets; PEFT's own (LoraConfig) too
+losses: [{OTPreservation: {budget: 0.05}}]
+classification_loss: {CrossEntropy: {}}            # the default; null leaves it out
+args: {num_train_epochs: 40, learning_rate: 0.005} # defaults of the script's arguments
+```
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import peft
+import yaml
+from peft import PeftConfig
+from torch import nn
+from transformers import HfArgumentParser
+
+from .. import losses as loss_names
+from ..losses import CrossEntropy, Regularizer
+from ..tuners.npt import NPTConfig
+
+_KEYS = ("peft", "losses", "classification_loss", "args")
+_CONFIGS = {"NPTConfig": NPTConfig, **{n: getattr(peft, n) for n in dir(peft) if n.endswith("Config")}}
+_LOSSES = {name: getattr(loss_names, name) for name in loss_names.__all__}
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 5e-3 as a number, as YAML 1.2 does and PyYAML does not."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+@dataclass
+class Recipe:
+    """A setting read from a file: call `config()` and `losses()` for fresh objects, as many times as needed.
+
+    Attributes:
+        name: the file's stem.
+        config: makes the PEFT config, or is None where the recipe names none.
+        losses: makes the list of terms.
+        classification_loss: makes the classification term, or None.
+        args: defaults of the script's arguments.
+    """
+
+    name: str
+    config: Callable[[], PeftConfig] | None = None
+    losses: Callable[[], list[Regularizer]] = list
+    classification_loss: Callable[[], nn.Module | None] = CrossEntropy
+    args: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Recipe:
+        """Read a recipe and check every name in it.
+
+        Raises:
+            ValueError: one line that names the file, the unknown key or name, and the nearest right one.
+        """
+        path = Path(path)
+        try:
+            content = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"Recipe {path} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"Recipe {path} must hold the keys {', '.join(_KEYS)}.")
+        try:
+            _known(content, _KEYS, "key")
+            recipe = cls(name=path.stem, args=dict(content.get("args") or {}))
+            if content.get("peft"):
+                recipe.config = _maker(content["peft"], _CONFIGS)
+            terms = [_maker(term, _LOSSES) for term in content.get("losses") or []]
+            recipe.losses = lambda: [make() for make in terms]
+            if "classification_loss" in content:
+                term = content["classification_loss"]
+                recipe.classification_loss = (lambda: None) if term is None else _maker(term, _LOSSES)
+            recipe.losses(), recipe.classification_loss(), recipe.config and recipe.config()  # values are checked now
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"Recipe {path}: {error}") from error
+        return recipe
+
+    def set_defaults(self, parser: HfArgumentParser) -> None:
+        """Make `args` the parser's defaults, so that the command line still overrides them."""
+        try:
+            _known(self.args, [action.dest for action in parser._actions if action.dest != "help"], "argument")
+        except ValueError as error:
+            raise ValueError(f"Recipe {self.name}: {error}") from error
+        parser.set_defaults(**self.args)
+
+
+def parse_with_recipe(parser: HfArgumentParser, argv: Sequence[str] | None = None) -> tuple[tuple, Recipe | None]:
+    """Parse the command line over the recipe that its `--recipe` names.
+
+    Returns:
+        The parser's dataclasses, and the recipe or None.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    recipe = None
+    for i, word in enumerate(argv):
+        if word.split("=")[0] == "--recipe":
+            recipe = Recipe.read(word.partition("=")[2] or argv[i + 1])
+            recipe.set_defaults(parser)
+    return parser.parse_args_into_dataclasses(args=argv), recipe
+
+
+def _known(given: Iterable[str], right: Iterable[str], what: str) -> None:
+    right = list(right)
+    for name in given:
+        if name not in right:
+            near = get_close_matches(str(name), right, n=1, cutoff=0)
+            raise ValueError(f"unknown {what} {name!r}; did you mean {near[0]!r}?")
+
+
+def _maker(entry: Any, names: dict[str, Any]) -> Callable[[], Any]:
+    """`{Name: {field: value}}`, or `Name` alone, as a function without arguments."""
+    entry = {entry: {}} if isinstance(entry, str) else entry
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise ValueError(f"{entry!r} must be one name with its fields, such as {{{next(iter(names))}: {{}}}}.")
+    (name, fields), *_ = entry.items()
+    fields = fields or {}
+    owner, _, preset = str(name).partition(".")
+    _known([owner], names, "name")
+    target = names[owner]
+    if preset:
+        presets = [n for n, member in vars(target).items() if isinstance(member, classmethod) and n[0] != "_"]
+        _known([preset], presets, f"preset of {owner}")
+    _known(fields, [p for p in inspect.signature(target).parameters if p != "self"], f"field of {owner}")
+    make = getattr(target, preset) if preset else target
+    return lambda: make(**fields)

@@ -1,0 +1,117 @@
+"""Recipes: names, values and arguments are checked when the file is read, and the command line has the last word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig
+from transformers import HfArgumentParser
+
+from peft_ncgeo import GeometryTrainingArguments, NPTConfig
+from peft_ncgeo.losses import CrossEntropy, OTPreservation
+from peft_ncgeo.training import Recipe, parse_with_recipe
+
+RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
+
+
+@dataclass
+class Script:
+    recipe: str | None = None
+    batch_size: int = 7
+
+
+def write(tmp_path, text: str) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_whole_recipe(tmp_path):
+    recipe = Recipe.read(
+        write(
+            tmp_path,
+            """
+            peft: {NPTConfig: {num_text_tokens: 4, text_init: a photo of a}}
+            losses: [{OTPreservation: {budget: 5e-2, modality: image}}, {OTPreservation: {weight: 1e1}}]
+            classification_loss: null
+            args: {learning_rate: 5e-3}
+            """,
+        )
+    )
+    assert recipe.name == "mine"
+    assert recipe.config() == NPTConfig(num_text_tokens=4, text_init="a photo of a")
+    assert recipe.config() is not recipe.config()
+    first, second = recipe.losses()
+    assert isinstance(first, OTPreservation)
+    assert (first.budget, first.modality, second.weight) == (0.05, "image", 10.0)
+    assert recipe.losses()[0] is not first
+    assert recipe.classification_loss() is None
+    assert recipe.args == {"learning_rate": 0.005}
+
+
+def test_defaults_presets_and_pefts_own(tmp_path):
+    recipe = Recipe.read(write(tmp_path, "peft: NPTConfig.coop"))
+    assert recipe.config() == NPTConfig.coop()
+    assert recipe.losses() == []
+    assert isinstance(recipe.classification_loss(), CrossEntropy)
+    lora = Recipe.read(write(tmp_path, "peft: {LoraConfig: {r: 4, target_modules: [q_proj]}}")).config()
+    assert isinstance(lora, LoraConfig)
+    assert lora.r == 4
+
+
+def test_the_command_line_overrides_the_recipe(tmp_path):
+    path = write(tmp_path, "args: {learning_rate: 3e-4, num_train_epochs: 9, batch_size: 5}")
+    parser = HfArgumentParser((Script, GeometryTrainingArguments))
+    (script, args), recipe = parse_with_recipe(parser, ["--recipe", str(path), "--num_train_epochs", "2"])
+    assert (args.learning_rate, args.num_train_epochs, script.batch_size) == (3e-4, 2, 5)
+    assert recipe is not None
+    (script, _), none = parse_with_recipe(HfArgumentParser((Script, GeometryTrainingArguments)), [])
+    assert (script.batch_size, none) == (7, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pefft: {}", "unknown key 'pefft'; did you mean 'peft'?"),
+        ("peft: {NTPConfig: {}}", "unknown name 'NTPConfig'; did you mean 'NPTConfig'?"),
+        ("peft: {NPTConfig: {text_dept: 2}}", "unknown field of NPTConfig 'text_dept'; did you mean 'text_depth'?"),
+        ("peft: NPTConfig.prompt_to", "unknown preset of NPTConfig 'prompt_to'; did you mean 'prompt_ot'?"),
+        ("losses: [{OTPreservaton: {}}]", "unknown name 'OTPreservaton'; did you mean 'OTPreservation'?"),
+        (
+            "losses: [{OTPreservation: {wieght: 1}}]",
+            "unknown field of OTPreservation 'wieght'; did you mean 'weight'?",
+        ),
+        ("losses: [{OTPreservation: {}}]", "exactly one of weight and budget"),
+        ("losses: [{OTPreservation: {weight: 1}, CrossEntropy: {}}]", "must be one name with its fields"),
+        ("peft: {NPTConfig: {num_text_tokens: four}}", "num_text_tokens='four' must be a whole number"),
+        ("- a list", "must hold the keys peft, losses, classification_loss, args"),
+        ("peft: {", "cannot be read: while parsing"),
+    ],
+)
+def test_refusals_name_the_nearest_right_one(tmp_path, text, message):
+    with pytest.raises(ValueError) as caught:
+        Recipe.read(write(tmp_path, text))
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"Recipe {tmp_path / 'mine.yaml'}")
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_arguments_and_files(tmp_path):
+    path = write(tmp_path, "args: {learning_rat: 1}")
+    with pytest.raises(ValueError, match="unknown argument 'learning_rat'; did you mean 'learning_rate'"):
+        parse_with_recipe(HfArgumentParser((Script, GeometryTrainingArguments)), [f"--recipe={path}"])
+    with pytest.raises(ValueError, match="missing.yaml cannot be read"):
+        Recipe.read(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_shipped_recipes_are_whole(path):
+    recipe = Recipe.read(path)
+    recipe.set_defaults(HfArgumentParser((Script, GeometryTrainingArguments)))
+    assert recipe.config is not None
+    if path.stem != "demo_budget":
+        assert recipe.args["max_grad_norm"] == 0
+        assert recipe.args["optim_args"] == "momentum=0.9"
+        assert "our reading" in path.read_text()
