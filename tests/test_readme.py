@@ -14,7 +14,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 @pytest.mark.filterwarnings("ignore")
 def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     for block in BLOCKS:
         exec(compile(block, "README.md", "exec"), {})
     out = capsys.readouterr().out
@@ -23,9 +23,10 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
 
 
 def test_nothing_is_left_to_fill_in():
-    table = README.split("<!-- demo table -->")[1].split("<!-- end of demo table -->")[0]
-    assert table.count("\n|") >= 6
-    assert not re.findall(r"\b(TODO|CHOICES|SPEED)\b", README)
+    for mark, rows in (("demo", 7), ("transport", 29)):
+        table = README.split(f"<!-- {mark} table -->")[1].split(f"<!-- end of {mark} table -->")[0]
+        assert table.count("\n|") == rows
+    assert not re.findall(r"\b(TODO|CHOICES|SPEED|ANSWER)\b", README)
 
 
 def test_files_and_targets_named_in_readme_exist():

@@ -8,12 +8,16 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import get_peft_model
 from safetensors.torch import load_file
 
+from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig
 from peft_ncgeo.data import load_demo
+from peft_ncgeo.losses import OTPreservation
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -101,12 +105,73 @@ def test_benchmark_compares_equal_losses(monkeypatch, capsys):
 def test_results_are_written_into_the_readme(demo_run, tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- demo table -->\nold\n<!-- end of demo table -->\nafter\n")
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "prompt_ot").symlink_to(demo_run)
     script = runpy.run_path(str(ROOT / "examples" / "update_readme.py"))
     script["main"].__globals__["ROOT"] = tmp_path
     (tmp_path / "examples").mkdir()
-    monkeypatch.setattr(sys, "argv", ["update_readme.py", "--results", str(demo_run), "--readme", str(readme)])
+    arguments = ["--outputs", str(tmp_path / "outputs"), "--readme", str(readme)]
+    monkeypatch.setattr(sys, "argv", ["update_readme.py", *arguments])
     script["main"]()
     text = readme.read_text()
     assert text.startswith("before\n<!-- demo table -->\n| method")
     assert text.endswith("<!-- end of demo table -->\nafter\n")
     assert "old" not in text
+    assert (tmp_path / "examples" / "results" / "prompt_ot_demo.json").exists()
+
+
+def test_a_recipe_is_trained_and_overridden(tmp_path, monkeypatch):
+    recipe = str(ROOT / "examples/recipes/demo_budget.yaml")
+    arguments = ("--recipe", recipe, "--demo_split", "development", "--output_dir", str(tmp_path))
+    run_example("train_prompt_ot.py", *SHORT[:-1], *arguments, monkeypatch=monkeypatch)
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert list(report["results"]) == ["zero-shot", "demo_budget"]
+    assert "1 epochs, batch 20" in report["note"]  # the command line had the last word
+    assert (tmp_path / "demo_budget" / "seed-1" / "adapter_model.safetensors").exists()
+
+
+def test_comparison_fills_cells_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    arguments = ("--split", "development", "--seeds", "1", "--num_train_epochs", "0.25", "--output_dir", str(tmp_path))
+    variants = ("--variants", "joint exact")
+    run_example("compare_transport.py", *arguments, *variants, monkeypatch=monkeypatch)
+    table = capsys.readouterr().out
+    cells = sorted(path.parent.name for path in tmp_path.rglob("seed-1.json"))
+    assert cells == ["joint_exact_budget", "joint_exact_weight", "no_transport"]
+    cell = tmp_path / "development" / "no_transport" / "seed-1.json"
+    cell.write_text(cell.read_text().replace('"H": ', '"H": 1'))  # a cell that is there is not run again
+    run_example("compare_transport.py", *arguments, *variants, monkeypatch=monkeypatch)
+    assert table != capsys.readouterr().out
+    budget, weight = (
+        json.loads((tmp_path / "development" / f"joint_exact_{kind}" / "seed-1.json").read_text())
+        for kind in ("budget", "weight")
+    )
+    assert weight["factor"] == pytest.approx(budget["factor"])
+
+
+def test_plain_loop_equals_the_trainer(tmp_path):
+    """One batch an epoch holds every image, so that the order cannot matter."""
+    loop = runpy.run_path(str(ROOT / "examples" / "accelerate_loop.py"))
+    own = loop["train"](SimpleNamespace(epochs=4, batch_size=60, shots=2, seed=5, split="development"))
+    demo = load_demo("development", shots=2, seed=1)
+    torch.manual_seed(5)
+    model = get_peft_model(demo.model, NPTConfig.prompt_ot())
+    arguments = GeometryTrainingArguments(
+        output_dir=str(tmp_path),
+        num_train_epochs=4,
+        per_device_train_batch_size=60,
+        learning_rate=5e-3,
+        lr_scheduler_type="cosine",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    GeometryTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=demo.splits["train"],
+        processing_class=demo.processor,
+        losses=[OTPreservation(budget=0.05)],
+    ).train()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in own.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter, trained[name], atol=1e-4, rtol=1e-3)
