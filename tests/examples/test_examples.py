@@ -8,7 +8,6 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig
 from peft_ncgeo.data import load_demo
 from peft_ncgeo.losses import OTPreservation
+from peft_ncgeo.training import Recipe
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -151,7 +151,7 @@ def test_comparison_fills_cells_and_goes_on_where_it_stopped(tmp_path, monkeypat
 def test_plain_loop_equals_the_trainer(tmp_path):
     """One batch an epoch holds every image, so that the order cannot matter."""
     loop = runpy.run_path(str(ROOT / "examples" / "accelerate_loop.py"))
-    own = loop["train"](SimpleNamespace(epochs=4, batch_size=60, shots=2, seed=5, split="development"))
+    own = loop["train"](Recipe.read(loop["RECIPE"]), epochs=4, split="development", shots=2, seed=5)
     demo = load_demo("development", shots=2, seed=1)
     torch.manual_seed(5)
     model = get_peft_model(demo.model, NPTConfig.prompt_ot())

@@ -1,0 +1,78 @@
+"""Every model trains, saves, and is loaded by Transformers itself in a process that knows nothing but the files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from peft import get_peft_model
+
+from ..conftest import pixels, texts
+from .test_peft_contract import CASES, outputs
+
+LOADER = """
+import sys, warnings
+warnings.simplefilter("ignore")
+import torch, transformers, peft_ncgeo
+from pathlib import Path
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    expected = torch.load(folder / "expected.pt")
+    cls = getattr(transformers, expected["class"])
+    model = cls.from_pretrained(folder / "adapter").eval()
+    with torch.no_grad():
+        inputs = expected["inputs"]
+        for kind, value in expected["outputs"].items():
+            call = model if kind == "forward" else getattr(model, kind)
+            out = call(**inputs[kind])
+            names = ("logits", "text_embeds", "image_embeds", "pooler_output", "last_hidden_state")
+            got = next(out[name] for name in names if out.get(name) is not None)
+            assert torch.allclose(got, value, atol=2e-6), (folder.name, kind, float((got - value).abs().max()))
+    print(folder.name)
+"""
+
+
+def first_output(out) -> torch.Tensor:
+    names = ("logits", "text_embeds", "image_embeds", "pooler_output", "last_hidden_state")
+    return next(out[name] for name in names if out.get(name) is not None)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_model_trains_and_loads_in_a_fresh_process(tmp_path):
+    for name, case in CASES.items():
+        case.build().save_pretrained(tmp_path / "bases" / name)
+        torch.manual_seed(1)
+        model = get_peft_model(type(case.build()).from_pretrained(tmp_path / "bases" / name), case.config())
+        target = torch.randn_like(outputs(model, case.slots).detach())
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.02)
+        losses = []
+        for _ in range(6):
+            loss = (outputs(model, case.slots) - target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+        assert losses[-1] < losses[0], name
+        folder = tmp_path / "adapters" / name
+        model.eval().save_pretrained(folder / "adapter")
+        base = model.get_base_model()
+        image, text = {"pixel_values": pixels()}, texts(max(case.slots, 4))
+        if hasattr(base, "get_image_features"):
+            calls = {"get_image_features": image}
+            calls |= {} if "siglip" in name else {"get_text_features": text}
+        else:
+            calls = {"forward": text if "text" in name else image}
+        with torch.no_grad():
+            results = {
+                kind: first_output((base if kind == "forward" else getattr(base, kind))(**inputs))
+                for kind, inputs in calls.items()
+            }
+        torch.save({"class": type(base).__name__, "inputs": calls, "outputs": results}, folder / "expected.pt")
+    command = [sys.executable, "-c", LOADER, str(tmp_path / "adapters")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.split() == sorted(CASES)
