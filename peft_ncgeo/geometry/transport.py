@@ -60,7 +60,7 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # POT's word on convergence; the marginals say more
             reg = epsilon * float(values.mean())
-            plan = ot.solve(values, a, b, reg=reg, max_iter=2000, tol=1e-7).plan
+            plan = ot.solve(values, a, b, reg=reg, max_iter=2000, tol=1e-5).plan
         error = max(np.abs(n * plan.sum(1) - 1).max(), np.abs(m * plan.sum(0) - 1).max())
         if not error < 0.01:
             raise ValueError(
