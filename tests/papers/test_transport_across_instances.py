@@ -36,7 +36,7 @@ def test_entropic_plan_equals_textbook_iterations(epsilon, shape):
     cost = torch.rand(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     expected = sinkhorn(cost.numpy(), epsilon * float(cost.mean()))
     torch.testing.assert_close(
-        transport_plan(cost, "entropic", epsilon), torch.from_numpy(expected), atol=1e-6, rtol=0
+        transport_plan(cost, "entropic", epsilon), torch.from_numpy(expected), atol=5e-6, rtol=0
     )
     assert float(transport_cost(cost, "entropic", epsilon)) == pytest.approx(
         float((expected * cost.numpy()).sum()), abs=5e-6
