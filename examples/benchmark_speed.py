@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from peft import get_peft_model
@@ -20,12 +22,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from peft_ncgeo import NPTConfig
 from peft_ncgeo.adapters import adapters_off
 from peft_ncgeo.data import load_demo
 from peft_ncgeo.geometry.sphere import cosine_logits
-from peft_ncgeo.losses import CrossEntropy, GeometryBatch, OTPreservation
+from peft_ncgeo.losses import CrossEntropy, GeometryBatch
 from peft_ncgeo.towers import image_features, text_features, text_positions
+from peft_ncgeo.training import Recipe
+
+RECIPE = Path(__file__).parent / "recipes" / "prompt_ot.yaml"
 
 
 def vit_b16(attention: str) -> CLIPModel:
@@ -53,10 +57,12 @@ def class_texts(model: CLIPModel, classes: int, slots: int = 4) -> Tensor:
     return rows
 
 
-def make_step(base: CLIPModel, ids: Tensor, pixels: Tensor, labels: Tensor, published: bool) -> Callable[[], float]:
+def make_step(
+    base: CLIPModel, recipe: Recipe, ids: Tensor, pixels: Tensor, labels: Tensor, published: bool
+) -> Callable[[], float]:
     torch.manual_seed(1)
-    model = get_peft_model(base, NPTConfig.prompt_ot(text_init=[20, 21, 22, 23])).train()
-    losses = [CrossEntropy(), OTPreservation(weight=1.0)]
+    model = get_peft_model(base, recipe.config()).train()
+    classification, terms = CrossEntropy(), recipe.losses()
     longest = int((ids == base.config.text_config.eos_token_id).int().argmax(1).max()) + 1
     texts = ids if published else ids[:, :longest]
     with torch.no_grad(), adapters_off(model):
@@ -76,7 +82,7 @@ def make_step(base: CLIPModel, ids: Tensor, pixels: Tensor, labels: Tensor, publ
             frozen_image_features=frozen_image,
             frozen_text_features=frozen_text,
         )
-        loss = sum(term(batch) for term in losses)
+        loss = classification(batch) + sum(term.factor() * term(batch) for term in terms)
         loss.backward()
         return loss.item()
 
@@ -89,7 +95,10 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=50)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="prompts and losses of the step")
     args = parser.parse_args()
+    recipe = Recipe.read(args.recipe)
+    warnings.filterwarnings("ignore")  # random weights have no tokenizer to read text_init with
     torch.set_num_threads(1)
     build = mini_clip if args.quick else vit_b16
     steps = {}
@@ -98,7 +107,8 @@ def main() -> None:
         size = base.config.vision_config.image_size
         pixels = torch.randn(args.batch_size, 3, size, size, generator=torch.Generator().manual_seed(0))
         labels = torch.arange(args.batch_size) % args.classes
-        steps[name] = make_step(base, class_texts(base, args.classes), pixels, labels, name == "published")
+        texts = class_texts(base, args.classes)
+        steps[name] = make_step(base, recipe, texts, pixels, labels, name == "published")
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     losses = {name: step() for name, step in steps.items()}  # warm-up
     for _ in tqdm(range(args.rounds), desc="rounds"):

@@ -22,11 +22,13 @@ from peft import get_peft_model
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, set_seed
 
-from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig
+from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
 from peft_ncgeo.data import load_demo
 from peft_ncgeo.geometry.sphere import unit
 from peft_ncgeo.losses import GeometryBatch, OTPreservation, Regularizer
+from peft_ncgeo.training import Recipe
 
+RECIPE = Path(__file__).parent / "recipes" / "demo_budget.yaml"
 JOINT_BUDGET = 0.05  # a single modality, one mean instead of two, gets half of it
 COLUMNS = {
     "base": "base",
@@ -67,24 +69,21 @@ def budget_of(variant: str) -> float:
     return JOINT_BUDGET / 2 if variant.startswith(("image", "text")) else JOINT_BUDGET
 
 
-def train(loss: Regularizer | None, seed: int, split: str, epochs: float, folder: Path) -> dict[str, float]:
+def train(loss: Regularizer | None, seed: int, split: str, recipe: Recipe, folder: Path) -> dict[str, float]:
     set_seed(seed)
     demo = load_demo(split, seed=seed)
     args = GeometryTrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=epochs,
-        per_device_train_batch_size=60,
+        **{name: value for name, value in recipe.args.items() if name != "batch_size"},
+        per_device_train_batch_size=recipe.args["batch_size"],
         per_device_eval_batch_size=256,
-        learning_rate=5e-3,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.05,
         logging_strategy="epoch",
         save_strategy="no",
         disable_tqdm=True,
         seed=seed,
     )
     trainer = GeometryTrainer(
-        model=get_peft_model(demo.model, NPTConfig.prompt_ot()),
+        model=get_peft_model(demo.model, recipe.config()),
         args=args,
         train_dataset=demo.splits["train"],
         eval_dataset={"base": demo.splits["base"], "new": demo.splits["new"], "kept": demo.splits["fashion_mnist"]},
@@ -149,9 +148,13 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare_transport"))
     parser.add_argument("--split", default="report", choices=["report", "development"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--num_train_epochs", type=float, default=15)
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="its prompts and arguments; its losses are varied")
+    parser.add_argument("--num_train_epochs", type=float, help="default: the recipe's")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     args = parser.parse_args()
+    recipe = Recipe.read(args.recipe)
+    if args.num_train_epochs is not None:
+        recipe.args["num_train_epochs"] = args.num_train_epochs
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
@@ -162,7 +165,7 @@ def main() -> None:
         for seed in args.seeds:
             bar.set_description(f"{title}, seed {seed}")
             path = args.output_dir / args.split / title.replace(" ", "_").replace(",", "") / f"seed-{seed}.json"
-            train_one = lambda s=seed: train(make(s), s, args.split, args.num_train_epochs, args.output_dir)  # noqa: E731
+            train_one = lambda s=seed: train(make(s), s, args.split, recipe, args.output_dir)  # noqa: E731
             rows.setdefault(title, []).append(cell(path, train_one))
             bar.update()
         return rows[title]
@@ -173,8 +176,9 @@ def main() -> None:
         weights = {seed: result["factor"] for seed, result in zip(args.seeds, budgets, strict=True)}
         fill(f"{variant}, weight", lambda seed, v=variant, w=weights: VARIANTS[v](weight=w[seed]))
     bar.close()
+    epochs, size = recipe.args["num_train_epochs"], recipe.args["batch_size"]
     note = (
-        f"mini-CLIP on the demo's {args.split} split, 16 shots, {args.num_train_epochs:g} epochs, batch 60, seeds "
+        f"mini-CLIP on the demo's {args.split} split, 16 shots, {epochs:g} epochs, batch {size}, seeds "
         f"{', '.join(map(str, args.seeds))}; drift is the point-wise joint cost over the training images, factor the "
         f"mean multiplier of the later half of training. torch {torch.__version__} on the CPU."
     )

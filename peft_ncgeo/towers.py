@@ -92,6 +92,20 @@ def reads_text(model: nn.Module) -> bool:
     return hasattr(unwrap(model), "get_text_features")
 
 
+def check_text_tower(model: nn.Module) -> None:
+    """Refuse models whose text features depend on more than the words, which shortened texts would change silently.
+
+    Raises:
+        NotImplementedError: the text tower does not pool at [EOT], SigLIP's for instance.
+    """
+    text = find_towers(unwrap(model)).get("text")
+    if text is None or text.eot_token_id is None:
+        raise NotImplementedError(
+            f"{type(unwrap(model)).__name__} does not pool its text at [EOT] as CLIP does, so class texts cannot be "
+            "cut to their length; its vision tower can be prompted by itself."
+        )
+
+
 def classification_head(model: nn.Module) -> nn.Module | None:
     """The linear head of an image classification model (under PEFT's wrapper where it has one), or None."""
     head = getattr(unwrap(model), "classifier", None)

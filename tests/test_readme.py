@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from .training.runs import trainer
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
@@ -16,7 +18,12 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert len(BLOCKS) == 4
     for block in BLOCKS:
-        exec(compile(block, "README.md", "exec"), {})
+        names: dict = {}
+        exec(compile(block, "README.md", "exec"), names)
+        if "KeepSimilarities" in names:  # the reader's own loss trains beside the package's
+            run = trainer(tmp_path / "own", losses=names["losses"], max_steps=2)
+            run.train()
+            assert {"loss/ot", "loss/similarities", "lambda/similarities"} <= run.state.log_history[-2].keys()
     out = capsys.readouterr().out
     assert "torch.Size([2, 128])" in out
     assert (tmp_path / "outputs" / "readme" / "adapter_model.safetensors").exists()

@@ -16,7 +16,7 @@ from ..adapters import adapter_layers, adapter_parameters
 from ..data.class_prompts import class_prompts
 from ..data.images import to_rgb
 from ..geometry.sphere import cosine_logits
-from ..towers import image_features, reads_text, text_features, text_positions, unwrap
+from ..towers import check_text_tower, image_features, reads_text, text_features, text_positions, unwrap
 from ..tuners.prompt_config import active_prompt_config
 
 
@@ -41,6 +41,7 @@ class ZeroShotClassifier:
     def __init__(self, model: nn.Module, processor: Any, template: str | None = None) -> None:
         if not reads_text(model):
             raise ValueError(f"{type(unwrap(model)).__name__} reads no text, so class names mean nothing to it.")
+        check_text_tower(model)
         self.model, self.processor = model.eval(), processor
         self._template = template
         self._text_features: dict[tuple[str, ...], Tensor] = {}

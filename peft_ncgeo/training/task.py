@@ -11,7 +11,7 @@ from transformers import BatchEncoding
 from ..data.checks import check_dataset
 from ..data.class_prompts import class_prompts
 from ..templates import placeholder_ids
-from ..towers import classification_head, reads_text, text_positions, unwrap
+from ..towers import check_text_tower, classification_head, reads_text, text_positions, unwrap
 from ..tuners.prompt_config import active_prompt_config
 from .arguments import GeometryTrainingArguments
 
@@ -37,6 +37,8 @@ class ClassificationTask:
         self.tokenizer: Any = getattr(processing_class, "tokenizer", None)
         self.image_processor = getattr(processing_class, "image_processor", processing_class)
         self.reads_text = reads_text(model)
+        if self.reads_text:
+            check_text_tower(model)
         if self.reads_text and self.tokenizer is None:
             raise ValueError("processing_class has no tokenizer to read class names with; pass the CLIPProcessor.")
         if not self.reads_text and classification_head(model) is None:

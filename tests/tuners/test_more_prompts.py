@@ -19,10 +19,22 @@ from transformers import (
     SiglipModel,
 )
 
-from peft_ncgeo import NPTConfig
+from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, ZeroShotClassifier
 from peft_ncgeo.towers import image_features
 
-from ..conftest import TEXT, VISION, VIT, pixels, texts, tiny, tiny_clip, tiny_vit, tiny_vit_classifier
+from ..conftest import (
+    TEXT,
+    VISION,
+    VIT,
+    pixels,
+    texts,
+    tiny,
+    tiny_clip,
+    tiny_images,
+    tiny_processor,
+    tiny_vit,
+    tiny_vit_classifier,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing", "ignore:.*all of them get prompts")
 
@@ -116,6 +128,20 @@ def test_siglips_text_tower_is_refused_with_the_reason():
     model = tiny(SiglipModel, SiglipConfig(text_config={**text, "hidden_size": 40}, vision_config=vision))
     with pytest.raises(NotImplementedError, match="SigLIP's pools the last token, has no causal mask and no"):
         get_peft_model(model, NPTConfig(num_text_tokens=2))
+
+
+def test_siglips_texts_are_not_read_silently_wrong(tmp_path):
+    """It pools the last token, so texts cut to their length would give other features."""
+    text = {name: value for name, value in TEXT.items() if name != "projection_dim"}
+    vision = {name: value for name, value in VISION.items() if name != "projection_dim"}
+    config = SiglipConfig(text_config={**text, "hidden_size": 40, "projection_size": 40}, vision_config=vision)
+    model = tiny(SiglipModel, config)
+    with pytest.raises(NotImplementedError, match=r"SiglipModel does not pool its text at \[EOT\] as CLIP does"):
+        ZeroShotClassifier(model, tiny_processor())
+    model = get_peft_model(model, NPTConfig.vpt(vision_depth=2))
+    arguments = GeometryTrainingArguments(output_dir=str(tmp_path))
+    with pytest.raises(NotImplementedError, match="SiglipModel does not pool"):
+        GeometryTrainer(model, arguments, tiny_images(10), processing_class=tiny_processor())
 
 
 def clip_text():
