@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+DEFAULT_TEMPLATE = "a photo of a {}."  # CLIP's own, where neither an adapter nor an argument names one
+
 _PLACEHOLDER = "X"  # CoOp's; any word of one token would do, its embedding is replaced
 
 

@@ -16,6 +16,7 @@ from ..adapters import adapter_layers, adapter_parameters
 from ..data.class_prompts import class_prompts
 from ..data.images import to_rgb
 from ..geometry.sphere import cosine_logits
+from ..templates import DEFAULT_TEMPLATE
 from ..towers import check_text_tower, image_features, reads_text, text_features, text_positions, unwrap
 from ..tuners.prompt_config import active_prompt_config
 
@@ -76,7 +77,7 @@ class ZeroShotClassifier:
     def template(self) -> str:
         """Text around a class name in force now."""
         config = active_prompt_config(self.model)
-        return self._template or (config.template if config else "a photo of a {}.")
+        return self._template or (config.template if config else DEFAULT_TEMPLATE)
 
     @torch.no_grad()
     def predict_proba(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -41,7 +40,7 @@ class ImportedPrompts:
         self.config.inference_mode = True
         self.config.base_model_name_or_path = base_model_name_or_path
         self.config.auto_mapping = {"base_model_class": "CLIPModel", "parent_library": parent}
-        (folder / CONFIG_NAME).write_text(json.dumps(self.config.to_dict(), indent=2, sort_keys=True))
+        self.config.save_pretrained(str(folder))
 
 
 def import_prompts(path: str | Path, format: str, template: str = "a photo of a {}.") -> ImportedPrompts:
@@ -76,9 +75,9 @@ def import_prompts(path: str | Path, format: str, template: str = "a photo of a 
     if state["ctx"].dim() != 2:
         raise ValueError(f"{path} has a context for each class (CSC); it says nothing about other classes.")
     depths = {tower: 1 + max((i for t, i in found if t == tower), default=0) for tower in (_TEXT, _VISION)}
-    prompts = {tower: found.get((tower, 0), {}).get("prompt") for tower in (_TEXT, _VISION)}
-    coupled = "coupling.weight" in found.get((_VISION, 0), {})
-    vision = state["ctx"] if coupled else prompts[_VISION]
+    at_input = found.get((_VISION, 0), {})
+    coupled = "coupling.weight" in at_input
+    vision = state["ctx"] if coupled else at_input.get("prompt")
     config = NPTConfig(
         num_text_tokens=state["ctx"].shape[0],
         num_vision_tokens=0 if vision is None else vision.shape[0],

@@ -10,12 +10,10 @@ from transformers import BatchEncoding
 
 from ..data.checks import check_dataset
 from ..data.class_prompts import class_prompts
-from ..templates import placeholder_ids
+from ..templates import DEFAULT_TEMPLATE, placeholder_ids
 from ..towers import check_text_tower, classification_head, reads_text, text_positions, unwrap
 from ..tuners.prompt_config import active_prompt_config
 from .arguments import GeometryTrainingArguments
-
-DEFAULT_TEMPLATE = "a photo of a {}."
 
 
 class ClassificationTask:
