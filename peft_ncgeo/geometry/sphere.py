@@ -18,3 +18,17 @@ def cosine_logits(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     with torch.autocast(image.device.type, enabled=False):
         image, text = unit(image), unit(text)
         return logit_scale.to(image.dtype).exp() * image @ text.T
+
+
+def modality_gap(a: Tensor, b: Tensor) -> Tensor:
+    """Distance between the centres of two sets of features on the sphere, `||mean_i a^_i - mean_j b^_j||_2`.
+
+    Args:
+        a, b: raw features `(n, d)` and `(m, d)`, images and texts for instance; normalised here.
+
+    Returns:
+        A scalar in 0..2, in float32 or wider.
+
+    Reference: W. Liang et al., Mind the Gap, NeurIPS 2022, arXiv 2203.02053.
+    """
+    return torch.linalg.vector_norm(unit(a).mean(0) - unit(b).mean(0))

@@ -86,6 +86,45 @@ def transport_cost(cost: Tensor, solver: str = "exact", epsilon: float | None = 
     return (transport_plan(cost, solver, epsilon) * cost).sum()
 
 
+def class_transport_plans(cost: Tensor, a: Tensor, b: Tensor, epsilon: float | None = None) -> Tensor:
+    """Entropic plans of many small problems at once, each relative to its own mean cost; no gradient flows into them.
+
+    Args:
+        cost: (C, T, n), finite; padded where a marginal is 0.
+        a: (C, T) and b: (C, n), marginals that sum to 1; 0 pads.
+        epsilon: strength of the entropy relative to each problem's mean cost over its unpadded pairs. Default 0.1.
+
+    Returns:
+        Plans (C, T, n) in the dtype and on the device of `cost`, 0 where padded. Where a mean cost is 0, or one side
+        has one point, the plan is the product of the marginals.
+
+    Raises:
+        ValueError: cost is not finite, or epsilon is so small that the iterations did not reach the marginals.
+    """
+    check_solver("entropic", epsilon)
+    values, a, b = (tensor.detach().double().cpu() for tensor in (cost, a, b))
+    if not torch.isfinite(values).all():
+        raise ValueError("cost has non-finite entries.")
+    plans = a[:, :, None] * b[:, None, :]
+    pairs = plans > 0
+    mean = (values * pairs).sum((1, 2)) / pairs.sum((1, 2))
+    solved = (mean > 0) & ((a > 0).sum(1) > 1) & ((b > 0).sum(1) > 1)
+    if solved.any():
+        epsilon = DEFAULT_EPSILON if epsilon is None else epsilon
+        scaled = (values * pairs)[solved] / mean[solved, None, None]
+        found = ot.batch.solve_batch(
+            scaled, epsilon, a=a[solved], b=b[solved], max_iter=1000, tol=1e-6, grad="detach"
+        ).plan
+        error = max((found.sum(2) - a[solved]).abs().max(), (found.sum(1) - b[solved]).abs().max())
+        if not error < 1e-3:
+            raise ValueError(
+                f"epsilon={epsilon} is too small: after 1000 iterations the marginals are off by {error:.1g}; use a "
+                "larger one."
+            )
+        plans[solved] = found
+    return plans.to(cost)
+
+
 def identity_share(plan: Tensor, v: Tensor, tolerance: float = 1e-6) -> Tensor:
     """Share of the mass of `plan` (n, m), m >= n, that stays where it was: `sum_ij P_ij [v_i == v_j] / sum_ij P_ij`.
 

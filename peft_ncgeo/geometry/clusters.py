@@ -1,0 +1,44 @@
+"""K-means on the sphere."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from scipy.cluster.vq import kmeans2
+from torch import Tensor
+
+from .sphere import unit
+
+_RESTARTS = 10
+
+
+def cluster_features(features: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
+    """K-means of the normalised features: the best of ten starts (k-means++), in float64 on the CPU.
+
+    Args:
+        features: `(K, d)`.
+        num_clusters: at most K. Fewer may come back, since empty ones are removed.
+        seed: the same numbers give the same clusters.
+
+    Returns:
+        Cluster numbers `(K,)` int64 from 0 without gaps, in order of first appearance, on the device of `features`.
+
+    Raises:
+        ValueError: `num_clusters` below 1 or above K.
+    """
+    if not 1 <= num_clusters <= len(features):
+        raise ValueError(f"num_clusters={num_clusters} must be at least 1 and at most {len(features)}, the classes.")
+    points = unit(features.detach().double()).cpu().numpy()
+    rng, best, labels = np.random.default_rng(seed), np.inf, np.zeros(len(points), dtype=int)
+    for _ in range(_RESTARTS):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of empty clusters, which are removed below
+            centres, found = kmeans2(points, num_clusters, minit="++", seed=rng)
+        spread = np.square(points - centres[found]).sum()
+        if spread < best:
+            best, labels = spread, found
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    order = np.argsort(np.argsort(first))
+    return torch.from_numpy(order[inverse]).to(features.device)

@@ -1,0 +1,172 @@
+"""Simplex equiangular tight frames (ETFs), and how far a set of points is from one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .sphere import unit
+
+
+def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A simplex ETF: K unit vectors of d numbers, every two of them at cosine `-1/(K-1)`.
+
+    `E = sqrt(K/(K-1)) Q V^T` with Q (K, K-1) an orthonormal basis of the complement of the ones vector and V (d, K-1)
+    with orthonormal columns; so `E E^T = K/(K-1) (I - 11^T/K)`.
+
+    Args:
+        num_classes, dim: K and d.
+        seed: draws V; None: the first K - 1 axes, which is exact to the last digit.
+        dtype: of the result; all is computed in float64.
+
+    Returns:
+        `(K, d)`.
+
+    Raises:
+        ValueError: fewer than two classes, or `d < K - 1`, where no simplex ETF exists.
+
+    Reference: V. Papyan et al., Prevalence of neural collapse, PNAS 2020.
+    """
+    if num_classes < 2:
+        raise ValueError(f"A simplex ETF needs at least 2 classes, got {num_classes}.")
+    if dim < num_classes - 1:
+        raise ValueError(
+            f"A simplex ETF of {num_classes} classes needs at least {num_classes - 1} dimensions, got {dim}; there "
+            f"the mean squared cosine of two vectors cannot fall below {welch_bound(num_classes, dim):.4g}."
+        )
+    # Helmert's basis, written down: more exact than one from a decomposition
+    j = torch.arange(1, num_classes, dtype=torch.float64)
+    q = torch.ones(num_classes, num_classes - 1, dtype=torch.float64).triu()
+    q[torch.arange(1, num_classes), torch.arange(num_classes - 1)] = -j
+    q = (num_classes / (num_classes - 1)) ** 0.5 * q / (j * (j + 1)).sqrt()
+    if seed is None:
+        return torch.nn.functional.pad(q, (0, dim - num_classes + 1)).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.linalg.qr(torch.randn(dim, num_classes - 1, dtype=torch.float64, generator=generator)).Q
+    return (q @ v.T).to(dtype)
+
+
+def welch_bound(num_classes: int, dim: int) -> float:
+    """The least mean squared cosine between different ones of K unit vectors in d dimensions.
+
+    `(K^2/d - K)/(K(K-1))` for K > d; 0 for K <= d, where they can be orthogonal.
+    """
+    k = num_classes
+    return max(0.0, (k * k / dim - k) / (k * (k - 1)))
+
+
+def etf_floor(num_classes: int, dim: int) -> float:
+    """The least value of [`etf_deviation`]: 0 where a simplex ETF exists (K <= d + 1), else above.
+
+    `welch_bound(K, d) - 1/(K-1)^2`, reached by tight frames whose vectors sum to 0.
+    """
+    k = num_classes
+    return max(0.0, welch_bound(k, dim) - 1 / (k - 1) ** 2) if k > dim + 1 else 0.0
+
+
+def etf_deviation(points: Tensor) -> Tensor:
+    """Mean squared distance of the pairwise cosines from those of a simplex ETF.
+
+    `1/(K(K-1)) sum_{i != j} (cos(p_i, p_j) + 1/(K-1))^2` for `points` (K, d), K >= 2; a scalar.
+    """
+    k = len(points)
+    deviation = _cosines(points) + 1 / (k - 1)
+    return deviation.square().masked_fill(_diagonal(deviation), 0).sum() / (k * (k - 1))
+
+
+def clustered_etf_deviation(points: Tensor, clusters: Tensor, reduction: str = "mean") -> Tensor:
+    """Distance of each cluster's cosines from those of a simplex ETF of its own size.
+
+    With M clusters, cluster m of `k_m` points, and M' clusters of two points or more:
+
+    - "sum": `1/M sum_m sum_{i != j in m} (cos_ij + 1/(k_m - 1))^2`;
+    - "mean": `1/M' sum_m 1/(k_m (k_m - 1)) sum_{i != j in m} (cos_ij + 1/(k_m - 1))^2`, which for one cluster is
+      [`etf_deviation`].
+
+    A cluster of one point counts 0; where there is no larger one the value is 0, attached to the graph.
+
+    Args:
+        points: `(K, d)`.
+        clusters: `(K,)` int64, numbers 0..M-1 without gaps.
+        reduction: "mean" or "sum".
+    """
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction={reduction!r} must be 'mean' or 'sum'.")
+    sizes = torch.bincount(clusters)
+    size = sizes[clusters].to(torch.float64)  # of each point's cluster
+    cosines = _cosines(points)
+    pairs = (clusters[:, None] == clusters[None, :]) & ~_diagonal(cosines)
+    rows, columns = pairs.nonzero(as_tuple=True)  # clusters of one are gone before anything is divided by 0
+    size = size[rows].to(cosines)
+    squares = (cosines[rows, columns] + 1 / (size - 1)).square()
+    if reduction == "sum":
+        return squares.sum() / len(sizes)
+    return (squares / (size * (size - 1))).sum() / (sizes > 1).sum().clamp_min(1)
+
+
+def gram_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Distance between the shapes of two sets of K points, whatever their rotation, scale and width.
+
+    `|| G_a/||G_a||_F - G_b/||G_b||_F ||_F` with `G_a = a a^T`; the points are taken as they are, not centred.
+
+    Args:
+        a, b: points `(K, d)` and `(K, d')`.
+
+    Returns:
+        A scalar in 0..2 (0..sqrt(2) for non-zero points). Its gradient at 0 is 0.
+
+    Raises:
+        ValueError: different numbers of points.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"gram_distance compares as many points with as many, got {len(a)} and {len(b)}.")
+    return torch.linalg.norm(_unit_gram(a) - _unit_gram(b))
+
+
+def simplex_distance(gram: Tensor) -> Tensor:
+    """Distance of a matrix of inner products from the simplex ETF's, whatever the scale of either.
+
+    `|| G/||G||_F - (I - 11^T/K)/sqrt(K-1) ||_F`, in [0, 2]; 1 where G is 0.
+
+    Args:
+        gram: (K, K), K >= 2; it need not be symmetric (NC3 compares weights with means).
+
+    Returns:
+        Scalar in float32 or wider, differentiable.
+
+    Raises:
+        ValueError: `gram` is not a square matrix with K >= 2.
+    """
+    if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] < 2:
+        raise ValueError(f"gram must be a matrix (K, K) with K >= 2, got shape {tuple(gram.shape)}.")
+    gram = gram.to(torch.promote_types(gram.dtype, torch.float32))
+    k = gram.shape[0]
+    simplex = (torch.eye(k, dtype=gram.dtype, device=gram.device) - 1 / k) / (k - 1) ** 0.5
+    return torch.linalg.norm(_scaled(gram) - simplex)
+
+
+def centred_directions(points: Tensor) -> Tensor:
+    """Points (K, d) minus their mean, each scaled to length 1."""
+    points = points.to(torch.promote_types(points.dtype, torch.float32))
+    return unit(points - points.mean(0))
+
+
+def _cosines(points: Tensor) -> Tensor:
+    with torch.autocast(points.device.type, enabled=False):
+        points = unit(points)
+        return points @ points.T
+
+
+def _diagonal(square: Tensor) -> Tensor:
+    return torch.eye(len(square), dtype=torch.bool, device=square.device)
+
+
+def _unit_gram(points: Tensor) -> Tensor:
+    with torch.autocast(points.device.type, enabled=False):
+        points = points.to(torch.promote_types(points.dtype, torch.float32))
+        return _scaled(points @ points.T)
+
+
+def _scaled(matrix: Tensor) -> Tensor:
+    # all points equal, then centred: 0 stays 0
+    return matrix / torch.linalg.norm(matrix).clamp_min(torch.finfo(matrix.dtype).tiny)
