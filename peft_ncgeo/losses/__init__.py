@@ -1,7 +1,23 @@
 """Loss terms, one class per published term. Formulas live in `peft_ncgeo.geometry`."""
 
 from .base import GeometryBatch, Regularizer
-from .classification import CrossEntropy
+from .classification import LDAM, BalancedSoftmax, CrossEntropy, LogitAdjustment
+from .neural_collapse import ClusterCollapse, GeometricDebiasing, LanguageCollapse, ModalityIsomorphism
+from .preservation import PointwisePreservation, RotationStabilization
 from .transport import OTPreservation
 
-__all__ = ["CrossEntropy", "GeometryBatch", "OTPreservation", "Regularizer"]
+__all__ = [
+    "LDAM",
+    "BalancedSoftmax",
+    "ClusterCollapse",
+    "CrossEntropy",
+    "GeometricDebiasing",
+    "GeometryBatch",
+    "LanguageCollapse",
+    "LogitAdjustment",
+    "ModalityIsomorphism",
+    "OTPreservation",
+    "PointwisePreservation",
+    "Regularizer",
+    "RotationStabilization",
+]

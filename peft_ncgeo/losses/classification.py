@@ -1,7 +1,8 @@
-"""Classification terms: what the trainer adds the regularisers to."""
+"""Classification terms: what the trainer adds the regularisers to. Each is a cross-entropy over changed logits."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +24,115 @@ class CrossEntropy(nn.Module):
     """
 
     name = "ce"
+    requires: tuple[str, ...] = ()
 
     def forward(self, batch: GeometryBatch) -> Tensor:
         logits, labels = batch.need("logits", "labels")
-        return F.cross_entropy(logits, labels)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(self.adjusted(logits, batch), labels)
+
+    def adjusted(self, logits: Tensor, batch: GeometryBatch) -> Tensor:
+        """What the softmax is taken of, (B, K)."""
+        return logits
+
+
+class LogitAdjustment(CrossEntropy):
+    r"""Logit-adjusted cross-entropy: `CE(logits_k + tau log pi_k)`, pi the classes' shares of the training set.
+
+    Its minimiser is right for balanced test data: rare classes have to win by a margin while training.
+
+    | field | shape |
+    |---|---|
+    | logits | (B, K) |
+    | labels | (B,) |
+    | class_counts | (K,), training samples of each class |
+
+    Args:
+        tau: strength; 1 is the Fisher-consistent choice, 0 plain cross-entropy.
+
+    Raises:
+        ValueError: a field missing or not finite, named; a class without training samples.
+
+    Reference: A. K. Menon et al., Long-tail learning via logit adjustment, ICLR 2021, arXiv 2007.07314.
+
+    Example: `GeometryTrainer(..., classification_loss=LogitAdjustment())`
+    """
+
+    name = "logit_adjustment"
+    requires = ("class_counts",)
+
+    def __init__(self, tau: float = 1.0) -> None:
+        super().__init__()
+        self.tau = tau
+
+    def adjusted(self, logits: Tensor, batch: GeometryBatch) -> Tensor:
+        counts = _counts(batch, logits)
+        return logits + self.tau * (counts / counts.sum()).log()
+
+
+class BalancedSoftmax(LogitAdjustment):
+    r"""Balanced softmax: `-1/B sum_i log( n_{y_i} e^{z_i,y_i} / sum_k n_k e^{z_ik} )`.
+
+    Fields and errors as [`LogitAdjustment`], whose value at `tau=1` this is.
+
+    Reference: J. Ren et al., Balanced Meta-Softmax for Long-Tailed Visual Recognition, NeurIPS 2020, arXiv 2007.10740.
+
+    Example: `GeometryTrainer(..., classification_loss=BalancedSoftmax())`
+    """
+
+    name = "balanced_softmax"
+
+    def __init__(self) -> None:
+        super().__init__(tau=1.0)
+
+
+class LDAM(CrossEntropy):
+    r"""Label-distribution-aware margins: the true class's logit is lowered by a margin that grows as n_c falls.
+
+    .. math:: L = CE(z_{ik} - s \, \Delta_{y_i} [k = y_i]), \quad \Delta_c \propto n_c^{-1/4}, \max_c \Delta_c = m
+
+    | field | shape |
+    |---|---|
+    | logits | (B, K) |
+    | labels | (B,) |
+    | class_counts | (K,), training samples of each class |
+    | logit_scale | (), where the logits are scaled cosines |
+
+    Args:
+        max_margin: m, in cosine where logits are scaled cosines.
+        scale: s. Default: `exp(logit_scale)` where the batch has one, so that margins are margins of the cosine as in
+            the paper; 1 for a linear head (our reading).
+
+    Raises:
+        ValueError: a field missing or not finite, named; a class without training samples.
+
+    Reference: K. Cao et al., Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss, NeurIPS 2019,
+    arXiv 1906.07413.
+
+    Example: `GeometryTrainer(..., classification_loss=LDAM(max_margin=0.3))`
+    """
+
+    name = "ldam"
+    requires = ("class_counts",)
+
+    def __init__(self, max_margin: float = 0.5, scale: float | None = None) -> None:
+        super().__init__()
+        self.max_margin, self.scale = max_margin, scale
+
+    def adjusted(self, logits: Tensor, batch: GeometryBatch) -> Tensor:
+        margins = _counts(batch, logits) ** -0.25
+        margins = margins * (self.max_margin / margins.max())
+        scale: Tensor | float = 1.0
+        if self.scale is not None:
+            scale = self.scale
+        elif batch.logit_scale is not None:
+            scale = batch.logit_scale.detach().to(logits).exp()
+        (labels,) = batch.need("labels")
+        return logits - F.one_hot(labels, logits.shape[1]) * (scale * margins)
+
+
+def _counts(batch: GeometryBatch, logits: Tensor) -> Tensor:
+    (counts,) = batch.need("class_counts")
+    if (counts < 1).any():
+        raise ValueError(f"Class {int((counts < 1).nonzero()[0])} has no training samples in class_counts.")
+    return counts.to(logits)

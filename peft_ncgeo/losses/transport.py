@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,8 +130,3 @@ class OTPreservation(Regularizer):
         features, labels = batch.need(f"{kind}_features", "labels")
         features = unit(features)
         return features[labels] if kind.endswith("text") else features
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # how many pairs are remembered depends on the step
-        self.memory = torch.empty_like(state_dict.get(f"{prefix}memory", self.memory))
-        super()._load_from_state_dict(state_dict, prefix, *args)
