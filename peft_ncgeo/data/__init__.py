@@ -1,7 +1,19 @@
-"""Data sets: class prompts, base/new and few-shot splits, and the demo's own images."""
+"""Data sets: class prompts, base/new and few-shot splits, long tails, and the demo's own images."""
 
 from .class_prompts import class_prompts
 from .demo import load_demo
+from .long_tails import class_counts, long_tailed, realised_imbalance_factor, step_imbalanced
+from .sources import DatasetSource
 from .splits import base_new_split, few_shot
 
-__all__ = ["base_new_split", "class_prompts", "few_shot", "load_demo"]
+__all__ = [
+    "DatasetSource",
+    "base_new_split",
+    "class_counts",
+    "class_prompts",
+    "few_shot",
+    "load_demo",
+    "long_tailed",
+    "realised_imbalance_factor",
+    "step_imbalanced",
+]

@@ -41,7 +41,7 @@ VIEW_PARAMETERS = 20  # uniform numbers that determine one view
 TEST_VIEWS = 24  # per drawing; with 8 the sampling error is 2.3 points
 
 # The first number of a view's seed, so that no seed of one purpose can ever meet another's.
-_TEST, _TRAIN = 0, 1
+_TEST, _TRAIN, _VALIDATION = 0, 1, 2
 
 
 class Demo(NamedTuple):
@@ -55,8 +55,8 @@ class Demo(NamedTuple):
 def load_demo(split: str = "report", shots: int = 16, seed: int = 1) -> Demo:
     """Load the demo's base-to-new task together with the mini-CLIP it is meant for. Needs no network.
 
-    An image is a drawing seen through a random background, rotation, scale, shift, flip and colour change. Train and
-    test views come from disjoint random streams.
+    An image is a drawing seen through a random background, rotation, scale, shift, flip and colour change. Train,
+    validation and test views come from disjoint random streams.
 
     Args:
         split: `"report"`, or `"development"`: 60 other concepts, on which to choose hyper-parameters.
@@ -71,6 +71,7 @@ def load_demo(split: str = "report", shots: int = 16, seed: int = 1) -> Demo:
         | split           | images        | size    | classes                                           |
         |-----------------|---------------|---------|---------------------------------------------------|
         | `train`         | 30 * shots    | 32 x 32 | the 30 base concepts                              |
+        | `validation`    | 30 * 48       | 32 x 32 | the same, other views, to choose hyper-parameters on |
         | `base`          | 30 * 48       | 32 x 32 | the same, other views: 24 of each vendor's drawing |
         | `new`           | 30 * 48       | 32 x 32 | 30 concepts that are not in `train`               |
         | `fashion_mnist` | 2,000         | 28 x 28 | 10; shows what tuning on emoji does to the rest   |
@@ -102,6 +103,7 @@ def load_demo(split: str = "report", shots: int = 16, seed: int = 1) -> Demo:
         raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}.")
     splits = DatasetDict(
         train=_train_views(split, int(shots), int(seed)),
+        validation=load_test_views(split, "base", _VALIDATION),
         base=load_test_views(split, "base"),
         new=load_test_views(split, "new"),
         fashion_mnist=load_photographs("test"),
@@ -214,11 +216,11 @@ def _train_views(split: str, shots: int, seed: int) -> Dataset:
     return _dataset(images, labels, names)
 
 
-@functools.lru_cache(maxsize=4)
-def load_test_views(split: str, part: str) -> Dataset:
+@functools.lru_cache(maxsize=6)
+def load_test_views(split: str, part: str, stream: int = _TEST) -> Dataset:
     """The test images of one part (`"base"` or `"new"`) of a split: 24 views of each vendor's drawing of a concept."""
     names = load_concepts()["splits"][split][part]
-    images = [view for name in names for view in _concept_views(name, (TEST_VIEWS, TEST_VIEWS), _TEST, 0)]
+    images = [view for name in names for view in _concept_views(name, (TEST_VIEWS, TEST_VIEWS), stream, 0)]
     return _dataset(images, np.repeat(np.arange(len(names)), 2 * TEST_VIEWS).tolist(), names)
 
 

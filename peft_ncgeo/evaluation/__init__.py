@@ -1,6 +1,7 @@
 """Evaluation: zero-shot classification and metrics."""
 
-from .metrics import harmonic_mean
+from .base_new import evaluate_base_new
+from .metrics import evaluate_groups, harmonic_mean
 from .zero_shot import ZeroShotClassifier
 
-__all__ = ["ZeroShotClassifier", "harmonic_mean"]
+__all__ = ["ZeroShotClassifier", "evaluate_base_new", "evaluate_groups", "harmonic_mean"]

@@ -49,6 +49,7 @@ def pixels(dataset) -> np.ndarray:
 def test_sizes_and_labels(demo):
     assert {part: len(data) for part, data in demo.splits.items()} == {
         "train": 480,
+        "validation": 1440,
         "base": 1440,
         "new": 1440,
         "fashion_mnist": 2000,

@@ -1,0 +1,86 @@
+"""Draws from each class that depend on the seed and on what the rows hold, never on the order of the rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, Image
+
+from .checks import class_names
+
+
+def draw(dataset: Dataset, counts: Sequence[int], seed: int, label_column: str, mend: str) -> Dataset:
+    """`counts[c]` samples of every class c, without replacement, sorted by (class, content).
+
+    The rows of a class are ranked by [`content_order`] and permuted by a generator seeded with (seed, c); the first
+    `counts[c]` are taken. So a smaller count gives part of what a larger one gives, and one class's count changes
+    no other's samples. Rows without a label (None or -1) are never drawn.
+
+    Args:
+        counts: K numbers of samples.
+        mend: what an error for a class with too few samples tells the user to do.
+
+    Raises:
+        ValueError: a class with fewer samples than asked for, named.
+    """
+    labels = label_array(dataset, label_column)
+    for c, name in enumerate(class_names(dataset, label_column)):
+        if (available := np.count_nonzero(labels == c)) < counts[c]:
+            raise ValueError(f"Class {name!r} has {available} samples, fewer than the {counts[c]} asked for; {mend}.")
+    order = content_order(dataset)
+    chosen: list[int] = []
+    for c, count in enumerate(counts):
+        ranked = order[labels[order] == c]
+        first = np.random.default_rng((seed, c)).permutation(len(ranked))[:count]
+        chosen += ranked[np.sort(first)].tolist()
+    return dataset.select(chosen)
+
+
+def content_order(dataset: Dataset) -> np.ndarray:
+    """Indices (N,) that sort the rows by what they hold, so that the order they came in decides nothing.
+
+    Image columns come first: by their files' paths where every row has one of its own, else by a hash of the bytes.
+    The other columns decide between rows of equal images, by a hash of the `repr` of their values, and alone where
+    there are no images. No image is decoded, but every row is read: hashing takes about two seconds a gigabyte.
+    """
+    images = sorted(c for c, feature in dataset.features.items() if isinstance(feature, Image))
+    keys: list[list[Any]] = []
+    for column in images:
+        paths = [path or "" for path in _stored(dataset, column, "path")]
+        if all(paths) and len(set(paths)) == len(paths):
+            return _argsort(paths)
+        keys += [[_digest(content or b"") for content in _stored(dataset, column, "bytes")], paths]
+    if len(set(zip(*keys, strict=True))) < len(dataset):
+        others = sorted(c for c in dataset.column_names if c not in images)
+        keys += [[_digest(repr(value).encode()) for value in _stored(dataset, c)] for c in others]
+    return _argsort(list(zip(*keys, strict=True)))
+
+
+def label_array(dataset: Dataset, label_column: str = "label") -> np.ndarray:
+    """Labels (N,) as int64, -1 where there is none."""
+    labels = dataset.with_format(None)[label_column][:]
+    return np.array([-1 if label is None else label for label in labels], dtype=np.int64)
+
+
+def check_whole_number(name: str, value: Any, least: int) -> None:
+    """Refuse what is not a whole number of at least `least`, by name."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
+
+
+def _stored(dataset: Dataset, column: str, part: str | None = None) -> Iterator[Any]:
+    """The values of a column, or of one field of its structs, as stored: without formats, transforms and decoding."""
+    for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=100):
+        yield from (table.flatten()[f"{column}.{part}"] if part else table[column]).to_pylist()
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _argsort(keys: list[Any]) -> np.ndarray:
+    return np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)

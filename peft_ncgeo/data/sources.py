@@ -1,0 +1,132 @@
+"""Data sets described by a small YAML file: where they are, their columns, and how a prompt names their classes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import ClassLabel, Dataset, Image, load_dataset
+
+from .splits import select_classes
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """One labelled image set of the Hub, as a file in `examples/datasets` describes it.
+
+    Args:
+        path, name, revision: for `datasets.load_dataset`.
+        train_split, test_split: None where the set has none.
+        image_column, label_column: its columns.
+        template: text around a class name, for zero-shot CLIP.
+        class_names: name in the data -> name in the prompt (None leaves the class out); or "first_synonym", the part
+            before the first comma, or "split_camel_case", a space before each capital.
+        num_classes: how many classes there must be in the end.
+        shots: training images a class; None for sets to test on, and for tails.
+        imbalance_factor, n_max: the tail, see [`long_tailed`].
+    """
+
+    path: str
+    num_classes: int
+    name: str | None = None
+    revision: str | None = None
+    train_split: str | None = "train"
+    test_split: str | None = "test"
+    image_column: str = "image"
+    label_column: str = "label"
+    template: str = "a photo of a {}."
+    class_names: dict[str, str | None] | str | None = None
+    shots: int | None = 16
+    imbalance_factor: float | None = None
+    n_max: int | None = None
+
+    @classmethod
+    def read(cls, path: str | Path) -> DatasetSource:
+        """Read a file.
+
+        Raises:
+            ValueError: one line that names the file and what is wrong.
+        """
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"Data set {path} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"Data set {path} must hold keys such as path and num_classes.")
+        unknown = set(content) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"Data set {path} has the unknown key {sorted(unknown)[0]!r}.")
+        missing = {"path", "num_classes"} - set(content)
+        if missing:
+            raise ValueError(f"Data set {path} lacks {', '.join(sorted(missing))}.")
+        words = ("first_synonym", "split_camel_case")
+        if isinstance(content.get("class_names"), str) and content["class_names"] not in words:
+            raise ValueError(f"Data set {path}: class_names must be a mapping, {words[0]} or {words[1]}.")
+        return cls(**content)
+
+    def load(self, part: str, folder: str | Path | None = None) -> Dataset:
+        """The "train" or "test" part with the columns `image` and `label`, the latter with the prompts' names.
+
+        Args:
+            part: "train" or "test".
+            folder: a local copy (image folder, or what `datasets` saved) in place of the Hub's.
+
+        Raises:
+            ValueError: the set has no such part, or its classes are others than described.
+        """
+        split = {"train": self.train_split, "test": self.test_split}[part]
+        if split is None:
+            raise ValueError(f"{self.path} has no split to {part} on.")
+        if folder is None:
+            dataset = load_dataset(self.path, self.name, split=split, revision=self.revision)
+        else:
+            dataset = load_dataset(str(folder), split=split)
+        return self.prepare(dataset)
+
+    def prepare(self, dataset: Dataset) -> Dataset:
+        """Columns and class names as the library wants them; see [`DatasetSource.load`]."""
+        for column in (self.image_column, self.label_column):
+            if column not in dataset.column_names:
+                raise ValueError(f"{self.path} has no column {column!r} among {dataset.column_names}.")
+        dataset = dataset.select_columns([self.image_column, self.label_column])
+        dataset = dataset.rename_columns(
+            {old: new for old, new in ((self.image_column, "image"), (self.label_column, "label")) if old != new}
+        )
+        if not isinstance(dataset.features["image"], Image):
+            dataset = dataset.cast_column("image", Image())
+        if not isinstance(dataset.features["label"], ClassLabel):
+            dataset = dataset.class_encode_column("label")
+        names = self.prompt_names(dataset.features["label"].names)
+        kept = [i for i, name in enumerate(names) if name is not None]
+        if len(kept) != self.num_classes:
+            raise ValueError(f"{self.path} has {len(kept)} classes, described are {self.num_classes}.")
+        if len(kept) < len(names):
+            dataset = select_classes(dataset, kept)
+        return dataset.cast_column("label", ClassLabel(names=[name for name in names if name is not None]))
+
+    def prompt_names(self, names: list[str]) -> list[str | None]:
+        """What the prompt calls each class; None for one that is left out.
+
+        Raises:
+            ValueError: `class_names` names a class that the data do not have.
+        """
+        if self.class_names == "split_camel_case":
+            return [re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name) for name in names]
+        if self.class_names == "first_synonym":
+            return list(_first_synonyms(names))
+        fixes: dict[str, Any] = self.class_names or {}  # type: ignore[assignment]
+        strange = [name for name in fixes if name not in names]
+        if strange:
+            raise ValueError(f"{self.path} has no class {strange[0]!r} to rename.")
+        return [fixes.get(name, name) for name in names]
+
+
+def _first_synonyms(names: list[str]) -> list[str]:
+    """The part before the first comma; where two read the same, the one with a second synonym takes that."""
+    synonyms = [[part.strip() for part in name.split(",")] for name in names]
+    count = Counter(parts[0].lower() for parts in synonyms)
+    return [parts[1] if count[parts[0].lower()] > 1 and len(parts) > 1 else parts[0] for parts in synonyms]
