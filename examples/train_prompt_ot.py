@@ -90,6 +90,7 @@ class Method:
     config: Callable[[], PeftConfig] | None
     losses: Callable[[], list[Regularizer]] = list
     classification_loss: Callable[[], nn.Module | None] = CrossEntropy
+    callbacks: Callable[[], list[TrainerCallback]] = list
 
 
 @dataclass
@@ -169,7 +170,7 @@ def run(method: Method, task: Task, args: GeometryTrainingArguments, seed: int, 
         processing_class=task.processor,
         losses=method.losses(),
         classification_loss=method.classification_loss(),
-        callbacks=[bar],
+        callbacks=[bar, *method.callbacks()],
     )
     trainer.remove_callback(PrinterCallback)
     seconds = 0.0
@@ -225,7 +226,9 @@ def main() -> None:
     if recipe is not None:
         if recipe.config is None:
             raise SystemExit(f"Recipe {script.recipe} names no peft config.")
-        rows[recipe.name] = Method(recipe.name, recipe.config, recipe.losses, recipe.classification_loss)
+        rows[recipe.name] = Method(
+            recipe.name, recipe.config, recipe.losses, recipe.classification_loss, recipe.callbacks
+        )
         script.methods = ["zero-shot", recipe.name]
     unknown = set(script.methods) - rows.keys()
     if unknown:

@@ -23,6 +23,9 @@ class GeometryTrainingArguments(TrainingArguments):
         template: text around a class name. Default: the adapter's own, else "a photo of a {}."; an adapter that
             stores another one is an error.
         frozen_templates: texts that the frozen teacher reads, averaged per class. Default: the template.
+        student_templates: texts that losses on several texts a class read, through the tuned model
+            (`GeometryBatch.template_features`). Default: the template.
+        class_balanced_sampling: draw classes evenly, with replacement inside a class; an epoch is as long as before.
         augmentation: "none", or "crop_flip": a random crop of 8 to 100 % of the area and a horizontal flip, as CoOp
             trains. Drawn from seed, epoch and sample alone, so processes and resumed runs see the same views.
     """
@@ -33,6 +36,10 @@ class GeometryTrainingArguments(TrainingArguments):
     frozen_templates: list[str] | None = field(
         default=None, metadata={"help": "Texts that the frozen teacher reads. Default: the template."}
     )
+    student_templates: list[str] | None = field(
+        default=None, metadata={"help": "Texts of each class for losses that read several. Default: the template."}
+    )
+    class_balanced_sampling: bool = field(default=False, metadata={"help": "Draw every class equally often."})
     augmentation: str = field(default="none", metadata={"help": "'none' or 'crop_flip'."})
 
     remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns the model does not name."})

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..adapters import adapter_parameters
+from ..geometry.collapse import NeuralCollapse
+from ..geometry.simplex import simplex_distance
+from ..geometry.sphere import unit
 
 
 class NewViews(TrainerCallback):
@@ -17,3 +25,135 @@ class NewViews(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         kwargs["train_dataloader"].dataset.set_epoch(int(state.epoch or 0))
+
+
+class PromptAveraging(TrainerCallback):
+    r"""PromptSRC's Gaussian average of the prompts over epochs, put in place when training ends.
+
+    .. math:: \bar\theta = \sum_e w_e \theta_e / \sum_e w_e, \quad
+              w_e = \exp(-(e - \mathrm{mean})^2 / 2\,\mathrm{std}^2)
+
+    over the epochs e = 1..E, theta_e the adapter's trained parameters after epoch e; frozen weights are never touched.
+    Evaluations and checkpoints while training see the prompts of their own epoch. What is summed so far is part of a
+    checkpoint, so a resumed run ends with the same average.
+
+    Args:
+        mean: epoch with the greatest weight.
+        std: width in epochs, > 0. The paper's are 15 and 1 of 20 epochs.
+
+    Raises:
+        ValueError: std not greater than 0.
+
+    Reference: M. U. Khattak et al., ICCV 2023, arXiv 2307.06948.
+
+    Example: `GeometryTrainer(..., callbacks=[PromptAveraging(mean=15, std=1)])`
+    """
+
+    name = "prompt_averaging"
+
+    def __init__(self, mean: float = 15.0, std: float = 1.0) -> None:
+        if not std > 0:
+            raise ValueError(f"std={std} must be greater than 0.")
+        self.mean, self.std = mean, std
+        self._forget()
+
+    def _forget(self) -> None:
+        self._log_total = torch.tensor(-math.inf, dtype=torch.float64)
+        self._average: dict[str, Tensor] = {}
+
+    def log_weight(self, epoch: int) -> float:
+        """`log w_e`, up to a constant."""
+        return -0.5 * ((epoch - self.mean) / self.std) ** 2
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == 0:
+            self._forget()
+
+    @torch.no_grad()
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # not on_epoch_end: a checkpoint of an epoch's last step is written before that, and would lack the epoch
+        epoch = state.epoch or 0.0
+        if epoch != round(epoch) and state.global_step < state.max_steps:
+            return
+        # a running mean with logarithms of the weights: those of early epochs are below the smallest float
+        log_weight = torch.tensor(self.log_weight(math.ceil(epoch)), dtype=torch.float64)
+        self._log_total = torch.logaddexp(self._log_total, log_weight)
+        share = (log_weight - self._log_total).exp().item()
+        for name, parameter in _trained(kwargs["model"]).items():
+            value = parameter.detach().double().cpu()
+            old = self._average.get(name, value)
+            self._average[name] = old + share * (value - old)
+
+    @torch.no_grad()
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for name, parameter in _trained(kwargs["model"]).items():
+            if name in self._average:
+                parameter.copy_(self._average[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What is summed so far."""
+        return {"log_total": self._log_total, **self._average}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Take up the sum of an earlier run."""
+        self._average = dict(state_dict)
+        self._log_total = self._average.pop("log_total")
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    adapter = {id(parameter) for parameter in adapter_parameters(model)}
+    return {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) in adapter}
+
+
+class GeometryMonitor(TrainerCallback):
+    """Adds the geometry of the features to every evaluation's metrics.
+
+    | metric | what |
+    |---|---|
+    | `nc1`, `nc1_trace` | within-class variability, `tr(S_B^+ S_W)/K` and `tr(S_W)/tr(S_B)` |
+    | `nc2`, `nc2_norm_spread`, `nc2_cosine` | class means against a simplex ETF |
+    | `nc3`, `nc3_cosine`, `nc4` | class means against classifier weights (alignment), and their predictions |
+    | `modality_gap` | distance between the centres of images and texts |
+    | `text_nc2` | class texts against a simplex ETF |
+
+    See [`~peft_ncgeo.geometry.NeuralCollapse`] for the formulas. For a CLIP-like model features are normalised, the
+    classifier is the class texts, and the last two are there; for a classification model features are what enters its
+    head. On several processes each sample is counted once.
+
+    Example: `GeometryTrainer(..., callbacks=[GeometryMonitor()])`
+    """
+
+    def __init__(self) -> None:
+        self._collapse: NeuralCollapse | None = None
+
+    def begin(self) -> None:
+        """Forget the evaluation before."""
+        self._collapse = None
+
+    def update(self, features: Tensor, labels: Tensor, num_classes: int, reads_text: bool) -> None:
+        """Take in a batch of raw features (B, d)."""
+        features = unit(features) if reads_text else features.float()
+        if self._collapse is None:
+            self._collapse = NeuralCollapse(num_classes, features.shape[1])
+        self._collapse.update(features, labels)
+
+    def compute(self, text: Tensor | None, head: Any = None) -> dict[str, float]:
+        """Metrics since `begin`, from the raw `text` (K, d) of a CLIP-like model, else from the linear `head`."""
+        if self._collapse is None:
+            return {}
+        if text is None:
+            bias = None if head.bias is None else head.bias.detach()
+            return self._collapse.compute(head.weight.detach(), bias)
+        points = unit(text).double().cpu()
+        centred = points - points.mean(0)
+        counts, means = self._collapse.counts.cpu(), self._collapse.class_means.cpu()
+        centre = (counts[:, None] * means.nan_to_num()).sum(0) / counts.sum()
+        gap = torch.linalg.vector_norm(centre - points.mean(0))
+        extra = {"modality_gap": float(gap), "text_nc2": float(simplex_distance(centred @ centred.T))}
+        return {**self._collapse.compute(points), **extra}

@@ -21,6 +21,9 @@ OFFERED = {
     "logit_scale",
     "frozen_image_features",
     "frozen_text_features",
+    "template_features",
+    "frozen_template_features",
+    "class_counts",
 }
 
 
@@ -45,12 +48,12 @@ def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification
     for name, count in Counter(getattr(term, "name", "ce") for term in terms).items():
         if count > 1:
             raise ValueError(f"Two losses have the name {name!r}; give one of them another with name=...")
-    for loss in losses:
-        for field in getattr(loss, "requires", ()):
+    for term in terms:
+        for field in getattr(term, "requires", ()):
             if field not in OFFERED:
-                raise ValueError(f"{loss.name} requires {field}, which GeometryTrainer does not fill.")
-            if ("text" in field or field == "logit_scale") and not reads_text(model):
+                raise ValueError(f"{term.name} requires {field}, which GeometryTrainer does not fill.")
+            if any(word in field for word in ("text", "template", "logit_scale")) and not reads_text(model):
                 raise ValueError(
-                    f"{loss.name} requires {field}, but {type(unwrap(model)).__name__} reads no text; use a modality "
+                    f"{term.name} requires {field}, but {type(unwrap(model)).__name__} reads no text; use a modality "
                     "without text."
                 )

@@ -4,6 +4,7 @@
 peft: {NPTConfig.prompt_ot: {text_depth: 9}}       # a config or one of its presets; PEFT's own (LoraConfig) too
 losses: [{OTPreservation: {budget: 0.05}}]
 classification_loss: {CrossEntropy: {}}            # the default; null leaves it out
+callbacks: [{PromptAveraging: {mean: 15, std: 1}}]
 args: {num_train_epochs: 40, learning_rate: 0.005} # defaults of the script's arguments
 ```
 """
@@ -23,15 +24,17 @@ import peft
 import yaml
 from peft import PeftConfig
 from torch import nn
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainerCallback
 
 from .. import losses as loss_names
 from ..losses import CrossEntropy, Regularizer
 from ..tuners.npt import NPTConfig
+from .callbacks import GeometryMonitor, PromptAveraging
 
-_KEYS = ("peft", "losses", "classification_loss", "args")
+_KEYS = ("peft", "losses", "classification_loss", "callbacks", "args")
 _CONFIGS = {"NPTConfig": NPTConfig, **{n: getattr(peft, n) for n in dir(peft) if n.endswith("Config")}}
 _LOSSES = {name: getattr(loss_names, name) for name in loss_names.__all__}
+_CALLBACKS = {"GeometryMonitor": GeometryMonitor, "PromptAveraging": PromptAveraging}
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,21 +50,25 @@ _Loader.add_implicit_resolver(
 
 @dataclass
 class Recipe:
-    """A setting read from a file: call `config()` and `losses()` for fresh objects, as many times as needed.
+    """A setting read from a file: call `config()`, `losses()` and so on for fresh objects, as many times as needed.
 
     Attributes:
         name: the file's stem.
         config: makes the PEFT config, or is None where the recipe names none.
         losses: makes the list of terms.
         classification_loss: makes the classification term, or None.
+        callbacks: makes the list of callbacks.
         args: defaults of the script's arguments.
+        source: what it was read from; two recipes of the same source are the same.
     """
 
     name: str
     config: Callable[[], PeftConfig] | None = None
     losses: Callable[[], list[Regularizer]] = list
     classification_loss: Callable[[], nn.Module | None] = CrossEntropy
+    callbacks: Callable[[], list[TrainerCallback]] = list
     args: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:
@@ -75,11 +82,17 @@ class Recipe:
             content = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
         except (OSError, yaml.YAMLError) as error:
             raise ValueError(f"Recipe {path} cannot be read: {' '.join(str(error).split())}") from error
+        return cls.from_dict(path.stem, content, str(path))
+
+    @classmethod
+    def from_dict(cls, name: str, content: dict[str, Any], path: str | None = None) -> Recipe:
+        """A recipe of what a file would hold; see [`Recipe.read`] for the errors, which name `path` or `name`."""
+        path = path or name
         if not isinstance(content, dict):
             raise ValueError(f"Recipe {path} must hold the keys {', '.join(_KEYS)}.")
         try:
             _known(content, _KEYS, "key")
-            recipe = cls(name=path.stem, args=dict(content.get("args") or {}))
+            recipe = cls(name=name, args=dict(content.get("args") or {}), source=content)
             if content.get("peft"):
                 recipe.config = _maker(content["peft"], _CONFIGS)
             terms = [_maker(term, _LOSSES) for term in content.get("losses") or []]
@@ -87,7 +100,10 @@ class Recipe:
             if "classification_loss" in content:
                 term = content["classification_loss"]
                 recipe.classification_loss = (lambda: None) if term is None else _maker(term, _LOSSES)
-            recipe.losses(), recipe.classification_loss(), recipe.config and recipe.config()  # values are checked now
+            callbacks = [_maker(callback, _CALLBACKS) for callback in content.get("callbacks") or []]
+            recipe.callbacks = lambda: [make() for make in callbacks]
+            for make in (recipe.config, recipe.losses, recipe.classification_loss, recipe.callbacks):
+                _ = make and make()  # values are checked now
         except (TypeError, ValueError) as error:
             raise ValueError(f"Recipe {path}: {error}") from error
         return recipe

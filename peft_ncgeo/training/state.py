@@ -1,39 +1,56 @@
-"""What losses remember, in a checkpoint: `geometry_state.safetensors`."""
+"""What losses and callbacks remember, in a checkpoint: `geometry_state.safetensors`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-
-from ..losses import Regularizer
+from torch import Tensor
 
 FILE_NAME = "geometry_state.safetensors"
 
 
-def save_state(losses: Iterable[Regularizer], folder: str | Path) -> None:
-    """Write every loss's buffers under `<loss name>.<buffer>`."""
-    state = {f"{loss.name}.{key}": value.contiguous() for loss in losses for key, value in loss.state_dict().items()}
+class Stateful(Protocol):
+    """A loss or callback with something to remember."""
+
+    name: str
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> Any: ...
+
+
+def save_state(owners: Iterable[Stateful], folder: str | Path) -> None:
+    """Write everybody's tensors under `<name>.<tensor>`."""
+    state = {f"{own.name}.{key}": value.contiguous() for own in owners for key, value in own.state_dict().items()}
     save_file(state, Path(folder) / FILE_NAME)
 
 
-def load_state(losses: Iterable[Regularizer], folder: str | Path) -> None:
+def load_state(owners: Iterable[Stateful], folder: str | Path) -> None:
     """Read them back.
 
     Raises:
-        ValueError: the file is missing or damaged, or holds other losses than these.
+        ValueError: the file is missing or damaged, or holds the state of other losses and callbacks than these.
     """
     path = Path(folder) / FILE_NAME
-    losses = list(losses)
-    expected = {f"{loss.name}.{key}" for loss in losses for key in loss.state_dict()}
+    owners = list(owners)
+    expected = {own.name for own in owners if own.state_dict()}
     try:
         state = load_file(path) if expected or path.exists() else {}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"Cannot resume from {path}: {error}.") from error
-    if expected != state.keys():
-        raise ValueError(f"{path} was written for other losses: it differs in {sorted(expected ^ state.keys())}.")
-    for loss in losses:
-        own = {key.removeprefix(f"{loss.name}."): v for key, v in state.items() if key.startswith(f"{loss.name}.")}
-        loss.load_state_dict(own)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        owner, _, name = key.partition(".")
+        parts.setdefault(owner, {})[name] = value
+    if expected != parts.keys():
+        raise ValueError(f"{path} was written for other losses: it differs in {sorted(expected ^ parts.keys())}.")
+    for own in owners:
+        if own.name in parts:
+            try:
+                own.load_state_dict(parts[own.name])
+            except RuntimeError as error:
+                raise ValueError(f"{path} does not fit {own.name}: {' '.join(str(error).split())}") from error

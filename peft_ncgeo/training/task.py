@@ -80,13 +80,24 @@ class ClassificationTask:
             )
         return names
 
-    def texts(self, names: Sequence[str]) -> BatchEncoding:
-        """The names in the template, with slots for the active adapter's prompts."""
+    def texts(self, names: Sequence[str], templates: Sequence[str] = ()) -> BatchEncoding:
+        """The names in the template, with slots for the active adapter's prompts: (K, L).
+
+        With `templates`, the names in each of these follow: ((1 + T) K, L).
+        """
         config = active_prompt_config(self.model)
         slots = config.num_text_tokens if config else 0
         if config and slots and not config.placeholder_ids:  # the adapter was made without a tokenizer
             config.write_token_ids(config.phrase_ids, placeholder_ids(self.template, slots, self.tokenizer))
-        return self._read(names, self.template, slots)
+        texts = [self._read(names, template, slots) for template in (self.template, *templates)]
+        if len(texts) == 1:
+            return texts[0]
+        rows = [
+            row[mask.bool()].tolist()
+            for text in texts
+            for row, mask in zip(text["input_ids"], text["attention_mask"], strict=True)
+        ]
+        return self.tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
 
     def frozen_texts(self, names: Sequence[str]) -> list[BatchEncoding]:
         """The names in each template that the frozen model reads; none for a classification model."""

@@ -35,7 +35,7 @@ class FrozenTeacher:
                     "adapters off would not undo it."
                 )
         self.towers, self.texts = towers, list(texts)
-        self._text_features: Tensor | None = None
+        self._template_features: Tensor | None = None
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) to (B, d)."""
@@ -43,9 +43,13 @@ class FrozenTeacher:
             return encode(self.towers, pixel_values=pixel_values)["image_features"]
 
     def text_features(self, device: torch.device) -> Tensor:
-        """(K, d), computed once."""
-        if self._text_features is None:
+        """(K, d), the mean over the templates."""
+        return self.template_features(device).mean(dim=1)
+
+    def template_features(self, device: torch.device) -> Tensor:
+        """(K, T, d), computed once."""
+        if self._template_features is None:
             with adapters_off(self.towers):
                 features = [encode(self.towers, **texts.to(device))["text_features"] for texts in self.texts]
-            self._text_features = torch.stack(features).mean(dim=0)
-        return self._text_features
+            self._template_features = torch.stack(features, dim=1)
+        return self._template_features

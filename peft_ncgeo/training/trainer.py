@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer
 
 from ..data.images import ImageCollator, LabelledImages, crop_flip, input_size
+from ..data.long_tails import class_counts
+from ..data.sampling import label_array
 from ..evaluation.metrics import accuracy, balanced_accuracy, harmonic_mean
 from ..geometry.sphere import cosine_logits
 from ..losses import CrossEntropy, GeometryBatch, Regularizer
-from ..towers import unwrap
+from ..towers import classification_head, unwrap
 from .arguments import GeometryTrainingArguments
-from .callbacks import NewViews
+from .callbacks import GeometryMonitor, NewViews
 from .checks import check_arguments, check_losses
 from .gathering import batch_sizes, gather_batch
+from .sampling import ClassBalancedSampler
 from .state import load_state, save_state
 from .task import ClassificationTask
 from .teacher import FrozenTeacher
@@ -90,7 +93,13 @@ class GeometryTrainer(Trainer):
         self._logged: dict[str, list[Tensor]] = defaultdict(list)
         self._step_values: dict[str, list[Tensor]] = defaultdict(list)
         self.towers = TowersModule(model)
-        self._required = {field for loss in self.losses for field in getattr(loss, "requires", ())}
+        self._required = {
+            field for term in [*self.losses, classification_loss] for field in getattr(term, "requires", ())
+        }
+        self._templates = list(args.student_templates or []) if "template_features" in self._required else []
+        self._class_counts: Tensor | None = None
+        if train_dataset is not None:
+            self._class_counts = torch.from_numpy(class_counts(train_dataset, args.label_column))
         self.teacher: FrozenTeacher | None = None
         if any(field.startswith("frozen_") for field in self._required):
             self.teacher = FrozenTeacher(self.towers, self.task.frozen_texts(self.class_names))
@@ -118,6 +127,11 @@ class GeometryTrainer(Trainer):
         images = LabelledImages(dataset, self.args.image_column, self.args.label_column, augment, self.args.seed)
         return super()._get_dataloader(images, *args, **kwargs)
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if not self.args.class_balanced_sampling:
+            return super()._get_train_sampler(train_dataset)
+        return ClassBalancedSampler(label_array(self.train_dataset, self.args.label_column), self.args.seed)
+
     # ---- training ---------------------------------------------------------------------------------------------
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -125,7 +139,7 @@ class GeometryTrainer(Trainer):
         if not any(parameter.requires_grad for parameter in self.towers.parameters()):
             raise ValueError("No parameter is trainable; load an adapter with is_trainable=True to train it on.")
         if self.task.reads_text and self.class_names:  # read now: another adapter may have become active
-            self._texts = dict(self.task.texts(self.class_names).to(self.args.device))
+            self._texts = dict(self.task.texts(self.class_names, self._templates).to(self.args.device))
         self._logged.clear()
         self._step_values.clear()
         return super().train(*args, **kwargs)
@@ -142,17 +156,25 @@ class GeometryTrainer(Trainer):
         pixel_values, sizes = inputs["pixel_values"], batch_sizes(inputs["labels"])
         with self.accelerator.autocast():
             out = model(pixel_values=pixel_values, **self._texts)
-            frozen_text = None
+            frozen: dict[str, Tensor] = {}
             if self.teacher is not None and "frozen_image_features" in self._required:
                 out["frozen_image_features"] = self.teacher.image_features(pixel_values)
             if self.teacher is not None and "frozen_text_features" in self._required:
-                frozen_text = self.teacher.text_features(pixel_values.device)
+                frozen["frozen_text_features"] = self.teacher.text_features(pixel_values.device)
+            if self.teacher is not None and "frozen_template_features" in self._required:
+                frozen["frozen_template_features"] = self.teacher.template_features(pixel_values.device)
         text = out.pop("text_features", None)  # the same on every process, so not gathered
         gathered = {key: gather_batch(value, sizes) for key, value in {**out, "labels": inputs["labels"]}.items()}
+        if "class_counts" in self._required and self._class_counts is not None:
+            gathered["class_counts"] = self._class_counts.to(pixel_values.device)
         if text is not None:
+            classes = len(self.class_names)
+            templates = text[classes:] if self._templates else text
+            gathered["template_features"] = templates.unflatten(0, (-1, classes)).transpose(0, 1)
+            text = text[:classes]
             gathered["logit_scale"] = unwrap(self.towers.model).logit_scale
             gathered["logits"] = cosine_logits(gathered["image_features"], text, gathered["logit_scale"])
-        return GeometryBatch(**gathered, text_features=text, frozen_text_features=frozen_text)
+        return GeometryBatch(**gathered, **frozen, text_features=text)
 
     def compute_loss(
         self,
@@ -220,12 +242,17 @@ class GeometryTrainer(Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            save_state(self.losses, output_dir)
+            save_state(self._stateful(), output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            load_state(self.losses, checkpoint)
+            load_state(self._stateful(), checkpoint)
+
+    def _stateful(self) -> list[Any]:
+        """Whatever has a name and a state: losses and some callbacks."""
+        callbacks = self.callback_handler.callbacks
+        return [*self.losses, *(c for c in callbacks if hasattr(c, "name") and hasattr(c, "load_state_dict"))]
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
@@ -269,6 +296,21 @@ class GeometryTrainer(Trainer):
             with self.accelerator.autocast():
                 self._eval_text_features = encode(self.towers, **texts)["text_features"]
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' loop, with the metrics of each [`GeometryMonitor`] beside its own."""
+        for monitor in self._monitors():
+            monitor.begin()
+        output: Any = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        for monitor in self._monitors():
+            head = None if self.task.reads_text else classification_head(self.towers.model)
+            metrics = monitor.compute(self._eval_text_features, head)
+            output.metrics.update({f"{prefix}_{key}": value for key, value in metrics.items()})
+        return output
+
+    def _monitors(self) -> list[GeometryMonitor]:
+        return [c for c in self.callback_handler.callbacks if isinstance(c, GeometryMonitor)]
+
     @torch.no_grad()
     def prediction_step(
         self,
@@ -286,5 +328,9 @@ class GeometryTrainer(Trainer):
             scale = unwrap(self.towers.model).logit_scale
             logits = cosine_logits(out["image_features"], self._eval_text_features, scale)
         labels = inputs["labels"]
+        if self._monitors():
+            features, seen = self.accelerator.gather_for_metrics((out["image_features"], labels))
+            for monitor in self._monitors():
+                monitor.update(features, seen, logits.shape[1], self.task.reads_text)
         loss = nn.functional.cross_entropy(logits.float(), labels)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)

@@ -9,7 +9,19 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig
-from peft_ncgeo.losses import OTPreservation, Regularizer
+from peft_ncgeo.losses import (
+    LDAM,
+    ClusterCollapse,
+    CrossEntropy,
+    GeometricDebiasing,
+    LanguageCollapse,
+    ModalityIsomorphism,
+    OTPreservation,
+    PointwisePreservation,
+    Regularizer,
+    RotationStabilization,
+)
+from peft_ncgeo.training import GeometryMonitor, PromptAveraging
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
 
@@ -43,7 +55,16 @@ def vit(config=None):
 
 
 def trainer(
-    output_dir, model=None, losses=(), train=None, eval_dataset=None, processor=None, classify=True, **arguments
+    output_dir,
+    model=None,
+    losses=(),
+    train=None,
+    eval_dataset=None,
+    processor=None,
+    classify=True,
+    callbacks=(),
+    classification_loss=None,
+    **arguments,
 ):
     defaults = {
         "per_device_train_batch_size": 8,
@@ -63,7 +84,8 @@ def trainer(
         eval_dataset=eval_dataset,
         processing_class=processor or tiny_processor(),
         losses=list(losses),
-        **({} if classify else {"classification_loss": None}),
+        callbacks=list(callbacks),
+        classification_loss=(classification_loss or CrossEntropy()) if classify else None,
     )
 
 
@@ -89,6 +111,7 @@ def _worker(output_dir: str) -> None:
             per_device_train_batch_size=8 // int(sys.argv[2]),
             classify=name != "image_only",
             augmentation="crop_flip",
+            **OPTIONS.get(name, lambda: {})(),
         )
         assert run.args.world_size == int(sys.argv[2]), run.args.world_size
         run.train()
@@ -99,19 +122,48 @@ def _worker(output_dir: str) -> None:
                 {
                     "weights": weights(run.model),
                     "factors": [loss.factor() for loss in run.losses],
-                    "accuracy": metrics["eval_accuracy"],
+                    # Transformers' loss of the last, shorter batch counts as a full one; the rest are speeds
+                    "metrics": {k: v for k, v in metrics.items() if not k.endswith(("time", "second", "eval_loss"))},
                     "log": [entry for entry in run.state.log_history if "loss" in entry],
                 },
                 f"{output_dir}/{name}/result.pt",
             )
 
 
-MODELS = {"prompts": prompted_clip, "lora": lora_clip, "vit": vit, "image_only": prompted_clip}
+def whole_family() -> list[Regularizer]:
+    return [
+        PointwisePreservation(weight=0.5),
+        RotationStabilization(budget=0.1),
+        LanguageCollapse(weight=0.25),
+        GeometricDebiasing(weight=0.25, anchor=True),
+        ModalityIsomorphism(weight=0.15, method="sinkhorn"),
+        ClusterCollapse(weight=0.25, num_clusters=2),
+    ]
+
+
+MODELS = {
+    "prompts": prompted_clip,
+    "lora": lora_clip,
+    "vit": vit,
+    "image_only": prompted_clip,
+    "family": prompted_clip,
+}
 LOSSES = {
     "prompts": ot_and_budget,
     "lora": ot_and_budget,
     "vit": lambda: [OTPreservation(budget=0.01, modality="image")],
+    "family": whole_family,
     "image_only": lambda: [Pointwise(weight=1.0)],  # no term looks at the text tower, and DDP must not wait for it
+}
+
+OPTIONS = {
+    "family": lambda: {
+        "callbacks": [PromptAveraging(mean=1, std=1), GeometryMonitor()],
+        "classification_loss": LDAM(max_margin=0.1),
+        "class_balanced_sampling": True,
+        "student_templates": ["a photo of a {}.", "a photo of the {}, in black."],
+        "frozen_templates": ["a photo of a {}.", "the {}."],
+    },
 }
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_the_command_line_overrides_the_recipe(tmp_path):
         ("losses: [{OTPreservation: {}}]", "exactly one of weight and budget"),
         ("losses: [{OTPreservation: {weight: 1}, CrossEntropy: {}}]", "must be one name with its fields"),
         ("peft: {NPTConfig: {num_text_tokens: four}}", "num_text_tokens='four' must be a whole number"),
-        ("- a list", "must hold the keys peft, losses, classification_loss, args"),
+        ("- a list", "must hold the keys peft, losses, classification_loss, callbacks, args"),
         ("peft: {", "cannot be read: while parsing"),
     ],
 )
