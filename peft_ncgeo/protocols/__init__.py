@@ -1,0 +1,9 @@
+"""Evaluation protocols: recipes x settings x seeds as resumable tables."""
+
+from .base_to_new import base_to_new
+from .long_tail import long_tail
+from .results import Results
+from .runs import Task, run_cells
+from .transfer import cross_dataset, domain_generalisation
+
+__all__ = ["Results", "Task", "base_to_new", "cross_dataset", "domain_generalisation", "long_tail", "run_cells"]

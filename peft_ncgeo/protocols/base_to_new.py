@@ -1,0 +1,74 @@
+"""From base to new classes, balanced or with a tail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from torch import nn
+
+from ..data import base_new_split, long_tailed
+from ..evaluation import harmonic_mean
+from ..training import Recipe
+from .results import Results
+from .runs import Task, describe, run_cells
+
+BALANCED: Mapping[str, Mapping[str, Any]] = {"16 shots": {"tau": 1.0}}
+
+
+def base_to_new(
+    recipes: Sequence[Recipe],
+    train: Dataset | Callable[[int, int], Dataset],
+    test: Dataset | Mapping[str, Dataset],
+    model: str | Callable[[], nn.Module],
+    processor: Any,
+    output_dir: str | Path,
+    tails: Mapping[str, Mapping[str, Any]] = BALANCED,
+    seeds: Sequence[int] = (1, 2, 3),
+    args: Mapping[str, Any] | None = None,
+    label_column: str = "label",
+    thresholds: Sequence[float] | str = "thirds",
+) -> Results:
+    """Train on half of the classes, test on each half over that half's names only: base, new and harmonic mean H.
+
+    Args:
+        recipes: methods to compare; one without a PEFT config is the zero-shot row.
+        train: a labelled set with all classes, of which the first `ceil(K/2)` are base; or a function of seed and
+            `n_max` that gives images of the base classes.
+        test: a labelled set with all classes, or a dict with "base", "new" and any further sets, each classified over
+            its own names.
+        model, processor, output_dir, seeds, args: see [`run_cells`].
+        tails: name of a setting -> arguments of [`~peft_ncgeo.data.long_tailed`]; which class gets which count is
+            drawn by the seed. Default: 16 shots of each base class.
+        label_column: `ClassLabel` column.
+        thresholds: of many / medium / few base classes, shown where the classes differ in size.
+
+    Returns:
+        [`Results`] with the columns base, new, H, many, medium, few and the further sets, also written to
+        `output_dir`.
+    """
+    halves = dict(base_new_split(test, label_column)) if isinstance(test, Dataset) else dict(test)
+    for half in ("base", "new"):
+        if half not in halves:
+            raise ValueError(f"test must hold a set named {half!r}; it has {sorted(halves)}.")
+    base = base_new_split(train, label_column)["base"] if isinstance(train, Dataset) else None
+
+    def task(seed: int, tail: Mapping[str, Any]) -> Task:
+        images = train(seed, tail.get("n_max") or 16) if base is None else base  # type: ignore[operator]
+        chosen = long_tailed(images, **tail, seed=seed, shuffle_classes=True, label_column=label_column)
+        flat = tail.get("tau") == 1 or tail.get("imbalance_factor") == 1
+        return Task(chosen, halves, None if flat else "base", thresholds)
+
+    settings = {name: partial(task, tail=tail) for name, tail in tails.items()}
+    rows = run_cells(recipes, settings, model, processor, output_dir, seeds, args, _with_harmonic_mean)
+    further = [name for name in halves if name not in ("base", "new")]
+    results = Results(rows, ["base", "new", "H", "many", "medium", "few", *further], describe(seeds))
+    results.save(output_dir)
+    return results
+
+
+def _with_harmonic_mean(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {**metrics, "H": harmonic_mean(metrics["base"], metrics["new"])}

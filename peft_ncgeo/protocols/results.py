@@ -1,0 +1,83 @@
+"""Results of many runs: tidy rows, and tables of means and standard deviations."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+KEYS = ("setting", "method", "seed")
+
+
+@dataclass
+class Results:
+    """One row for each run: `setting`, `method`, `seed` and its metrics (accuracies in percent).
+
+    Attributes:
+        rows: a dict a run. A metric that a run does not have is absent or None.
+        columns: metrics that tables show, in order.
+        note: what was run on what, for the line under a table.
+    """
+
+    rows: list[dict[str, Any]]
+    columns: list[str]
+    note: str = ""
+    titles: dict[str, str] = field(default_factory=dict)
+
+    def values(self, setting: str, method: str, column: str) -> list[float]:
+        """A metric over the seeds."""
+        chosen = (row for row in self.rows if row["setting"] == setting and row["method"] == method)
+        return [row[column] for row in chosen if row.get(column) is not None]
+
+    def markdown(self, columns: Sequence[str] | None = None) -> str:
+        """A row for each setting and method: mean ± standard deviation over the seeds."""
+        columns = self.columns if columns is None else list(columns)
+        head = ["setting", "method", *(self.titles.get(c, c) for c in columns)]
+        lines = [
+            [setting, method, *(_cell(self.values(setting, method, column)) for column in columns)]
+            for setting in self._seen("setting")
+            for method in self._seen("method")
+            if any(row["setting"] == setting and row["method"] == method for row in self.rows)
+        ]
+        return _table(head, lines)
+
+    def pivot(self, column: str) -> str:
+        """One metric: a row for each method, a column for each setting."""
+        settings = self._seen("setting")
+        lines = [
+            [method, *(_cell(self.values(setting, method, column)) for setting in settings)]
+            for method in self._seen("method")
+        ]
+        return _table([self.titles.get(column, column), *settings], lines)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `results.json` (rows and note), `results.csv` (rows) and `results.md` (the table)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"note": self.note, "columns": self.columns, "rows": self.rows}
+        (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        names = list(dict.fromkeys([*KEYS, *self.columns, *(key for row in self.rows for key in row)]))
+        with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        (folder / "results.md").write_text(f"{self.markdown()}\n\n{self.note}\n", encoding="utf-8")
+
+    def _seen(self, key: str) -> list[str]:
+        return list(dict.fromkeys(row[key] for row in self.rows))
+
+
+def _cell(values: list[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}"
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

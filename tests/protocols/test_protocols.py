@@ -1,0 +1,217 @@
+"""Protocols on tiny models: what is trained and tested on what, and that a killed run goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import warnings
+
+import pytest
+from datasets import concatenate_datasets
+
+from peft_ncgeo.data import base_new_split, few_shot, long_tailed
+from peft_ncgeo.protocols import (
+    Results,
+    Task,
+    base_to_new,
+    cross_dataset,
+    domain_generalisation,
+    long_tail,
+    run_cells,
+    runs,
+)
+from peft_ncgeo.training import Recipe
+
+from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor
+
+ARGS = {"num_train_epochs": 1, "batch_size": 8, "learning_rate": 0.01, "max_steps": 2}
+COOP = Recipe.from_dict("coop", {"peft": {"NPTConfig.coop": {"num_text_tokens": 4}}, "args": ARGS})
+DEEP = Recipe.from_dict(
+    "deep",
+    {
+        "peft": {"NPTConfig.ivlp": {"text_init": [6, 7, 8, 6], "text_depth": 2, "vision_depth": 2}},
+        "losses": [{"OTPreservation": {"budget": 0.1}}],
+        "classification_loss": {"LogitAdjustment": {}},
+        "callbacks": [{"PromptAveraging": {"mean": 1}}],
+        "args": ARGS,
+    },
+)
+SIX = [*NAMES, "red tree"]
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def run(protocol, *data, output_dir, recipes=(COOP,), **arguments):
+    return protocol(list(recipes), *data, tiny_clip, tiny_processor(), output_dir, seeds=(1, 2), **arguments)
+
+
+def test_base_to_new(tmp_path, monkeypatch):
+    tasks = []
+    real = runs._run
+    monkeypatch.setattr(runs, "_run", lambda recipe, task, *a: tasks.append(task) or real(recipe, task, *a))
+    train, test = tiny_images(120, SIX), tiny_images(30, SIX, seed=1)
+    tails = {"balanced": {"tau": 1.0, "n_max": 4}, "tail": {"imbalance_factor": 4, "n_max": 8}}
+    results = run(
+        base_to_new, train, test, output_dir=tmp_path, recipes=(Recipe("zero-shot"), COOP, DEEP), tails=tails
+    )
+    assert len(results.rows) == 2 * 3 * 2
+    for row in results.rows:
+        expected = 2 * row["base"] * row["new"] / (row["base"] + row["new"]) if row["base"] + row["new"] else 0
+        assert row["H"] == pytest.approx(expected)
+        assert (row.get("few") is not None) == (row["setting"] == "tail")
+        assert ("loss/ot" in row) == (row["method"] == "deep")
+        assert row["base_text_nc2"] > 0
+    assert next(r["base"] for r in results.rows if r["method"] == "zero-shot") == results.rows[1]["base"]
+    halves = base_new_split(train)
+    for task in tasks[-2:]:
+        assert task.train.features["label"].names == SIX[:3] == task.test["base"].features["label"].names
+        assert task.test["new"].features["label"].names == SIX[3:]
+    expected = long_tailed(halves["base"], imbalance_factor=4, n_max=8, seed=2, shuffle_classes=True)
+    assert tasks[-1].train["label"][:] == expected["label"][:]
+    assert tasks[-1].train["image"][0].tobytes() == expected["image"][0].tobytes()
+
+
+def test_base_to_new_takes_its_own_images(tmp_path):
+    halves = dict(base_new_split(tiny_images(120, SIX)))
+    asked = []
+
+    def train(seed, n_max):
+        asked.append((seed, n_max))
+        return halves["base"]
+
+    test = {**halves, "kept": tiny_images(6, NAMES[:2])}
+    tails = {"a": {"tau": 1.0}, "b": {"tau": 1, "n_max": 3}}
+    results = run(base_to_new, train, test, output_dir=tmp_path, tails=tails)
+    assert asked == [(1, 16), (2, 16), (1, 3), (2, 3)]
+    assert results.columns[-1] == "kept"
+    with pytest.raises(ValueError, match="test must hold a set named 'new'"):
+        run(base_to_new, train, {"base": halves["base"]}, output_dir=tmp_path)
+
+
+def test_cross_dataset_trains_on_all_classes_and_averages_the_targets(tmp_path):
+    train, other, third = tiny_images(40), tiny_images(12, ["blue tree", "red fish", "dog"]), tiny_images(8, NAMES[:2])
+    targets = {"other": other, "third": third}
+    results = run(cross_dataset, train, targets, output_dir=tmp_path, source=tiny_images(10, seed=3), shots=2)
+    for row in results.rows:
+        assert row["average"] == pytest.approx((row["other"] + row["third"]) / 2)
+    assert results.columns == ["source", "other", "third", "average"]
+    for bad in ({}, {"source": other}):
+        with pytest.raises(ValueError, match="targets must be"):
+            run(cross_dataset, train, bad, output_dir=tmp_path)
+
+
+def test_domain_generalisation_wants_classes_of_the_source(tmp_path):
+    train = tiny_images(40)
+    results = run(domain_generalisation, train, {"some": tiny_images(6, NAMES[2:4])}, output_dir=tmp_path, shots=1)
+    assert len(results.rows) == 2
+    with pytest.raises(ValueError, match="Target 'other' has the class 'tree'"):
+        run(domain_generalisation, train, {"other": tiny_images(6, [NAMES[0], "tree"])}, output_dir=tmp_path)
+
+
+def test_long_tail(tmp_path):
+    sets = tiny_images(100), tiny_images(20)
+    results = run(long_tail, *sets, output_dir=tmp_path, imbalance_factors=(1, 5), n_max=20)
+    assert [r["realised_imbalance_factor"] for r in results.rows] == [1, 1, 5, 5]
+    flat, tail = results.rows[0], results.rows[2]
+    assert flat["medium"] is None
+    assert flat["few"] == flat["all"]
+    assert tail["many"] is None
+    assert tail["few"] is not None
+    assert "| IF 5 | coop |" in (tmp_path / "results.md").read_text()
+
+
+def test_a_killed_run_goes_on(tmp_path, monkeypatch):
+    settings = {"a": lambda seed: Task(few_shot(tiny_images(20), 2, seed), {"test": tiny_images(10)})}
+
+    def go(**arguments):
+        return run_cells([COOP, DEEP], settings, tiny_clip, tiny_processor(), tmp_path, (1, 2), **arguments)
+
+    real, done = runs._run, []
+
+    def until_the_third(recipe, *rest):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(recipe.name)
+        return real(recipe, *rest)
+
+    monkeypatch.setattr(runs, "_run", until_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    (tmp_path / "a" / "deep").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "a" / "deep" / "seed-1.part").write_text('{"half')  # killed while writing
+    monkeypatch.setattr(runs, "_run", lambda recipe, *rest: done.append(recipe.name) or real(recipe, *rest))
+    rows = go()
+    assert done == ["coop", "coop", "deep", "deep"]
+    assert not list(tmp_path.rglob("*.part"))
+    assert go() == rows
+    assert len(done) == 4
+    whole = run_cells([COOP, DEEP], settings, tiny_clip, tiny_processor(), tmp_path / "whole", (1, 2))
+    for interrupted, plain in zip(rows, whole, strict=True):
+        assert {k: v for k, v in interrupted.items() if k != "seconds"} == {
+            k: v for k, v in plain.items() if k != "seconds"
+        }
+
+
+def test_cells_of_another_recipe_are_refused(tmp_path):
+    settings = {"a": lambda seed: Task(tiny_images(10), {"test": tiny_images(10)})}
+    run_cells([COOP], settings, tiny_clip, tiny_processor(), tmp_path, (1,))
+    other = Recipe.from_dict("coop", {**COOP.source, "args": {**ARGS, "learning_rate": 0.02}})
+    for recipe, args in ((other, {}), (COOP, {"max_steps": 3})):
+        with pytest.raises(ValueError, match="was made by another recipe or other arguments"):
+            run_cells([recipe], settings, tiny_clip, tiny_processor(), tmp_path, (1,), args)
+    with pytest.raises(ValueError, match="different names"):
+        run_cells([COOP, COOP], settings, tiny_clip, tiny_processor(), tmp_path, (1,))
+
+
+def test_a_template_reaches_prompts_and_plain_models(tmp_path, monkeypatch):
+    seen = []
+    real = runs.GeometryTrainer
+
+    def note(**arguments):
+        trainer = real(**arguments)
+        seen.append(trainer.task.template)
+        return trainer
+
+    monkeypatch.setattr(runs, "GeometryTrainer", note)
+    settings = {"a": lambda seed: Task(tiny_images(10), {"test": tiny_images(10)})}
+    template = "a photo of a {}, a tree."
+    run_cells([Recipe("zero"), COOP], settings, tiny_clip, tiny_processor(), tmp_path, (1,), {"template": template})
+    assert seen == [template, template]
+
+
+def test_results_as_tables_and_files(tmp_path):
+    rows = [
+        {"setting": s, "method": m, "seed": seed, "base": base + seed, "few": None if s == "a" else 1.0}
+        for s in ("a", "b")
+        for m, base in (("x", 10.0), ("y", 20.0))
+        for seed in (1, 2, 3)
+    ]
+    results = Results(rows, ["base", "few"], "a note", {"base": "accuracy"})
+    lines = results.markdown().splitlines()
+    assert lines[0] == "| setting | method | accuracy | few |"
+    spread = statistics.stdev([11, 12, 13])
+    assert lines[2] == f"| a | x | 12.0 ± {spread:.1f} |  |"
+    assert lines[4] == f"| b | x | 12.0 ± {spread:.1f} | 1.0 ± 0.0 |"
+    assert results.pivot("base").splitlines()[3] == "| y | 22.0 ± 1.0 | 22.0 ± 1.0 |"
+    results.save(tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
+    with (tmp_path / "results.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert len(read) == 12
+    assert read[0] == {"setting": "a", "method": "x", "seed": "1", "base": "11.0", "few": ""}
+    assert (tmp_path / "results.md").read_text().endswith("\n\na note\n")
+
+
+def test_the_draw_depends_on_the_seed_only(tmp_path):
+    """Shuffled rows, and more rows of other classes behind, give the same tail."""
+    images = tiny_images(60)
+    kwargs = {"imbalance_factor": 4, "n_max": 8, "seed": 3, "shuffle_classes": True}
+    expected = long_tailed(images, **kwargs)
+    shuffled = long_tailed(concatenate_datasets([images]).shuffle(seed=5), **kwargs)
+    assert [i.tobytes() for i in shuffled["image"]] == [i.tobytes() for i in expected["image"]]
