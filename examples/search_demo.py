@@ -1,0 +1,112 @@
+"""Search of the library's own recipe on the demo's development split: every run that was made, and its log.
+
+    python examples/search_demo.py
+
+A candidate changes the recipe `recipes/demo/budget.yaml` as it was at the start (deep prompts, transport budget 0.05,
+logit adjustment). Each is run once (seed 1) at tau = 1, tau = 0.06 and IF 50; their mean H decides. Cells are
+resumable; the log goes to `results/search_demo.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import warnings
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from peft_ncgeo.data import load_demo
+from peft_ncgeo.protocols import base_to_new
+from peft_ncgeo.training import Recipe
+
+TAILS = {
+    "tau=1": {"tau": 1.0},
+    "tau=0.06": {"tau": 0.06},
+    "IF 50": {"imbalance_factor": 50, "n_max": 50},
+}
+# those that the mini-CLIP was pre-trained with
+TEMPLATES = [
+    "a photo of a {}.",
+    "{}",
+    "a drawing of a {}.",
+    "a picture of a {}.",
+    "an emoji of a {}.",
+    "an icon of a {}.",
+    "this is a {}.",
+    "a small {}.",
+    "the {}.",
+]
+START: dict[str, Any] = {
+    "peft": {"NPTConfig.prompt_ot": {}},
+    "losses": [{"OTPreservation": {"budget": 0.05}}],
+    "classification_loss": {"LogitAdjustment": {}},
+    "args": {
+        "num_train_epochs": 15,
+        "batch_size": 60,
+        "learning_rate": 5e-3,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+    },
+}
+AVERAGED = {"callbacks": [{"PromptAveraging": {"mean": 15, "std": 4}}]}
+ENSEMBLE = {"args": {**START["args"], "frozen_templates": TEMPLATES}}
+
+
+def ot(**fields: Any) -> dict[str, Any]:
+    return {"OTPreservation": fields}
+
+
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "start": {},
+    "averaged": AVERAGED,
+    "templates": ENSEMBLE,
+    "averaged, templates": {**AVERAGED, **ENSEMBLE},
+    "averaged, templates, budget 0.03": {**AVERAGED, **ENSEMBLE, "losses": [ot(budget=0.03)]},
+    "averaged, templates, image 0.03, text 0.03": {
+        **AVERAGED,
+        **ENSEMBLE,
+        "losses": [ot(budget=0.03, modality=m, name=f"ot_{m}") for m in ("image", "text")],
+    },
+    "averaged, templates, pointwise 0.5": {
+        **AVERAGED,
+        **ENSEMBLE,
+        "losses": [{"PointwisePreservation": {"budget": 0.5}}],
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/search_demo"))
+    parser.add_argument("--log", type=Path, default=Path(__file__).parent / "results" / "search_demo.json")
+    parser.add_argument("--tails", nargs="+", default=list(TAILS), choices=list(TAILS))
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore")
+    demo = load_demo("development")
+    results = base_to_new(
+        [Recipe.from_dict(name, {**START, **change}) for name, change in CANDIDATES.items()],
+        lambda seed, n_max: load_demo("development", shots=n_max, seed=seed).splits["train"],
+        {"base": demo.splits["base"], "new": demo.splits["new"]},
+        lambda: load_demo().model,
+        demo.processor,
+        args.output_dir,
+        tails={name: TAILS[name] for name in args.tails},
+        seeds=(1,),
+    )
+    print(results.markdown(["base", "new", "H", "few"]))
+    means = {name: statistics.fmean(r["H"] for r in results.rows if r["method"] == name) for name in CANDIDATES}
+    for name, mean in sorted(means.items(), key=lambda item: -item[1]):
+        print(f"{mean:.2f}  {name}")
+    if args.tails == list(TAILS):
+        runs = [{k: row.get(k) for k in ("setting", "method", "base", "new", "H", "few")} for row in results.rows]
+        log = {"runs": len(runs), "mean_H": means, "candidates": CANDIDATES, "rows": runs}
+        args.log.write_text(json.dumps(log, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""NPT on a long tail: prompts whose texts and images share one simplex ETF, and what that does to the features.
+
+    accelerate launch examples/train_npt.py
+        the built-in demo at tau = 0.06 (16 images of the largest class, 1 of the smallest), about a minute.
+
+    accelerate launch examples/train_npt.py --output_dir outputs/own \
+        --model_name_or_path openai/clip-vit-base-patch16 --dataset_name path/to/image_folder \
+        --recipe examples/recipes/npt_v2.yaml
+        your own model and images, with the paper's recipe.
+
+`--recipe` takes any other method of examples/recipes; Transformers' training arguments can be given too.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import transformers
+from datasets import Dataset, load_dataset
+from peft import get_peft_model
+from transformers import CLIPModel, CLIPProcessor, HfArgumentParser, PrinterCallback, set_seed
+
+from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
+from peft_ncgeo.data import base_new_split, class_counts, load_demo, long_tailed
+from peft_ncgeo.evaluation import evaluate_groups
+from peft_ncgeo.training import GeometryMonitor, parse_with_recipe
+
+RECIPE = Path(__file__).parent / "recipes" / "demo" / "npt_v2.yaml"
+
+
+@dataclass
+class ScriptArguments:
+    recipe: str = field(default=str(RECIPE), metadata={"help": "YAML file with prompts, losses and arguments."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A CLIP model. Default: the demo's."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub data set or image folder."})
+    tau: float = field(default=0.06, metadata={"help": "The smallest class's share of the largest; 1: balanced."})
+    shots: int = field(default=16, metadata={"help": "Training images of the largest class."})
+    batch_size: int = field(default=60, metadata={"help": "Training images a step, over all processes."})
+
+
+def load_images(script: ScriptArguments, seed: int) -> tuple[Dataset, dict[str, Dataset]]:
+    """The tail of the base classes, and the test images of base and new ones."""
+    if script.dataset_name is None:
+        splits = load_demo(shots=script.shots, seed=seed).splits
+        train, test = splits["train"], {"base": splits["base"], "new": splits["new"]}
+    else:
+        folder = Path(script.dataset_name).is_dir()
+        source = {"path": "imagefolder", "data_dir": script.dataset_name} if folder else {"path": script.dataset_name}
+        train = base_new_split(load_dataset(**source, split="train"))["base"]
+        test = dict(base_new_split(load_dataset(**source, split="test")))
+    return long_tailed(train, tau=script.tau, n_max=script.shots, seed=seed, shuffle_classes=True), test
+
+
+def main() -> None:
+    parser = HfArgumentParser((ScriptArguments, GeometryTrainingArguments))
+    parser.set_defaults(
+        output_dir="outputs/npt", save_strategy="no", logging_strategy="epoch", per_device_eval_batch_size=256
+    )
+    argv = sys.argv[1:]
+    if not any(word.split("=")[0] == "--recipe" for word in argv):
+        argv = ["--recipe", str(RECIPE), *argv]
+    (script, args), recipe = parse_with_recipe(parser, argv)
+    if recipe.config is None:
+        raise SystemExit(f"Recipe {script.recipe} names no peft config.")
+    args.per_device_train_batch_size = max(1, script.batch_size // args.world_size)
+    transformers.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of its own names, from PEFT
+    warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
+
+    set_seed(args.seed)
+    train, test = load_images(script, args.seed)
+    if script.model_name_or_path is None:
+        demo = load_demo()
+        model, processor = demo.model, demo.processor
+    else:
+        model = CLIPModel.from_pretrained(script.model_name_or_path)
+        processor = CLIPProcessor.from_pretrained(script.model_name_or_path)
+    trainer = GeometryTrainer(
+        model=get_peft_model(model, recipe.config()),
+        args=args,
+        train_dataset=train,
+        eval_dataset=test,
+        processing_class=processor,
+        losses=recipe.losses(),
+        classification_loss=recipe.classification_loss(),
+        callbacks=[GeometryMonitor(), *recipe.callbacks()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    with trainer.model.disable_adapter():
+        before = trainer.evaluate()
+    trainer.train()
+    trainer.save_model()
+    after = trainer.evaluate()
+    if not args.should_save:
+        return
+
+    print(f"\n{recipe.name}: {len(train)} images, {max(class_counts(train))} to {min(class_counts(train))} a class")
+    rows = {
+        "base accuracy": "base_accuracy",
+        "new accuracy": "new_accuracy",
+        "harmonic mean": "harmonic_mean",
+        "text NC2, base": "base_text_nc2",
+        "class means NC2, base": "base_nc2",
+        "alignment of texts and means, base": "base_nc3_cosine",
+        "modality gap, base": "base_modality_gap",
+    }
+    print("| | zero-shot | tuned |\n|---|---|---|")
+    for title, key in rows.items():
+        print(f"| {title} | {before[f'eval_{key}']:.3f} | {after[f'eval_{key}']:.3f} |")
+    output = trainer.predict(test["base"])
+    groups = evaluate_groups(output.predictions.argmax(-1), output.label_ids, class_counts(train), "thirds")
+    print("Tuned, thirds of the base classes by count: " + ", ".join(f"{g} {v:.3f}" for g, v in groups.items()))
+    print(f"Adapter in {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
