@@ -13,16 +13,11 @@ with a part of them fills a part of the table.
 
 from __future__ import annotations
 
-import argparse
-import warnings
 from pathlib import Path
-
-import transformers
-from transformers import CLIPModel, CLIPProcessor
 
 from peft_ncgeo.data import DatasetSource, load_demo
 from peft_ncgeo.protocols import base_to_new
-from peft_ncgeo.training import Recipe
+from peft_ncgeo.protocols.command_line import model_and_processor, overrides, protocol_parser, read_recipes
 
 RECIPES = Path(__file__).parent / "recipes" / "demo"
 ORDER = ("coop", "vpt", "ivlp", "maple", "promptsrc", "prompt_ot", "npt_v1", "npt_v2", "cpt", "budget")
@@ -37,42 +32,23 @@ TAILS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/base_new"))
-    parser.add_argument("--recipes", type=Path, nargs="+", default=[RECIPES / f"{name}.yaml" for name in ORDER])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser = protocol_parser(__doc__.splitlines()[0], "outputs/base_new", [RECIPES / f"{name}.yaml" for name in ORDER])
     parser.add_argument("--tails", nargs="+", default=list(TAILS), choices=list(TAILS), help="settings")
     parser.add_argument("--split", default="report", choices=["report", "development"], help="of the demo")
     parser.add_argument("--dataset", type=Path, help="a YAML file of examples/datasets; default: the demo")
     parser.add_argument("--data_dir", type=Path, help="a local copy of that data set")
-    parser.add_argument("--model_name_or_path", help="a CLIP model; default: the demo's")
-    parser.add_argument("--num_train_epochs", type=float, help="overrides every recipe's, to try things out")
     args = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of Transformers' own names
-    warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
-    warnings.filterwarnings("ignore", message=".*passed 100: the budget")  # early in training, at every start
-
-    demo = load_demo(args.split)
-    template = None
+    model, processor = model_and_processor(args)
     if args.dataset is None:
-        test = {"base": demo.splits["base"], "new": demo.splits["new"], "kept": demo.splits["fashion_mnist"]}
+        splits, template = load_demo(args.split).splits, None
+        test = {"base": splits["base"], "new": splits["new"], "kept": splits["fashion_mnist"]}
         train = lambda seed, n_max: load_demo(args.split, shots=n_max, seed=seed).splits["train"]  # noqa: E731
     else:
         source = DatasetSource.read(args.dataset)
         train, test = (source.load(part, args.data_dir) for part in ("train", "test"))
         template = source.template
-    if args.model_name_or_path is None:
-        model, processor = (lambda: load_demo().model), demo.processor
-    else:
-        model = lambda: CLIPModel.from_pretrained(args.model_name_or_path)  # noqa: E731
-        processor = CLIPProcessor.from_pretrained(args.model_name_or_path)
-
-    overrides = {} if args.num_train_epochs is None else {"num_train_epochs": args.num_train_epochs}
     results = base_to_new(
-        # the papers write a set's own template for untuned CLIP only
-        [Recipe("zero-shot", args={"template": template} if template else {}), *map(Recipe.read, args.recipes)],
+        read_recipes(args, template),
         train,
         test,
         model,
@@ -80,7 +56,7 @@ def main() -> None:
         args.output_dir,
         tails={name: TAILS[name] for name in args.tails},
         seeds=args.seeds,
-        args=overrides,
+        args=overrides(args),
     )
     data = f"the demo's {args.split} split with the mini-CLIP" if args.dataset is None else args.dataset.stem
     results.note = f"{data}: accuracies in percent. {results.note}"

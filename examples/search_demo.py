@@ -53,6 +53,7 @@ START: dict[str, Any] = {
 }
 AVERAGED = {"callbacks": [{"PromptAveraging": {"mean": 15, "std": 4}}]}
 ENSEMBLE = {"args": {**START["args"], "frozen_templates": TEMPLATES}}
+LONGER = {"args": {**ENSEMBLE["args"], "num_train_epochs": 30}}
 
 
 def ot(**fields: Any) -> dict[str, Any]:
@@ -74,6 +75,26 @@ CANDIDATES: dict[str, dict[str, Any]] = {
         **AVERAGED,
         **ENSEMBLE,
         "losses": [{"PointwisePreservation": {"budget": 0.5}}],
+    },
+    "templates, budget 0.03, 30 epochs": {**LONGER, "losses": [ot(budget=0.03)]},
+    "templates, features only, pointwise 0.5": {
+        **ENSEMBLE,
+        "losses": [{"PointwisePreservation": {"budget": 0.5, "prediction_weight": 0}}],
+    },
+    "templates, budget 0.02, 60 epochs": {
+        "args": {**LONGER["args"], "num_train_epochs": 60},
+        "losses": [ot(budget=0.02)],
+    },
+    "templates, budget 0.03, 30 epochs, rate 0.01": {
+        "args": {**LONGER["args"], "learning_rate": 1e-2},
+        "losses": [ot(budget=0.03)],
+    },
+    "templates, image 0.04, text 0.01": {
+        **ENSEMBLE,
+        "losses": [
+            ot(budget=0.04, modality="image", name="ot_image"),
+            ot(budget=0.01, modality="text", name="ot_text"),
+        ],
     },
 }
 

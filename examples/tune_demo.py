@@ -4,7 +4,7 @@
 
 Development split only, one setting for all tails: the mean validation accuracy over tau = 1, 0.25 and 0.06 decides.
 First the learning rate of each kind of prompts, then, at that rate, one factor on all weights of a method's terms.
-The recipes in `recipes/demo` hold what was chosen. Cells are resumable.
+The recipes in `recipes/demo` hold what was chosen, `results/tune_demo.json` every run. Cells are resumable.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/tune_demo"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--log", type=Path, default=Path(__file__).parent / "results" / "tune_demo.json")
     parser.add_argument("--families", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -93,8 +94,8 @@ def main() -> None:
     lines = ["| run | base validation |", "| --- | --- |"]
     lines += [f"| {'**' * e['chosen']}{e['run']}{'**' * e['chosen']} | {e['validation']:.1f} |" for e in log]
     print("\n".join(lines))
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    (args.output_dir / "results.json").write_text(json.dumps({"seeds": args.seeds, "runs": log}, indent=1) + "\n")
+    if args.families == list(FAMILIES):
+        args.log.write_text(json.dumps({"seeds": args.seeds, "runs": log}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

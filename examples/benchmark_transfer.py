@@ -1,0 +1,83 @@
+"""Train on one data set, test on others as they are; or train on long tails of one and test on all its classes.
+
+    python examples/benchmark_transfer.py cross_dataset --source examples/datasets/imagenet.yaml \
+        --targets examples/datasets/{caltech101,oxford_pets,dtd}.yaml \
+        --model_name_or_path openai/clip-vit-base-patch16 --recipes examples/recipes/*.yaml
+    python examples/benchmark_transfer.py domain_generalisation --source examples/datasets/imagenet.yaml \
+        --targets examples/datasets/imagenet_{v2,sketch,a,r}.yaml ...
+    python examples/benchmark_transfer.py long_tail --source examples/datasets/cifar100.yaml ...
+
+Without --source each runs on the built-in demo: from thirty emoji to other emoji and Fashion-MNIST, from one vendor's
+drawings to another's, and tails of the thirty.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets import Dataset
+
+from peft_ncgeo.data import DatasetSource, load_demo
+from peft_ncgeo.protocols import cross_dataset, domain_generalisation, long_tail
+from peft_ncgeo.protocols.command_line import model_and_processor, overrides, protocol_parser, read_recipes
+
+RECIPES = [Path(__file__).parent / "recipes" / "demo" / f"{name}.yaml" for name in ("ivlp", "prompt_ot", "budget")]
+
+
+def of_vendor(dataset: Dataset, vendor: int, views: int) -> Dataset:
+    """The demo's images of one vendor; each class has `views` of either, one after the other."""
+    return dataset.select([i for i in range(len(dataset)) if i // views % 2 == vendor])
+
+
+def demo_sets(protocol: str) -> tuple[Dataset, Dataset, dict[str, Dataset]]:
+    """Training images, test images of the same classes, and targets."""
+    other, splits = load_demo("development").splits, load_demo(shots=32).splits
+    if protocol == "domain_generalisation":
+        train, test = of_vendor(splits["train"], 0, 16), of_vendor(splits["base"], 0, 24)
+        return train, test, {"emojione": of_vendor(splits["base"], 1, 24)}
+    if protocol == "long_tail":
+        return load_demo(shots=50).splits["train"], splits["base"], {}
+    targets = {"new": splits["new"], "development": other["base"], "fashion_mnist": splits["fashion_mnist"]}
+    return splits["train"], splits["base"], targets
+
+
+def main() -> None:
+    parser = protocol_parser(__doc__.splitlines()[0], "outputs/transfer", RECIPES)
+    parser.add_argument("protocol", choices=["cross_dataset", "domain_generalisation", "long_tail"])
+    parser.add_argument("--source", type=Path, help="a YAML file of examples/datasets; default: the demo")
+    parser.add_argument("--targets", type=Path, nargs="+", default=[], help="YAML files to test on")
+    parser.add_argument("--imbalance_factors", type=float, nargs="+", default=[10, 50])
+    args = parser.parse_args()
+    model, processor = model_and_processor(args)
+    template, shots, n_max, thresholds = None, 16, None, "thirds"
+    if args.source is None:
+        train, test, targets = demo_sets(args.protocol)
+    else:
+        source = DatasetSource.read(args.source)
+        train, test = source.load("train"), source.load("test")
+        targets = {path.stem: DatasetSource.read(path).load("test") for path in args.targets}
+        template, shots, n_max, thresholds = source.template, source.shots or 16, source.n_max, (20, 100)
+    common = {"seeds": args.seeds, "args": overrides(args)}
+    output, recipes = args.output_dir / args.protocol, read_recipes(args, template)
+    if args.protocol == "long_tail":
+        results = long_tail(
+            recipes,
+            train,
+            test,
+            model,
+            processor,
+            output,
+            imbalance_factors=args.imbalance_factors,
+            n_max=n_max,
+            shuffle_classes=args.source is None,  # in the published tails class k is the k-th label
+            thresholds=thresholds,
+            **common,
+        )
+    else:
+        protocol = {"cross_dataset": cross_dataset, "domain_generalisation": domain_generalisation}[args.protocol]
+        results = protocol(recipes, train, targets, model, processor, output, source=test, shots=shots, **common)
+    print(f"{results.markdown()}\n\n{results.note}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""What the command lines of all protocols share."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers import CLIPModel, CLIPProcessor
+
+from ..data import load_demo
+from ..training import Recipe
+
+
+def protocol_parser(description: str, output_dir: str, recipes: Sequence[Path]) -> argparse.ArgumentParser:
+    """A parser with the arguments that every protocol takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help="where cells and tables go")
+    parser.add_argument("--recipes", type=Path, nargs="+", default=list(recipes), help="YAML files, one row each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--model_name_or_path", help="a CLIP model; default: the demo's")
+    parser.add_argument("--num_train_epochs", type=float, help="overrides every recipe's, to try things out")
+    return parser
+
+
+def read_recipes(args: argparse.Namespace, template: str | None = None) -> list[Recipe]:
+    """The zero-shot row, with the data set's own `template`, and the recipes that were named."""
+    # the papers write a set's own template for untuned CLIP only
+    return [Recipe("zero-shot", args={"template": template} if template else {}), *map(Recipe.read, args.recipes)]
+
+
+def overrides(args: argparse.Namespace) -> dict[str, Any]:
+    """Training arguments given on the command line."""
+    return {} if args.num_train_epochs is None else {"num_train_epochs": args.num_train_epochs}
+
+
+def model_and_processor(args: argparse.Namespace) -> tuple[Callable[[], nn.Module], Any]:
+    """A function that makes a fresh model, and its processor; quietens what Transformers says at every load."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of Transformers' own names
+    warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
+    warnings.filterwarnings("ignore", message=".*passed 100: the budget")  # while a budget is still being reached
+    if args.model_name_or_path is None:
+        return (lambda: load_demo().model), load_demo().processor
+    name = args.model_name_or_path
+    return (lambda: CLIPModel.from_pretrained(name)), CLIPProcessor.from_pretrained(name)

@@ -1,0 +1,117 @@
+"""The protocol examples, short; and the recipes and logs that they go with."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from peft_ncgeo.data import load_demo
+from peft_ncgeo.training import Recipe
+
+from .test_examples import ROOT, run_example
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+RECIPES = sorted((ROOT / "examples" / "recipes").rglob("*.yaml"))
+DEMO = ROOT / "examples" / "recipes" / "demo"
+METHODS = {"coop", "vpt", "ivlp", "maple", "promptsrc", "prompt_ot", "npt_v1", "npt_v2", "cpt"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT / "examples" / "recipes")))
+def test_every_recipe_is_read(path):
+    recipe = Recipe.read(path)
+    assert recipe.config is not None
+    assert recipe.args["num_train_epochs"] > 0
+
+
+def test_there_is_a_recipe_for_every_method():
+    assert METHODS <= {path.stem for path in RECIPES if path.parent.name == "recipes"}
+    assert METHODS | {"budget"} == {path.stem for path in DEMO.glob("*.yaml")}
+
+
+def test_demo_recipes_hold_what_the_tuning_chose():
+    log = json.loads((ROOT / "examples" / "results" / "tune_demo.json").read_text())["runs"]
+    published = {
+        "promptsrc": {"PointwisePreservation": 1},
+        "prompt_ot": {"OTPreservation": 10},
+        "npt_v1": {"GeometricDebiasing": 0.25, "ModalityIsomorphism": 0.15},
+        "npt_v2": {"LanguageCollapse": 0.25, "ModalityIsomorphism": 0.15},
+        "cpt": {"ClusterCollapse": 0.25, "ModalityIsomorphism": 0.15, "RotationStabilization": 0.10},
+    }
+    for name in METHODS:
+        source = Recipe.read(DEMO / f"{name}.yaml").source
+        runs = [r for r in log if r["run"].startswith(f"{name}, ")]
+        (chosen,) = [r for r in runs if r["chosen"]]
+        assert chosen["validation"] == max(r["validation"] for r in runs)
+        rate, factor = re.fullmatch(r".*, rate ([\d.e-]+)(?:, weights x ([\d.]+))?", chosen["run"]).groups()
+        assert source["args"]["learning_rate"] == float(rate)
+        for term in source.get("losses", []):
+            ((loss, fields),) = term.items()
+            assert fields["weight"] == pytest.approx(float(factor) * published[name][loss])
+
+
+def test_base_new_on_the_demo(tmp_path, monkeypatch, capsys):
+    arguments = ["--recipes", str(DEMO / "npt_v1.yaml"), str(DEMO / "budget.yaml"), "--seeds", "1", "2"]
+    arguments += ["--tails", "tau=0.06", "--split", "development", "--num_train_epochs", "1"]
+    run_example("benchmark_base_new.py", *arguments, "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [(r["method"], r["seed"]) for r in rows] == [(m, s) for m in ("zero-shot", "npt_v1", "budget") for s in (1, 2)]
+    assert all(0 < row[c] < 100 for row in rows for c in ("base", "new", "H", "many", "medium", "few", "kept"))
+    assert rows[0]["realised_imbalance_factor"] == 16
+    out = capsys.readouterr().out
+    assert "| tau=0.06 | budget |" in out
+    assert "development split with the mini-CLIP" in out
+
+
+@pytest.fixture(scope="module")
+def own_set(tmp_path_factory) -> tuple[Path, Path]:
+    """An image folder of six classes, and the YAML file that describes it."""
+    folder = tmp_path_factory.mktemp("own")
+    base = load_demo("development").splits["base"]
+    for part, first in (("train", 0), ("test", 24)):
+        for label, name in enumerate(base.features["label"].names[:6]):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(20):
+                base[48 * label + first + i]["image"].save(folder / part / name / f"{i}.png")
+    described = folder / "own.yaml"
+    described.write_text(
+        f"path: {folder}\nnum_classes: 6\ntemplate: 'an emoji of a {{}}.'\nshots: 4\nimbalance_factor: 5\nn_max: 10\n"
+    )
+    return folder, described
+
+
+def test_base_new_on_a_set_of_ones_own(own_set, tmp_path, monkeypatch):
+    folder, described = own_set
+    arguments = ["--dataset", str(described), "--data_dir", str(folder), "--recipes", str(DEMO / "coop.yaml")]
+    arguments += ["--seeds", "1", "--tails", "tau=1", "--num_train_epochs", "1", "--output_dir", str(tmp_path)]
+    run_example("benchmark_base_new.py", *arguments, monkeypatch=monkeypatch)
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["zero-shot", "coop"]
+
+
+@pytest.mark.parametrize("protocol", ["cross_dataset", "domain_generalisation", "long_tail"])
+@pytest.mark.parametrize("own", [False, True], ids=["demo", "own"])
+def test_transfer(protocol, own, own_set, tmp_path, monkeypatch, capsys):
+    arguments = [protocol, "--recipes", str(DEMO / "ivlp.yaml"), "--seeds", "1", "--num_train_epochs", "1"]
+    arguments += ["--imbalance_factors", "5", "--output_dir", str(tmp_path)]
+    if own:
+        arguments += ["--source", str(own_set[1]), "--targets", str(own_set[1])]
+    run_example("benchmark_transfer.py", *arguments, monkeypatch=monkeypatch)
+    rows = json.loads((tmp_path / protocol / "results.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["zero-shot", "ivlp"]
+    column = "all" if protocol == "long_tail" else "average"
+    assert all(0 < row[column] < 100 for row in rows)
+    assert "| ivlp |" in capsys.readouterr().out
+
+
+def test_npt(own_set, tmp_path, monkeypatch, capsys):
+    short = ["--num_train_epochs", "1", "--output_dir", str(tmp_path)]
+    run_example("train_npt.py", *short, monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    assert "npt_v2: 178 images, 16 to 1 a class" in out
+    assert "| harmonic mean |" in out
+    assert (tmp_path / "adapter_model.safetensors").exists()
+    run_example("train_npt.py", *short, "--dataset_name", str(own_set[0]), "--shots", "8", monkeypatch=monkeypatch)
+    assert "8 to 1 a class" in capsys.readouterr().out
