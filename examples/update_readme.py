@@ -1,16 +1,23 @@
 """Write the tables of the last runs into README.md and keep their numbers in the repository.
 
-python examples/train_prompt_ot.py && python examples/compare_transport.py && python examples/update_readme.py
+python examples/train_prompt_ot.py && python examples/compare_transport.py
+python examples/benchmark_base_new.py && python examples/update_readme.py
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
+from peft_ncgeo.plots import plot_relation
+from peft_ncgeo.protocols import Results
+
 ROOT = Path(__file__).parents[1]
 TABLES = {"demo": "prompt_ot", "transport": "compare_transport"}  # mark in README -> folder of the run
+KEPT = ("setting", "method", "seed", "base", "new", "H", "many", "medium", "few", "kept")
+GEOMETRY = ("base_text_nc2", "new_text_nc2", "base_nc1", "base_nc3_cosine", "base_modality_gap", "seconds")
 
 
 def write_table(text: str, mark: str, table: str) -> str:
@@ -21,6 +28,60 @@ def write_table(text: str, mark: str, table: str) -> str:
     if not found:
         raise SystemExit(f"README lacks the marks {start} and {end}.")
     return f"{before}{start}\n{table}{end}{after}"
+
+
+def lead(results: Results, ours: str, others: list[str]) -> str:
+    """How far our H is from the best of the others, in each setting."""
+    lines = []
+    for setting in dict.fromkeys(row["setting"] for row in results.rows):
+        own = results.summary(setting, ours, "H")
+        best = max(others, key=lambda other: results.summary(setting, other, "H")[0])
+        mean, spread = results.summary(setting, best, "H")
+        larger = max(spread, own[1])
+        word = "more" if own[0] - mean > larger else "less"
+        lines.append(
+            f"- {setting}: {own[0] - mean:+.1f} over {best} ({word} than one standard deviation, {larger:.1f})"
+        )
+    return "\n".join(lines)
+
+
+def write_base_new(folder: Path, kept: Path, readme: str) -> str:
+    """The comparison of all methods: H at a glance, everything folded, and the figure of NC2 against new accuracy."""
+    content = json.loads((folder / "results.json").read_text())
+    rows = [{key: row.get(key) for key in (*KEPT, *GEOMETRY)} for row in content["rows"]]
+    for row in rows:
+        row.update({key: round(value, 4) for key, value in row.items() if isinstance(value, float)})
+    titles = {"kept": "knowledge kept"}
+    results = Results(rows, list(KEPT[3:]), content["note"], titles)
+    (kept / "base_new_demo.json").write_text(
+        '{"note": ' + json.dumps(content["note"]) + ', "rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]}\n"
+    )
+    ours = "budget"
+    methods = dict.fromkeys(row["method"] for row in rows)
+    others = [m for m in methods if m not in ("zero-shot", ours) and "best H" not in m]
+    table = (
+        f"{results.pivot('H')}\n\n<details><summary>Base, new, H, many / medium / few, knowledge kept</summary>\n\n"
+        f"{results.markdown()}\n\n</details>\n\n{content['note']}\n\n"
+        f"H of `budget` against the best published recipe:\n\n{lead(results, ours, others)}\n"
+    )
+    readme = write_table(readme, "comparison", table)
+    trained = Results([row for row in rows if row["seconds"] is not None], results.columns)
+    lines = []
+    for column, name in (("base_text_nc2", "base"), ("new_text_nc2", "new")):
+        found = plot_relation(
+            trained,
+            column,
+            "new",
+            kept / f"{column}.png",
+            f"NC2 error of the {name} classes' text features",
+            "accuracy on new classes (%)",
+        )
+        lines.append(
+            f"| {name} | {found['runs']:.0f} | {found['pearson']:.2f} | {found['spearman']:.2f} | "
+            f"{found['pearson_within']:.2f} |"
+        )
+    head = "| texts of | runs | Pearson | Spearman | Pearson within settings |\n|---|---|---|---|---|\n"
+    return write_table(readme, "collapse", head + "\n".join(lines) + "\n")
 
 
 def main() -> None:
@@ -36,6 +97,8 @@ def main() -> None:
             text = write_table(args.readme.read_text(), mark, (folder / "results.md").read_text())
             args.readme.write_text(text)
             shutil.copy(folder / "results.json", kept / f"{run}_demo.json")
+    if (args.outputs / "base_new" / "results.json").exists():
+        args.readme.write_text(write_base_new(args.outputs / "base_new", kept, args.readme.read_text()))
 
 
 if __name__ == "__main__":

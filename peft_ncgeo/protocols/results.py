@@ -33,12 +33,23 @@ class Results:
         chosen = (row for row in self.rows if row["setting"] == setting and row["method"] == method)
         return [row[column] for row in chosen if row.get(column) is not None]
 
+    def summary(self, setting: str, method: str, column: str) -> tuple[float, float]:
+        """Mean and standard deviation of a metric over the seeds; 0 for the latter where there is one seed.
+
+        Raises:
+            ValueError: no run of that setting and method has the metric.
+        """
+        values = self.values(setting, method, column)
+        if not values:
+            raise ValueError(f"No run of {method!r} in {setting!r} has {column!r}.")
+        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
     def markdown(self, columns: Sequence[str] | None = None) -> str:
         """A row for each setting and method: mean ± standard deviation over the seeds."""
         columns = self.columns if columns is None else list(columns)
         head = ["setting", "method", *(self.titles.get(c, c) for c in columns)]
         lines = [
-            [setting, method, *(_cell(self.values(setting, method, column)) for column in columns)]
+            [setting, method, *(self._cell(setting, method, column) for column in columns)]
             for setting in self._seen("setting")
             for method in self._seen("method")
             if any(row["setting"] == setting and row["method"] == method for row in self.rows)
@@ -49,8 +60,7 @@ class Results:
         """One metric: a row for each method, a column for each setting."""
         settings = self._seen("setting")
         lines = [
-            [method, *(_cell(self.values(setting, method, column)) for setting in settings)]
-            for method in self._seen("method")
+            [method, *(self._cell(setting, method, column) for setting in settings)] for method in self._seen("method")
         ]
         return _table([self.titles.get(column, column), *settings], lines)
 
@@ -67,15 +77,15 @@ class Results:
             writer.writerows(self.rows)
         (folder / "results.md").write_text(f"{self.markdown()}\n\n{self.note}\n", encoding="utf-8")
 
+    def _cell(self, setting: str, method: str, column: str) -> str:
+        values = self.values(setting, method, column)
+        if not values:
+            return ""
+        mean, spread = self.summary(setting, method, column)
+        return f"{mean:.1f} ± {spread:.1f}" if len(values) > 1 else f"{mean:.1f}"
+
     def _seen(self, key: str) -> list[str]:
         return list(dict.fromkeys(row[key] for row in self.rows))
-
-
-def _cell(values: list[float]) -> str:
-    if not values:
-        return ""
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{spread}"
 
 
 def _table(head: list[str], lines: list[list[str]]) -> str:

@@ -198,6 +198,9 @@ def test_results_as_tables_and_files(tmp_path):
     spread = statistics.stdev([11, 12, 13])
     assert lines[2] == f"| a | x | 12.0 ± {spread:.1f} |  |"
     assert lines[4] == f"| b | x | 12.0 ± {spread:.1f} | 1.0 ± 0.0 |"
+    assert results.summary("a", "y", "base") == (pytest.approx(22), pytest.approx(spread))
+    with pytest.raises(ValueError, match="No run of 'z' in 'a' has 'base'"):
+        results.summary("a", "z", "base")
     assert results.pivot("base").splitlines()[3] == "| y | 22.0 ± 1.0 | 22.0 ± 1.0 |"
     results.save(tmp_path)
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
