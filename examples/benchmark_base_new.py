@@ -15,9 +15,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from peft_ncgeo.data import DatasetSource, load_demo
+from peft_ncgeo.data import load_demo
 from peft_ncgeo.protocols import base_to_new
-from peft_ncgeo.protocols.command_line import model_and_processor, overrides, protocol_parser, read_recipes
+from peft_ncgeo.protocols.command_line import (
+    model_and_processor,
+    overrides,
+    protocol_parser,
+    read_recipes,
+    read_source,
+)
 
 RECIPES = Path(__file__).parent / "recipes" / "demo"
 ORDER = ("coop", "vpt", "ivlp", "maple", "promptsrc", "prompt_ot", "npt_v1", "npt_v2", "cpt", "budget")
@@ -33,10 +39,9 @@ TAILS = {
 
 def main() -> None:
     parser = protocol_parser(__doc__.splitlines()[0], "outputs/base_new", [RECIPES / f"{name}.yaml" for name in ORDER])
-    parser.add_argument("--tails", nargs="+", default=list(TAILS), choices=list(TAILS), help="settings")
+    parser.add_argument("--tails", nargs="+", choices=list(TAILS), help="default: all; with --dataset, those by tau")
     parser.add_argument("--split", default="report", choices=["report", "development"], help="of the demo")
     parser.add_argument("--dataset", type=Path, help="a YAML file of examples/datasets; default: the demo")
-    parser.add_argument("--data_dir", type=Path, help="a local copy of that data set")
     args = parser.parse_args()
     model, processor = model_and_processor(args)
     if args.dataset is None:
@@ -44,9 +49,11 @@ def main() -> None:
         test = {"base": splits["base"], "new": splits["new"], "kept": splits["fashion_mnist"]}
         train = lambda seed, n_max: load_demo(args.split, shots=n_max, seed=seed).splits["train"]  # noqa: E731
     else:
-        source = DatasetSource.read(args.dataset)
+        source = read_source(parser, args, args.dataset)
         train, test = (source.load(part, args.data_dir) for part in ("train", "test"))
         template = source.template
+    # few of the papers' sets have a hundred images a class
+    names = args.tails or [name for name in TAILS if args.dataset is None or "tau" in TAILS[name]]
     results = base_to_new(
         read_recipes(args, template),
         train,
@@ -54,12 +61,12 @@ def main() -> None:
         model,
         processor,
         args.output_dir,
-        tails={name: TAILS[name] for name in args.tails},
+        tails={name: TAILS[name] for name in names},
         seeds=args.seeds,
         args=overrides(args),
     )
-    data = f"the demo's {args.split} split with the mini-CLIP" if args.dataset is None else args.dataset.stem
-    results.note = f"{data}: accuracies in percent. {results.note}"
+    data = f"the demo's {args.split} split" if args.dataset is None else args.dataset.stem
+    results.note = f"{args.model_name_or_path or 'mini-CLIP'} on {data}: accuracies in percent. {results.note}"
     results.save(args.output_dir)
     print(f"{results.markdown()}\n\n{results.pivot('H')}\n\n{results.note}")
 

@@ -19,7 +19,13 @@ from datasets import Dataset
 
 from peft_ncgeo.data import DatasetSource, load_demo
 from peft_ncgeo.protocols import cross_dataset, domain_generalisation, long_tail
-from peft_ncgeo.protocols.command_line import model_and_processor, overrides, protocol_parser, read_recipes
+from peft_ncgeo.protocols.command_line import (
+    model_and_processor,
+    overrides,
+    protocol_parser,
+    read_recipes,
+    read_source,
+)
 
 RECIPES = [Path(__file__).parent / "recipes" / "demo" / f"{name}.yaml" for name in ("ivlp", "prompt_ot", "budget")]
 
@@ -46,17 +52,20 @@ def main() -> None:
     parser.add_argument("protocol", choices=["cross_dataset", "domain_generalisation", "long_tail"])
     parser.add_argument("--source", type=Path, help="a YAML file of examples/datasets; default: the demo")
     parser.add_argument("--targets", type=Path, nargs="+", default=[], help="YAML files to test on")
-    parser.add_argument("--imbalance_factors", type=float, nargs="+", default=[10, 50])
+    parser.add_argument(
+        "--imbalance_factors", type=float, nargs="+", help="default: the source's own; demo: 10 and 50"
+    )
     args = parser.parse_args()
     model, processor = model_and_processor(args)
-    template, shots, n_max, thresholds = None, 16, None, "thirds"
+    template, shots, n_max, thresholds, factors = None, 16, None, "thirds", [10, 50]
     if args.source is None:
         train, test, targets = demo_sets(args.protocol)
     else:
-        source = DatasetSource.read(args.source)
-        train, test = source.load("train"), source.load("test")
+        source = read_source(parser, args, args.source)
+        train, test = (source.load(part, args.data_dir) for part in ("train", "test"))
         targets = {path.stem: DatasetSource.read(path).load("test") for path in args.targets}
         template, shots, n_max, thresholds = source.template, source.shots or 16, source.n_max, (20, 100)
+        factors = [source.imbalance_factor or 100]
     common = {"seeds": args.seeds, "args": overrides(args)}
     output, recipes = args.output_dir / args.protocol, read_recipes(args, template)
     if args.protocol == "long_tail":
@@ -67,7 +76,7 @@ def main() -> None:
             model,
             processor,
             output,
-            imbalance_factors=args.imbalance_factors,
+            imbalance_factors=args.imbalance_factors or factors,
             n_max=n_max,
             shuffle_classes=args.source is None,  # in the published tails class k is the k-th label
             thresholds=thresholds,

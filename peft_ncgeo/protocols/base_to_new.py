@@ -62,8 +62,13 @@ def base_to_new(
         flat = tail.get("tau") == 1 or tail.get("imbalance_factor") == 1
         return Task(chosen, halves, None if flat else "base", thresholds)
 
+    for name, tail in tails.items():
+        unknown = set(tail) - {"tau", "imbalance_factor", "n_max"}
+        if unknown:
+            raise ValueError(f"Tail {name!r} has {sorted(unknown)[0]!r}; it takes tau or imbalance_factor, and n_max.")
+    arguments = {**(args or {}), "label_column": label_column}
     settings = {name: partial(task, tail=tail) for name, tail in tails.items()}
-    rows = run_cells(recipes, settings, model, processor, output_dir, seeds, args, _with_harmonic_mean)
+    rows = run_cells(recipes, settings, model, processor, output_dir, seeds, arguments, _with_harmonic_mean)
     further = [name for name in halves if name not in ("base", "new")]
     results = Results(rows, ["base", "new", "H", "many", "medium", "few", *further], describe(seeds))
     results.save(output_dir)

@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 from transformers import CLIPModel, CLIPProcessor
 
-from ..data import load_demo
+from ..data import DatasetSource, load_demo
 from ..training import Recipe
 
 
@@ -23,8 +23,18 @@ def protocol_parser(description: str, output_dir: str, recipes: Sequence[Path]) 
     parser.add_argument("--recipes", type=Path, nargs="+", default=list(recipes), help="YAML files, one row each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--model_name_or_path", help="a CLIP model; default: the demo's")
+    parser.add_argument("--data_dir", type=Path, help="a local copy of the data set: train/<class>/, test/<class>/")
     parser.add_argument("--num_train_epochs", type=float, help="overrides every recipe's, to try things out")
     return parser
+
+
+def read_source(parser: argparse.ArgumentParser, args: argparse.Namespace, path: Path) -> DatasetSource:
+    """The data set of a YAML file, for which the demo's model and recipes were not made."""
+    if args.model_name_or_path is None:
+        parser.error(
+            f"{path} needs --model_name_or_path (and --recipes): the demo's model knows the demo's images only."
+        )
+    return DatasetSource.read(path)
 
 
 def read_recipes(args: argparse.Namespace, template: str | None = None) -> list[Recipe]:

@@ -61,8 +61,9 @@ def long_tail(
 
         return task
 
+    arguments = {**(args or {}), "label_column": label_column}
     settings = {f"IF {factor:g}": setting(factor) for factor in imbalance_factors}
-    rows = run_cells(recipes, settings, model, processor, output_dir, seeds, args)
+    rows = run_cells(recipes, settings, model, processor, output_dir, seeds, arguments)
     columns = ["all", "many", "medium", "few", "realised_imbalance_factor"]
     results = Results(rows, columns, describe(seeds), {"realised_imbalance_factor": "imbalance factor"})
     results.save(output_dir)

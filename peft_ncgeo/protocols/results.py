@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .cells import writes
+
 KEYS = ("setting", "method", "seed")
 
 
@@ -65,7 +67,9 @@ class Results:
         return _table([self.titles.get(column, column), *settings], lines)
 
     def save(self, folder: str | Path) -> None:
-        """Write `results.json` (rows and note), `results.csv` (rows) and `results.md` (the table)."""
+        """Write `results.json` (rows and note), `results.csv` (rows) and `results.md` (the table), on one process."""
+        if not writes():
+            return
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         content = {"note": self.note, "columns": self.columns, "rows": self.rows}

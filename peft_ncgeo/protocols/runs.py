@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,20 @@ from tqdm.auto import tqdm
 from transformers import CLIPModel, PrinterCallback, TrainerCallback, set_seed
 
 from ..data import class_counts
+from ..data.checks import class_names
 from ..evaluation import evaluate_groups
 from ..evaluation.metrics import accuracy
 from ..training import GeometryMonitor, GeometryTrainer, GeometryTrainingArguments, Recipe
-
-Seeded = Dataset | Callable[[int], Dataset]
+from .cells import (
+    cell_path,
+    describe_dataset,
+    describe_model,
+    describe_recipe,
+    fingerprint,
+    read_cell,
+    write_cell,
+    writes,
+)
 
 
 @dataclass
@@ -32,8 +40,8 @@ class Task:
     Attributes:
         train: labelled images.
         test: sets to evaluate, each over its own class names.
-        grouped: the set, with the training classes, whose accuracy is also given for classes with many, medium and
-            few training images; None for no groups.
+        grouped: the set, of the training classes, whose accuracy is also given for classes with many, medium and few
+            training images; None for no groups.
         thresholds: see [`~peft_ncgeo.evaluation.evaluate_groups`].
     """
 
@@ -56,7 +64,7 @@ def run_cells(
     """Train each recipe in each setting from each seed and evaluate it; see [`Results`] for the rows.
 
     Each cell is a small JSON file under `output_dir/<setting>/<recipe>`, written when it is done. A run that was
-    stopped goes on with the cells that are missing; a cell that was made by another recipe or other `args` is refused.
+    stopped goes on with the cells that are missing. All data are drawn and all recipes checked before the first cell.
 
     Args:
         recipes: settings with different names; one without a PEFT config is evaluated as it is.
@@ -70,27 +78,44 @@ def run_cells(
         finish: what a protocol adds to the metrics of a cell.
 
     Raises:
-        ValueError: two recipes of one name, or a cell made otherwise.
+        ValueError: two cells of one name, an unknown argument, or a cell that was made of something else.
     """
-    names = [recipe.name for recipe in recipes]
-    if len(set(names)) < len(names):
-        raise ValueError(f"Recipes must have different names, got {names}.")
+    args = dict(args or {})
+    # before anything else asks which process this is: see GeometryTrainingArguments
+    GeometryTrainingArguments(output_dir=str(output_dir), report_to="none")
+    known = {f.name for f in fields(GeometryTrainingArguments) if f.init} - {"output_dir", "seed"} | {"batch_size"}
+    for recipe in [*recipes, Recipe("args", args=args)]:
+        recipe.check_args(known)
+    cells = [(setting, seed, recipe) for setting in settings for seed in seeds for recipe in recipes]
+    paths = [cell_path(output_dir, setting, recipe.name, seed) for setting, seed, recipe in cells]
+    for path, count in Counter(paths).items():
+        if count > 1:
+            raise ValueError(
+                f"{count} cells would share {path}; recipes, settings and seeds must have different names."
+            )
+    fresh = (lambda: CLIPModel.from_pretrained(model)) if isinstance(model, str) else model
+    of_model = describe_model(fresh())
+    label_column = args.get("label_column", "label")
+    tasks = {(setting, seed): settings[setting](seed) for setting in settings for seed in seeds}
+    of_task = {key: _describe_task(task, label_column) for key, task in tasks.items()}
     rows = []
-    cells = [(s, r, seed) for s in settings for r in recipes for seed in seeds]
-    with tqdm(cells, unit="cell", disable=not _writes()) as bar:
-        for setting, recipe, seed in bar:
+    with tqdm(total=len(cells), unit="cell", disable=not writes()) as bar:
+        for (setting, seed, recipe), path in zip(cells, paths, strict=True):
             bar.set_description(f"{setting}, {recipe.name}, seed {seed}")
-            path = Path(output_dir) / _slug(setting) / _slug(recipe.name) / f"seed-{seed}.json"
-            made_by = _fingerprint(recipe, args or {})
-            metrics = _read(path, made_by)
+            made_of = fingerprint(of_model, of_task[setting, seed], describe_recipe(recipe), args)
+            metrics = read_cell(path, made_of)
             if metrics is None:
-                task = settings[setting](seed)
-                base = CLIPModel.from_pretrained(model) if isinstance(model, str) else model()
-                metrics = finish(_run(recipe, task, base, processor, path.parent, seed, args or {}))
-                if _writes():
-                    _write(path, made_by, metrics)
+                metrics = finish(_run(recipe, tasks[setting, seed], fresh(), processor, path.parent, seed, args))
+                metrics = write_cell(path, made_of, metrics)
             rows.append({"setting": setting, "method": recipe.name, "seed": seed, **metrics})
-    return rows
+            bar.update()
+    order = {recipe.name: i for i, recipe in enumerate(recipes)}
+    return sorted(rows, key=lambda row: (list(settings).index(row["setting"]), order[row["method"]]))
+
+
+def _describe_task(task: Task, label_column: str) -> list[Any]:
+    sets = {"": task.train, **task.test}
+    return [{n: describe_dataset(d, label_column) for n, d in sets.items()}, task.grouped, str(task.thresholds)]
 
 
 def describe(seeds: Sequence[int]) -> str:
@@ -166,38 +191,17 @@ def _run(
         kept = ("nc", "text_", "modality_gap")
         result.update({k: v for k, v in output.metrics.items() if k.removeprefix(f"{name}_").startswith(kept)})
         if name == task.grouped:
-            counts = class_counts(task.train, args.label_column)
+            counts = _counts_of(class_names(dataset, args.label_column), task.train, args.label_column)
             groups = evaluate_groups(predicted, output.label_ids, counts, task.thresholds)
             result.update({group: None if share is None else 100 * share for group, share in groups.items()})
             result["realised_imbalance_factor"] = float(counts.max() / counts.min())
     return result
 
 
-def _writes() -> bool:
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-
-
-def _fingerprint(recipe: Recipe, args: Mapping[str, Any]) -> str:
-    # through JSON, so that what was not read from a file counts by its text
-    made_of = json.dumps([recipe.source, recipe.args, dict(args)], sort_keys=True, default=str)
-    return hashlib.sha256(made_of.encode()).hexdigest()[:16]
-
-
-def _read(path: Path, made_by: str) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    cell = json.loads(path.read_text(encoding="utf-8"))
-    if cell["made_by"] != made_by:
-        raise ValueError(f"{path} was made by another recipe or other arguments; remove it or change output_dir.")
-    return cell["metrics"]
-
-
-def _write(path: Path, made_by: str, metrics: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")  # a run that is killed here leaves no half cell
-    partial.write_text(json.dumps({"made_by": made_by, "metrics": metrics}, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+def _counts_of(names: Sequence[str], train: Dataset, label_column: str) -> Any:
+    """Training images of each of `names`, whose order need not be that of training."""
+    trained = class_names(train, label_column)
+    strange = [name for name in names if name not in trained]
+    if strange:
+        raise ValueError(f"Class {strange[0]!r} was not trained, so it has neither many nor few training images.")
+    return class_counts(train, label_column)[[trained.index(name) for name in names]]

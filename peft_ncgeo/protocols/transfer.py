@@ -55,8 +55,9 @@ def cross_dataset(
     def task(seed: int) -> Task:
         return Task(few_shot(train, shots, seed, label_column), test)
 
+    arguments = {**(args or {}), "label_column": label_column}
     finish = partial(_with_average, targets=list(targets))
-    rows = run_cells(recipes, {f"{shots} shots": task}, model, processor, output_dir, seeds, args, finish)
+    rows = run_cells(recipes, {f"{shots} shots": task}, model, processor, output_dir, seeds, arguments, finish)
     results = Results(rows, [*test, "average"], describe(seeds))
     results.save(output_dir)
     return results

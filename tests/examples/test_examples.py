@@ -121,13 +121,13 @@ def test_results_are_written_into_the_readme(demo_run, tmp_path, monkeypatch):
 
 
 def test_a_recipe_is_trained_and_overridden(tmp_path, monkeypatch):
-    recipe = str(ROOT / "examples/recipes/demo_budget.yaml")
+    recipe = str(ROOT / "examples/recipes/demo/ot_budget.yaml")
     arguments = ("--recipe", recipe, "--demo_split", "development", "--output_dir", str(tmp_path))
     run_example("train_prompt_ot.py", *SHORT[:-1], *arguments, monkeypatch=monkeypatch)
     report = json.loads((tmp_path / "results.json").read_text())
-    assert list(report["results"]) == ["zero-shot", "demo_budget"]
+    assert list(report["results"]) == ["zero-shot", "ot_budget"]
     assert "1 epochs, batch 20" in report["note"]  # the command line had the last word
-    assert (tmp_path / "demo_budget" / "seed-1" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "ot_budget" / "seed-1" / "adapter_model.safetensors").exists()
 
 
 def test_comparison_fills_cells_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):

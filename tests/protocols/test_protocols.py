@@ -8,9 +8,12 @@ import statistics
 import warnings
 
 import pytest
-from datasets import concatenate_datasets
+from datasets import ClassLabel
+from transformers import CLIPModel
 
+from peft_ncgeo import NPTConfig
 from peft_ncgeo.data import base_new_split, few_shot, long_tailed
+from peft_ncgeo.losses import OTPreservation
 from peft_ncgeo.protocols import (
     Results,
     Task,
@@ -24,6 +27,7 @@ from peft_ncgeo.protocols import (
 from peft_ncgeo.training import Recipe
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor
+from ..training.test_processes import launch
 
 ARGS = {"num_train_epochs": 1, "batch_size": 8, "learning_rate": 0.01, "max_steps": 2}
 COOP = Recipe.from_dict("coop", {"peft": {"NPTConfig.coop": {"num_text_tokens": 4}}, "args": ARGS})
@@ -143,11 +147,11 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "_run", until_the_third)
     with pytest.raises(KeyboardInterrupt):
         go()
-    (tmp_path / "a" / "deep").mkdir(parents=True, exist_ok=True)
-    (tmp_path / "a" / "deep" / "seed-1.part").write_text('{"half')  # killed while writing
+    (tmp_path / "a" / "coop" / "seed-2.part").write_text('{"half')  # killed while writing
     monkeypatch.setattr(runs, "_run", lambda recipe, *rest: done.append(recipe.name) or real(recipe, *rest))
     rows = go()
-    assert done == ["coop", "coop", "deep", "deep"]
+    assert done == ["coop", "deep", "coop", "deep"]
+    assert [(row["method"], row["seed"]) for row in rows] == [("coop", 1), ("coop", 2), ("deep", 1), ("deep", 2)]
     assert not list(tmp_path.rglob("*.part"))
     assert go() == rows
     assert len(done) == 4
@@ -158,15 +162,105 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
         }
 
 
-def test_cells_of_another_recipe_are_refused(tmp_path):
-    settings = {"a": lambda seed: Task(tiny_images(10), {"test": tiny_images(10)})}
-    run_cells([COOP], settings, tiny_clip, tiny_processor(), tmp_path, (1,))
+def one_cell(folder, recipe=COOP, images=None, args=(), model=tiny_clip, names=("a",), seeds=(1,), test=None):
+    images = tiny_images(10) if images is None else images
+    settings = {name: lambda seed: Task(images, {"test": images if test is None else test}) for name in names}
+    return run_cells([recipe], settings, model, tiny_processor(), folder, seeds, dict(args))
+
+
+def python_recipe(weight: float) -> Recipe:
+    def losses():
+        return [OTPreservation(weight=weight)]
+
+    return Recipe("mine", config=lambda: NPTConfig.coop(num_text_tokens=4), losses=losses, args=ARGS)
+
+
+def test_cells_of_something_else_are_refused(tmp_path):
+    first = one_cell(tmp_path)
+    assert one_cell(tmp_path) == first
+    renamed = tiny_images(10).cast_column("label", ClassLabel(names=[*NAMES[1:], "tree"]))
     other = Recipe.from_dict("coop", {**COOP.source, "args": {**ARGS, "learning_rate": 0.02}})
-    for recipe, args in ((other, {}), (COOP, {"max_steps": 3})):
-        with pytest.raises(ValueError, match="was made by another recipe or other arguments"):
-            run_cells([recipe], settings, tiny_clip, tiny_processor(), tmp_path, (1,), args)
-    with pytest.raises(ValueError, match="different names"):
-        run_cells([COOP, COOP], settings, tiny_clip, tiny_processor(), tmp_path, (1,))
+    changes = [
+        {"recipe": other},
+        {"args": {"max_steps": 3}},
+        {"images": tiny_images(10, seed=1)},
+        {"images": renamed},
+        {"images": tiny_images(9)},
+        {"test": tiny_images(5)},
+        {"model": lambda: CLIPModel._from_config(tiny_clip().config)},
+    ]
+    for change in changes:
+        with pytest.raises(ValueError, match="was made by another recipe, model or data set"):
+            one_cell(tmp_path, **change)
+    one_cell(tmp_path / "mine", python_recipe(1.0))
+    with pytest.raises(ValueError, match="was made by another recipe"):
+        one_cell(tmp_path / "mine", python_recipe(2.0))
+    (tmp_path / "a" / "coop" / "seed-1.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged; remove it"):
+        one_cell(tmp_path)
+
+
+def test_what_would_fail_late_fails_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_run", lambda *a: pytest.fail("a cell was run"))
+    for arguments in ({"names": ("n/4", "n 4")}, {"seeds": (1, 1)}):
+        with pytest.raises(ValueError, match="2 cells would share"):
+            one_cell(tmp_path, **arguments)
+    wrong = Recipe.from_dict("wrong", {**COOP.source, "args": {"learning_rat": 1}})
+    with pytest.raises(
+        ValueError, match="Recipe wrong: unknown argument 'learning_rat'; did you mean 'learning_rate'"
+    ):
+        one_cell(tmp_path, wrong)
+    with pytest.raises(ValueError, match="unknown argument 'output_dir'"):
+        one_cell(tmp_path, args={"output_dir": "elsewhere"})
+    images = tiny_images(60, SIX)
+    with pytest.raises(ValueError, match="Tail 'b' has 'taus'"):
+        run(base_to_new, images, images, output_dir=tmp_path, tails={"a": {"tau": 1.0}, "b": {"taus": 1}})
+    tails = {"a": {"tau": 1.0, "n_max": 2}, "b": {"tau": 1.0, "n_max": 99}}
+    with pytest.raises(ValueError, match="fewer than the 99 asked for"):
+        run(base_to_new, images, images, output_dir=tmp_path, tails=tails)
+
+
+def test_other_columns(tmp_path):
+    images = tiny_images(60, SIX).rename_columns({"image": "img", "label": "fine"})
+    arguments = {"output_dir": tmp_path, "label_column": "fine", "args": {"image_column": "img"}}
+    assert run(base_to_new, images, images, tails={"a": {"tau": 1.0, "n_max": 2}}, **arguments).rows
+    assert run(long_tail, images, images, imbalance_factors=(2,), **arguments).rows
+    assert run(cross_dataset, images, {"again": images}, shots=1, **arguments).rows
+
+
+def test_groups_go_by_name_not_by_place(tmp_path):
+    """The same test images with the classes in another order give the same many, medium and few."""
+    train, test = tiny_images(100), tiny_images(40, seed=1)
+    turned = test.cast_column("label", ClassLabel(names=NAMES))
+    order = [3, 0, 4, 1, 2]
+    labels = [order.index(label) for label in turned["label"]]
+    feature = ClassLabel(names=[NAMES[c] for c in order])
+    turned = turned.remove_columns("label").add_column("label", labels, feature=feature)
+    rows = [
+        run(
+            long_tail, train, images, output_dir=tmp_path / name, imbalance_factors=(5,), n_max=20, thresholds="thirds"
+        )
+        for name, images in (("a", test), ("b", turned))
+    ]
+    for a, b in zip(rows[0].rows, rows[1].rows, strict=True):
+        assert [a[g] for g in ("all", "many", "medium", "few")] == pytest.approx(
+            [b[g] for g in ("all", "many", "medium", "few")]
+        )
+    with pytest.raises(ValueError, match="Class 'tree' was not trained"):
+        run(long_tail, train, tiny_images(5, [*NAMES[:4], "tree"]), output_dir=tmp_path / "c", imbalance_factors=(5,))
+
+
+def test_two_processes_share_cells_and_rows(tmp_path):
+    launch(2, tmp_path, "tests.protocols.worker")
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    assert ranks[0] == ranks[1] == json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert len(list((tmp_path / "flat").rglob("seed-*.json"))) == 2
+    (tmp_path / "flat" / "coop" / "seed-2.json").unlink()
+    launch(2, tmp_path, "tests.protocols.worker")  # one cell is read, one is made, by both alike
+    again = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
+    assert again[0] == again[1]
+    assert again[0][0] == ranks[0][0]
+    assert again[0][1]["base"] == pytest.approx(ranks[0][1]["base"])
 
 
 def test_a_template_reaches_prompts_and_plain_models(tmp_path, monkeypatch):
@@ -209,12 +303,3 @@ def test_results_as_tables_and_files(tmp_path):
     assert len(read) == 12
     assert read[0] == {"setting": "a", "method": "x", "seed": "1", "base": "11.0", "few": ""}
     assert (tmp_path / "results.md").read_text().endswith("\n\na note\n")
-
-
-def test_the_draw_depends_on_the_seed_only(tmp_path):
-    """Shuffled rows, and more rows of other classes behind, give the same tail."""
-    images = tiny_images(60)
-    kwargs = {"imbalance_factor": 4, "n_max": 8, "seed": 3, "shuffle_classes": True}
-    expected = long_tailed(images, **kwargs)
-    shuffled = long_tailed(concatenate_datasets([images]).shuffle(seed=5), **kwargs)
-    assert [i.tobytes() for i in shuffled["image"]] == [i.tobytes() for i in expected["image"]]

@@ -1,0 +1,24 @@
+"""A protocol on several processes: what each of them returns, as a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+
+import torch.distributed as dist
+
+from peft_ncgeo.protocols import base_to_new
+
+from ..conftest import tiny_clip, tiny_images, tiny_processor
+from .test_protocols import COOP, SIX
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    folder = sys.argv[1]
+    images = tiny_images(60, SIX)
+    tails = {"flat": {"tau": 1.0, "n_max": 4}}
+    results = base_to_new([COOP], images, images, tiny_clip, tiny_processor(), folder, tails=tails, seeds=(1, 2))
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    with open(f"{folder}/rank-{rank}.json", "w") as file:
+        json.dump(results.rows, file)
