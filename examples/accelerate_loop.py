@@ -1,6 +1,6 @@
 """The training of `GeometryTrainer` as a plain Accelerate loop, for those who have a loop of their own.
 
-accelerate launch examples/accelerate_loop.py --recipe examples/recipes/demo_budget.yaml
+accelerate launch examples/accelerate_loop.py --recipe examples/recipes/demo/ot_budget.yaml
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from peft_ncgeo.training.gathering import batch_sizes, gather_batch
 from peft_ncgeo.training.teacher import FrozenTeacher
 from peft_ncgeo.training.towers_module import TowersModule
 
-RECIPE = Path(__file__).parent / "recipes" / "demo_budget.yaml"
+RECIPE = Path(__file__).parent / "recipes" / "demo" / "ot_budget.yaml"
 
 
 def train(recipe: Recipe, epochs: int, split: str = "report", shots: int = 16, seed: int = 1) -> torch.nn.Module:

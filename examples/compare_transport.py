@@ -28,7 +28,7 @@ from peft_ncgeo.geometry.sphere import unit
 from peft_ncgeo.losses import GeometryBatch, OTPreservation, Regularizer
 from peft_ncgeo.training import Recipe
 
-RECIPE = Path(__file__).parent / "recipes" / "demo_budget.yaml"
+RECIPE = Path(__file__).parent / "recipes" / "demo" / "ot_budget.yaml"
 JOINT_BUDGET = 0.05  # a single modality, one mean instead of two, gets half of it
 COLUMNS = {
     "base": "base",

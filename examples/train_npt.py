@@ -41,7 +41,7 @@ class ScriptArguments:
     batch_size: int = field(default=60, metadata={"help": "Training images a step, over all processes."})
 
 
-def load_images(script: ScriptArguments, seed: int) -> tuple[Dataset, dict[str, Dataset]]:
+def load_images(script: ScriptArguments, seed: int, label_column: str) -> tuple[Dataset, dict[str, Dataset]]:
     """The tail of the base classes, and the test images of base and new ones."""
     if script.dataset_name is None:
         splits = load_demo(shots=script.shots, seed=seed).splits
@@ -49,9 +49,10 @@ def load_images(script: ScriptArguments, seed: int) -> tuple[Dataset, dict[str, 
     else:
         folder = Path(script.dataset_name).is_dir()
         source = {"path": "imagefolder", "data_dir": script.dataset_name} if folder else {"path": script.dataset_name}
-        train = base_new_split(load_dataset(**source, split="train"))["base"]
-        test = dict(base_new_split(load_dataset(**source, split="test")))
-    return long_tailed(train, tau=script.tau, n_max=script.shots, seed=seed, shuffle_classes=True), test
+        train, test = (base_new_split(load_dataset(**source, split=part), label_column) for part in ("train", "test"))
+        train, test = train["base"], dict(test)
+    tail = {"tau": script.tau, "n_max": script.shots, "shuffle_classes": True}
+    return long_tailed(train, **tail, seed=seed, label_column=label_column), test
 
 
 def main() -> None:
@@ -71,7 +72,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
 
     set_seed(args.seed)
-    train, test = load_images(script, args.seed)
+    train, test = load_images(script, args.seed, args.label_column)
     if script.model_name_or_path is None:
         demo = load_demo()
         model, processor = demo.model, demo.processor
@@ -97,7 +98,8 @@ def main() -> None:
     if not args.should_save:
         return
 
-    print(f"\n{recipe.name}: {len(train)} images, {max(class_counts(train))} to {min(class_counts(train))} a class")
+    counts = class_counts(train, args.label_column)
+    print(f"\n{recipe.name}: {len(train)} images, {max(counts)} to {min(counts)} a class")
     rows = {
         "base accuracy": "base_accuracy",
         "new accuracy": "new_accuracy",
@@ -111,8 +113,9 @@ def main() -> None:
     for title, key in rows.items():
         print(f"| {title} | {before[f'eval_{key}']:.3f} | {after[f'eval_{key}']:.3f} |")
     output = trainer.predict(test["base"])
-    groups = evaluate_groups(output.predictions.argmax(-1), output.label_ids, class_counts(train), "thirds")
-    print("Tuned, thirds of the base classes by count: " + ", ".join(f"{g} {v:.3f}" for g, v in groups.items()))
+    groups = evaluate_groups(output.predictions.argmax(-1), output.label_ids, counts, "thirds")
+    shown = ", ".join(f"{group} {'-' if share is None else format(share, '.3f')}" for group, share in groups.items())
+    print("Tuned, thirds of the base classes by count: " + shown)
     print(f"Adapter in {args.output_dir}")
 
 

@@ -7,7 +7,7 @@
         --model_name_or_path openai/clip-vit-base-patch16 --dataset_name path/to/image_folder
         does the same on your own model and data (a Hub data set or an image folder), with the paper's recipe.
 
-    accelerate launch examples/train_prompt_ot.py --recipe examples/recipes/demo_budget.yaml
+    accelerate launch examples/train_prompt_ot.py --recipe examples/recipes/demo/ot_budget.yaml
         trains what a recipe says; further arguments override it.
 
 Transformers' training arguments can be given too; `--help` lists them.

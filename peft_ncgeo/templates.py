@@ -31,6 +31,11 @@ def padded_template(template: str, num_text_tokens: int, tokenizer: PreTrainedTo
     return f"{_PLACEHOLDER} " * max(0, missing) + template
 
 
+def behind_prompts(template: str, num_text_tokens: int) -> str:
+    """The template with a placeholder word for every prompt in front, so that all of its own words stay."""
+    return f"{_PLACEHOLDER} " * num_text_tokens + template
+
+
 def placeholder_ids(template: str, num_text_tokens: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids that the padded template puts into slots `1..num_text_tokens`."""
     prefix = padded_template(template, num_text_tokens, tokenizer).split("{}")[0].rstrip()

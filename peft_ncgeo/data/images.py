@@ -48,7 +48,8 @@ Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
 class LabelledImages(torch.utils.data.Dataset):
     """RGB images and labels of a `datasets` set, each view drawn from (seed, epoch, index) alone.
 
-    So every process, every worker and a resumed run see the same views.
+    So every process, every worker and a resumed run see the same views. A sampler that draws an image several times
+    in an epoch asks for (index, draw), which gives each draw a view of its own.
     """
 
     def __init__(
@@ -72,7 +73,8 @@ class LabelledImages(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        index, draw = key if isinstance(key, tuple) else (key, 0)
         try:
             sample = self.dataset[index]
             image, label = sample[self.image_column], sample[self.label_column]
@@ -83,7 +85,8 @@ class LabelledImages(torch.utils.data.Dataset):
                 f"{type(error).__name__}: {error}"
             ) from error
         if self.augment is not None:
-            image = self.augment(image, np.random.default_rng((self.seed, int(self._epoch), index)))
+            view = (self.seed, int(self._epoch), index, *([draw] if draw else []))
+            image = self.augment(image, np.random.default_rng(view))
         return {"image": image, "label": label}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class DatasetSource:
             before the first comma, or "split_camel_case", a space before each capital.
         num_classes: how many classes there must be in the end.
         shots: training images a class; None for sets to test on, and for tails.
-        imbalance_factor, n_max: the tail, see [`long_tailed`].
+        imbalance_factor, n_max: the published tail, see [`long_tailed`].
     """
 
     path: str
@@ -73,7 +73,8 @@ class DatasetSource:
 
         Args:
             part: "train" or "test".
-            folder: a local copy (image folder, or what `datasets` saved) in place of the Hub's.
+            folder: a local copy in place of the Hub's: an image folder `train/<class>/`, `test/<class>/`, its classes
+                named as in the description or on the Hub.
 
         Raises:
             ValueError: the set has no such part, or its classes are others than described.
@@ -82,10 +83,12 @@ class DatasetSource:
         if split is None:
             raise ValueError(f"{self.path} has no split to {part} on.")
         if folder is None:
-            dataset = load_dataset(self.path, self.name, split=split, revision=self.revision)
-        else:
-            dataset = load_dataset(str(folder), split=split)
-        return self.prepare(dataset)
+            return self.prepare(load_dataset(self.path, self.name, split=split, revision=self.revision))
+        dataset = load_dataset("imagefolder", data_dir=str(folder), split=part)
+        fixes = self.class_names
+        if isinstance(fixes, dict):  # a copy may have the prompts' names already, and lack what is left out
+            fixes = {old: new for old, new in fixes.items() if old in dataset.features["label"].names}
+        return replace(self, image_column="image", label_column="label", class_names=fixes).prepare(dataset)
 
     def prepare(self, dataset: Dataset) -> Dataset:
         """Columns and class names as the library wants them; see [`DatasetSource.load`]."""
@@ -106,7 +109,11 @@ class DatasetSource:
             raise ValueError(f"{self.path} has {len(kept)} classes, described are {self.num_classes}.")
         if len(kept) < len(names):
             dataset = select_classes(dataset, kept)
-        return dataset.cast_column("label", ClassLabel(names=[name for name in names if name is not None]))
+        chosen = [name for name in names if name is not None]
+        wordnet = [name for name in chosen if re.fullmatch(r"n\d{8}", name)]
+        if wordnet:
+            raise ValueError(f"{self.path} calls a class {wordnet[0]}, a WordNet number; give its classes words.")
+        return dataset.cast_column("label", ClassLabel(names=chosen))
 
     def prompt_names(self, names: list[str]) -> list[str | None]:
         """What the prompt calls each class; None for one that is left out.

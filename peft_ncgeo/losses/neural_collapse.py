@@ -79,6 +79,7 @@ class LanguageCollapse(_TextSimplex):
     """
 
     default_name = "language_collapse"
+    requires = ("text_features",)
 
     def forward(self, batch: GeometryBatch) -> Tensor:
         (text,) = batch.need("text_features")
@@ -117,6 +118,7 @@ class GeometricDebiasing(_TextSimplex):
     """
 
     default_name = "debiasing"
+    requires = ("text_features",)
 
     def __init__(
         self,
@@ -192,7 +194,7 @@ class ModalityIsomorphism(Regularizer):
             raise ValueError(f"method={method!r} must be 'mean' or 'sinkhorn'.")
         check_solver("exact" if method == "mean" else "entropic", epsilon)
         self.method, self.epsilon = method, epsilon
-        self.requires = () if method == "mean" else ("template_features",)
+        self.requires = ("text_features",) if method == "mean" else ("template_features",)
 
     def forward(self, batch: GeometryBatch) -> Tensor:
         image, labels = batch.need("image_features", "labels")
@@ -212,7 +214,8 @@ class ModalityIsomorphism(Regularizer):
         marginal = torch.arange(groups.shape[1], device=labels.device) < counts[:, None]
         b = marginal.to(image) / counts[:, None]
         a = image.new_full((len(classes), texts.shape[1]), 1 / texts.shape[1])
-        cost = (texts[classes][:, :, None] - image[groups][:, None]).square().sum(-1)  # (C, T, n)
+        # of unit vectors; their differences (C, T, n, d) would not fit where a tail's head fills the batch
+        cost = (2 - 2 * torch.einsum("ctd,cnd->ctn", texts[classes], image[groups])).clamp_min(0)
         plans = class_transport_plans(cost, a, b, self.epsilon)
         return (plans * cost).sum() / len(classes)
 
@@ -289,8 +292,11 @@ class ClusterCollapse(_TextSimplex):
 
     def _find_clusters(self, frozen: Tensor) -> None:
         number = math.ceil(len(frozen) / 16) if self.num_clusters is None else self.num_clusters
-        clusters = cluster_features(frozen, number, self.seed)
-        if dist.is_available() and dist.is_initialized():
+        clusters = torch.empty(len(frozen), dtype=torch.int64, device=frozen.device)
+        several = dist.is_available() and dist.is_initialized()
+        if not several or dist.get_rank() == 0:
+            clusters = cluster_features(frozen, number, self.seed)
+        if several:
             dist.broadcast(clusters, 0)
         self.clusters = clusters
         self._warn_of_floor(int(clusters.bincount().max()), frozen.shape[1])

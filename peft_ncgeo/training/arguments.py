@@ -24,7 +24,8 @@ class GeometryTrainingArguments(TrainingArguments):
             stores another one is an error.
         frozen_templates: texts that the frozen teacher reads, averaged per class. Default: the template.
         student_templates: texts that losses on several texts a class read, through the tuned model
-            (`GeometryBatch.template_features`). Default: the template.
+            (`GeometryBatch.template_features`), its prompts in front of all words. Default: the template alone, whose
+            first words the prompts replace.
         class_balanced_sampling: draw classes evenly, with replacement inside a class; an epoch is as long as before.
         augmentation: "none", or "crop_flip": a random crop of 8 to 100 % of the area and a horizontal flip, as CoOp
             trains. Drawn from seed, epoch and sample alone, so processes and resumed runs see the same views.

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -42,7 +43,7 @@ class PromptAveraging(TrainerCallback):
         std: width in epochs, > 0. The paper's are 15 and 1 of 20 epochs.
 
     Raises:
-        ValueError: std not greater than 0.
+        ValueError: std not greater than 0; `load_best_model_at_end`, whose model the average would replace.
 
     Reference: M. U. Khattak et al., ICCV 2023, arXiv 2307.06948.
 
@@ -68,6 +69,8 @@ class PromptAveraging(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if args.load_best_model_at_end:
+            raise ValueError("PromptAveraging ends with its average; set load_best_model_at_end=False.")
         if state.global_step == 0:
             self._forget()
 
@@ -124,12 +127,16 @@ class GeometryMonitor(TrainerCallback):
 
     See [`~peft_ncgeo.geometry.NeuralCollapse`] for the formulas. For a CLIP-like model features are normalised, the
     classifier is the class texts, and the last two are there; for a classification model features are what enters its
-    head. On several processes each sample is counted once.
+    head (nc3 and nc4 only where that is a plain linear layer). On several processes each sample is counted once.
+
+    Args:
+        nc4: keep the features of a set until it is done, for `nc4` alone.
 
     Example: `GeometryTrainer(..., callbacks=[GeometryMonitor()])`
     """
 
-    def __init__(self) -> None:
+    def __init__(self, nc4: bool = True) -> None:
+        self.nc4 = nc4
         self._collapse: NeuralCollapse | None = None
 
     def begin(self) -> None:
@@ -138,15 +145,19 @@ class GeometryMonitor(TrainerCallback):
 
     def update(self, features: Tensor, labels: Tensor, num_classes: int, reads_text: bool) -> None:
         """Take in a batch of raw features (B, d)."""
-        features = unit(features) if reads_text else features.float()
+        features = unit(features) if reads_text else features.flatten(1).float()
         if self._collapse is None:
-            self._collapse = NeuralCollapse(num_classes, features.shape[1])
+            self._collapse = NeuralCollapse(num_classes, features.shape[1], self.nc4)
         self._collapse.update(features, labels)
 
     def compute(self, text: Tensor | None, head: Any = None) -> dict[str, float]:
         """Metrics since `begin`, from the raw `text` (K, d) of a CLIP-like model, else from the linear `head`."""
         if self._collapse is None:
             return {}
+        if text is None and (
+            isinstance(head, BaseTunerLayer) or not isinstance(getattr(head, "weight", None), Tensor)
+        ):
+            return self._collapse.compute()  # the layer's own weight is not what classifies
         if text is None:
             bias = None if head.bias is None else head.bias.detach()
             return self._collapse.compute(head.weight.detach(), bias)

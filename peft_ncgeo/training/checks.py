@@ -33,6 +33,11 @@ def check_arguments(args: Any, options: dict[str, Any]) -> None:
         raise TypeError(f"args must be GeometryTrainingArguments, got {type(args).__name__}.")
     if args.remove_unused_columns:
         raise ValueError("remove_unused_columns=True would drop the image column; leave it at False.")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs; start one process each with `accelerate launch`, or choose one with "
+            "CUDA_VISIBLE_DEVICES."
+        )
     if args.label_smoothing_factor:
         raise ValueError("label_smoothing_factor is not read here; pass a classification_loss that smooths.")
     for name in ("compute_loss_func", "model_init"):
@@ -40,8 +45,24 @@ def check_arguments(args: Any, options: dict[str, Any]) -> None:
             raise ValueError(f"{name} is not read here; pass losses, classification_loss and a model.")
 
 
+def check_templates(args: GeometryTrainingArguments, required: set[str]) -> None:
+    """Templates must have a place for the name, and a loss that reads them."""
+    for name, reader in (("student_templates", "template_features"), ("frozen_templates", "frozen_te")):
+        templates = getattr(args, name) or []
+        for template in templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"{name}: {template!r} must hold '{{}}' once, where the class name goes.")
+        if templates and not any(field.startswith(reader) for field in required):
+            raise ValueError(f"{name} is given, but no loss reads it.")
+
+
 def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification_loss: nn.Module | None) -> None:
-    """Names must differ, and the trainer and the model must have what each loss requires."""
+    """Kinds and names must be right, and the trainer and the model must have what each loss requires."""
+    for loss in losses:
+        if not isinstance(loss, Regularizer):
+            raise TypeError(f"losses take Regularizer terms; {type(loss).__name__} belongs to classification_loss.")
+    if isinstance(classification_loss, Regularizer):
+        raise TypeError(f"{type(classification_loss).__name__} belongs to losses, where its weight or budget counts.")
     terms = [*losses, *([] if classification_loss is None else [classification_loss])]
     if not terms:
         raise ValueError("Nothing to train: pass losses or a classification_loss.")

@@ -33,7 +33,9 @@ from .callbacks import GeometryMonitor, PromptAveraging
 
 _KEYS = ("peft", "losses", "classification_loss", "callbacks", "args")
 _CONFIGS = {"NPTConfig": NPTConfig, **{n: getattr(peft, n) for n in dir(peft) if n.endswith("Config")}}
-_LOSSES = {name: getattr(loss_names, name) for name in loss_names.__all__}
+_ALL_LOSSES = {name: getattr(loss_names, name) for name in loss_names.__all__}
+_LOSSES = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, Regularizer) and c is not Regularizer}
+_CLASSIFICATION = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, CrossEntropy)}
 _CALLBACKS = {"GeometryMonitor": GeometryMonitor, "PromptAveraging": PromptAveraging}
 
 
@@ -95,12 +97,12 @@ class Recipe:
             recipe = cls(name=name, args=dict(content.get("args") or {}), source=content)
             if content.get("peft"):
                 recipe.config = _maker(content["peft"], _CONFIGS)
-            terms = [_maker(term, _LOSSES) for term in content.get("losses") or []]
+            terms = [_maker(term, _LOSSES) for term in _list(content, "losses")]
             recipe.losses = lambda: [make() for make in terms]
             if "classification_loss" in content:
                 term = content["classification_loss"]
-                recipe.classification_loss = (lambda: None) if term is None else _maker(term, _LOSSES)
-            callbacks = [_maker(callback, _CALLBACKS) for callback in content.get("callbacks") or []]
+                recipe.classification_loss = (lambda: None) if term is None else _maker(term, _CLASSIFICATION)
+            callbacks = [_maker(callback, _CALLBACKS) for callback in _list(content, "callbacks")]
             recipe.callbacks = lambda: [make() for make in callbacks]
             for make in (recipe.config, recipe.losses, recipe.classification_loss, recipe.callbacks):
                 _ = make and make()  # values are checked now
@@ -110,11 +112,15 @@ class Recipe:
 
     def set_defaults(self, parser: HfArgumentParser) -> None:
         """Make `args` the parser's defaults, so that the command line still overrides them."""
+        self.check_args(action.dest for action in parser._actions if action.dest != "help")
+        parser.set_defaults(**self.args)
+
+    def check_args(self, known: Iterable[str]) -> None:
+        """Refuse arguments that are not among those `known`, naming the nearest."""
         try:
-            _known(self.args, [action.dest for action in parser._actions if action.dest != "help"], "argument")
+            _known(self.args, known, "argument")
         except ValueError as error:
             raise ValueError(f"Recipe {self.name}: {error}") from error
-        parser.set_defaults(**self.args)
 
 
 def parse_with_recipe(parser: HfArgumentParser, argv: Sequence[str] | None = None) -> tuple[tuple, Recipe | None]:
@@ -130,6 +136,13 @@ def parse_with_recipe(parser: HfArgumentParser, argv: Sequence[str] | None = Non
             recipe = Recipe.read(word.partition("=")[2] or argv[i + 1])
             recipe.set_defaults(parser)
     return parser.parse_args_into_dataclasses(args=argv), recipe
+
+
+def _list(content: dict[str, Any], key: str) -> list[Any]:
+    value = content.get(key) or []
+    if not isinstance(value, list):
+        raise ValueError(f"{key} must be a list; write `{key}: [{{Name: {{...}}}}]`.")
+    return value
 
 
 def _known(given: Iterable[str], right: Iterable[str], what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
@@ -9,10 +10,11 @@ from numpy.typing import ArrayLike
 from torch.utils.data import Sampler
 
 
-class ClassBalancedSampler(Sampler[int]):
-    """As many indices as there are samples, each of a class drawn evenly, then of a sample of that class.
+class ClassBalancedSampler(Sampler[tuple[int, int]]):
+    """As many draws as there are samples, each of a class drawn evenly, then of a sample of that class.
 
-    Drawn with replacement from (seed, epoch) alone, so every process and a resumed run see the same order.
+    Drawn with replacement from (seed, epoch) alone, so every process and a resumed run see the same order. Yields
+    (index, how often it was drawn before in this epoch), so that augmentation shows a rare image in several views.
 
     Args:
         labels: class of each sample, (N,).
@@ -30,6 +32,9 @@ class ClassBalancedSampler(Sampler[int]):
     def __len__(self) -> int:
         return len(self.weights)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        yield from torch.multinomial(self.weights, len(self), replacement=True, generator=generator).tolist()
+        before: Counter[int] = Counter()
+        for index in torch.multinomial(self.weights, len(self), replacement=True, generator=generator).tolist():
+            yield index, before[index]
+            before[index] += 1

@@ -10,7 +10,7 @@ from transformers import BatchEncoding
 
 from ..data.checks import check_dataset
 from ..data.class_prompts import class_prompts
-from ..templates import DEFAULT_TEMPLATE, placeholder_ids
+from ..templates import DEFAULT_TEMPLATE, behind_prompts, placeholder_ids
 from ..towers import check_text_tower, classification_head, reads_text, text_positions, unwrap
 from ..tuners.prompt_config import active_prompt_config
 from .arguments import GeometryTrainingArguments
@@ -83,13 +83,14 @@ class ClassificationTask:
     def texts(self, names: Sequence[str], templates: Sequence[str] = ()) -> BatchEncoding:
         """The names in the template, with slots for the active adapter's prompts: (K, L).
 
-        With `templates`, the names in each of these follow: ((1 + T) K, L).
+        With `templates`, the names in each of these follow, the prompts in front of all their words: ((1 + T) K, L).
         """
         config = active_prompt_config(self.model)
         slots = config.num_text_tokens if config else 0
         if config and slots and not config.placeholder_ids:  # the adapter was made without a tokenizer
             config.write_token_ids(config.phrase_ids, placeholder_ids(self.template, slots, self.tokenizer))
-        texts = [self._read(names, template, slots) for template in (self.template, *templates)]
+        written = [self.template, *(behind_prompts(template, slots) for template in templates)]
+        texts = [self._read(names, template, slots) for template in written]
         if len(texts) == 1:
             return texts[0]
         rows = [

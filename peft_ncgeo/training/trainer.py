@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from ..losses import CrossEntropy, GeometryBatch, Regularizer
 from ..towers import classification_head, unwrap
 from .arguments import GeometryTrainingArguments
 from .callbacks import GeometryMonitor, NewViews
-from .checks import check_arguments, check_losses
+from .checks import check_arguments, check_losses, check_templates
 from .gathering import batch_sizes, gather_batch
 from .sampling import ClassBalancedSampler
 from .state import load_state, save_state
@@ -96,6 +96,7 @@ class GeometryTrainer(Trainer):
         self._required = {
             field for term in [*self.losses, classification_loss] for field in getattr(term, "requires", ())
         }
+        check_templates(args, self._required)
         self._templates = list(args.student_templates or []) if "template_features" in self._required else []
         self._class_counts: Tensor | None = None
         if train_dataset is not None:
@@ -252,7 +253,11 @@ class GeometryTrainer(Trainer):
     def _stateful(self) -> list[Any]:
         """Whatever has a name and a state: losses and some callbacks."""
         callbacks = self.callback_handler.callbacks
-        return [*self.losses, *(c for c in callbacks if hasattr(c, "name") and hasattr(c, "load_state_dict"))]
+        owners = [*self.losses, *(c for c in callbacks if hasattr(c, "name") and hasattr(c, "load_state_dict"))]
+        for name, count in Counter(owner.name for owner in owners).items():
+            if count > 1:
+                raise ValueError(f"{count} losses or callbacks have the name {name!r} and would share a state.")
+        return owners
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 

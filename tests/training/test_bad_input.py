@@ -12,8 +12,16 @@ from datasets import ClassLabel
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import TrainingArguments
 
-from peft_ncgeo import GeometryTrainer, NPTConfig
-from peft_ncgeo.losses import OTPreservation, Regularizer
+from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig
+from peft_ncgeo.losses import (
+    GeometricDebiasing,
+    LanguageCollapse,
+    LogitAdjustment,
+    ModalityIsomorphism,
+    OTPreservation,
+    Regularizer,
+)
+from peft_ncgeo.training import PromptAveraging
 from peft_ncgeo.training.state import FILE_NAME
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit
@@ -205,3 +213,50 @@ def test_resuming_without_the_checkpoints_losses_is_refused(tmp_path):
     trainer(tmp_path, losses=ot_and_budget(), save_strategy="steps", save_steps=2).train()
     with pytest.raises(ValueError, match="written for other losses"):
         trainer(tmp_path / "b").train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_terms_in_the_wrong_place_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="LogitAdjustment belongs to classification_loss"):
+        trainer(tmp_path, losses=[LogitAdjustment()])
+    with pytest.raises(TypeError, match="OTPreservation belongs to losses"):
+        trainer(tmp_path, classification_loss=OTPreservation(weight=1.0))
+
+
+@pytest.mark.parametrize("term", [LanguageCollapse, GeometricDebiasing, ModalityIsomorphism])
+def test_terms_on_texts_are_refused_on_a_model_without(tmp_path, term):
+    with pytest.raises(ValueError, match=r"requires text_features, but ViT\w+ reads no text"):
+        trainer(tmp_path, vit(), losses=[term(weight=1.0)])
+
+
+@pytest.mark.parametrize("field", ["student_templates", "frozen_templates"])
+def test_templates_must_be_read_and_have_a_place_for_the_name(tmp_path, field):
+    with pytest.raises(ValueError, match=f"{field} is given, but no loss reads it"):
+        trainer(tmp_path, **{field: ["the {}."]})
+    with pytest.raises(ValueError, match=f"{field}: 'the' must hold '{{}}' once"):
+        trainer(tmp_path, **{field: ["the"]})
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(GeometryTrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match="One process sees 2 GPUs"):
+        trainer(tmp_path)
+
+
+def test_the_average_of_prompts_is_no_best_model(tmp_path):
+    images = tiny_images(10)
+    run = trainer(
+        tmp_path,
+        callbacks=[PromptAveraging()],
+        eval_dataset=images,
+        load_best_model_at_end=True,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+    )
+    with pytest.raises(ValueError, match="load_best_model_at_end=False"):
+        run.train()
+
+
+def test_two_callbacks_of_one_name_cannot_share_a_state(tmp_path):
+    run = trainer(tmp_path, callbacks=[PromptAveraging(), PromptAveraging()], save_strategy="epoch")
+    with pytest.raises(ValueError, match="2 losses or callbacks have the name 'prompt_averaging'"):
+        run.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig
 
 from peft_ncgeo.geometry import NeuralCollapse, modality_gap
 from peft_ncgeo.geometry.simplex import simplex_distance
@@ -57,6 +58,15 @@ def test_classification_head(tmp_path):
     assert expected["nc4"] == pytest.approx(
         float((out["logits"].argmax(1) == nearest_mean(out["image_features"], torch.tensor(labels))).float().mean())
     )
+
+
+def test_a_head_that_is_itself_adapted_is_left_out(tmp_path):
+    """LoRA on the head: the layer's own weight is not what classifies, so nothing is said of it."""
+    lora = vit(LoraConfig(r=2, target_modules=["classifier"], init_lora_weights=False))
+    run = trainer(tmp_path, lora, eval_dataset=tiny_images(20), callbacks=[GeometryMonitor(nc4=False)])
+    metrics = run.evaluate()
+    assert "eval_nc1" in metrics
+    assert not {"eval_nc3", "eval_nc3_cosine", "eval_nc4"} & metrics.keys()
 
 
 def nearest_mean(features, labels):
