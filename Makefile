@@ -29,5 +29,5 @@ style: $(INSTALLED)
 benchmark: $(INSTALLED)  ## one training step against the same step with padded texts, interleaved in one run
 	$(BIN)/python examples/benchmark_speed.py
 
-table: $(INSTALLED)  ## write the last results of both examples into README.md
+table: $(INSTALLED)  ## write the last results of the examples into README.md
 	$(BIN)/python examples/update_readme.py

@@ -28,18 +28,8 @@ TAILS = {
     "tau=0.06": {"tau": 0.06},
     "IF 50": {"imbalance_factor": 50, "n_max": 50},
 }
-# those that the mini-CLIP was pre-trained with
-TEMPLATES = [
-    "a photo of a {}.",
-    "{}",
-    "a drawing of a {}.",
-    "a picture of a {}.",
-    "an emoji of a {}.",
-    "an icon of a {}.",
-    "this is a {}.",
-    "a small {}.",
-    "the {}.",
-]
+FOLDER = Path(__file__).parent
+TEMPLATES = Recipe.read(FOLDER / "recipes" / "demo" / "budget.yaml").args["frozen_templates"]
 START: dict[str, Any] = {
     "peft": {"NPTConfig.prompt_ot": {}},
     "losses": [{"OTPreservation": {"budget": 0.05}}],
@@ -133,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/search_demo"))
     parser.add_argument("--candidates", default="ours", choices=list(GROUPS))
-    parser.add_argument("--log_dir", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--log_dir", type=Path, default=FOLDER / "results")
     parser.add_argument("--tails", nargs="+", default=list(TAILS), choices=list(TAILS))
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()

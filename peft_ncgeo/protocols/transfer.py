@@ -64,25 +64,19 @@ def cross_dataset(
 
 
 def domain_generalisation(
-    recipes: Sequence[Recipe],
-    train: Dataset,
-    targets: Mapping[str, Dataset],
-    model: str | Callable[[], nn.Module],
-    processor: Any,
-    output_dir: str | Path,
-    source: Dataset | None = None,
-    shots: int = 16,
-    seeds: Sequence[int] = (1, 2, 3),
-    args: Mapping[str, Any] | None = None,
-    label_column: str = "label",
+    recipes: Sequence[Recipe], train: Dataset, targets: Mapping[str, Dataset], *rest: Any, **options: Any
 ) -> Results:
     """[`cross_dataset`] where the targets show classes of the source in other domains (sketches, renditions).
 
     A target may have some of the source's classes only (ImageNet-A, ImageNet-R); it is classified over its own.
 
+    Args:
+        recipes, train, targets, rest, options: as [`cross_dataset`] takes them.
+
     Raises:
         ValueError: a target has a class that the source has not, named.
     """
+    label_column = options.get("label_column", "label")
     known = set(class_names(train, label_column))
     for name, dataset in targets.items():
         strange = [c for c in class_names(dataset, label_column) if c not in known]
@@ -91,9 +85,7 @@ def domain_generalisation(
                 f"Target {name!r} has the class {strange[0]!r}, which the source has not; use cross_dataset for sets "
                 "of other classes."
             )
-    return cross_dataset(
-        recipes, train, targets, model, processor, output_dir, source, shots, seeds, args, label_column
-    )
+    return cross_dataset(recipes, train, targets, *rest, **options)
 
 
 def _with_average(metrics: dict[str, Any], targets: list[str]) -> dict[str, Any]:
