@@ -170,8 +170,9 @@ class GeometryTrainer(Trainer):
             gathered["class_counts"] = self._class_counts.to(pixel_values.device)
         if text is not None:
             classes = len(self.class_names)
-            templates = text[classes:] if self._templates else text
-            gathered["template_features"] = templates.unflatten(0, (-1, classes)).transpose(0, 1)
+            if "template_features" in self._required:
+                templates = text[classes:] if self._templates else text
+                gathered["template_features"] = templates.unflatten(0, (-1, classes)).transpose(0, 1)
             text = text[:classes]
             gathered["logit_scale"] = unwrap(self.towers.model).logit_scale
             gathered["logits"] = cosine_logits(gathered["image_features"], text, gathered["logit_scale"])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
 from peft_ncgeo.data import load_demo
 from peft_ncgeo.data.demo import ASSETS
+from peft_ncgeo.protocols import Results
 from peft_ncgeo.training import Recipe
 
 from .test_examples import ROOT, run_example
@@ -31,7 +33,8 @@ def test_every_recipe_is_read(path):
 
 def test_there_is_a_recipe_for_every_method():
     assert {path.stem for path in RECIPES if path.parent.name == "recipes"} >= METHODS
-    assert METHODS | {"budget"} == {path.stem for path in DEMO.glob("*.yaml")} - {"ot_budget"}
+    extra = {"budget", "ot_budget", "promptsrc_long", "prompt_ot_long"}
+    assert METHODS | extra == {path.stem for path in DEMO.glob("*.yaml")}
 
 
 def test_demo_recipes_hold_what_the_tuning_chose():
@@ -49,6 +52,22 @@ def test_demo_recipes_hold_what_the_tuning_chose():
             assert fields["weight"] == pytest.approx(float(factor) * published[name][loss])
 
 
+def test_longer_recipes_hold_what_the_search_chose():
+    found = json.loads((ROOT / "examples" / "results" / "search_published.json").read_text())
+    for name in ("promptsrc", "prompt_ot"):
+        means = {run: h for run, h in found["mean_H"].items() if run.startswith(f"{name}, ")}
+        chosen = found["candidates"][max(means, key=means.get)]
+        source = Recipe.read(DEMO / f"{name}_long.yaml").source
+        assert source["losses"] == chosen["losses"]
+        assert source["args"]["num_train_epochs"] == chosen["args"]["num_train_epochs"] == 60
+    ours = json.loads((ROOT / "examples" / "results" / "search_ours.json").read_text())
+    assert len(ours["rows"]) == ours["runs"] <= 40
+    chosen = ours["candidates"][max(ours["mean_H"], key=ours["mean_H"].get)]
+    source = Recipe.read(DEMO / "budget.yaml").source
+    assert source["losses"] == chosen["losses"]
+    assert source["args"] == chosen["args"]
+
+
 def test_base_new_on_the_demo(tmp_path, monkeypatch, capsys):
     arguments = ["--recipes", str(DEMO / "npt_v1.yaml"), str(DEMO / "budget.yaml"), "--seeds", "1", "2"]
     arguments += ["--tails", "tau=0.06", "--split", "development", "--num_train_epochs", "1"]
@@ -61,6 +80,44 @@ def test_base_new_on_the_demo(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "| tau=0.06 | budget |" in out
     assert "development split with the mini-CLIP" in out
+
+
+def test_comparison_is_written_into_the_readme(tmp_path, monkeypatch):
+    """The lead over the best other is recomputed, against tuned recipes and against longer ones."""
+    scores = {"zero-shot": 60.0, "coop": 40.0, "ivlp": 45.0, "ivlp_long": 51.0, "budget": 50.0}
+    rows = [
+        {
+            "setting": s,
+            "method": m,
+            "seed": seed,
+            "H": h + seed,
+            "new": h + 2 * seed,
+            "base": h,
+            "base_text_nc2": h / 99,
+        }
+        | {"new_text_nc2": 1 - h / 99, "seconds": None if m == "zero-shot" else 1.0}
+        for s in ("tau=1", "IF 50")
+        for m, h in scores.items()
+        for seed in (1, 2, 3)
+    ]
+    Results(rows, ["base", "new", "H"], "a note").save(tmp_path / "outputs" / "base_new")
+    marks = [f"<!-- {m} table -->\n<!-- end of {m} table -->\n" for m in ("comparison", "collapse")]
+    readme = tmp_path / "README.md"
+    readme.write_text("".join(marks))
+    script = runpy.run_path(str(ROOT / "examples" / "update_readme.py"))
+    script["main"].__globals__["ROOT"] = tmp_path
+    (tmp_path / "examples").mkdir()
+    arguments = ["--outputs", str(tmp_path / "outputs"), "--readme", str(readme)]
+    monkeypatch.setattr(sys, "argv", ["update_readme.py", *arguments])
+    script["main"]()
+    text = readme.read_text()
+    assert "| budget | 52.0 ± 1.0 | 52.0 ± 1.0 |" in text
+    assert "- IF 50: +5.0 over ivlp (more than one standard deviation, 1.0)" in text
+    assert "- IF 50: -1.0 over ivlp_long (less than one standard deviation, 1.0)" in text
+    assert "| base | 24 |" in text
+    assert "| new, without CoOp | 18 |" in text
+    assert (tmp_path / "examples" / "results" / "new_text_nc2.png").exists()
+    assert len(json.loads((tmp_path / "examples" / "results" / "base_new_demo.json").read_text())["rows"]) == 30
 
 
 @pytest.fixture(scope="module")
