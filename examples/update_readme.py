@@ -38,10 +38,8 @@ def lead(results: Results, ours: str, others: list[str]) -> str:
         best = max(others, key=lambda other: results.summary(setting, other, "H")[0])
         mean, spread = results.summary(setting, best, "H")
         larger = max(spread, own[1])
-        word = "more" if own[0] - mean > larger else "less"
-        lines.append(
-            f"- {setting}: {own[0] - mean:+.1f} over {best} ({word} than one standard deviation, {larger:.1f})"
-        )
+        word = "beyond" if abs(own[0] - mean) > larger else "within"
+        lines.append(f"- {setting}: {own[0] - mean:+.1f} to {best}, {word} one standard deviation ({larger:.1f})")
     return "\n".join(lines)
 
 

@@ -69,5 +69,5 @@ def plot_relation(
         f"within settings {numbers['pearson_within']:.2f}",
         fontsize=10,
     )
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=110)
     return {**numbers, "runs": float(len(rows))}

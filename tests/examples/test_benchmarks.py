@@ -112,8 +112,8 @@ def test_comparison_is_written_into_the_readme(tmp_path, monkeypatch):
     script["main"]()
     text = readme.read_text()
     assert "| budget | 52.0 ± 1.0 | 52.0 ± 1.0 |" in text
-    assert "- IF 50: +5.0 over ivlp (more than one standard deviation, 1.0)" in text
-    assert "- IF 50: -1.0 over ivlp_long (less than one standard deviation, 1.0)" in text
+    assert "- IF 50: +5.0 to ivlp, beyond one standard deviation (1.0)" in text
+    assert "- IF 50: -1.0 to ivlp_long, within one standard deviation (1.0)" in text
     assert "| base | 24 |" in text
     assert "| new, without CoOp | 18 |" in text
     assert (tmp_path / "examples" / "results" / "new_text_nc2.png").exists()
