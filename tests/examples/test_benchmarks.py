@@ -79,7 +79,7 @@ def test_base_new_on_the_demo(tmp_path, monkeypatch, capsys):
     assert rows[0]["realised_imbalance_factor"] == 16
     out = capsys.readouterr().out
     assert "| tau=0.06 | budget |" in out
-    assert "development split with the mini-CLIP" in out
+    assert "mini-CLIP on the demo's development split" in out
 
 
 def test_comparison_is_written_into_the_readme(tmp_path, monkeypatch):
@@ -159,7 +159,8 @@ def test_transfer(protocol, own, own_set, tmp_path, monkeypatch, capsys):
         arguments += ["--source", str(own_set[1]), "--targets", str(own_set[1])]
     run_example("benchmark_transfer.py", *arguments, monkeypatch=monkeypatch)
     rows = json.loads((tmp_path / protocol / "results.json").read_text())["rows"]
-    assert [row["method"] for row in rows] == ["zero-shot", "ivlp"]
+    settings = 2 if protocol == "long_tail" and not own else 1  # the demo's two tails, the set's own one
+    assert sorted(row["method"] for row in rows) == sorted(["zero-shot", "ivlp"] * settings)
     column = "all" if protocol == "long_tail" else "average"
     assert all(0 < row[column] < 100 for row in rows)
     assert "| ivlp |" in capsys.readouterr().out
@@ -169,7 +170,8 @@ def test_npt(own_set, tmp_path, monkeypatch, capsys):
     short = ["--num_train_epochs", "1", "--output_dir", str(tmp_path)]
     run_example("train_npt.py", *short, monkeypatch=monkeypatch)
     out = capsys.readouterr().out
-    assert "npt_v2: 178 images, 16 to 1 a class" in out
+    images = sum(max(1, round(16 * 0.06 ** (k / 29))) for k in range(30))
+    assert f"npt_v2: {images} images, 16 to 1 a class" in out
     assert "| harmonic mean |" in out
     assert (tmp_path / "adapter_model.safetensors").exists()
     run_example("train_npt.py", *short, "--dataset_name", str(own_set[0]), "--shots", "8", monkeypatch=monkeypatch)
