@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from peft_ncgeo.data.demo import ASSETS
 from peft_ncgeo.protocols import Results
 from peft_ncgeo.training import Recipe
 
-from .test_examples import ROOT, run_example
+from .test_examples import ROOT, run_example, updated
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 RECIPES = sorted((ROOT / "examples" / "recipes").rglob("*.yaml"))
@@ -104,13 +103,7 @@ def test_comparison_is_written_into_the_readme(tmp_path, monkeypatch):
     marks = [f"<!-- {m} table -->\n<!-- end of {m} table -->\n" for m in ("comparison", "collapse")]
     readme = tmp_path / "README.md"
     readme.write_text("".join(marks))
-    script = runpy.run_path(str(ROOT / "examples" / "update_readme.py"))
-    script["main"].__globals__["ROOT"] = tmp_path
-    (tmp_path / "examples").mkdir()
-    arguments = ["--outputs", str(tmp_path / "outputs"), "--readme", str(readme)]
-    monkeypatch.setattr(sys, "argv", ["update_readme.py", *arguments])
-    script["main"]()
-    text = readme.read_text()
+    text = updated(readme, monkeypatch)
     assert "| budget | 52.0 ± 1.0 | 52.0 ± 1.0 |" in text
     assert "- IF 50: +5.0 to ivlp, beyond one standard deviation (1.0)" in text
     assert "- IF 50: -1.0 to ivlp_long, within one standard deviation (1.0)" in text

@@ -102,18 +102,24 @@ def test_benchmark_compares_equal_losses(monkeypatch, capsys):
     assert "published / ours:" in out
 
 
+def updated(readme: Path, monkeypatch) -> str:
+    """The file after the script wrote what it finds in `outputs` beside it."""
+    folder = readme.parent
+    script = runpy.run_path(str(ROOT / "examples" / "update_readme.py"))
+    script["main"].__globals__["ROOT"] = folder
+    (folder / "examples").mkdir()
+    arguments = ["--outputs", str(folder / "outputs"), "--readme", str(readme)]
+    monkeypatch.setattr(sys, "argv", ["update_readme.py", *arguments])
+    script["main"]()
+    return readme.read_text()
+
+
 def test_results_are_written_into_the_readme(demo_run, tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- demo table -->\nold\n<!-- end of demo table -->\nafter\n")
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "prompt_ot").symlink_to(demo_run)
-    script = runpy.run_path(str(ROOT / "examples" / "update_readme.py"))
-    script["main"].__globals__["ROOT"] = tmp_path
-    (tmp_path / "examples").mkdir()
-    arguments = ["--outputs", str(tmp_path / "outputs"), "--readme", str(readme)]
-    monkeypatch.setattr(sys, "argv", ["update_readme.py", *arguments])
-    script["main"]()
-    text = readme.read_text()
+    text = updated(readme, monkeypatch)
     assert text.startswith("before\n<!-- demo table -->\n| method")
     assert text.endswith("<!-- end of demo table -->\nafter\n")
     assert "old" not in text
