@@ -95,6 +95,7 @@ def main() -> None:
     trainer.train()
     trainer.save_model()
     after = trainer.evaluate()
+    output = trainer.predict(test["base"])  # every process takes part
     if not args.should_save:
         return
 
@@ -112,7 +113,6 @@ def main() -> None:
     print("| | zero-shot | tuned |\n|---|---|---|")
     for title, key in rows.items():
         print(f"| {title} | {before[f'eval_{key}']:.3f} | {after[f'eval_{key}']:.3f} |")
-    output = trainer.predict(test["base"])
     groups = evaluate_groups(output.predictions.argmax(-1), output.label_ids, counts, "thirds")
     shown = ", ".join(f"{group} {'-' if share is None else format(share, '.3f')}" for group, share in groups.items())
     print("Tuned, thirds of the base classes by count: " + shown)

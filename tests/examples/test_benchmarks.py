@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,6 +143,17 @@ def test_base_new_on_a_set_of_ones_own(own_set, tmp_path, monkeypatch):
     run_example("benchmark_base_new.py", *arguments, monkeypatch=monkeypatch)
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["zero-shot", "coop"]
+
+
+def test_npt_on_two_processes_ends_and_reports(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
+    command += [str(ROOT / "examples/accelerate/cpu_2proc.yaml"), str(ROOT / "examples/train_npt.py")]
+    command += ["--num_train_epochs", "1", "--output_dir", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("| harmonic mean |") == 1
+    assert f"Adapter in {tmp_path}" in done.stdout
 
 
 @pytest.mark.parametrize("protocol", ["cross_dataset", "domain_generalisation", "long_tail"])
