@@ -66,7 +66,7 @@ def main() -> None:
     (script, args), recipe = parse_with_recipe(parser, argv)
     if recipe.config is None:
         raise SystemExit(f"Recipe {script.recipe} names no peft config.")
-    args.per_device_train_batch_size = max(1, script.batch_size // args.world_size)
+    args.share_batch(script.batch_size)
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of its own names, from PEFT
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers

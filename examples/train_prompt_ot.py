@@ -215,9 +215,7 @@ def main() -> None:
             raise SystemExit(
                 f"{argument} is not read here: --batch_size counts all processes, and runs are not resumed."
             )
-    args.per_device_train_batch_size, left = divmod(script.batch_size, args.world_size)
-    if left:
-        raise SystemExit(f"batch_size={script.batch_size} cannot be shared by {args.world_size} processes.")
+    args.share_batch(script.batch_size)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of its own names, from PEFT

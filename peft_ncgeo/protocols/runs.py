@@ -97,7 +97,9 @@ def run_cells(
     of_model = describe_model(fresh())
     label_column = args.get("label_column", "label")
     tasks = {(setting, seed): settings[setting](seed) for setting in settings for seed in seeds}
-    of_task = {key: _describe_task(task, label_column) for key, task in tasks.items()}
+    sets = {id(d): d for task in tasks.values() for d in (task.train, *task.test.values())}  # test sets are shared
+    of_set = {key: describe_dataset(dataset, label_column) for key, dataset in sets.items()}
+    of_task = {key: _describe_task(task, of_set) for key, task in tasks.items()}
     rows = []
     with tqdm(total=len(cells), unit="cell", disable=not writes()) as bar:
         for (setting, seed, recipe), path in zip(cells, paths, strict=True):
@@ -113,9 +115,9 @@ def run_cells(
     return sorted(rows, key=lambda row: (list(settings).index(row["setting"]), order[row["method"]]))
 
 
-def _describe_task(task: Task, label_column: str) -> list[Any]:
+def _describe_task(task: Task, of_set: Mapping[int, Any]) -> list[Any]:
     sets = {"": task.train, **task.test}
-    return [{n: describe_dataset(d, label_column) for n, d in sets.items()}, task.grouped, str(task.thresholds)]
+    return [{name: of_set[id(dataset)] for name, dataset in sets.items()}, task.grouped, str(task.thresholds)]
 
 
 def describe(seeds: Sequence[int]) -> str:
@@ -166,9 +168,7 @@ def _run(
     size = settings.pop("batch_size", None)
     args = GeometryTrainingArguments(output_dir=str(folder), **settings)
     if size is not None:
-        args.per_device_train_batch_size, left = divmod(size, args.world_size)
-        if left or not args.per_device_train_batch_size:
-            raise ValueError(f"batch_size={size} cannot be shared by {args.world_size} processes.")
+        args.share_batch(size)
     trainer = GeometryTrainer(
         model=get_peft_model(model, config) if config else model,
         args=args,

@@ -52,6 +52,16 @@ class GeometryTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Passed to DDP."})
     ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "Passed to DDP."})
 
+    def share_batch(self, size: int) -> None:
+        """Set the batch of each process so that all of them together see `size` training images a step.
+
+        Raises:
+            ValueError: `size` cannot be shared evenly.
+        """
+        self.per_device_train_batch_size, left = divmod(size, self.world_size)
+        if left or not self.per_device_train_batch_size:
+            raise ValueError(f"batch_size={size} cannot be shared by {self.world_size} processes.")
+
     def __post_init__(self) -> None:
         # Must precede super(): a first state built for another device leaves each of two processes alone.
         if not (torch.accelerator.is_available() and torch.accelerator.device_count()):

@@ -99,7 +99,7 @@ class GeometryTrainer(Trainer):
         check_templates(args, self._required)
         self._templates = list(args.student_templates or []) if "template_features" in self._required else []
         self._class_counts: Tensor | None = None
-        if train_dataset is not None:
+        if train_dataset is not None and "class_counts" in self._required:
             self._class_counts = torch.from_numpy(class_counts(train_dataset, args.label_column))
         self.teacher: FrozenTeacher | None = None
         if any(field.startswith("frozen_") for field in self._required):
@@ -166,7 +166,7 @@ class GeometryTrainer(Trainer):
                 frozen["frozen_template_features"] = self.teacher.template_features(pixel_values.device)
         text = out.pop("text_features", None)  # the same on every process, so not gathered
         gathered = {key: gather_batch(value, sizes) for key, value in {**out, "labels": inputs["labels"]}.items()}
-        if "class_counts" in self._required and self._class_counts is not None:
+        if self._class_counts is not None:
             gathered["class_counts"] = self._class_counts.to(pixel_values.device)
         if text is not None:
             classes = len(self.class_names)

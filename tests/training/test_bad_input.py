@@ -242,6 +242,16 @@ def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
         trainer(tmp_path)
 
 
+def test_a_batch_that_cannot_be_shared(tmp_path, monkeypatch):
+    args = GeometryTrainingArguments(output_dir=str(tmp_path))
+    monkeypatch.setattr(GeometryTrainingArguments, "world_size", 2)
+    args.share_batch(6)
+    assert args.per_device_train_batch_size == 3
+    for size in (5, 0):
+        with pytest.raises(ValueError, match=f"batch_size={size} cannot be shared by 2 processes"):
+            args.share_batch(size)
+
+
 def test_the_average_of_prompts_is_no_best_model(tmp_path):
     images = tiny_images(10)
     run = trainer(
