@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .registration import register
 from .tuners.npt import NPTConfig
+from .tuners.prototype import PrototypeConfig
 
 if TYPE_CHECKING:
     from .evaluation import ZeroShotClassifier
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 register()
 
 __version__ = "0.1.0"
-__all__ = ["GeometryTrainer", "GeometryTrainingArguments", "NPTConfig", "ZeroShotClassifier"]
+__all__ = ["GeometryTrainer", "GeometryTrainingArguments", "NPTConfig", "PrototypeConfig", "ZeroShotClassifier"]
 
 _LAZY = {
     "GeometryTrainer": ".training",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 
 from .tuners.npt import NPTConfig, NPTModel
+from .tuners.prototype import PrototypeConfig, PrototypeModel
 
 
 def _add_peft_type(name: str) -> PeftType:
@@ -23,8 +26,15 @@ def _add_peft_type(name: str) -> PeftType:
     return member
 
 
+_METHODS: tuple[tuple[str, Any, Any], ...] = (
+    ("ncgeo_npt", NPTConfig, NPTModel),
+    ("ncgeo_prototype", PrototypeConfig, PrototypeModel),
+)
+
+
 def register() -> None:
-    """Make `NCGEO_NPT` known to PEFT. Calling it again changes nothing."""
-    peft_type = _add_peft_type("NCGEO_NPT")
-    if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        register_peft_method(name="ncgeo_npt", config_cls=NPTConfig, model_cls=NPTModel)
+    """Make the package's methods known to PEFT. Calling it again changes nothing."""
+    for name, config_cls, model_cls in _METHODS:
+        peft_type = _add_peft_type(name.upper())
+        if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:
+            register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls)

@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+
+HEAD = "classifier"  # what Transformers' ...ForImageClassification models call theirs
 
 
 @dataclass(frozen=True)
@@ -107,9 +111,68 @@ def check_text_tower(model: nn.Module) -> None:
 
 
 def classification_head(model: nn.Module) -> nn.Module | None:
-    """The linear head of an image classification model (under PEFT's wrapper where it has one), or None."""
-    head = getattr(unwrap(model), "classifier", None)
+    """The head of an image classification model (under PEFT's wrapper where it has one), or None."""
+    head = getattr(unwrap(model), HEAD, None)
     return None if head is None or isinstance(head, nn.Identity) else head
+
+
+def head_width(head: nn.Module) -> int:
+    """How many numbers the features have that enter a head.
+
+    Raises:
+        ValueError: the head holds no linear layer to tell it by.
+    """
+    for module in head.modules():
+        width: Any = getattr(module, "in_features", None)
+        if isinstance(width, int):
+            return width
+    raise ValueError(f"{type(head).__name__} holds no linear layer, so the width of its features is not known.")
+
+
+def classifier(model: nn.Module) -> Any:
+    """The module whose input are an image model's features and whose output are logits, or None.
+
+    The head itself, or what an adapter puts in its place: such a wrapper has an attribute `active_classifier`.
+    """
+    head = classification_head(model)
+    if isinstance(head, ModulesToSaveWrapper):
+        active = [] if head.disable_adapters else head.active_adapters
+        return head.modules_to_save[active[0]] if active else head.original_module
+    return getattr(head, "active_classifier", head)
+
+
+def linear_classifier(model: nn.Module) -> Any:
+    """The part of [`classifier`] with `weight` (K, d) and `bias` (K,) or None, by which the logits are linear.
+
+    None where there is no such single layer, as for a head that LoRA adapts, whose own weight is not what classifies.
+    """
+    head = classifier(model)
+    if isinstance(head, nn.Sequential):  # ResNet's
+        parts = [part for part in head if not isinstance(part, nn.Flatten | nn.Dropout | nn.Identity)]
+        head = parts[0] if len(parts) == 1 else None
+    if isinstance(head, BaseTunerLayer) or not isinstance(getattr(head, "weight", None), Tensor):
+        return None
+    return head
+
+
+def linear_parameter(model: nn.Module) -> nn.Parameter:
+    """The parameter (K, d) to which a change of an image model's classifier can be added.
+
+    The weight of [`linear_classifier`], or for a head under LoRA that of the layer it adapts.
+
+    Raises:
+        ValueError: the head is not one linear layer that is added to, or its rows are prototypes.
+    """
+    head = linear_classifier(model) or classifier(model)
+    if isinstance(head, BaseTunerLayer):
+        head = head.get_base_layer()
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 2:
+        raise ValueError(
+            f"The head of {type(unwrap(model)).__name__} is a {type(head).__name__}, not one linear layer whose rows "
+            "could be turned."
+        )
+    return weight
 
 
 def text_features(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -124,7 +187,7 @@ def image_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
 
 def head_features(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
     """What enters a classification model's head (B, d), and the logits (B, K) that leave it."""
-    head = classification_head(model)
+    head = classifier(model)
     if head is None:
         raise ValueError(f"{type(unwrap(model)).__name__} has neither a text tower nor a classification head.")
     seen: list[Tensor] = []
@@ -133,4 +196,4 @@ def head_features(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tenso
         logits = unwrap(model)(pixel_values=pixel_values).logits
     finally:
         handle.remove()
-    return seen[0], logits
+    return seen[0].flatten(1), logits  # ResNet's end in (B, d, 1, 1)

@@ -32,3 +32,78 @@ def modality_gap(a: Tensor, b: Tensor) -> Tensor:
     Reference: W. Liang et al., Mind the Gap, NeurIPS 2022, arXiv 2203.02053.
     """
     return torch.linalg.vector_norm(unit(a).mean(0) - unit(b).mean(0))
+
+
+def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
+    """Rows of `a` rotated towards those of `b` by a fraction of the angle between them, each keeping its length.
+
+    With `theta = angle(a, b)` and e the unit vector orthogonal to a, in the plane of both, on b's side:
+    `cos(t theta) a + sin(t theta) ||a|| e`. At t = 0 that is a, at t = 1 b's direction with a's length. Tiny angles
+    and those near pi are as exact as the rows themselves: `theta = atan2(sin, cos)`, not arccos.
+
+    Where a or b is 0, or they are parallel or opposite to rounding, no plane is defined: the row of `a` is returned
+    as it is, and nothing flows back to `b` and `t` there.
+
+    Args:
+        a, b: `(..., d)`, of one shape. The length of b's rows does not matter.
+        t: fraction of the angle, a number or a tensor that broadcasts to the rows' shape `(...)`; usually in [0, 1],
+            any real number rotates on.
+
+    Returns:
+        `(..., d)` in float32 or wider, differentiable.
+
+    Raises:
+        ValueError: `a` and `b` differ in shape, or `t` does not broadcast.
+
+    Reference: K. Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"a and b must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}.")
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    a, b = a.to(dtype), b.to(dtype)
+    fraction = torch.as_tensor(t, dtype=dtype, device=a.device)
+    try:
+        fraction = fraction.expand(a.shape[:-1])[..., None]
+    except RuntimeError:
+        rows = tuple(a.shape[:-1])
+        raise ValueError(f"t of shape {tuple(fraction.shape)} does not broadcast to {rows}, one a row.") from None
+    length, u, nonzero = polar(a)
+    _, v, other_nonzero = polar(b)
+    side, sine, cosine, spans = tangent(u, v)
+    angle = fraction * torch.atan2(sine, cosine)
+    return torch.where(nonzero & other_nonzero & spans, angle.cos() * a + angle.sin() * length * side, a)
+
+
+def polar(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Length `(..., 1)` and direction `(..., d)` of rows of float32 or wider, and where they are not 0 `(..., 1)`.
+
+    A row of 0 gets a direction that means nothing and no gradient, where normalising would give 0 and one of 1e12.
+    """
+    scale = rows.detach().abs().amax(-1, keepdim=True)  # squares of 1e-30 are 0 in float32
+    nonzero = scale != 0
+    scale = scale.where(nonzero, torch.ones_like(scale))
+    scaled = (rows / scale).where(nonzero, torch.ones_like(rows))
+    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    return scale * length, scaled / length, nonzero
+
+
+def tangent(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For unit rows `(..., d)`: the unit vector orthogonal to u, in the plane of u and v, on v's side.
+
+    Returns:
+        It `(..., d)`; sine and cosine of the angle from u to v; and where the plane exists, that is u and v are
+        neither parallel nor opposite to rounding, all three `(..., 1)`. Elsewhere the vector means nothing and has no
+        gradient.
+    """
+    cosine = (u * v).sum(-1, keepdim=True)
+    side = v - cosine * u
+    side = side - (u * side).sum(-1, keepdim=True) * u  # what rounding left along u is not small beside a tiny side
+    spans = ~(torch.linalg.vector_norm(side.detach(), dim=-1, keepdim=True) <= 8 * torch.finfo(u.dtype).eps)
+    side = side.where(spans, torch.ones_like(side))
+    sine = torch.linalg.vector_norm(side, dim=-1, keepdim=True)
+    return side / sine, sine, cosine, spans
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The share of their lengths below which a difference of vectors counts as rounding."""
+    return max(1e-12, 16 * torch.finfo(dtype).eps)

@@ -6,7 +6,6 @@ import math
 import warnings
 
 import numpy as np
-import ot
 import torch
 from torch import Tensor
 
@@ -43,6 +42,8 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
 
     Reference: R. Flamary et al., POT: Python Optimal Transport, JMLR 2021.
     """
+    import ot  # here, since it takes a second and registering a method with PEFT needs none of it
+
     check_solver(solver, epsilon)
     if cost.dim() != 2 or 0 in cost.shape:
         raise ValueError(f"cost must be a matrix (n, m) with n, m >= 1, got shape {tuple(cost.shape)}.")
@@ -101,6 +102,8 @@ def class_transport_plans(cost: Tensor, a: Tensor, b: Tensor, epsilon: float | N
     Raises:
         ValueError: cost is not finite, or epsilon is so small that the iterations did not reach the marginals.
     """
+    import ot
+
     check_solver("entropic", epsilon)
     values, a, b = (tensor.detach().double().cpu() for tensor in (cost, a, b))
     if not torch.isfinite(values).all():

@@ -1,7 +1,9 @@
 """Loss terms, one class per published term. Formulas live in `peft_ncgeo.geometry`."""
 
+from .alignment import SpaceAlignment
 from .base import GeometryBatch, Regularizer
 from .classification import LDAM, BalancedSoftmax, CrossEntropy, LogitAdjustment
+from .contrastive import PrototypeSupCon
 from .neural_collapse import ClusterCollapse, GeometricDebiasing, LanguageCollapse, ModalityIsomorphism
 from .preservation import PointwisePreservation, RotationStabilization
 from .transport import OTPreservation
@@ -18,6 +20,8 @@ __all__ = [
     "ModalityIsomorphism",
     "OTPreservation",
     "PointwisePreservation",
+    "PrototypeSupCon",
     "Regularizer",
     "RotationStabilization",
+    "SpaceAlignment",
 ]

@@ -30,10 +30,11 @@ class GeometryBatch:
     template_features: Tensor | None = None  # (K, T, d)
     frozen_template_features: Tensor | None = None  # (K, T, d)
     classifier_weight: Tensor | None = None  # (K, d)
-    class_means: Tensor | None = None  # (K, d)
+    class_means: Tensor | None = None  # (K, d), rows of nan: classes not seen yet
     class_counts: Tensor | None = None  # (K,)
+    progress: float | None = None  # share of training done, 0 to 1
 
-    def need(self, *fields: str) -> list[Tensor]:
+    def need(self, *fields: str) -> list[Any]:
         """The named fields' values.
 
         Raises:
@@ -44,8 +45,12 @@ class GeometryBatch:
             value = getattr(self, field)
             if value is None:
                 raise ValueError(f"This loss needs GeometryBatch.{field}, which is None.")
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise ValueError(f"{field} has non-finite values.")
+            if isinstance(value, Tensor) and value.is_floating_point():
+                finite = torch.isfinite(value)
+                if field == "class_means":
+                    finite |= value.isnan().all(-1, keepdim=True)
+                if not finite.all():
+                    raise ValueError(f"{field} has non-finite values.")
             values.append(value)
         return values
 
@@ -101,6 +106,12 @@ class Regularizer(nn.Module):
         self.metrics: dict[str, Tensor] = {}
         self.register_buffer("multiplier", torch.ones(()))
         self._warned = False
+
+    def bind(self, classifier: Any) -> None:
+        """Called once by the trainer with what makes logits of features (None for a CLIP-like model).
+
+        A term checks here that it fits the model, and reads what it was not told.
+        """
 
     def forward(self, batch: GeometryBatch) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define forward(batch).")

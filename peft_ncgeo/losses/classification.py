@@ -29,11 +29,15 @@ class CrossEntropy(nn.Module):
     def forward(self, batch: GeometryBatch) -> Tensor:
         logits, labels = batch.need("logits", "labels")
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(self.adjusted(logits, batch), labels)
+        return F.cross_entropy(self.adjusted(logits, batch), labels, self.class_weights(batch))
 
     def adjusted(self, logits: Tensor, batch: GeometryBatch) -> Tensor:
         """What the softmax is taken of, (B, K)."""
         return logits
+
+    def class_weights(self, batch: GeometryBatch) -> Tensor | None:
+        """How much a sample of each class counts, (K,), before the sum over the batch is divided by their sum."""
+        return None
 
 
 class LogitAdjustment(CrossEntropy):
@@ -98,13 +102,19 @@ class LDAM(CrossEntropy):
     | class_counts | (K,), training samples of each class |
     | logit_scale | (), where the logits are scaled cosines |
 
+    With deferred re-weighting (LDAM-DRW) the last part of training weighs classes by their effective number of
+    samples, `(1 - beta) / (1 - beta^{n_c})`.
+
     Args:
         max_margin: m, in cosine where logits are scaled cosines.
         scale: s. Default: `exp(logit_scale)` where the batch has one, so that margins are margins of the cosine as in
             the paper; 1 for a linear head (our reading).
+        reweight_after: share of training after which classes are weighed, 0 to 1; the paper's is 0.8. None: never.
+        beta: of the effective number, in [0, 1).
 
     Raises:
-        ValueError: a field missing or not finite, named; a class without training samples.
+        ValueError: a field missing or not finite, named; a class without training samples; a share or beta out of
+            range.
 
     Reference: K. Cao et al., Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss, NeurIPS 2019,
     arXiv 1906.07413.
@@ -113,11 +123,32 @@ class LDAM(CrossEntropy):
     """
 
     name = "ldam"
-    requires = ("class_counts",)
+    requires: tuple[str, ...] = ("class_counts",)
 
-    def __init__(self, max_margin: float = 0.5, scale: float | None = None) -> None:
+    def __init__(
+        self,
+        max_margin: float = 0.5,
+        scale: float | None = None,
+        reweight_after: float | None = None,
+        beta: float = 0.9999,
+    ) -> None:
         super().__init__()
+        if reweight_after is not None and not 0 <= reweight_after <= 1:
+            raise ValueError(f"reweight_after={reweight_after} must be a share of training, 0 to 1.")
+        if not 0 <= beta < 1:
+            raise ValueError(f"beta={beta} must be at least 0 and below 1.")
         self.max_margin, self.scale = max_margin, scale
+        self.reweight_after, self.beta = reweight_after, beta
+        if reweight_after is not None:
+            self.requires = (*self.requires, "progress")
+
+    def class_weights(self, batch: GeometryBatch) -> Tensor | None:
+        if self.reweight_after is None or batch.need("progress")[0] < self.reweight_after:
+            return None
+        (logits,) = batch.need("logits")
+        counts = _counts(batch, logits).double()  # 1 - beta^n loses four digits in float32
+        weights = (1 - self.beta) / (1 - self.beta**counts)
+        return (weights / weights.mean()).to(torch.promote_types(logits.dtype, torch.float32))
 
     def adjusted(self, logits: Tensor, batch: GeometryBatch) -> Tensor:
         margins = _counts(batch, logits) ** -0.25
@@ -135,4 +166,4 @@ def _counts(batch: GeometryBatch, logits: Tensor) -> Tensor:
     (counts,) = batch.need("class_counts")
     if (counts < 1).any():
         raise ValueError(f"Class {int((counts < 1).nonzero()[0])} has no training samples in class_counts.")
-    return counts.to(logits)
+    return counts.to(torch.promote_types(logits.dtype, torch.float32))

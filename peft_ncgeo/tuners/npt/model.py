@@ -1,211 +1,23 @@
-"""`NPTModel`: finds the towers, wraps their embeddings and layers, and starts the prompts."""
+"""`NPTModel`: prompts and nothing else."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import torch
-from peft.tuners.tuners_utils import BaseTuner
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import nn
 
-from ...templates import find_tokenizer, placeholder_ids
-from ...towers import Tower, find_towers, unwrap
-from ..prompt_config import PromptConfig
-from .layer import (
-    PromptLayer,
-    TextEmbeddingsWithPrompt,
-    TextLayerWithPrompt,
-    VisionEmbeddingsWithPrompt,
-    VisionLayerWithPrompt,
-)
+from ..prompt_model import PromptModel
 
 
-@dataclass
-class Place:
-    """What an adapter does at one module of a tower."""
-
-    wrap: Callable[[nn.Module], PromptLayer]
-    num_tokens: int
-    width: int | None = None  # of the prompt that this place itself gets
-    enters: bool = False  # the tower's first prompt comes in here
-    source: str | None = None  # path of the place whose prompt is mapped to this one's
-
-
-class NPTModel(BaseTuner):
+class NPTModel(PromptModel):
     """Puts the prompts of an [`NPTConfig`] into a model. Made by `get_peft_model`, not by hand."""
 
     prefix = "ncgeo_npt_"
-    tuner_layer_cls = PromptLayer
-    target_module_mapping = {}  # noqa: RUF012  as PEFT declares it
-
-    def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
-        """Turn the config's phrase and template into token ids; a loaded config has them already."""
-        if peft_config.num_text_tokens and not peft_config.inference_mode and not peft_config.is_loaded:
-            _write_token_ids(peft_config, getattr(self.model, "name_or_path", None))
-        return peft_config
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
-        """Check the config against the model's towers and note what to do at each place: module path -> action."""
-        towers = find_towers(model, peft_config.exclude_modules or ())
-        model_name = type(model).__name__
         if not peft_config.num_text_tokens and not peft_config.num_vision_tokens:
             raise ValueError(
                 "Nothing to learn: set num_text_tokens or num_vision_tokens, or start from a preset such as "
                 "NPTConfig.ivlp()."
             )
-        self._places: dict[str, Place] = {}
-        clipped, prompted = [], {}
-        for kind, wrap_all in (("text", _wrap_text), ("vision", _wrap_vision)):
-            num_tokens, depth = (getattr(peft_config, name) for name in (f"num_{kind}_tokens", f"{kind}_depth"))
-            if not num_tokens:
-                continue
-            if kind not in towers:
-                raise ValueError(f"{model_name} has no {kind} tower to prompt; set num_{kind}_tokens=0.")
-            tower, first = towers[kind], peft_config.first_layer
-            if first >= len(tower.layers):
-                raise ValueError(f"first_layer={first}, but the {kind} tower has {len(tower.layers)} layers.")
-            if first + depth > len(tower.layers):
-                clipped.append(f"{kind}_depth={depth} > {len(tower.layers) - first}")
-            places = wrap_all(tower, num_tokens)
-            # the embeddings stand at the entry of layer 0
-            entries = list(tower.layers) if first else [tower.embeddings, *tower.layers[1:]]
-            prompted[kind] = entries[first : first + depth]
-            for path in prompted[kind]:
-                places[path].width = tower.width
-            places[prompted[kind][0]].enters = True
-            self._places.update(places)
-        if peft_config.coupling == "coupled":
-            for path, source in zip(prompted["vision"], prompted["text"], strict=False):
-                self._places[path].source = source
-        if clipped and not peft_config.inference_mode:
-            warnings.warn(f"{', '.join(clipped)} layers of {model_name}: all of them get prompts.", stacklevel=2)
-
-    def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]
-        return key in self._places
-
-    def _create_and_replace(
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        place = self._places[current_key]
-        layer = target if isinstance(target, PromptLayer) else place.wrap(target)
-        prompt = None if place.width is None else torch.randn(place.num_tokens, place.width) * peft_config.init_std
-        if isinstance(layer, TextEmbeddingsWithPrompt):
-            layer.configs[adapter_name] = peft_config
-            if prompt is not None and peft_config.init_weights and peft_config.phrase_ids:
-                _start_from_phrase(prompt, layer.token_embedding, peft_config.phrase_ids)
-        if isinstance(layer, VisionLayerWithPrompt):
-            layer.enters[adapter_name] = place.enters
-        source = None if place.source is None else self.model.get_submodule(place.source)
-        layer.update_layer(adapter_name, place.num_tokens, prompt, peft_config.inference_mode, source)
-        if layer is not target:
-            self._replace_module(parent, target_name, layer, target)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's version copies `.weight` and `.bias`, which embeddings and layers do not have.
-        setattr(parent, child_name, new_module)
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """PEFT's own mapping, after which every prompt must have found its place: a missing one would stay random."""
-        expected = {
-            f"{name}.{key}": value.shape
-            for name, layer in model.named_modules()
-            if isinstance(layer, PromptLayer)
-            for key, value in layer.named_parameters()
-            if key.startswith(cls.prefix) and adapter_name in key.split(".")
-        }
-        wanted = {cls._remove_adapter_name_from_key(key, adapter_name).removeprefix(_PEFT) for key in expected}
-        renamed = {_PEFT + _today(key.removeprefix(_PEFT), wanted): value for key, value in state_dict.items()}
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, renamed)
-        given = {key: value.shape for key, value in remapped.items() if cls.prefix in key}
-        wrong = [
-            *(f"missing {key}" for key in expected.keys() - given.keys()),
-            *(f"unexpected {key}" for key in given.keys() - expected.keys()),
-            *(
-                f"{key} is {tuple(given[key])}, the model takes {tuple(expected[key])}"
-                for key in given.keys() & expected.keys()
-                if given[key] != expected[key]
-            ),
-        ]
-        if wrong:
-            shown = "; ".join(sorted(wrong)[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-            raise ValueError(
-                f"The adapter does not fit {type(unwrap(model)).__name__}, it was made for another architecture or "
-                f"depth: {shown}."
-            )
-        return remapped
-
-
-_PEFT = "base_model.model."
-
-
-def _today(key: str, wanted: set[str]) -> str:
-    """Transformers 4's name of a prompt as today's, where only that is wanted.
-
-    ViT and DeiT kept their layers under `encoder.layer`, and CLIP's single towers a model of their own inside.
-    """
-    for old, new in (("encoder.layer.", "layers."), ("text_model.", ""), ("vision_model.", "")):
-        if key not in wanted and key.replace(old, new) in wanted:
-            return key.replace(old, new)
-    return key
-
-
-def _wrap_text(tower: Tower, num_tokens: int) -> dict[str, Place]:
-    if tower.max_length is not None and num_tokens > tower.max_length - 3:  # [BOS], a name, [EOT]
-        raise ValueError(f"num_text_tokens={num_tokens} leaves no room for a name among {tower.max_length} slots.")
-    if tower.eot_token_id is None:
-        raise NotImplementedError(
-            "Text prompts need a causal text tower with [BOS] that pools at [EOT], as CLIP's does; SigLIP's pools the "
-            "last token, has no causal mask and no [BOS]. Prompt its vision tower: num_text_tokens=0."
-        )
-    wrap = partial(TextEmbeddingsWithPrompt, eot_token_id=tower.eot_token_id)
-    return {tower.embeddings: Place(wrap, num_tokens)} | {
-        path: Place(TextLayerWithPrompt, num_tokens) for path in tower.layers
-    }
-
-
-def _wrap_vision(tower: Tower, num_tokens: int) -> dict[str, Place]:
-    last = tower.layers[-1]
-    return {tower.embeddings: Place(VisionEmbeddingsWithPrompt, num_tokens)} | {
-        path: Place(partial(VisionLayerWithPrompt, is_last=path == last), num_tokens) for path in tower.layers
-    }
-
-
-def _write_token_ids(config: PromptConfig, model_name: str | None) -> None:
-    tokenizer = find_tokenizer(config.tokenizer_name_or_path or model_name)
-    if tokenizer is None and isinstance(config.text_init, str):
-        warnings.warn(
-            f"No tokenizer found for text_init={config.text_init!r}, so text prompts start from N(0, init_std); name "
-            "one in tokenizer_name_or_path.",
-            stacklevel=2,
-        )
-    slots = config.num_text_tokens
-    placeholders = [] if tokenizer is None else placeholder_ids(config.template, slots, tokenizer)
-    config.write_token_ids(_phrase_ids(config.text_init, tokenizer), placeholders)
-
-
-def _phrase_ids(phrase: str | list[int] | None, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    if not isinstance(phrase, str):
-        return list(phrase or [])
-    return [] if tokenizer is None else list(tokenizer(phrase, add_special_tokens=False).input_ids)
-
-
-def _start_from_phrase(prompt: Tensor, token_embedding: nn.Embedding, ids: list[int]) -> None:
-    ids = ids[: prompt.shape[0]]
-    if max(ids) >= token_embedding.num_embeddings or min(ids) < 0:
-        raise ValueError(f"text_init holds token id {max(ids)}, but the model knows {token_embedding.num_embeddings}.")
-    prompt[: len(ids)] = token_embedding.weight[ids].detach().to(prompt)
+        super()._prepare_model(peft_config, model)

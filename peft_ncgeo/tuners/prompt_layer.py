@@ -10,42 +10,43 @@ import warnings
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ..prompt_config import PromptConfig
-
-# Transformers sets these on every module that answers to them, so the wrapper must not answer for its base layer.
-_NOT_FORWARDED = {"gradient_checkpointing", "_gradient_checkpointing_func", "base_layer"}
+from .prompt_config import PromptConfig
+from .wrapper import Wrapper
 
 
-class PromptLayer(nn.Module, BaseTunerLayer):
+class PromptLayer(Wrapper):
     """A wrapped module with a `(num_tokens, width)` prompt for each adapter that has one at this place.
 
     The prompt is a parameter, or a linear map of another place's prompt where the two are coupled.
+
+    Args:
+        base_layer: the module to wrap.
+        prefix: of the PEFT type, with which its parameters' names start: Transformers finds them by it.
     """
 
-    adapter_layer_names: tuple[str, ...] = ("ncgeo_npt_prompt", "ncgeo_npt_coupling")
     other_param_names: tuple[str, ...] = ("num_tokens", "sources")
-    base_layer: Any
 
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.ncgeo_npt_prompt = nn.ParameterDict()
-        self.ncgeo_npt_coupling = nn.ModuleDict()
+    def __init__(self, base_layer: nn.Module, prefix: str) -> None:
+        super().__init__(base_layer)
+        self.adapter_layer_names = (f"{prefix}prompt", f"{prefix}coupling")
+        self.add_module(f"{prefix}prompt", nn.ParameterDict())
+        self.add_module(f"{prefix}coupling", nn.ModuleDict())
         # The places that coupled prompts come from; a plain dict, since they are no children of this module.
         self.sources: dict[str, PromptLayer] = {}
         # Adapters that put prompts into this tower; a layer past the prompted depth has the count but no prompt.
         self.num_tokens: dict[str, int] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name in _NOT_FORWARDED:
-                raise
-            return getattr(self.base_layer, name)
+    @property
+    def prompts(self) -> nn.ParameterDict:
+        """Adapter name -> `(num_tokens, width)`."""
+        return getattr(self, self.adapter_layer_names[0])
+
+    @property
+    def couplings(self) -> nn.ModuleDict:
+        """Adapter name -> linear map from another place's prompt."""
+        return getattr(self, self.adapter_layer_names[1])
 
     def update_layer(
         self,
@@ -63,28 +64,13 @@ class PromptLayer(nn.Module, BaseTunerLayer):
         """
         self.num_tokens[adapter_name] = num_tokens
         if prompt is not None and source is not None:
-            width = source.ncgeo_npt_prompt[adapter_name].shape[1]
+            width = source.prompts[adapter_name].shape[1]
             self.sources[adapter_name] = source
-            self.ncgeo_npt_coupling[adapter_name] = nn.Linear(width, prompt.shape[1])
+            self.couplings[adapter_name] = nn.Linear(width, prompt.shape[1])
         elif prompt is not None:
-            self.ncgeo_npt_prompt[adapter_name] = nn.Parameter(prompt.float())
+            self.prompts[adapter_name] = nn.Parameter(prompt.float())
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
-
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        if not isinstance(adapter_names, str) and len(adapter_names) > 1:
-            raise ValueError(f"One NPT adapter can be active at a time, got {list(adapter_names)}.")
-        super().set_adapter(adapter_names, inference_mode=inference_mode)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise ValueError("Prompts cannot be merged into weights; `unload()` gives back the base model without them.")
-
-    def unmerge(self) -> None:
-        raise ValueError("Prompts are never merged, so there is nothing to unmerge.")
-
-    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
-        # PEFT looks for `.weight`, which embeddings and layers lack. Prompts stay float32 whatever the base's dtype.
-        return next(base_layer.parameters()).device, torch.float32
 
     @property
     def active_tokens(self) -> int:
@@ -98,10 +84,10 @@ class PromptLayer(nn.Module, BaseTunerLayer):
         if not self.active_tokens:
             return None
         name = self.active_adapters[0]
-        if name in self.ncgeo_npt_coupling:
-            prompt = self.ncgeo_npt_coupling[name](self.sources[name].ncgeo_npt_prompt[name])
-        elif name in self.ncgeo_npt_prompt:
-            prompt = self.ncgeo_npt_prompt[name]
+        if name in self.couplings:
+            prompt = self.couplings[name](self.sources[name].prompts[name])
+        elif name in self.prompts:
+            prompt = self.prompts[name]
         else:
             return None
         return prompt.to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
@@ -117,8 +103,8 @@ class TextEmbeddingsWithPrompt(PromptLayer):
 
     other_param_names = ("num_tokens", "sources", "configs")
 
-    def __init__(self, base_layer: nn.Module, eot_token_id: int) -> None:
-        super().__init__(base_layer)
+    def __init__(self, base_layer: nn.Module, prefix: str, eot_token_id: int) -> None:
+        super().__init__(base_layer, prefix)
         self.eot_token_id = eot_token_id
         self.configs: dict[str, PromptConfig] = {}
         self._warned = False
@@ -185,8 +171,8 @@ class VisionLayerWithPrompt(PromptLayer):
 
     other_param_names = ("num_tokens", "sources", "enters")
 
-    def __init__(self, base_layer: nn.Module, is_last: bool) -> None:
-        super().__init__(base_layer)
+    def __init__(self, base_layer: nn.Module, prefix: str, is_last: bool) -> None:
+        super().__init__(base_layer, prefix)
         self.is_last = is_last
         self.enters: dict[str, bool] = {}
 

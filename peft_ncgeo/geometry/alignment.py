@@ -1,0 +1,188 @@
+"""Space alignment: a classifier's rows against the class means (arXiv 2512.07844), as pure functions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .sphere import polar, rounding, slerp, tangent
+
+PUBLISHED_STEPS = 34000  # length of the run for which the paper quotes its rotation a step
+
+
+def centred_means(means: Tensor, center: bool = True) -> Tensor:
+    """Class means minus their own mean, `mu_c = m_c - mean of m over the classes seen`.
+
+    Args:
+        means: (K, d); rows wholly nan are classes not seen yet.
+        center: False leaves the means where they are.
+
+    Returns:
+        (K, d) in float32 or wider. Rows are exactly 0 for classes not seen, and for means that equal their mean to
+        rounding, as a single class seen does.
+
+    Raises:
+        ValueError: `means` is not a matrix, or a row is neither finite nor wholly nan.
+
+    Reference: arXiv 2512.07844; that the means are centred is our reading, the authors' SLERP used them uncentred.
+    """
+    seen = seen_classes(means)[:, None]
+    means = means.to(torch.promote_types(means.dtype, torch.float32))
+    means = means.where(seen, torch.zeros_like(means))
+    if not center:
+        return means
+    centred = means - means.sum(0) / seen.sum().clamp_min(1)
+    longest = torch.linalg.vector_norm(means.detach(), dim=1).amax()
+    apart = torch.linalg.vector_norm(centred.detach(), dim=1, keepdim=True) > rounding(means.dtype) * longest
+    return centred.where(seen & apart, torch.zeros_like(centred))
+
+
+def alignment(weights: Tensor, means: Tensor, center: bool = True) -> Tensor:
+    """Cosine of each classifier row with its class mean, `cos(w_c, mu_c)`, mu as in [`centred_means`].
+
+    Args:
+        weights: (K, d), a linear head's rows or text features.
+        means: (K, d); rows wholly nan are classes not seen yet.
+        center: whether mu_c is centred.
+
+    Returns:
+        (K,) in float32 or wider, differentiable; nan, with no gradient, for classes not seen and where mu_c or w_c
+        is 0.
+
+    Raises:
+        ValueError: shapes are wrong, or a row of means is neither finite nor wholly nan.
+
+    Reference: arXiv 2512.07844.
+    """
+    w, mu, defined = _directions(weights, means, center)
+    cosines = (w * mu).sum(1).clamp(-1, 1)
+    return cosines.masked_fill(~defined[:, 0], math.nan)
+
+
+def rotate_towards_means(
+    weights: Tensor, means: Tensor, fraction: float | Tensor, threshold: float = 1.0, center: bool = True
+) -> Tensor:
+    """SpA-SLERP: where `cos(w_c, mu_c) <= threshold`, w_c rotated towards mu_c by a fraction of their angle.
+
+    Lengths are kept. Rows of classes not seen, and where mu_c or w_c is 0 or they are parallel or opposite, are
+    returned as they are.
+
+    Args:
+        weights: (K, d).
+        means: (K, d); rows wholly nan are classes not seen yet.
+        fraction: of the angle, a number or (K,); during training that of [`slerp_fraction`].
+        threshold: rows better aligned than this stay; 1.0 rotates all.
+        center: whether mu_c is centred.
+
+    Returns:
+        (K, d) in float32 or wider.
+
+    Raises:
+        ValueError: shapes are wrong, or a row of means is neither finite nor wholly nan.
+
+    Reference: arXiv 2512.07844.
+    """
+    cosines = alignment(weights.detach(), means.detach(), center)
+    mu = centred_means(means, center)
+    fraction = torch.as_tensor(fraction, dtype=cosines.dtype, device=cosines.device)
+    if fraction.shape not in ((), cosines.shape):
+        raise ValueError(f"fraction must be a number or ({len(cosines)},), got shape {tuple(fraction.shape)}.")
+    return slerp(weights, mu, fraction.where(cosines <= threshold, torch.zeros_like(fraction)))
+
+
+def project_gradient(
+    gradient: Tensor, weights: Tensor, means: Tensor, gamma: float = 0.6, center: bool = True
+) -> Tensor:
+    """SpA-Proj: what would rotate w_c away from its class mean is taken out of the row's gradient, a share 1 - gamma.
+
+    With w, mu unit and g the gradient of the row: `g_t = g - <g, w> w`, `d = unit(mu - <mu, w> w)`; where
+    `<g_t, d> > 0`, that is descent rotates w away, `g_t <- g_t - <g_t, d> d`. The result is
+    `(1 - gamma) g_t + gamma g`: the radial part is scaled by gamma in either case, as in the authors' code, and so is
+    the speed of the rotation away; only gamma = 0 stops that. "Descent" is plain SGD's: with momentum or Adam the step
+    is not along the gradient.
+
+    Rows of classes not seen, and where mu_c or w_c is 0 or they are parallel or opposite, are returned as they are.
+
+    Args:
+        gradient: (K, d), the loss's gradient with respect to `weights`.
+        weights: (K, d).
+        means: (K, d); rows wholly nan are classes not seen yet.
+        gamma: share of the gradient that is kept as it is, in [0, 1].
+        center: whether mu_c is centred.
+
+    Returns:
+        (K, d) in float32 or wider.
+
+    Raises:
+        ValueError: shapes are wrong, a row of means is neither finite nor wholly nan, or gamma is not in [0, 1].
+
+    Reference: arXiv 2512.07844.
+    """
+    if gradient.shape != weights.shape:
+        raise ValueError(f"gradient must have the weights' shape {tuple(weights.shape)}, got {tuple(gradient.shape)}.")
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma={gamma} must be in [0, 1].")
+    w, mu, defined = _directions(weights, means, center)
+    g = gradient.to(torch.promote_types(gradient.dtype, w.dtype))
+    away, _, _, spans = tangent(w, mu)
+    tangential = g - (g * w).sum(1, keepdim=True) * w
+    tangential = tangential - (tangential * away).sum(1, keepdim=True).clamp_min(0) * away
+    return torch.where(defined & spans, (1 - gamma) * tangential + gamma * g, g)
+
+
+def slerp_fraction(step: int, steps: int, alpha: float = 0.002) -> float:
+    """The fraction for [`rotate_towards_means`] at one step of a run, so that runs of any length rotate as much.
+
+    `1 - (1 - alpha r_t)^(34000/T)` with the ramp `r_t = (1 - cos(pi t/T))/2`; the exponent is our reading: alpha is
+    quoted for 34,000 steps, and the effect compounds. With the default alpha the rotations of a run multiply the
+    angle by about `exp(-34)`, if nothing turns it back.
+
+    Args:
+        step: t = 0..T-1 (T is allowed: the end of the ramp).
+        steps: T, the optimiser steps of the run.
+        alpha: fraction a step at the end of a run of 34,000.
+
+    Returns:
+        In [0, 1].
+
+    Raises:
+        ValueError: `alpha` is not in [0, 1], `steps` is less than 1, or `step` not in 0..steps.
+
+    Reference: arXiv 2512.07844.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha={alpha} must be in [0, 1].")
+    if steps < 1:
+        raise ValueError(f"steps={steps} must be at least 1.")
+    if not 0 <= step <= steps:
+        raise ValueError(f"step={step} must be in 0..{steps}.")
+    share = alpha * math.sin(math.pi * step / (2 * steps)) ** 2  # (1 - cos x)/2 = sin^2(x/2), exact for small x
+    return 1.0 if share >= 1 else -math.expm1(PUBLISHED_STEPS / steps * math.log1p(-share))
+
+
+def seen_classes(means: Tensor) -> Tensor:
+    """Which rows of class means (K, d) are there, (K,) bool; the others must be wholly nan.
+
+    Raises:
+        ValueError: `means` is not a matrix, or a row is neither finite nor wholly nan.
+    """
+    if means.dim() != 2:
+        raise ValueError(f"means must have shape (K, d), got {tuple(means.shape)}.")
+    seen = means.isfinite().all(1)
+    wrong = (~seen & ~means.isnan().all(1)).nonzero().flatten()
+    if len(wrong):
+        raise ValueError(f"means must be finite or wholly nan in every row, row {int(wrong[0])} is neither.")
+    return seen
+
+
+def _directions(weights: Tensor, means: Tensor, center: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit rows of weights and mu, (K, d), and where neither is 0, (K, 1)."""
+    if weights.shape != means.shape:
+        raise ValueError(f"weights must have the means' shape {tuple(means.shape)}, got {tuple(weights.shape)}.")
+    mu = centred_means(means, center)
+    dtype = torch.promote_types(weights.dtype, mu.dtype)
+    _, w, nonzero = polar(weights.to(dtype))
+    _, mu, apart = polar(mu.to(dtype))
+    return w, mu, nonzero & apart

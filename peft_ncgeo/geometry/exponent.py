@@ -1,0 +1,181 @@
+"""Error exponents: how fast a linear classifier's error falls as features gather at their class means."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .alignment import seen_classes
+from .sphere import rounding
+
+
+def class_exponents(means: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Error exponent of each class under a linear classifier.
+
+    For features `x = mu_c + sigma * noise`, the noise standard normal, `-sigma^2 log P(x is misclassified)` tends to
+    `min_{c' != c} ([<w_c - w_c', mu_c> + b_c - b_c']_+)^2 / (2 ||w_c - w_c'||^2)` as sigma falls to 0; a pair of equal
+    rows counts 0. Differences of rows are formed as such, pair by pair: expanding the squares would lose the digits
+    of nearly equal ones. O(K^2 d) time, O(K d) memory without gradients.
+
+    Args:
+        means: (K, d), taken as they are; rows wholly nan are absent classes and left out, as others' rivals too.
+        weights: (K, d).
+        bias: (K,), default 0.
+
+    Returns:
+        (K,) in float32 or wider, computed in float64 (on MPS in float32); nan for absent classes, and for all if fewer
+        than two are present.
+
+    Raises:
+        ValueError: shapes are wrong, a row of means is neither finite nor wholly nan, or weights or bias of classes
+            present are not finite.
+
+    Reference: arXiv 2512.07844, for any means, weights and biases.
+    """
+    present = seen_classes(means)
+    dtype = _widest(means, weights)
+    wide = _computing(means)
+    mu, w = means[present].to(wide), _rows("weights", weights, means.shape, present).to(wide)
+    b = mu.new_zeros(len(mu))
+    if bias is not None:
+        dtype = torch.promote_types(dtype, bias.dtype)
+        b = _rows("bias", bias, means.shape[:1], present).to(wide)
+    result = torch.full((len(means),), math.nan, dtype=dtype, device=means.device)
+    if len(mu) < 2:
+        return result
+    values = []
+    for c in range(len(mu)):
+        others = torch.arange(len(mu), device=mu.device) != c
+        difference = w[c] - w[others]
+        distance = torch.linalg.vector_norm(difference, dim=1)
+        margin = (difference * mu[c]).sum(1) + b[c] - b[others]
+        reach = margin.clamp_min(0) / distance.where(distance > 0, torch.ones_like(distance))
+        values.append(reach.where(distance > 0, torch.zeros_like(reach)).min().square() / 2)
+    return result.masked_scatter(present, torch.stack(values).to(dtype))
+
+
+def error_exponent(means: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The error exponent beta of a linear classifier, that of its worst class: the least of [`class_exponents`].
+
+    0 where some class mean is itself misclassified or on a boundary. For an aligned simplex ETF of unit rows it is
+    `K/(4(K-1))`, and no classifier exceeds [`optimal_exponent`].
+
+    Args:
+        means, weights, bias: as for [`class_exponents`].
+
+    Returns:
+        A scalar in float32 or wider; nan if fewer than two classes are present.
+
+    Raises:
+        ValueError: as [`class_exponents`] does.
+
+    Reference: arXiv 2512.07844.
+    """
+    values = class_exponents(means, weights, bias)
+    # nan in every place if fewer than two are present
+    return values[seen_classes(means)].min() if not values.isnan().all() else values.new_tensor(math.nan)
+
+
+def optimal_exponent(means: Tensor) -> Tensor:
+    """The best error exponent of any linear classifier on these means, `min_{c != c'} ||mu_c - mu_c'||^2 / 8`.
+
+    Reached by the nearest class mean, `w_c = mu_c` and `b_c = -||mu_c||^2 / 2`.
+
+    Args:
+        means: (K, d), taken as they are; rows wholly nan are absent classes and left out.
+
+    Returns:
+        A scalar in float32 or wider; nan if fewer than two classes are present.
+
+    Raises:
+        ValueError: `means` is not a matrix, or a row is neither finite nor wholly nan.
+
+    Reference: arXiv 2512.07844.
+    """
+    return (_least_distance(means).square() / 8).to(_widest(means))
+
+
+def exponent_ratio(means: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Share of the best possible error exponent that a classifier reaches: [`error_exponent`]/[`optimal_exponent`].
+
+    Args:
+        means, weights, bias: as for [`class_exponents`].
+
+    Returns:
+        A scalar in [0, 1], in float32 or wider; nan if two means coincide to rounding, or fewer than two classes are
+        present.
+
+    Raises:
+        ValueError: as [`class_exponents`] does.
+
+    Reference: arXiv 2512.07844; the ratio is ours.
+    """
+    beta = error_exponent(means, weights, bias)
+    least = _least_distance(means)
+    longest = torch.linalg.vector_norm(means.to(least.dtype), dim=1).nan_to_num().amax()
+    if not least > rounding(_widest(means)) * longest:
+        return beta.new_tensor(math.nan)
+    return (beta / (least.square() / 8)).to(beta.dtype).clamp_max(1)
+
+
+def misaligned_exponent(num_classes: int, theta: float, rotation: str = "orthogonal") -> float:
+    """Error exponent where means are a simplex ETF of unit rows and the weights the same ETF rotated by theta.
+
+    - "orthogonal", out of the means' span into an orthogonal copy, `W = cos(theta) E + sin(theta) E'`:
+      `K/(4(K-1)) (max(cos(theta), 0))^2`.
+    - "span", the worst rotation by theta in a plane of the span:
+      `1/2 (max(cos(phi0 + theta), 0))^2`, `phi0 = arccos sqrt(K/(2(K-1)))`; 0 from `90 degrees - phi0` on.
+
+    Args:
+        num_classes: K, at least 2; at least 3 for "span", whose planes need two dimensions.
+        theta: angle in radians, in [0, pi].
+        rotation: "orthogonal" or "span".
+
+    Raises:
+        ValueError: too few classes, theta outside [0, pi], or an unknown rotation.
+
+    Reference: arXiv 2512.07844.
+    """
+    if rotation not in ("orthogonal", "span"):
+        raise ValueError(f"rotation={rotation!r} must be 'orthogonal' or 'span'.")
+    fewest = 2 if rotation == "orthogonal" else 3
+    if num_classes < fewest:
+        raise ValueError(f"num_classes={num_classes} must be at least {fewest} for rotation={rotation!r}.")
+    if not 0 <= theta <= math.pi:
+        raise ValueError(f"theta={theta} must be in [0, pi], in radians.")
+    k = num_classes
+    if rotation == "orthogonal":
+        return k / (4 * (k - 1)) * max(math.cos(theta), 0.0) ** 2
+    phi0 = math.acos(math.sqrt(k / (2 * (k - 1))))
+    return 0.5 * max(math.cos(phi0 + theta), 0.0) ** 2
+
+
+def _least_distance(means: Tensor) -> Tensor:
+    """The least distance of two present means, in the computing dtype; nan if there are fewer than two."""
+    mu = means[seen_classes(means)].to(_computing(means))
+    if len(mu) < 2:
+        return mu.new_tensor(math.nan)
+    nearest = [torch.linalg.vector_norm(mu[c] - mu[c + 1 :], dim=1).min() for c in range(len(mu) - 1)]
+    return torch.stack(nearest).min()
+
+
+def _rows(name: str, tensor: Tensor, shape: torch.Size, present: Tensor) -> Tensor:
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, as the means ask, got {tuple(tensor.shape)}.")
+    rows = tensor[present]
+    if not rows.isfinite().all():
+        raise ValueError(f"{name} has non-finite entries for classes that are present.")
+    return rows
+
+
+def _widest(*tensors: Tensor) -> torch.dtype:
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def _computing(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.device.type == "mps" else torch.float64

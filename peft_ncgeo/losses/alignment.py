@@ -1,0 +1,80 @@
+"""The term that turns classifier weights towards class means: space alignment's SpA-Reg."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..geometry.alignment import alignment
+from .base import GeometryBatch, Regularizer
+
+
+class SpaceAlignment(Regularizer):
+    r"""SpA-Reg: each class's classifier weight points where its centred class mean does (our reading).
+
+    .. math:: L = \frac{1}{|S|} \sum_{c \in S} \left(1 - \cos(w_c, \mu_c)\right), \quad
+              \mu_c = m_c - \frac{1}{|C|} \sum_{c' \in C} m_{c'}
+
+    over the classes C seen so far, S being those of them whose mu_c is not 0; 0, attached to the graph, if there are
+    none. `w_c` is the classifier's row, for a CLIP-like model the class's text feature.
+
+    | field | shape |
+    |---|---|
+    | class_means | (K, d), m_c; rows of nan: classes not seen yet |
+    | classifier_weight | (K, d); None: |
+    | text_features | (K, d) stand in for it |
+
+    Args:
+        detach_means: True moves the weights alone. False lets the gradient through class_means too: the trainer's are
+            `0.9 stored + 0.1 batch mean`, so features get a tenth of it.
+        center: False takes `mu_c = m_c`.
+        weight, budget, name, step_size, max_step: see [`Regularizer`]. A negative weight misaligns, the paper's
+            control.
+
+    Raises:
+        ValueError: class_means missing, or values that are not finite; neither weights nor texts. In the trainer also
+            where the head is frozen, which nothing could then move.
+
+    Relations: [`~peft_ncgeo.training.SlerpAlignment`] and [`~peft_ncgeo.training.GradientProjection`] align without a
+    loss, [`~peft_ncgeo.training.align_classifier`] after training.
+
+    Reference: J. Wang, Z. Gao, Z. Xie, Space Alignment Matters, arXiv 2512.07844.
+
+    Example: `GeometryTrainer(..., losses=[SpaceAlignment(weight=1.0)])`
+    """
+
+    default_name = "space_alignment"
+    requires = ("class_means",)
+
+    def __init__(
+        self,
+        detach_means: bool = True,
+        center: bool = True,
+        weight: float | Callable[[float], float] | None = None,
+        budget: float | None = None,
+        name: str | None = None,
+        step_size: float = 0.3,
+        max_step: float | None = None,
+    ) -> None:
+        super().__init__(weight, budget, name, step_size, max_step)
+        self.detach_means, self.center = detach_means, center
+
+    def bind(self, classifier: Any) -> None:
+        if isinstance(classifier, nn.Module) and self.detach_means:
+            weight = getattr(classifier, "weight", None)
+            if isinstance(weight, Tensor) and not weight.requires_grad:
+                raise ValueError(
+                    f"{self.name} would move the classifier's weights, which are frozen; train the head with "
+                    'modules_to_save=["classifier"], or pass detach_means=False.'
+                )
+
+    def forward(self, batch: GeometryBatch) -> Tensor:
+        (means,) = batch.need("class_means")
+        (weights,) = batch.need("text_features" if batch.classifier_weight is None else "classifier_weight")
+        cosines = alignment(weights, means.detach() if self.detach_means else means, self.center)
+        defined = ~cosines.isnan()
+        if not defined.any():
+            return 0 * weights.sum()
+        return (1 - cosines[defined]).mean()

@@ -1,0 +1,109 @@
+"""Contrastive terms with prototypes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..geometry.sphere import unit
+from .base import GeometryBatch, Regularizer
+
+
+class PrototypeSupCon(Regularizer):
+    r"""Supervised contrastive learning with `n_w` copies of each class's prototype in every batch.
+
+    With unit embeddings h and unit prototypes w, for every anchor i
+
+    .. math:: l_i = \log\Big(\sum_{l \ne i} e^{h_i \cdot h_l / \tau} + n_w \sum_c e^{h_i \cdot w_c / \tau}\Big)
+              - \frac{\sum_{j \ne i, y_j = y_i} h_i \cdot h_j + n_w\, h_i \cdot w_{y_i}}{\tau (n_{y_i} - 1 + n_w)}
+
+    `n_{y_i}` being the batch's samples of the anchor's class; the loss is the mean of l_i. Anchors that have nothing
+    to be near to (no prototypes and no other sample of their class) are left out; 0, attached to the graph, if none
+    is left. Cost and memory are O(B^2 + BK) whatever n_w, since copies are counted and not made.
+
+    | field | shape |
+    |---|---|
+    | image_features | (B, d), embeddings; normalised here |
+    | labels | (B,) |
+    | classifier_weight | (K, d), the model's prototypes; read where `prototypes` is None |
+
+    Args:
+        prototypes: (K, d), fixed; normalised here. None: those of a [`~peft_ncgeo.PrototypeConfig`] head, trained
+            ones included.
+        copies: n_w, 0 or more, also a fraction; 0 is supervised contrastive learning without prototypes. None: the
+            head's `prototypes_per_class`.
+        temperature: tau, > 0. None: the head's.
+        weight, budget, name, step_size, max_step: see [`Regularizer`]; weight 1 unless one of the two is given.
+
+    Raises:
+        ValueError: a field missing or not finite; copies or temperature out of range, or neither given nor to be read
+            from a prototype head; a label without a prototype.
+
+    Relations: as n_w grows, `l_i - log n_w` goes to [`CrossEntropy`] with fixed classifier w and normalised h.
+
+    Reference: J. Gill, V. Vakilian, C. Thrampoulidis, arXiv 2310.00893; P. Khosla et al., Supervised Contrastive
+    Learning, NeurIPS 2020, arXiv 2004.11362.
+
+    Example: `GeometryTrainer(model, ..., losses=[PrototypeSupCon()], classification_loss=None)`
+    """
+
+    default_name = "prototype_supcon"
+
+    def __init__(
+        self,
+        prototypes: Tensor | None = None,
+        copies: float | None = None,
+        temperature: float | None = None,
+        weight: float | Callable[[float], float] | None = None,
+        budget: float | None = None,
+        name: str | None = None,
+        step_size: float = 0.3,
+        max_step: float | None = None,
+    ) -> None:
+        weight = 1.0 if weight is None and budget is None else weight
+        super().__init__(weight, budget, name, step_size, max_step)
+        if copies is not None and not (copies >= 0 and math.isfinite(copies)):
+            raise ValueError(f"copies={copies} must be at least 0 and finite.")
+        if temperature is not None and not (temperature > 0 and math.isfinite(temperature)):
+            raise ValueError(f"temperature={temperature} must be greater than 0 and finite.")
+        self.copies, self.temperature = copies, temperature
+        self.prototypes: Tensor | None
+        self.register_buffer("prototypes", None if prototypes is None else unit(torch.as_tensor(prototypes).detach()))
+        self.requires = () if prototypes is not None else ("classifier_weight",)
+
+    def bind(self, classifier: Any) -> None:
+        self.copies = getattr(classifier, "copies", None) if self.copies is None else self.copies
+        self.temperature = getattr(classifier, "temperature", None) if self.temperature is None else self.temperature
+        for name in ("copies", "temperature"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{self.name}: give {name}, or train a model with a PrototypeConfig that has it.")
+
+    def forward(self, batch: GeometryBatch) -> Tensor:
+        if self.copies is None or self.temperature is None:
+            self.bind(None)
+        copies, temperature = self.copies, self.temperature
+        assert copies is not None  # bound above
+        assert temperature is not None
+        features, labels = batch.need("image_features", "labels")
+        prototypes = batch.need("classifier_weight")[0] if self.prototypes is None else self.prototypes
+        if int(labels.max()) >= len(prototypes):
+            raise ValueError(f"{self.name}: label {int(labels.max())} has no prototype among {len(prototypes)}.")
+        with torch.autocast(features.device.type, enabled=False):
+            h = unit(features)
+            w = unit(prototypes.to(h))
+            samples, classes = h @ h.T / temperature, h @ w.T / temperature  # (B, B), (B, K)
+        own = torch.eye(len(h), dtype=torch.bool, device=h.device)
+        others = samples.masked_fill(own, -math.inf)
+        if copies:
+            others = torch.cat([others, classes + math.log(copies)], dim=1)
+        positives = (labels[:, None] == labels) & ~own
+        near = (samples * positives).sum(1) + copies * classes.gather(1, labels[:, None]).squeeze(1)
+        count = positives.sum(1) + copies
+        kept = count > 0
+        if not kept.any():
+            return 0 * h.sum()
+        return (others[kept].logsumexp(1) - near[kept] / count[kept]).mean()

@@ -1,0 +1,4 @@
+from .config import PrototypeConfig
+from .model import PrototypeModel
+
+__all__ = ["PrototypeConfig", "PrototypeModel"]

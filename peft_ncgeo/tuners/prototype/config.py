@@ -1,0 +1,123 @@
+"""`PrototypeConfig`: a head that classifies by the nearest of fixed prototypes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftType
+from torch import Tensor
+
+from ...geometry.prototypes import minority_margin
+from ...geometry.simplex import simplex_etf
+from ...geometry.sphere import unit
+from ..prompt_config import PromptConfig
+
+GEOMETRIES = ("etf", "minority_margin")
+_GIVEN = "given"  # prototypes that came as a tensor and live in the adapter's file
+
+
+@dataclass
+class PrototypeConfig(PromptConfig):
+    r"""Fixed prototypes in place of an image classifier's head (type `NCGEO_PROTOTYPE`), with or without prompts.
+
+    The backbone's feature x (what enters the head) goes through a two-layer projector, and logits are cosines with K
+    unit prototypes:
+
+    .. math:: h = \mathrm{unit}(W_2 \max(0, W_1 x + b_1) + b_2), \quad z_c = h \cdot w_c / \tau
+
+    so the most probable class is the nearest prototype. Train it with
+    [`~peft_ncgeo.losses.PrototypeSupCon`], or with cross-entropy, its limit for many copies. Prompts in the backbone
+    are those of [`PromptConfig`]; with no tokens the projector alone is trained.
+
+    Args:
+        num_classes: K. Default: the model's number of labels.
+        projection_dim: width of h. Default: 128, or that of the prototypes given.
+        geometry: "etf" (every two classes at the same, widest angle), "minority_margin" (angles grow as class counts
+            fall, see [`~peft_ncgeo.geometry.minority_margin`]), or prototypes (K, d), scaled to length 1. Where the
+            prototypes are trained, they start here.
+        class_counts: (K,) training images of each class, for "minority_margin".
+        margin_strength: 0 (an ETF) or more, for "minority_margin".
+        prototypes_per_class: copies of each prototype that `PrototypeSupCon` puts into every batch.
+        temperature: tau, > 0.
+        trainable: train the prototypes too, as earlier work does.
+
+    Raises:
+        ValueError: a value out of range; class_counts missing or of another length; a model without a head; a width
+            in which the geometry does not exist.
+
+    Reference: J. Gill, V. Vakilian, C. Thrampoulidis, Engineering the Neural Collapse Geometry of
+    Supervised-Contrastive Loss, arXiv 2310.00893. The paper fixes neither temperature nor the projector's width.
+
+    Example:
+
+    ```python
+    vit = ViTForImageClassification.from_pretrained("google/vit-base-patch16-224-in21k", num_labels=10)
+    model = get_peft_model(vit, PrototypeConfig(num_vision_tokens=8, vision_depth=12))
+    trainer = GeometryTrainer(model, ..., losses=[PrototypeSupCon()], classification_loss=None)
+    ```
+    """
+
+    num_classes: int | None = field(default=None, metadata={"help": "Number of classes. Default: the model's."})
+    projection_dim: int | None = field(default=None, metadata={"help": "Width of the projected features."})
+    geometry: Any = field(default="etf", metadata={"help": "'etf', 'minority_margin' or prototypes (K, d)."})
+    class_counts: list[int] | None = field(
+        default=None, metadata={"help": "Training images of each class, for 'minority_margin'."}
+    )
+    margin_strength: float = field(default=0.5, metadata={"help": "How unequal the angles of 'minority_margin' are."})
+    prototypes_per_class: int = field(default=100, metadata={"help": "Copies of each prototype in every batch."})
+    temperature: float = field(default=0.1, metadata={"help": "Divides the cosines."})
+    trainable: bool = field(default=False, metadata={"help": "Train the prototypes too."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType["NCGEO_PROTOTYPE"]
+        self._given: Tensor | None = None
+        if not isinstance(self.geometry, str):
+            self._given = self._check_given(self.geometry)
+            self.geometry = _GIVEN
+        elif self.geometry not in (*GEOMETRIES, _GIVEN):
+            raise ValueError(f"geometry={self.geometry!r} must be one of {GEOMETRIES} or a tensor (K, d).")
+        self.projection_dim = 128 if self.projection_dim is None else self.projection_dim
+        for name, least in (("num_classes", 2), ("projection_dim", 1), ("prototypes_per_class", 0)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"temperature={self.temperature} must be greater than 0 and finite.")
+        if self.geometry == "minority_margin" and self.class_counts is None:
+            raise ValueError("geometry='minority_margin' needs class_counts, the training images of each class.")
+        if self.class_counts is not None:
+            self.class_counts = [int(count) for count in self.class_counts]  # numpy's and torch's integers too
+
+    def _check_given(self, geometry: Any) -> Tensor:
+        points = torch.as_tensor(geometry).detach().double().cpu()
+        if points.dim() != 2 or len(points) < 2:
+            raise ValueError(f"geometry must be prototypes (K, d) of at least 2 classes, got {tuple(points.shape)}.")
+        wrong = ~(points.isfinite().all(1) & points.any(1))
+        if wrong.any():
+            raise ValueError(f"geometry: prototype {int(wrong.nonzero()[0])} is 0 or not finite, so has no direction.")
+        for name, size in (("num_classes", len(points)), ("projection_dim", points.shape[1])):
+            if getattr(self, name) not in (None, size):
+                raise ValueError(f"{name}={getattr(self, name)}, but geometry has shape {tuple(points.shape)}.")
+            setattr(self, name, size)
+        return unit(points)
+
+    def prototypes(self) -> Tensor:
+        """Unit prototypes (num_classes, projection_dim), float64; nan where a file is to bring them.
+
+        Raises:
+            ValueError: the geometry does not exist at this width, or class_counts are not one number for each class.
+        """
+        classes, dim = self.num_classes, self.projection_dim
+        assert classes is not None  # the model's number, at the latest
+        assert dim is not None
+        if self.geometry == _GIVEN:
+            return torch.full((classes, dim), math.nan) if self._given is None else self._given
+        if self.class_counts is not None and len(self.class_counts) != classes:
+            raise ValueError(f"class_counts has {len(self.class_counts)} numbers for {classes} classes.")
+        if self.geometry == "etf":
+            return simplex_etf(classes, dim)
+        return minority_margin(torch.tensor(self.class_counts), dim, self.margin_strength)

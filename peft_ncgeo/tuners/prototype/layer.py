@@ -1,0 +1,79 @@
+"""The head that stands in for an image classifier's own: projector and prototypes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...geometry.sphere import unit
+from ..wrapper import Wrapper
+
+
+class PrototypeClassifier(nn.Module):
+    """Cosines of features (B, d) with K unit prototypes, over the temperature: (B, K) in float32 or wider."""
+
+    bias = None
+
+    def __init__(self, prototypes: Tensor, temperature: float, copies: int, trainable: bool) -> None:
+        super().__init__()
+        self.temperature, self.copies = temperature, copies
+        if trainable:
+            self.prototypes = nn.Parameter(prototypes.float())
+        else:
+            self.register_buffer("prototypes", prototypes.float())
+
+    @property
+    def weight(self) -> Tensor:
+        """The prototypes, (K, d), of length 1 also while they are trained."""
+        return unit(self.prototypes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return unit(features) @ self.weight.T / self.temperature
+
+
+class PrototypeLayer(Wrapper):
+    """A classification head, replaced by projector and prototypes while an adapter is active."""
+
+    adapter_layer_names: tuple[str, ...] = (
+        "ncgeo_prototype_hidden",
+        "ncgeo_prototype_output",
+        "ncgeo_prototype_classifier",
+    )
+    other_param_names: tuple[str, ...] = ()
+
+    def __init__(self, base_layer: nn.Module, width: int) -> None:
+        super().__init__(base_layer)
+        self.width = width
+        # three modules of one level: PEFT takes the adapter's name out of no deeper keys
+        self.ncgeo_prototype_hidden = nn.ModuleDict()
+        self.ncgeo_prototype_output = nn.ModuleDict()
+        self.ncgeo_prototype_classifier = nn.ModuleDict()
+
+    def update_layer(self, adapter_name: str, classifier: PrototypeClassifier, inference_mode: bool) -> None:
+        """Add an adapter with a fresh projector."""
+        self.ncgeo_prototype_hidden[adapter_name] = nn.Linear(self.width, self.width)
+        self.ncgeo_prototype_output[adapter_name] = nn.Linear(self.width, classifier.prototypes.shape[1])
+        self.ncgeo_prototype_classifier[adapter_name] = classifier
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    @property
+    def active_classifier(self) -> nn.Module:
+        """Where features become logits: the prototypes, or the base model's head where no adapter is active."""
+        name = self._active_name
+        return self.base_layer if name is None else self.ncgeo_prototype_classifier[name]
+
+    @property
+    def _active_name(self) -> str | None:
+        names = [] if self.disable_adapters else self.active_adapters
+        return next((name for name in names if name in self.ncgeo_prototype_classifier), None)
+
+    def forward(self, features: Tensor) -> Tensor:
+        name = self._active_name
+        if name is None:
+            return self.base_layer(features)
+        hidden = self.ncgeo_prototype_hidden[name]
+        features = F.relu(hidden(features.flatten(1).float()))  # what is learned is float32
+        return self.ncgeo_prototype_classifier[name](unit(self.ncgeo_prototype_output[name](features)))

@@ -1,0 +1,62 @@
+"""`PrototypeModel`: puts projector and prototypes in the head's place, and prompts into the backbone."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import nn
+
+from ...towers import HEAD, classification_head, head_width, unwrap
+from ..prompt_model import PromptModel
+from .layer import PrototypeClassifier, PrototypeLayer
+
+
+class PrototypeModel(PromptModel):
+    """Puts a [`PrototypeConfig`] into a model. Made by `get_peft_model`, not by hand."""
+
+    prefix = "ncgeo_prototype_"
+
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
+        if classification_head(model) is None:
+            raise ValueError(
+                f"{type(model).__name__} has no classification head to put prototypes in place of; use an "
+                "...ForImageClassification model."
+            )
+        labels = unwrap(model).config.num_labels
+        if peft_config.num_classes is None:
+            peft_config.num_classes = labels
+        elif peft_config.num_classes != labels:
+            warnings.warn(
+                f"num_classes={peft_config.num_classes}, but the model names {labels} labels; load it with "
+                f"num_labels={peft_config.num_classes}, or pipelines cannot name the classes.",
+                stacklevel=2,
+            )
+        super()._prepare_model(peft_config, model)
+
+    def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]
+        return key == HEAD or super()._check_target_module_exists(peft_config, key)
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if current_key != HEAD:
+            super()._create_and_replace(peft_config, adapter_name, target, target_name, parent, current_key)
+            return
+        layer = target if isinstance(target, PrototypeLayer) else PrototypeLayer(target, head_width(target))
+        classifier = PrototypeClassifier(
+            peft_config.prototypes(),
+            peft_config.temperature,
+            peft_config.prototypes_per_class,
+            peft_config.trainable,
+        )
+        layer.update_layer(adapter_name, classifier, peft_config.inference_mode)
+        if layer is not target:
+            self._replace_module(parent, target_name, layer, target)

@@ -1,0 +1,48 @@
+"""What every wrapper of this package's PEFT methods has in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+# Transformers sets these on every module that answers to them, so the wrapper must not answer for its base layer.
+_NOT_FORWARDED = {"gradient_checkpointing", "_gradient_checkpointing_func", "base_layer"}
+
+
+class Wrapper(nn.Module, BaseTunerLayer):
+    """A wrapped module that answers for it. One adapter is active at a time, and none can be merged into weights."""
+
+    base_layer: Any
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in _NOT_FORWARDED:
+                raise
+            return getattr(self.base_layer, name)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        if not isinstance(adapter_names, str) and len(adapter_names) > 1:
+            raise ValueError(f"One adapter of this kind can be active at a time, got {list(adapter_names)}.")
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise ValueError(
+            "This adapter cannot be merged into weights; `unload()` gives back the base model without it."
+        )
+
+    def unmerge(self) -> None:
+        raise ValueError("This adapter is never merged, so there is nothing to unmerge.")
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
+        # PEFT looks for `.weight`, which many wrapped modules lack. What is learned stays float32 whatever the base's
+        # dtype.
+        return next(base_layer.parameters()).device, torch.float32
