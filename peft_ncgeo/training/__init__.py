@@ -1,15 +1,22 @@
 """Training: arguments, trainer, recipes, and what they are made of."""
 
+from .alignment import GradientProjection, SlerpAlignment
 from .arguments import GeometryTrainingArguments
 from .callbacks import GeometryMonitor, PromptAveraging
+from .post_hoc import AlignedClassifier, align_classifier, sweep_alignment
 from .recipe import Recipe, parse_with_recipe
 from .trainer import GeometryTrainer
 
 __all__ = [
+    "AlignedClassifier",
     "GeometryMonitor",
     "GeometryTrainer",
     "GeometryTrainingArguments",
+    "GradientProjection",
     "PromptAveraging",
     "Recipe",
+    "SlerpAlignment",
+    "align_classifier",
     "parse_with_recipe",
+    "sweep_alignment",
 ]

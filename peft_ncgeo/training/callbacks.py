@@ -6,13 +6,14 @@ import math
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..adapters import adapter_parameters
+from ..geometry.alignment import alignment
 from ..geometry.collapse import NeuralCollapse
-from ..geometry.simplex import simplex_distance
+from ..geometry.exponent import class_exponents, error_exponent, exponent_ratio
+from ..geometry.simplex import gram_distance, simplex_distance
 from ..geometry.sphere import unit
 
 
@@ -122,21 +123,30 @@ class GeometryMonitor(TrainerCallback):
     | `nc1`, `nc1_trace` | within-class variability, `tr(S_B^+ S_W)/K` and `tr(S_W)/tr(S_B)` |
     | `nc2`, `nc2_norm_spread`, `nc2_cosine` | class means against a simplex ETF |
     | `nc3`, `nc3_cosine`, `nc4` | class means against classifier weights (alignment), and their predictions |
+    | `alignment` | mean over classes of `cos(w_c, mu_c)`, weights as they are, class means centred |
+    | `error_exponent`, `exponent_ratio` | how fast errors vanish with the noise, and as a share of the best possible |
+    | `gram_distance` | class means against classifier weights as shapes, neither centred (Delta_G*) |
     | `modality_gap` | distance between the centres of images and texts |
     | `text_nc2` | class texts against a simplex ETF |
 
     See [`~peft_ncgeo.geometry.NeuralCollapse`] for the formulas. For a CLIP-like model features are normalised, the
     classifier is the class texts, and the last two are there; for a classification model features are what enters its
-    head (nc3 and nc4 only where that is a plain linear layer). On several processes each sample is counted once.
+    head (what compares them with weights only where that is one linear layer). On several processes each sample is
+    counted once.
 
     Args:
         nc4: keep the features of a set until it is done, for `nc4` alone.
+
+    Attributes:
+        per_class: `alignment` and `error_exponent` of each class in the last evaluation, (K,); nan for classes
+            without samples.
 
     Example: `GeometryTrainer(..., callbacks=[GeometryMonitor()])`
     """
 
     def __init__(self, nc4: bool = True) -> None:
         self.nc4 = nc4
+        self.per_class: dict[str, Tensor] = {}
         self._collapse: NeuralCollapse | None = None
 
     def begin(self) -> None:
@@ -154,17 +164,25 @@ class GeometryMonitor(TrainerCallback):
         """Metrics since `begin`, from the raw `text` (K, d) of a CLIP-like model, else from the linear `head`."""
         if self._collapse is None:
             return {}
-        if text is None and (
-            isinstance(head, BaseTunerLayer) or not isinstance(getattr(head, "weight", None), Tensor)
-        ):
-            return self._collapse.compute()  # the layer's own weight is not what classifies
-        if text is None:
-            bias = None if head.bias is None else head.bias.detach()
-            return self._collapse.compute(head.weight.detach(), bias)
-        points = unit(text).double().cpu()
-        centred = points - points.mean(0)
+        if text is None and head is None:
+            return self._collapse.compute()  # what classifies is not one linear layer
+        weights = (head.weight.detach() if text is None else unit(text)).double().cpu()
+        bias = None if text is not None or head.bias is None else head.bias.detach().double().cpu()
         counts, means = self._collapse.counts.cpu(), self._collapse.class_means.cpu()
-        centre = (counts[:, None] * means.nan_to_num()).sum(0) / counts.sum()
-        gap = torch.linalg.vector_norm(centre - points.mean(0))
-        extra = {"modality_gap": float(gap), "text_nc2": float(simplex_distance(centred @ centred.T))}
-        return {**self._collapse.compute(points), **extra}
+        self.per_class = {
+            "alignment": alignment(weights, means),
+            "error_exponent": class_exponents(means, weights, bias),
+        }
+        metrics = {
+            **self._collapse.compute(weights, bias),
+            "alignment": float(self.per_class["alignment"].nanmean()),
+            "error_exponent": float(error_exponent(means, weights, bias)),
+            "exponent_ratio": float(exponent_ratio(means, weights, bias)),
+            "gram_distance": float(gram_distance(means[counts > 0], weights[counts > 0])),
+        }
+        if text is not None:
+            centre = (counts[:, None] * means.nan_to_num()).sum(0) / counts.sum()
+            centred = weights - weights.mean(0)
+            metrics["modality_gap"] = float(torch.linalg.vector_norm(centre - weights.mean(0)))
+            metrics["text_nc2"] = float(simplex_distance(centred @ centred.T))
+        return metrics

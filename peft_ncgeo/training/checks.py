@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..losses import Regularizer
-from ..towers import reads_text, unwrap
+from ..towers import classification_head, linear_classifier, reads_text, unwrap
 from .arguments import GeometryTrainingArguments
 
 # GeometryBatch fields that GeometryTrainer fills
@@ -24,6 +24,9 @@ OFFERED = {
     "template_features",
     "frozen_template_features",
     "class_counts",
+    "classifier_weight",
+    "class_means",
+    "progress",
 }
 
 
@@ -73,6 +76,18 @@ def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification
         for field in getattr(term, "requires", ()):
             if field not in OFFERED:
                 raise ValueError(f"{term.name} requires {field}, which GeometryTrainer does not fill.")
+            if field == "frozen_image_features" and hasattr(classification_head(model), "active_classifier"):
+                raise ValueError(
+                    f"{term.name} compares features with the frozen model's, which has no projector: its features are "
+                    "others than those of a prototype head."
+                )
+            if field == "classifier_weight" and reads_text(model):
+                raise ValueError(f"{term.name} requires {field}, but {type(unwrap(model)).__name__} has no head.")
+            if field in ("classifier_weight", "class_means") and not (reads_text(model) or linear_classifier(model)):
+                raise ValueError(
+                    f"{term.name} needs the weights of the head, which is not one linear layer; keep it with "
+                    'modules_to_save=["classifier"].'
+                )
             if any(word in field for word in ("text", "template", "logit_scale")) and not reads_text(model):
                 raise ValueError(
                     f"{term.name} requires {field}, but {type(unwrap(model)).__name__} reads no text; use a modality "

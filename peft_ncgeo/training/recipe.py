@@ -29,14 +29,20 @@ from transformers import HfArgumentParser, TrainerCallback
 from .. import losses as loss_names
 from ..losses import CrossEntropy, Regularizer
 from ..tuners.npt import NPTConfig
+from ..tuners.prototype import PrototypeConfig
+from .alignment import GradientProjection, SlerpAlignment
 from .callbacks import GeometryMonitor, PromptAveraging
 
 _KEYS = ("peft", "losses", "classification_loss", "callbacks", "args")
-_CONFIGS = {"NPTConfig": NPTConfig, **{n: getattr(peft, n) for n in dir(peft) if n.endswith("Config")}}
+_CONFIGS = {
+    "NPTConfig": NPTConfig,
+    "PrototypeConfig": PrototypeConfig,
+    **{n: getattr(peft, n) for n in dir(peft) if n.endswith("Config")},
+}
 _ALL_LOSSES = {name: getattr(loss_names, name) for name in loss_names.__all__}
 _LOSSES = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, Regularizer) and c is not Regularizer}
 _CLASSIFICATION = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, CrossEntropy)}
-_CALLBACKS = {"GeometryMonitor": GeometryMonitor, "PromptAveraging": PromptAveraging}
+_CALLBACKS = {c.__name__: c for c in (GeometryMonitor, GradientProjection, PromptAveraging, SlerpAlignment)}
 
 
 class _Loader(yaml.SafeLoader):

@@ -11,7 +11,7 @@ from transformers import BatchEncoding
 from ..data.checks import check_dataset
 from ..data.class_prompts import class_prompts
 from ..templates import DEFAULT_TEMPLATE, behind_prompts, placeholder_ids
-from ..towers import check_text_tower, classification_head, reads_text, text_positions, unwrap
+from ..towers import check_text_tower, classification_head, linear_classifier, reads_text, text_positions, unwrap
 from ..tuners.prompt_config import active_prompt_config
 from .arguments import GeometryTrainingArguments
 
@@ -69,7 +69,8 @@ class ClassificationTask:
         if self.reads_text:
             self.texts(names)
             return names
-        outputs = unwrap(self.model).config.num_labels
+        head = linear_classifier(self.model)  # an adapter's may have another size than the model's own
+        outputs = unwrap(self.model).config.num_labels if head is None else len(head.weight)
         if outputs != len(names):
             raise ValueError(f"The model's head has {outputs} outputs, the data set {len(names)} classes.")
         if training_names and names != list(training_names):

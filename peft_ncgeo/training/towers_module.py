@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..towers import head_features, image_features, reads_text, text_features
 
@@ -18,6 +19,14 @@ class TowersModule(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+
+    def train(self, mode: bool = True) -> TowersModule:
+        """Training mode, but frozen batch norms keep their statistics: no adapter's file would hold new ones."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+        return self
 
     def forward(
         self,

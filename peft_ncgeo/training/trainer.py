@@ -19,15 +19,18 @@ from ..data.sampling import label_array
 from ..evaluation.metrics import accuracy, balanced_accuracy, harmonic_mean
 from ..geometry.sphere import cosine_logits
 from ..losses import CrossEntropy, GeometryBatch, Regularizer
-from ..towers import classification_head, unwrap
+from ..towers import linear_classifier, unwrap
+from .alignment import GradientProjection
 from .arguments import GeometryTrainingArguments
 from .callbacks import GeometryMonitor, NewViews
 from .checks import check_arguments, check_losses, check_templates
+from .class_means import ClassMeans
 from .gathering import batch_sizes, gather_batch
 from .sampling import ClassBalancedSampler
 from .state import load_state, save_state
 from .task import ClassificationTask
 from .teacher import FrozenTeacher
+from .text_leaf import TextLeaf
 from .towers_module import TowersModule, encode
 
 
@@ -98,6 +101,10 @@ class GeometryTrainer(Trainer):
         }
         check_templates(args, self._required)
         self._templates = list(args.student_templates or []) if "template_features" in self._required else []
+        for loss in self.losses:
+            loss.bind(linear_classifier(model))
+        self.class_means = ClassMeans(len(self.class_names)) if "class_means" in self._required else None
+        self._text_leaf: TextLeaf | None = None
         self._class_counts: Tensor | None = None
         if train_dataset is not None and "class_counts" in self._required:
             self._class_counts = torch.from_numpy(class_counts(train_dataset, args.label_column))
@@ -143,7 +150,17 @@ class GeometryTrainer(Trainer):
             self._texts = dict(self.task.texts(self.class_names, self._templates).to(self.args.device))
         self._logged.clear()
         self._step_values.clear()
+        self._bind_callbacks()
         return super().train(*args, **kwargs)
+
+    def _bind_callbacks(self) -> None:
+        callbacks: list[Any] = [c for c in self.callback_handler.callbacks if hasattr(c, "bind")]
+        if callbacks and self.class_means is None:
+            self.class_means = ClassMeans(len(self.class_names))
+        for callback in callbacks:
+            callback.bind(linear_classifier(self.towers.model), self.class_means, self.task.reads_text)
+        projected = self.task.reads_text and any(isinstance(c, GradientProjection) for c in callbacks)
+        self._text_leaf = TextLeaf() if projected else None
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
         if not training:
@@ -165,18 +182,29 @@ class GeometryTrainer(Trainer):
             if self.teacher is not None and "frozen_template_features" in self._required:
                 frozen["frozen_template_features"] = self.teacher.template_features(pixel_values.device)
         text = out.pop("text_features", None)  # the same on every process, so not gathered
-        gathered = {key: gather_batch(value, sizes) for key, value in {**out, "labels": inputs["labels"]}.items()}
+        gathered: dict[str, Any] = {
+            key: gather_batch(value, sizes) for key, value in {**out, "labels": inputs["labels"]}.items()
+        }
+        if self.class_means is not None:
+            gathered["class_means"] = self.class_means.update(gathered["image_features"], gathered["labels"])
+        if {"class_means", "classifier_weight"} & self._required and not self.task.reads_text:
+            gathered["classifier_weight"] = linear_classifier(self.towers.model).weight
         if self._class_counts is not None:
             gathered["class_counts"] = self._class_counts.to(pixel_values.device)
         if text is not None:
             classes = len(self.class_names)
+            text = text if self._text_leaf is None else self._text_leaf.cut(text)
             if "template_features" in self._required:
                 templates = text[classes:] if self._templates else text
                 gathered["template_features"] = templates.unflatten(0, (-1, classes)).transpose(0, 1)
             text = text[:classes]
             gathered["logit_scale"] = unwrap(self.towers.model).logit_scale
             gathered["logits"] = cosine_logits(gathered["image_features"], text, gathered["logit_scale"])
-        return GeometryBatch(**gathered, **frozen, text_features=text)
+        return GeometryBatch(**gathered, **frozen, text_features=text, progress=self._progress)
+
+    @property
+    def _progress(self) -> float:
+        return self.state.global_step / max(1, self.state.max_steps)
 
     def compute_loss(
         self,
@@ -186,7 +214,6 @@ class GeometryTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         batch = self.geometry_batch(model, inputs)
-        progress = self.state.global_step / max(1, self.state.max_steps)
         total = torch.zeros((), device=inputs["pixel_values"].device)
         if self.classification_loss is None:
             # DDP waits for every parameter's gradient, also of a tower that no term looks at
@@ -196,7 +223,7 @@ class GeometryTrainer(Trainer):
             total = total + self._note_loss(name, self.classification_loss(batch))
         for loss in self.losses:
             value = self._note_loss(loss.name, loss(batch))
-            factor = loss.factor(progress)
+            factor = loss.factor(self._progress)
             total = total + factor * value
             self._step_values[loss.name].append(loss.constrained(value).detach())
             self._logged[f"lambda/{loss.name}"].append(torch.tensor(factor))
@@ -215,13 +242,27 @@ class GeometryTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._text_leaf is not None:
+            self._text_leaf.collect()
         if self.accelerator.sync_gradients:  # the optimiser steps next
+            if self.class_means is not None:
+                self.class_means.commit()
+            if self._text_leaf is not None:
+                self._text_leaf.send(self._project_texts)
             for regularizer in self.losses:
                 if regularizer.budget is not None:
                     value = torch.stack(self._step_values[regularizer.name]).mean()
                     regularizer.update(self.accelerator.reduce(value, "mean"))
             self._step_values.clear()
         return loss
+
+    def _project_texts(self, gradient: Tensor, texts: Tensor) -> Tensor:
+        classes = len(self.class_names)
+        own, rest = gradient.split([classes, len(gradient) - classes])  # student templates follow the classes
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, GradientProjection):
+                own = callback.project(own, texts[:classes])
+        return torch.cat([own, rest.to(own)])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -252,9 +293,9 @@ class GeometryTrainer(Trainer):
             load_state(self._stateful(), checkpoint)
 
     def _stateful(self) -> list[Any]:
-        """Whatever has a name and a state: losses and some callbacks."""
-        callbacks = self.callback_handler.callbacks
-        owners = [*self.losses, *(c for c in callbacks if hasattr(c, "name") and hasattr(c, "load_state_dict"))]
+        """Whatever has a name and a state: losses, class means and some callbacks."""
+        others = [self.class_means, *self.callback_handler.callbacks]
+        owners = [*self.losses, *(o for o in others if hasattr(o, "name") and hasattr(o, "load_state_dict"))]
         for name, count in Counter(owner.name for owner in owners).items():
             if count > 1:
                 raise ValueError(f"{count} losses or callbacks have the name {name!r} and would share a state.")
@@ -309,7 +350,7 @@ class GeometryTrainer(Trainer):
         output: Any = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         for monitor in self._monitors():
-            head = None if self.task.reads_text else classification_head(self.towers.model)
+            head = None if self.task.reads_text else linear_classifier(self.towers.model)
             metrics = monitor.compute(self._eval_text_features, head)
             output.metrics.update({f"{prefix}_{key}": value for key, value in metrics.items()})
         return output

@@ -8,7 +8,7 @@ import warnings
 import torch
 from peft import LoraConfig, get_peft_model
 
-from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig
+from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, PrototypeConfig
 from peft_ncgeo.losses import (
     LDAM,
     ClusterCollapse,
@@ -18,10 +18,12 @@ from peft_ncgeo.losses import (
     ModalityIsomorphism,
     OTPreservation,
     PointwisePreservation,
+    PrototypeSupCon,
     Regularizer,
     RotationStabilization,
+    SpaceAlignment,
 )
-from peft_ncgeo.training import GeometryMonitor, PromptAveraging
+from peft_ncgeo.training import GeometryMonitor, GradientProjection, PromptAveraging, SlerpAlignment
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
 
@@ -52,6 +54,15 @@ def vit(config=None):
     torch.manual_seed(3)
     config = config or NPTConfig.vpt(vision_depth=2, modules_to_save=["classifier"])
     return get_peft_model(tiny_vit_classifier(), config)
+
+
+def prototypes(**fields):
+    config = {"projection_dim": 16, "num_vision_tokens": 2, "vision_depth": 2, "prototypes_per_class": 10}
+    return vit(PrototypeConfig(**{**config, **fields}))
+
+
+def lora_vit():
+    return vit(LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"]))
 
 
 def trainer(
@@ -109,7 +120,7 @@ def _worker(output_dir: str) -> None:
             LOSSES[name](),
             eval_dataset=tiny_images(9, NAMES),
             per_device_train_batch_size=8 // int(sys.argv[2]),
-            classify=name != "image_only",
+            classify=name not in ("image_only", "prototypes"),
             augmentation="crop_flip",
             **OPTIONS.get(name, lambda: {})(),
         )
@@ -147,16 +158,27 @@ MODELS = {
     "vit": vit,
     "image_only": prompted_clip,
     "family": prompted_clip,
+    "aligned": lora_vit,
+    "aligned_texts": prompted_clip,
+    "prototypes": lambda: prototypes(trainable=True),
 }
 LOSSES = {
     "prompts": ot_and_budget,
     "lora": ot_and_budget,
     "vit": lambda: [OTPreservation(budget=0.01, modality="image")],
     "family": whole_family,
+    "aligned": lambda: [SpaceAlignment(weight=0.5, detach_means=False)],
+    "aligned_texts": lambda: [SpaceAlignment(weight=0.5)],
+    "prototypes": lambda: [PrototypeSupCon()],
     "image_only": lambda: [Pointwise(weight=1.0)],  # no term looks at the text tower, and DDP must not wait for it
 }
 
 OPTIONS = {
+    "aligned": lambda: {
+        "callbacks": [SlerpAlignment(alpha=2e-5), GradientProjection(), GeometryMonitor()],
+        "classification_loss": LDAM(max_margin=0.1, reweight_after=0.5),
+    },
+    "aligned_texts": lambda: {"callbacks": [GradientProjection()]},
     "family": lambda: {
         "callbacks": [PromptAveraging(mean=1, std=1), GeometryMonitor()],
         "classification_loss": LDAM(max_margin=0.1),

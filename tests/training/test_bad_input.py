@@ -19,13 +19,14 @@ from peft_ncgeo.losses import (
     LogitAdjustment,
     ModalityIsomorphism,
     OTPreservation,
+    PrototypeSupCon,
     Regularizer,
 )
 from peft_ncgeo.training import PromptAveraging
 from peft_ncgeo.training.state import FILE_NAME
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit
-from .runs import Pointwise, lora_clip, ot_and_budget, prompted_clip, trainer, vit, weights
+from .runs import Pointwise, lora_clip, ot_and_budget, prompted_clip, prototypes, trainer, vit, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
@@ -107,10 +108,23 @@ def test_model_and_losses_must_fit(tmp_path):
         trainer(tmp_path, classify=False)
 
     class Asking(Pointwise):
-        requires = ("class_means",)
+        requires = ("pooled_features",)
 
-    with pytest.raises(ValueError, match="class_means, which GeometryTrainer does not fill"):
+    with pytest.raises(ValueError, match="pooled_features, which GeometryTrainer does not fill"):
         trainer(tmp_path, losses=[Asking(weight=1.0)])
+
+
+def test_prototypes_and_losses_must_fit(tmp_path):
+    with pytest.raises(ValueError, match="has no head"):
+        trainer(tmp_path, losses=[PrototypeSupCon(copies=1, temperature=1)])
+    with pytest.raises(ValueError, match="give copies, or train a model with a PrototypeConfig"):
+        trainer(tmp_path, vit(), [PrototypeSupCon()])
+    with pytest.raises(ValueError, match="give temperature, or train"):
+        trainer(tmp_path, vit(), [PrototypeSupCon(torch.eye(5), copies=3)])
+    with pytest.raises(ValueError, match="has no projector"):
+        trainer(tmp_path, prototypes(), [OTPreservation(weight=1.0, modality="image")])
+    with pytest.raises(ValueError, match="head has 5 outputs, the data set 2 classes"):
+        trainer(tmp_path, prototypes(), train=tiny_images(4, ["cat", "dog"]))
 
 
 def test_template_is_the_adapters(tmp_path):

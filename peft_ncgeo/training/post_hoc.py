@@ -1,0 +1,307 @@
+"""Space alignment after training: the classifier's rows turned towards the class means, with no gradient at all."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoProcessor
+
+from ..adapters import adapter_layers, adapter_parameters
+from ..data.checks import check_dataset
+from ..data.images import ImageCollator, LabelledImages, to_rgb
+from ..evaluation import ZeroShotClassifier
+from ..evaluation.metrics import accuracy, balanced_accuracy
+from ..geometry.alignment import alignment, rotate_towards_means
+from ..geometry.collapse import NeuralCollapse
+from ..geometry.sphere import cosine_logits
+from ..towers import classifier, linear_classifier, linear_parameter, reads_text, unwrap
+from .towers_module import TowersModule, encode
+
+
+@dataclass
+class AlignedClassifier:
+    """What [`align_classifier`] made.
+
+    Attributes:
+        weight: (K, d), the aligned rows. For a CLIP-like model this is a classifier of its own, cached: the model
+            computes class texts from words and stays as it is.
+        original: (K, d), the rows before.
+        means: (K, d), class means over the data set; nan for classes without samples.
+        bias: (K,) or None.
+        accuracy_before, accuracy_after: in 0..1, on the validation set, or the data set where there was none.
+        cosine_before, cosine_after: mean over classes of `cos(w_c, mu_c)`.
+        class_names: of the rows, where the data set told them.
+    """
+
+    weight: Tensor
+    original: Tensor
+    means: Tensor
+    bias: Tensor | None
+    accuracy_before: float
+    accuracy_after: float
+    cosine_before: float
+    cosine_after: float
+    class_names: list[str] | None
+    _encoder: _Encoder
+    _parameter: nn.Parameter | None = None
+    _before: Tensor | None = None
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Give the model's head its rows back. A CLIP-like model never lost its own."""
+        if self._parameter is not None and self._before is not None:
+            self._parameter.copy_(self._before)
+
+    def predict(self, images: Image.Image | Sequence[Image.Image], batch_size: int = 64) -> list[Any]:
+        """The most probable class of each image: its name, or its index where names are unknown."""
+        images = [images] if isinstance(images, Image.Image) else list(images)
+        best: list[int] = []
+        for start in range(0, len(images), batch_size):
+            features = self._encoder.features(images[start : start + batch_size])
+            best += self._encoder.logits(features, self.weight, self.bias).argmax(-1).tolist()
+        return best if self.class_names is None else [self.class_names[i] for i in best]
+
+
+def align_classifier(
+    model: nn.Module,
+    dataset: Dataset | Iterable[dict[str, Tensor]],
+    fraction: float,
+    processing_class: Any = None,
+    validation: Dataset | Iterable[dict[str, Tensor]] | None = None,
+    center: bool = True,
+    image_column: str = "image",
+    label_column: str = "label",
+    batch_size: int = 64,
+) -> AlignedClassifier:
+    r"""Rotate every row of a trained classifier towards its class mean by a fraction of their angle, length kept.
+
+    Ours: space alignment without training. `mu_c` is the mean feature of class c over `dataset`, minus the mean of
+    these over the classes; rows of classes without samples, and rows that are 0 or parallel to their mean, stay.
+
+    The head of an image classifier is changed in place ([`AlignedClassifier.undo`] takes it back), whatever PEFT made
+    of it: trained through `modules_to_save`, adapted by LoRA, or the base model's own. Only the first is part of the
+    adapter's file; else the base model's weights change, and a warning says so. For a CLIP-like model the rows are the
+    texts of the data set's class names; the model stays as it is and the result is a classifier of its own.
+
+    Args:
+        model: plain or under PEFT.
+        dataset: labelled training images, or batches with `pixel_values` (B, C, H, W) and `labels` (B,).
+        fraction: 0 (nothing) to 1 (weights point where the means do). [`sweep_alignment`] helps to choose it.
+        processing_class: the model's (image) processor. Default: what lies where the model came from.
+        validation: images to report accuracy on. Default: `dataset`, whose features are then kept, (N, d) float32.
+        center: False takes class means as they are.
+        image_column, label_column: of the data sets.
+        batch_size: images a pass.
+
+    Raises:
+        ValueError: a fraction out of range, a head that is not linear, no processor, or data that do not fit.
+
+    Example:
+
+    ```python
+    aligned = align_classifier(model, train, fraction=0.5, processing_class=processor, validation=validation)
+    print(aligned.accuracy_before, aligned.accuracy_after)
+    aligned.undo()
+    ```
+    """
+    _check_fractions([fraction])
+    encoder = _Encoder(model, processing_class, image_column, label_column, batch_size)
+    trained = encoder.collect(dataset, keep=validation is None)
+    judged = trained if validation is None else encoder.collect(validation)
+    original, bias = encoder.rows(trained)
+    aligned = rotate_towards_means(original, trained.means, fraction, center=center).to(original)
+    before, after = (judged.accuracy(encoder, rows, bias) for rows in (original, aligned))
+    result = AlignedClassifier(
+        weight=aligned,
+        original=original,
+        means=trained.means,
+        bias=bias,
+        accuracy_before=before,
+        accuracy_after=after,
+        cosine_before=float(alignment(original, trained.means, center).nanmean()),
+        cosine_after=float(alignment(aligned, trained.means, center).nanmean()),
+        class_names=trained.names,
+        _encoder=encoder,
+    )
+    if not reads_text(model):
+        result._parameter = linear_parameter(model)
+        result._before = result._parameter.detach().clone()
+        with torch.no_grad():
+            result._parameter.add_((aligned - original).to(result._parameter))
+        if adapter_layers(model) and not any(p is result._parameter for p in adapter_parameters(model)):
+            warnings.warn(
+                "The head belongs to the base model, so the adapter's file will not hold its aligned weights; train "
+                'it with modules_to_save=["classifier"], or save the whole model.',
+                stacklevel=2,
+            )
+    return result
+
+
+def sweep_alignment(
+    model: nn.Module,
+    dataset: Dataset | Iterable[dict[str, Tensor]],
+    validation: Dataset | Iterable[dict[str, Tensor]],
+    fractions: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    processing_class: Any = None,
+    center: bool = True,
+    image_column: str = "image",
+    label_column: str = "label",
+    batch_size: int = 64,
+) -> list[dict[str, float]]:
+    """What [`align_classifier`] would give for each fraction; every image is encoded once and nothing is changed.
+
+    Args:
+        validation: on which accuracies are measured; not the training images, on which every fraction looks bad.
+        fractions: each 0 to 1.
+        model, dataset, processing_class, center, image_column, label_column, batch_size: see [`align_classifier`].
+
+    Returns:
+        A row each: `fraction`, `accuracy`, `balanced_accuracy`, `cosine` (mean over classes of `cos(w_c, mu_c)`).
+    """
+    _check_fractions(fractions)
+    encoder = _Encoder(model, processing_class, image_column, label_column, batch_size)
+    trained, judged = encoder.collect(dataset, keep=False), encoder.collect(validation)
+    rows, bias = encoder.rows(trained)
+    return sweep_rows(rows, bias, trained.means, judged.features, judged.labels, fractions, center, encoder.logits)
+
+
+def sweep_rows(
+    weights: Tensor,
+    bias: Tensor | None,
+    means: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    fractions: Sequence[float],
+    center: bool = True,
+    logits: Any = None,
+) -> list[dict[str, float]]:
+    """[`sweep_alignment`] on features (N, d) and labels (N,) that are there already."""
+    results = []
+    for fraction in fractions:
+        turned = rotate_towards_means(weights, means, fraction, center=center)
+        predicted = (logits or _linear)(features, turned, bias).argmax(-1)
+        results.append(
+            {
+                "fraction": float(fraction),
+                "accuracy": accuracy(predicted, labels),
+                "balanced_accuracy": balanced_accuracy(predicted.numpy(), labels.numpy()),
+                "cosine": float(alignment(turned, means, center).nanmean()),
+            }
+        )
+    return results
+
+
+def _check_fractions(fractions: Sequence[float]) -> None:
+    for fraction in fractions:
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"fraction={fraction} must be 0 to 1.")
+
+
+def _linear(features: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+    return nn.functional.linear(features, weights.to(features), None if bias is None else bias.to(features))
+
+
+@dataclass
+class _Collected:
+    means: Tensor  # (K, d) float64
+    names: list[str] | None
+    features: Tensor  # (N, d), empty unless kept
+    labels: Tensor
+
+    def accuracy(self, encoder: _Encoder, rows: Tensor, bias: Tensor | None) -> float:
+        return accuracy(encoder.logits(self.features, rows, bias).argmax(-1), self.labels)
+
+
+class _Encoder:
+    """Images to features and features to logits, as the model does it."""
+
+    def __init__(
+        self, model: nn.Module, processor: Any, image_column: str, label_column: str, batch_size: int
+    ) -> None:
+        self.model, self.processor = model, processor
+        self.image_column, self.label_column, self.batch_size = image_column, label_column, batch_size
+        self.towers = TowersModule(model)
+        self.reads_text = reads_text(model)
+        self.device = next(model.parameters()).device
+
+    def collect(self, dataset: Any, keep: bool = True) -> _Collected:
+        """Stream class means, and keep features where asked."""
+        names = None
+        if isinstance(dataset, Dataset):
+            names = check_dataset(dataset, self.image_column, self.label_column, False)
+        features, labels, collapse = [], [], None
+        for batch in self._batches(dataset):
+            own = encode(self.towers, pixel_values=batch["pixel_values"].to(self.device))["image_features"].float()
+            if collapse is None:
+                classes = len(names) if names else linear_parameter(self.model).shape[0]
+                collapse = NeuralCollapse(classes, own.shape[1], keep_samples=False)
+            collapse.update(own, batch["labels"])
+            if keep:
+                features.append(own.cpu())
+                labels.append(batch["labels"].cpu())
+        if collapse is None:
+            raise ValueError("There are no images to take class means of.")
+        kept = [torch.cat(part) if part else torch.empty(0) for part in (features, labels)]
+        return _Collected(collapse.class_means.cpu(), names, *kept)
+
+    def rows(self, collected: _Collected) -> tuple[Tensor, Tensor | None]:
+        """The classifier's rows (K, d) and bias: class texts, or what the head does to unit vectors."""
+        if self.reads_text:
+            if collected.names is None:
+                raise ValueError("Class texts need names: pass a `datasets` set with a ClassLabel column.")
+            zero_shot = ZeroShotClassifier(self.model, self._processor())
+            return zero_shot.text_features(collected.names).float().cpu(), None
+        parameter, head = linear_parameter(self.model), linear_classifier(self.model)  # refuses what is not linear
+        if head is not None:
+            rows, bias = head.weight.detach().clone(), None if head.bias is None else head.bias.detach().clone()
+        else:  # LoRA's: what it does to unit vectors
+            head, was_training = classifier(self.model).eval(), self.model.training
+            with torch.no_grad():
+                bias = head(parameter.new_zeros(1, parameter.shape[1]))[0]
+                rows = (head(torch.eye(parameter.shape[1]).to(parameter)) - bias).T
+            head.train(was_training)
+        if len(rows) != len(collected.means):
+            raise ValueError(f"The head has {len(rows)} outputs, the data set {len(collected.means)} classes.")
+        return rows.float().cpu(), None if bias is None else bias.float().cpu()
+
+    def logits(self, features: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
+        if self.reads_text:
+            return cosine_logits(features, rows.to(features), unwrap(self.model).logit_scale.detach().cpu())
+        return _linear(features, rows, bias)
+
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
+        pixels = self._image_processor()(images=[to_rgb(image) for image in images], return_tensors="pt")
+        return encode(self.towers, pixel_values=pixels["pixel_values"].to(self.device))["image_features"].float().cpu()
+
+    def _batches(self, dataset: Any) -> Iterator[dict[str, Tensor]]:
+        if isinstance(dataset, Dataset):
+            images = LabelledImages(dataset, self.image_column, self.label_column)
+            collator = ImageCollator(self._image_processor())
+            dataset = DataLoader(images, self.batch_size, collate_fn=collator)  # type: ignore[arg-type]
+        total = len(dataset) if hasattr(dataset, "__len__") else None
+        for batch in tqdm(dataset, desc="Encoding", total=total, disable=total is not None and total < 10):
+            if not {"pixel_values", "labels"} <= set(batch):
+                raise ValueError(f"A batch must hold pixel_values and labels, it has {sorted(batch)}.")
+            yield batch
+
+    def _processor(self) -> Any:
+        if self.processor is None:
+            loader = AutoProcessor if self.reads_text else AutoImageProcessor
+            try:
+                self.processor = loader.from_pretrained(unwrap(self.model).name_or_path)
+            except (OSError, ValueError) as error:
+                raise ValueError("No processor lies where the model came from; pass processing_class.") from error
+        return self.processor
+
+    def _image_processor(self) -> Any:
+        processor = self._processor()
+        return getattr(processor, "image_processor", processor)
