@@ -28,7 +28,8 @@ from render_emoji import (
     render_vendor,
 )
 from tokenizers import trainers
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer, PreTrainedModel
 
 from peft_ncgeo.data.demo import (
     FASHION_NAMES,
@@ -125,14 +126,32 @@ def create_model(tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=tower | text, vision_config=tower | vision, projection_dim=128))
 
 
-def create_processor(tokenizer: CLIPTokenizer) -> CLIPProcessor:
-    images = CLIPImageProcessor(
+def create_image_processor() -> CLIPImageProcessor:
+    return CLIPImageProcessor(
         size={"shortest_edge": VIEW_SIZE},
         crop_size={"height": VIEW_SIZE, "width": VIEW_SIZE},
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
     )
-    return CLIPProcessor(images, tokenizer)
+
+
+class Drawings:
+    """The pre-training vendors' drawings of each concept."""
+
+    def __init__(self, npm_dir: Path, concepts: list[dict]) -> None:
+        self.by_concept = [[] for _ in concepts]
+        for vendor in PRETRAINING_VENDORS:
+            for row, drawing in render_vendor(npm_dir, vendor, concepts).items():
+                self.by_concept[row].append(drawing)
+
+    def sample(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """`(count, 48, 48, 4)` bytes and the rows of their concepts: distinct concepts, a random vendor each."""
+        rows = rng.choice(len(self.by_concept), count, replace=False)
+        return np.stack([choose(rng, self.by_concept[row]) for row in rows]), rows
+
+
+def choose(rng: np.random.Generator, options):
+    return options[rng.integers(len(options))]
 
 
 class Pairs:
@@ -141,10 +160,7 @@ class Pairs:
     def __init__(self, npm_dir: Path, fashion_dir: Path, concepts: list[dict], seed: int) -> None:
         self.concepts = concepts
         self.rng = np.random.default_rng([PRETRAINING_STREAM, seed])
-        self.drawings = [[] for _ in concepts]
-        for vendor in PRETRAINING_VENDORS:
-            for row, drawing in render_vendor(npm_dir, vendor, concepts).items():
-                self.drawings[row].append(drawing)
+        self.drawings = Drawings(npm_dir, concepts)
         images, labels = read_fashion_mnist(fashion_dir, "train")
         self.labels = labels[:PRETRAINING_PHOTOGRAPHS]
         side = (VIEW_SIZE, VIEW_SIZE)
@@ -153,8 +169,7 @@ class Pairs:
 
     def batch(self, emoji: int, photographs: int) -> tuple[np.ndarray, list[str]]:
         """`(emoji + photographs, 32, 32, 3)` bytes and as many captions; distinct concepts, a random vendor each."""
-        rows = self.rng.choice(len(self.concepts), emoji, replace=False)
-        drawings = np.stack([self._any(self.drawings[row]) for row in rows])
+        drawings, rows = self.drawings.sample(self.rng, emoji)
         views = draw_views(drawings, self.rng.random((emoji, VIEW_PARAMETERS)))
         chosen = self.rng.integers(len(self.photographs), size=photographs)
         pictures = self.photographs[chosen]
@@ -166,21 +181,18 @@ class Pairs:
         captions += [self._loose_caption(self.labels[row]) for row in chosen]
         return images, captions
 
-    def _any(self, options):
-        return options[self.rng.integers(len(options))]
-
     def _caption(self, concept: dict) -> str:
         kind, keywords = self.rng.random(), concept["keywords"]
         if kind < 0.65 or not keywords:
-            return self._any(TEMPLATES).format(concept["name"])
+            return choose(self.rng, TEMPLATES).format(concept["name"])
         few = " ".join(self.rng.permutation(keywords)[: self.rng.integers(1, 4)])
         if kind < 0.8:
-            return f"{self._any(TEMPLATES).format(concept['name'])} {few}"
+            return f"{choose(self.rng, TEMPLATES).format(concept['name'])} {few}"
         return few if kind < 0.9 else f"{concept['subgroup']} {few}"
 
     def _loose_caption(self, label: int) -> str:
-        name = FASHION_ANY if self.rng.random() < 0.1 else self._any(FASHION_CAPTIONS[label])
-        return self._any(TEMPLATES).format(name)
+        name = FASHION_ANY if self.rng.random() < 0.1 else choose(self.rng, FASHION_CAPTIONS[label])
+        return choose(self.rng, TEMPLATES).format(name)
 
 
 def contrastive_loss(model: CLIPModel, pixels: torch.Tensor, texts: dict, caption: torch.Tensor) -> torch.Tensor:
@@ -213,23 +225,33 @@ def evaluate(model: CLIPModel, processor: CLIPProcessor, split: str, photographs
     return {f"{split}/{part}": round(zero_shot_accuracy(model, processor, data), 1) for part, data in parts.items()}
 
 
-def train(model: CLIPModel, processor: CLIPProcessor, pairs: Pairs, args: argparse.Namespace) -> None:
+def create_optimizer(model: torch.nn.Module, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """AdamW that decays matrices only, warmed up and then lowered along a cosine."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
 
     def rate(step: int) -> float:
-        return min((step + 1) / WARM_UP, 0.5 * (1 + math.cos(math.pi * step / args.steps)))
+        return min((step + 1) / WARM_UP, 0.5 * (1 + math.cos(math.pi * step / steps)))
 
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    return optimizer, LambdaLR(optimizer, rate)
+
+
+def to_pixels(images: np.ndarray) -> torch.Tensor:
+    """Bytes of `(n, height, width, 3)` as the processor would hand them to a model."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train(model: CLIPModel, processor: CLIPProcessor, pairs: Pairs, args: argparse.Namespace) -> None:
+    optimizer, scheduler = create_optimizer(model, args.steps)
     mean_loss = 0.0
     for step in range(1, args.steps + 1):
         images, captions = pairs.batch(args.emoji_batch, args.photograph_batch)
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
         index = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
         texts = processor.tokenizer(list(index), padding=True, truncation=True, return_tensors="pt")
-        loss = contrastive_loss(model, pixels, texts, torch.tensor([index[caption] for caption in captions]))
+        positive = torch.tensor([index[caption] for caption in captions])
+        loss = contrastive_loss(model, to_pixels(images), texts, positive)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -246,14 +268,12 @@ def train(model: CLIPModel, processor: CLIPProcessor, pairs: Pairs, args: argpar
             print(report | {"logit_scale": round(model.logit_scale.exp().item(), 1)}, flush=True)
 
 
-def save(model: CLIPModel, processor: CLIPProcessor, output: Path) -> None:
+def save_model(model: PreTrainedModel, output: Path) -> None:
     """Half-precision tensors under a configuration that says float32, so that every loader gives float32."""
     model.half().save_pretrained(output)
-    processor.tokenizer.backend_tokenizer.no_padding()  # the state of the last call is not part of the tokenizer
-    processor.save_pretrained(output)
     path = output / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    for part in (config, config["text_config"], config["vision_config"]):
+    for part in (config, *(config[tower] for tower in ("text_config", "vision_config") if tower in config)):
         part["dtype"] = "float32"
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (output / "model.safetensors").chmod(0o644)  # written for its owner alone, and a wheel would keep that
@@ -276,9 +296,11 @@ def main() -> None:
 
     concepts = read_concepts(args.npm_dir)
     tokenizer = train_tokenizer(concepts)
-    processor, model = create_processor(tokenizer), create_model(tokenizer)
+    processor, model = CLIPProcessor(create_image_processor(), tokenizer), create_model(tokenizer)
     train(model, processor, Pairs(args.npm_dir, args.fashion_dir, concepts, args.seed), args)
-    save(model, processor, args.output)
+    save_model(model, args.output)
+    processor.tokenizer.backend_tokenizer.no_padding()  # the state of the last call is not part of the tokenizer
+    processor.save_pretrained(args.output)
     model = CLIPModel.from_pretrained(args.output)
     print(evaluate(model, processor, "development", "test") | evaluate(model, processor, "report", "test"))
     print({"wall_s": round(time.monotonic() - start), "cpu_s": round(time.process_time())})

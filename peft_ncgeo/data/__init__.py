@@ -3,6 +3,7 @@
 from .class_prompts import class_prompts
 from .demo import load_demo
 from .long_tails import class_counts, long_tailed, realised_imbalance_factor, step_imbalanced
+from .photographs import load_image_demo
 from .sources import DatasetSource
 from .splits import base_new_split, few_shot
 
@@ -13,6 +14,7 @@ __all__ = [
     "class_prompts",
     "few_shot",
     "load_demo",
+    "load_image_demo",
     "long_tailed",
     "realised_imbalance_factor",
     "step_imbalanced",
