@@ -12,7 +12,7 @@ from torch import nn
 from ..data import long_tailed
 from ..training import Recipe
 from .results import Results
-from .runs import Task, describe, run_cells
+from .runs import After, Task, describe, run_cells
 
 
 def long_tail(
@@ -29,6 +29,7 @@ def long_tail(
     args: Mapping[str, Any] | None = None,
     label_column: str = "label",
     thresholds: Sequence[float] | str = (20, 100),
+    after: After | None = None,
 ) -> Results:
     """Train on exponential tails of a labelled set, test on balanced images of all its classes.
 
@@ -36,7 +37,7 @@ def long_tail(
         recipes: methods to compare; one without a PEFT config is evaluated as it is.
         train: labelled images, at least `n_max` of the largest class.
         test: labelled images of the same classes.
-        model, processor, output_dir, seeds, args: see [`run_cells`].
+        model, processor, output_dir, seeds, args, after: see [`run_cells`].
         imbalance_factors: one setting each.
         n_max, shuffle_classes: see [`~peft_ncgeo.data.long_tailed`]. The published tails follow the labels' order.
         label_column: `ClassLabel` column.
@@ -63,7 +64,7 @@ def long_tail(
 
     arguments = {**(args or {}), "label_column": label_column}
     settings = {f"IF {factor:g}": setting(factor) for factor in imbalance_factors}
-    rows = run_cells(recipes, settings, model, processor, output_dir, seeds, arguments)
+    rows = run_cells(recipes, settings, model, processor, output_dir, seeds, arguments, after=after)
     columns = ["all", "many", "medium", "few", "realised_imbalance_factor"]
     results = Results(rows, columns, describe(seeds), {"realised_imbalance_factor": "imbalance factor"})
     results.save(output_dir)

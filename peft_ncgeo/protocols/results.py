@@ -23,12 +23,15 @@ class Results:
         rows: a dict a run. A metric that a run does not have is absent or None.
         columns: metrics that tables show, in order.
         note: what was run on what, for the line under a table.
+        titles: column -> its heading. Default: its name.
+        digits: column -> decimals shown. Default: 1.
     """
 
     rows: list[dict[str, Any]]
     columns: list[str]
     note: str = ""
     titles: dict[str, str] = field(default_factory=dict)
+    digits: dict[str, int] = field(default_factory=dict)
 
     def values(self, setting: str, method: str, column: str) -> list[float]:
         """A metric over the seeds."""
@@ -86,7 +89,8 @@ class Results:
         if not values:
             return ""
         mean, spread = self.summary(setting, method, column)
-        return f"{mean:.1f} ± {spread:.1f}" if len(values) > 1 else f"{mean:.1f}"
+        shown = f"{mean:.{self.digits.get(column, 1)}f}"
+        return f"{shown} ± {spread:.{self.digits.get(column, 1)}f}" if len(values) > 1 else shown
 
     def _seen(self, key: str) -> list[str]:
         return list(dict.fromkeys(row[key] for row in self.rows))

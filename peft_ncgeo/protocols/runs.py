@@ -6,6 +6,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ from .cells import (
     write_cell,
     writes,
 )
+
+
+# what a cell keeps of GeometryMonitor's metrics
+_GEOMETRY = ("nc", "text_", "modality_gap", "alignment", "error_exponent", "exponent", "class_exponent", "gram_")
+After = Callable[[GeometryTrainer, Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
 @dataclass
@@ -60,6 +66,7 @@ def run_cells(
     seeds: Sequence[int] = (1, 2, 3),
     args: Mapping[str, Any] | None = None,
     finish: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+    after: After | None = None,
 ) -> list[dict[str, Any]]:
     """Train each recipe in each setting from each seed and evaluate it; see [`Results`] for the rows.
 
@@ -69,13 +76,16 @@ def run_cells(
     Args:
         recipes: settings with different names; one without a PEFT config is evaluated as it is.
         settings: name -> function of the seed.
-        model: name or folder of a CLIP model, or a function that makes a fresh model.
+        model: name or folder of a CLIP model, or a function that makes a fresh model of any kind; its random weights,
+            a new head's for instance, are those of the cell's seed.
         processor: the model's.
         output_dir: where the cells are.
         seeds: one run each.
         args: arguments of every recipe, which override its own. `batch_size` counts all processes, `template` sets
             that of a prompt adapter too.
         finish: what a protocol adds to the metrics of a cell.
+        after: called with the trained trainer and a function that evaluates the task again; its metrics are added to
+            the cell's. It may change the model, which nobody uses afterwards.
 
     Raises:
         ValueError: two cells of one name, an unknown argument, or a cell that was made of something else.
@@ -94,6 +104,7 @@ def run_cells(
                 f"{count} cells would share {path}; recipes, settings and seeds must have different names."
             )
     fresh = (lambda: CLIPModel.from_pretrained(model)) if isinstance(model, str) else model
+    set_seed(0)
     of_model = describe_model(fresh())
     label_column = args.get("label_column", "label")
     tasks = {(setting, seed): settings[setting](seed) for setting in settings for seed in seeds}
@@ -104,10 +115,13 @@ def run_cells(
     with tqdm(total=len(cells), unit="cell", disable=not writes()) as bar:
         for (setting, seed, recipe), path in zip(cells, paths, strict=True):
             bar.set_description(f"{setting}, {recipe.name}, seed {seed}")
-            made_of = fingerprint(of_model, of_task[setting, seed], describe_recipe(recipe), args)
+            parts = [of_model, of_task[setting, seed], describe_recipe(recipe), args]
+            made_of = fingerprint(*parts, *([] if after is None else [after.__qualname__]))
             metrics = read_cell(path, made_of)
             if metrics is None:
-                metrics = finish(_run(recipe, tasks[setting, seed], fresh(), processor, path.parent, seed, args))
+                set_seed(seed)
+                task = tasks[setting, seed]
+                metrics = finish(_run(recipe, task, fresh(), processor, path.parent, seed, args, after))
                 metrics = write_cell(path, made_of, metrics)
             rows.append({"setting": setting, "method": recipe.name, "seed": seed, **metrics})
             bar.update()
@@ -150,6 +164,7 @@ def _run(
     folder: Path,
     seed: int,
     overrides: Mapping[str, Any],
+    after: After | None,
 ) -> dict[str, Any]:
     set_seed(seed)
     settings = {
@@ -184,14 +199,22 @@ def _run(
         result["seconds"] = trainer.train().metrics["train_runtime"]
         logs = trainer.state.log_history
         result.update({key: entry[key] for entry in logs for key in entry if key.startswith(("loss/", "lambda/"))})
+    result.update(_evaluate(trainer, task))
+    if after is not None:
+        result.update(after(trainer, partial(_evaluate, trainer, task)))
+    return result
+
+
+def _evaluate(trainer: GeometryTrainer, task: Task) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    label_column = trainer.args.label_column
     for name, dataset in task.test.items():
         output = trainer.predict(dataset, metric_key_prefix=name)
         predicted = output.predictions.argmax(-1)
         result[name] = 100 * accuracy(predicted, output.label_ids)
-        kept = ("nc", "text_", "modality_gap")
-        result.update({k: v for k, v in output.metrics.items() if k.removeprefix(f"{name}_").startswith(kept)})
+        result.update({k: v for k, v in output.metrics.items() if k.removeprefix(f"{name}_").startswith(_GEOMETRY)})
         if name == task.grouped:
-            counts = _counts_of(class_names(dataset, args.label_column), task.train, args.label_column)
+            counts = _counts_of(class_names(dataset, label_column), task.train, label_column)
             groups = evaluate_groups(predicted, output.label_ids, counts, task.thresholds)
             result.update({group: None if share is None else 100 * share for group, share in groups.items()})
             result["realised_imbalance_factor"] = float(counts.max() / counts.min())

@@ -125,6 +125,7 @@ class GeometryMonitor(TrainerCallback):
     | `nc3`, `nc3_cosine`, `nc4` | class means against classifier weights (alignment), and their predictions |
     | `alignment` | mean over classes of `cos(w_c, mu_c)`, weights as they are, class means centred |
     | `error_exponent`, `exponent_ratio` | how fast errors vanish with the noise, and as a share of the best possible |
+    | `class_exponent` | the same for each class against its nearest rival, mean over classes |
     | `gram_distance` | class means against classifier weights as shapes, neither centred (Delta_G*) |
     | `modality_gap` | distance between the centres of images and texts |
     | `text_nc2` | class texts against a simplex ETF |
@@ -140,6 +141,7 @@ class GeometryMonitor(TrainerCallback):
     Attributes:
         per_class: `alignment` and `error_exponent` of each class in the last evaluation, (K,); nan for classes
             without samples.
+        class_means: mean feature of each class in the last evaluation, (K, d) float64; rows of nan without samples.
 
     Example: `GeometryTrainer(..., callbacks=[GeometryMonitor()])`
     """
@@ -147,6 +149,7 @@ class GeometryMonitor(TrainerCallback):
     def __init__(self, nc4: bool = True) -> None:
         self.nc4 = nc4
         self.per_class: dict[str, Tensor] = {}
+        self.class_means: Tensor | None = None
         self._collapse: NeuralCollapse | None = None
 
     def begin(self) -> None:
@@ -164,11 +167,12 @@ class GeometryMonitor(TrainerCallback):
         """Metrics since `begin`, from the raw `text` (K, d) of a CLIP-like model, else from the linear `head`."""
         if self._collapse is None:
             return {}
+        counts, means = self._collapse.counts.cpu(), self._collapse.class_means.cpu()
+        self.class_means = means
         if text is None and head is None:
             return self._collapse.compute()  # what classifies is not one linear layer
         weights = (head.weight.detach() if text is None else unit(text)).double().cpu()
         bias = None if text is not None or head.bias is None else head.bias.detach().double().cpu()
-        counts, means = self._collapse.counts.cpu(), self._collapse.class_means.cpu()
         self.per_class = {
             "alignment": alignment(weights, means),
             "error_exponent": class_exponents(means, weights, bias),
@@ -177,6 +181,7 @@ class GeometryMonitor(TrainerCallback):
             **self._collapse.compute(weights, bias),
             "alignment": float(self.per_class["alignment"].nanmean()),
             "error_exponent": float(error_exponent(means, weights, bias)),
+            "class_exponent": float(self.per_class["error_exponent"].nanmean()),
             "exponent_ratio": float(exponent_ratio(means, weights, bias)),
             "gram_distance": float(gram_distance(means[counts > 0], weights[counts > 0])),
         }
