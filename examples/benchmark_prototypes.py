@@ -1,15 +1,15 @@
 """Fixed prototypes on the demo's step-imbalanced photographs: does a better geometry make a better classifier?
 
-    python examples/benchmark_prototypes.py
-        five classes of Fashion-MNIST with 250 images, five with 250/R, R = 10 and 100; 0 to 1,000 copies of each
-        prototype, ETF and minority_margin, three seeds; the demo's ViT (vision prompts) and ResNet (LoRA). About an
-        hour of one core; a run that was stopped goes on where it was, and `--backbones` lets two share the work.
+python examples/benchmark_prototypes.py
+    five classes of Fashion-MNIST with 250 images, five with 250/R, R = 10 and 100; 0 to 1,000 copies of each
+    prototype, ETF and minority_margin, three seeds; the demo's ViT (vision prompts) and ResNet (LoRA). About an
+    hour of one core; a run that was stopped goes on where it was, and `--backbones` lets two share the work.
 
-    python examples/benchmark_prototypes.py --tune
-        validation accuracy over learning rates and temperatures, by which these were chosen.
+python examples/benchmark_prototypes.py --tune
+    validation accuracy over learning rates and temperatures, by which these were chosen.
 
-    python examples/benchmark_prototypes.py --cost
-        time and memory of the loss against the number of copies, interleaved with naive concatenation, in one run.
+python examples/benchmark_prototypes.py --cost
+    time and memory of the loss against the number of copies, interleaved with naive concatenation, in one run.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from peft_ncgeo.data import class_counts, load_image_demo, step_imbalanced
 from peft_ncgeo.evaluation import evaluate_groups
+from peft_ncgeo.evaluation.metrics import accuracy
 from peft_ncgeo.geometry import NeuralCollapse, simplex_etf
 from peft_ncgeo.losses import GeometryBatch, PrototypeSupCon
 from peft_ncgeo.protocols import Results, Task, run_cells
@@ -92,28 +93,27 @@ def make_recipes(backbone: str, ratio: float) -> list[Recipe]:
     return [*recipes, make("trained prototypes, 100 copies", 100, trainable=True)]
 
 
+@torch.no_grad()
+def embed(trainer: Any, images: Any) -> tuple[Tensor, Tensor]:
+    """Embeddings (N, d) of length 1, and labels (N,)."""
+    trainer.towers.eval()
+    loader = trainer.get_test_dataloader(images)
+    found = [(trainer.towers(pixel_values=b["pixel_values"])["image_features"], b["labels"]) for b in loader]
+    features, labels = (torch.cat(part) for part in zip(*found, strict=True))
+    return nn.functional.normalize(features), labels
+
+
 def nearest_mean(trainer: Any, evaluate: Any) -> dict[str, Any]:
-    """Accuracy by the nearest mean of the training images, which needs no prototypes; and that on validation."""
+    """Accuracy by the nearest mean of the training images, which needs no prototypes; and on validation images."""
     splits = load_image_demo().splits
-    collected = {}
-    for name, images in {"train": trainer.train_dataset, "test": splits["test"], **splits}.items():
-        if name == "train":
-            images = trainer.train_dataset
-        loader = trainer.get_test_dataloader(images)
-        with torch.no_grad():
-            trainer.towers.eval()
-            found = [(trainer.towers(pixel_values=b["pixel_values"])["image_features"], b["labels"]) for b in loader]
-        collected[name] = tuple(torch.cat(part) for part in zip(*found, strict=True))
-    means = NeuralCollapse(10, collected["train"][0].shape[1], keep_samples=False).update(*collected["train"]).class_means
-    result = {}
-    for name in ("validation", "test"):
-        features, labels = collected[name]
-        predicted = (nn.functional.normalize(features) @ nn.functional.normalize(means).to(features).T).argmax(1)
-        result[name] = 100 * float((predicted == labels).float().mean())
+    features, labels = embed(trainer, trainer.train_dataset)
+    means = NeuralCollapse(10, features.shape[1], keep_samples=False).update(features, labels).class_means
+    features, labels = embed(trainer, splits["test"])
+    predicted = (features @ nn.functional.normalize(means).to(features).T).argmax(1)
     groups = evaluate_groups(predicted, labels, class_counts(trainer.train_dataset), THRESHOLDS)
     shares = {f"mean_{group}": None if share is None else 100 * share for group, share in groups.items()}
     validation = 100 * trainer.predict(splits["validation"]).metrics["test_accuracy"]
-    return {"mean_all": result["test"], "mean_validation": result["validation"], "validation": validation, **shares}
+    return {"mean_all": 100 * accuracy(predicted, labels), "validation": validation, **shares}
 
 
 def run(backbone: str, ratio: float, recipes: list[Recipe], seeds: list[int], args: argparse.Namespace) -> list[dict]:

@@ -17,7 +17,6 @@ import argparse
 import json
 import warnings
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 

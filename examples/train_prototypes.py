@@ -27,7 +27,13 @@ import torch
 import transformers
 from datasets import Dataset, load_dataset
 from peft import get_peft_model
-from transformers import AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser, PrinterCallback, set_seed
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    HfArgumentParser,
+    PrinterCallback,
+    set_seed,
+)
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, PrototypeConfig
 from peft_ncgeo.data import class_counts, load_image_demo, step_imbalanced

@@ -12,7 +12,7 @@
         --recipe examples/recipes/space_alignment.yaml --imbalance_factor 0
         your own model and images, as they are (an imbalance factor of 0 draws no tail).
 
-`--recipe` takes any PEFT config with `modules_to_save: [classifier]`; Transformers' training arguments can be given too.
+`--recipe` takes any PEFT config that trains the head; Transformers' training arguments can be given too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ from typing import Any
 import transformers
 from datasets import Dataset, DatasetDict, load_dataset
 from peft import get_peft_model
-from transformers import AutoImageProcessor, AutoModelForImageClassification, HfArgumentParser, PrinterCallback, set_seed
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    HfArgumentParser,
+    PrinterCallback,
+    set_seed,
+)
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
 from peft_ncgeo.data import class_counts, load_image_demo, long_tailed
@@ -158,7 +164,8 @@ def main() -> None:
     if not args.should_save:
         return
 
-    print(f"\n{recipe.name}, --align {script.align}: {len(images['train'])} images, {max(counts)} to {min(counts)} a class")
+    size = f"{len(images['train'])} images, {max(counts)} to {min(counts)} a class"
+    print(f"\n{recipe.name}, --align {script.align}: {size}")
     print(f"| test images | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for key in columns["trained"]:
         cells = ["-" if column[key] is None else f"{column[key]:.3f}" for column in columns.values()]

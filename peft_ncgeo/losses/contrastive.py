@@ -102,7 +102,7 @@ class PrototypeSupCon(Regularizer):
             others = torch.cat([others, classes + math.log(copies)], dim=1)
         positives = (labels[:, None] == labels) & ~own
         near = (samples * positives).sum(1) + copies * classes.gather(1, labels[:, None]).squeeze(1)
-        count = positives.sum(1) + copies
+        count = positives.sum(1).to(h) + copies  # a fraction with all of h's digits
         kept = count > 0
         if not kept.any():
             return 0 * h.sum()

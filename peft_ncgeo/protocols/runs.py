@@ -33,7 +33,6 @@ from .cells import (
     writes,
 )
 
-
 # what a cell keeps of GeometryMonitor's metrics
 _GEOMETRY = ("nc", "text_", "modality_gap", "alignment", "error_exponent", "exponent", "class_exponent", "gram_")
 After = Callable[[GeometryTrainer, Callable[[], dict[str, Any]]], dict[str, Any]]

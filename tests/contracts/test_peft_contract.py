@@ -1,9 +1,10 @@
-"""The promises that PEFT makes for any adapter, kept by every preset on every model it fits."""
+"""The promises that PEFT makes for any adapter, kept by every method and preset on every model it fits."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,13 +27,16 @@ from transformers import (
     Dinov2Config,
     Dinov2ForImageClassification,
     Dinov2Model,
+    ResNetConfig,
+    ResNetForImageClassification,
     SiglipConfig,
     SiglipModel,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 
-from peft_ncgeo import NPTConfig
+from peft_ncgeo import NPTConfig, PrototypeConfig
+from peft_ncgeo.geometry import simplex_etf
 from peft_ncgeo.towers import find_towers, image_features, text_features, unwrap
 
 from ..conftest import TEXT, VISION, VIT, pixels, texts, tiny, tiny_clip, tiny_vit, tiny_vit_classifier
@@ -43,9 +47,15 @@ PHRASE = [6, 7, 8, 9]  # token ids: tiny models have no tokenizer
 @dataclass
 class Case:
     build: Callable
-    config: Callable[[], NPTConfig]
+    config: Callable[[], NPTConfig | PrototypeConfig]
     parameters: int
     slots: int = 0  # text slots the adapter owns
+    constants: int = 0  # numbers in the adapter's file that are not trained
+    transformer: bool = True  # attention and gradient checkpointing
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.config().peft_type.value.lower()}_"
 
 
 def clip_part(cls, config):
@@ -76,6 +86,24 @@ def text_only(**fields):
     return ivlp(num_vision_tokens=0, **fields)
 
 
+def prototypes(**fields):
+    return PrototypeConfig(**{"projection_dim": 8, "temperature": 0.5, **fields})
+
+
+def uneven(**fields):
+    return prototypes(geometry="minority_margin", class_counts=[40, 20, 10, 5, 2], **fields)
+
+
+def given(**fields):
+    turned = simplex_etf(5, 6, seed=3) + 0.2  # neither unit rows nor an ETF
+    return prototypes(geometry=turned, projection_dim=None, **fields)
+
+
+def projector(width: int, dim: int) -> int:
+    """Parameters of the two layers between backbone and prototypes."""
+    return width * width + width + width * dim + dim
+
+
 CLIP = CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=24, num_labels=5)
 SIGLIP_VISION = {name: value for name, value in VISION.items() if name != "projection_dim"}
 SIGLIP = SiglipConfig(
@@ -83,6 +111,8 @@ SIGLIP = SiglipConfig(
     vision_config=SIGLIP_VISION,
 )
 DINO = Dinov2Config(**{k: v for k, v in VIT.items() if k != "intermediate_size"}, mlp_ratio=2)
+RESNET = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=5)
+PROMPTS = {"num_vision_tokens": 8, "vision_depth": 2}
 IVLP, MAPLE = 2 * 4 * 32 + 3 * 4 * 40, 3 * 2 * 32 + 2 * (32 * 40 + 40)
 CASES = {
     "clip-coop": Case(tiny_clip, coop, 6 * 32, slots=6),
@@ -108,6 +138,48 @@ CASES = {
     "deit_classifier": Case(clip_part(DeiTForImageClassification, DeiTConfig(**VIT)), vpt, 2 * 8 * 32),
     "dinov2": Case(clip_part(Dinov2Model, DINO), vpt, 2 * 8 * 32),
     "dinov2_classifier": Case(clip_part(Dinov2ForImageClassification, DINO), vpt, 2 * 8 * 32),
+    "vit_classifier-prototypes": Case(tiny_vit_classifier, prototypes, projector(32, 8), constants=5 * 8),
+    "vit_classifier-prototypes-prompts": Case(
+        tiny_vit_classifier, partial(prototypes, **PROMPTS), projector(32, 8) + 2 * 8 * 32, constants=5 * 8
+    ),
+    "vit_classifier-prototypes-given": Case(
+        tiny_vit_classifier,
+        partial(given, **PROMPTS, first_layer=1),
+        projector(32, 6) + 2 * 8 * 32,
+        constants=5 * 6,
+    ),
+    "vit_classifier-prototypes-trained": Case(
+        tiny_vit_classifier, partial(prototypes, **PROMPTS, trainable=True), projector(32, 8) + 2 * 8 * 32 + 5 * 8
+    ),
+    "dinov2_classifier-prototypes": Case(  # [CLS] beside the mean of the patches
+        clip_part(Dinov2ForImageClassification, DINO),
+        partial(uneven, **PROMPTS),
+        projector(64, 8) + 2 * 8 * 32,
+        constants=5 * 8,
+    ),
+    "deit_classifier-prototypes": Case(
+        clip_part(DeiTForImageClassification, DeiTConfig(**VIT)),
+        partial(given, **PROMPTS, trainable=True),
+        projector(32, 6) + 2 * 8 * 32 + 5 * 6,
+    ),
+    "clip_classifier-prototypes": Case(
+        clip_part(CLIPForImageClassification, CLIP),
+        partial(prototypes, **PROMPTS),
+        projector(40, 8) + 2 * 8 * 40,
+        constants=5 * 8,
+    ),
+    "clip_classifier-prototypes-trained": Case(
+        clip_part(CLIPForImageClassification, CLIP), partial(uneven, trainable=True), projector(40, 8) + 5 * 8
+    ),
+    "resnet_classifier-prototypes": Case(
+        clip_part(ResNetForImageClassification, RESNET), given, projector(16, 6), constants=5 * 6, transformer=False
+    ),
+    "resnet_classifier-prototypes-trained": Case(
+        clip_part(ResNetForImageClassification, RESNET),
+        partial(uneven, trainable=True),
+        projector(16, 8) + 5 * 8,
+        transformer=False,
+    ),
 }
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*all of them get prompts"),
@@ -129,7 +201,8 @@ def outputs(model, slots: int = 4) -> torch.Tensor:
         if isinstance(unwrap(model), SiglipModel):
             return image
         return torch.cat([image, text_features(model, **inputs).flatten()])
-    out = model(pixel_values=pixels()) if "vision" in towers else model(**inputs)
+    images = pixels().to(unwrap(model).dtype)  # ResNet does not cast them itself
+    out = model(**inputs) if "text" in towers else model(pixel_values=images)
     names = ("logits", "text_embeds", "image_embeds", "pooler_output", "last_hidden_state")
     found = [out[name].flatten() for name in names if out.get(name) is not None]
     return torch.cat(found[:1] if "logits" in out else found)
@@ -163,14 +236,14 @@ def saved(case: Case, tmp_path, with_base: bool = False):
     return model, tmp_path / "adapter"
 
 
-def test_only_prompts_are_trained(case):
+def test_only_its_own_parameters_are_trained(case):
     model = adapted(case)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert sum(p.numel() for p in trainable.values()) == case.parameters
-    assert all(".ncgeo_npt_" in name and p.dtype == torch.float32 for name, p in trainable.items())
+    assert all(f".{case.prefix}" in name and p.dtype == torch.float32 for name, p in trainable.items())
 
 
-def test_every_prompt_matters_and_gets_gradient(case):
+def test_every_parameter_matters_and_gets_gradient(case):
     model = adapted(case)
     outputs(model, case.slots).square().sum().backward()
     for name, parameter in model.named_parameters():
@@ -195,7 +268,7 @@ def test_outputs_keep_their_shape(case):
     base, model = case.build(), adapted(case).get_base_model()
     if hasattr(base, "get_image_features") or hasattr(base, "vision_model"):
         base, model = base.vision_model, model.vision_model
-    inputs = {"pixel_values": pixels()} if "vision" in find_towers(base) else texts(max(case.slots, 4))
+    inputs = texts(max(case.slots, 4)) if "text" in find_towers(base) else {"pixel_values": pixels()}
     for name, value in base(**inputs).items():
         assert model(**inputs)[name].shape == value.shape, name
 
@@ -301,7 +374,7 @@ def test_copies_are_equal_and_independent(case, clone):
     twin = clone(model)
     assert torch.equal(outputs(twin, case.slots), before)
     for name, parameter in twin.named_parameters():
-        if "ncgeo_npt" in name:
+        if case.prefix in name:
             parameter.zero_()
     assert torch.equal(outputs(model, case.slots), before)
     assert not torch.allclose(outputs(twin, case.slots), before, atol=1e-3)
@@ -314,6 +387,9 @@ def gradients(model, slots: int) -> dict[str, torch.Tensor]:
 
 
 def test_gradient_checkpointing_changes_nothing(case):
+    if not case.transformer:
+        assert not case.build().supports_gradient_checkpointing
+        return
     model = adapted(case).train()
     expected = gradients(model, case.slots)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -321,6 +397,9 @@ def test_gradient_checkpointing_changes_nothing(case):
 
 
 def test_eager_equals_sdpa(case):
+    if not case.transformer:
+        assert not case.build()._supports_sdpa
+        return
     eager, sdpa = (
         gradients(adapted(case, build=lambda i=i: case.build(attn_implementation=i)), case.slots)
         for i in ("eager", "sdpa")
@@ -328,12 +407,12 @@ def test_eager_equals_sdpa(case):
     torch.testing.assert_close(eager, sdpa, atol=1e-5, rtol=1e-4)
 
 
-def test_bf16_base_keeps_float32_prompts(case):
+def test_bf16_base_keeps_float32_parameters(case):
     full = adapted(case)
     half = adapted(case, build=lambda: case.build().to(torch.bfloat16))
     assert all(p.dtype == torch.float32 for p in half.parameters() if p.requires_grad)
     out = outputs(half, case.slots)
-    assert out.dtype == torch.bfloat16
+    assert out.dtype == (torch.float32 if case.prefix == "ncgeo_prototype_" else torch.bfloat16)
     torch.testing.assert_close(out.float(), outputs(full, case.slots), atol=0.1, rtol=0.1)
     assert all(torch.isfinite(g).all() for g in gradients(half, case.slots).values())
 
@@ -350,16 +429,18 @@ def test_missing_and_unexpected_keys_are_refused(case, tmp_path):
     _, path = saved(case, tmp_path)
     file = path / "adapter_model.safetensors"
     whole = load_file(file)
-    key = next(iter(whole))
-    save_file({k: v for k, v in whole.items() if k != key}, file)
-    with pytest.raises(ValueError, match=r"missing .*ncgeo_npt_(prompt|coupling)"):
-        PeftModel.from_pretrained(case.build(), path)
-    extra = key.replace("ncgeo_npt_prompt", "ncgeo_npt_other").replace("ncgeo_npt_coupling", "ncgeo_npt_other")
+    for key in whole:
+        save_file({k: v for k, v in whole.items() if k != key}, file)
+        with pytest.raises(ValueError, match=rf"missing .*{case.prefix}"):
+            PeftModel.from_pretrained(case.build(), path)
+    extra = re.sub(rf"{case.prefix}[a-z]+", f"{case.prefix}other", key)
     save_file({**whole, extra: whole[key].clone()}, file)
-    with pytest.raises(ValueError, match=r"unexpected .*ncgeo_npt_other"):
+    with pytest.raises(ValueError, match=rf"unexpected .*{case.prefix}other"):
         PeftModel.from_pretrained(case.build(), path)
 
 
-def test_adapter_file_holds_prompts_only(case, tmp_path):
+def test_adapter_file_holds_its_own_tensors_only(case, tmp_path):
     _, path = saved(case, tmp_path)
-    assert sum(v.numel() for v in load_peft_weights(str(path), device="cpu").values()) == case.parameters
+    tensors = load_peft_weights(str(path), device="cpu")
+    assert all(f".{case.prefix}" in name for name in tensors)
+    assert sum(v.numel() for v in tensors.values()) == case.parameters + case.constants

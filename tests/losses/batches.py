@@ -12,7 +12,7 @@ LABELS = (0, 2, 2, 1, 0, 2, 4)  # class 3 is absent, 1 and 4 have one sample
 def random_batch(
     labels=LABELS, classes: int = 5, dim: int = 6, templates: int = 3, dtype=torch.float64, seed: int = 0
 ) -> GeometryBatch:
-    """Every field that a loss may ask for; gradients reach the student's features."""
+    """Every field that a loss may ask for; gradients reach all that the student makes."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int, grad: bool = False) -> torch.Tensor:
@@ -29,7 +29,10 @@ def random_batch(
         frozen_text_features=draw(classes, dim),
         template_features=draw(classes, templates, dim, grad=True),
         frozen_template_features=draw(classes, templates, dim),
+        classifier_weight=draw(classes, dim, grad=True),
+        class_means=draw(classes, dim, grad=True),
         class_counts=torch.tensor([40, 20, 10, 5, 2, 1, 1, 1][:classes]),
+        progress=0.9,
     )
 
 

@@ -21,8 +21,10 @@ from peft_ncgeo.losses import (
     ModalityIsomorphism,
     OTPreservation,
     PointwisePreservation,
+    PrototypeSupCon,
     Regularizer,
     RotationStabilization,
+    SpaceAlignment,
 )
 
 from .batches import random_batch
@@ -32,6 +34,7 @@ TERMS = {
     "balanced_softmax": BalancedSoftmax,
     "logit_adjustment": LogitAdjustment,
     "ldam": LDAM,
+    "ldam_reweighted": lambda: LDAM(reweight_after=0.5),
     "ot": lambda: OTPreservation(weight=1.0),
     "ot_entropic": lambda: OTPreservation(weight=1.0, solver="entropic", epsilon=0.3),
     "pointwise": lambda: PointwisePreservation(weight=1.0),
@@ -43,10 +46,14 @@ TERMS = {
     "sinkhorn": lambda: ModalityIsomorphism(weight=1.0, method="sinkhorn"),
     "clusters": lambda: ClusterCollapse(weight=1.0, num_clusters=2),
     "clusters_sum": lambda: ClusterCollapse(weight=1.0, num_clusters=2, reduction="sum"),
+    "alignment": lambda: SpaceAlignment(weight=1.0),
+    "alignment_of_means": lambda: SpaceAlignment(detach_means=False, weight=1.0),
+    "supcon": lambda: PrototypeSupCon(copies=10, temperature=0.5),
 }
 # the plan of a Sinkhorn term is a constant, so the numerical gradient of the value is another one
 CONSTANT_PLANS = {"ot_entropic", "sinkhorn"}
-INPUTS = ("image_features", "text_features", "template_features", "logits")
+INPUTS = ("image_features", "text_features", "template_features", "logits", "classifier_weight", "class_means")
+STAND_INS = {"alignment", "alignment_of_means"}  # these take texts where there are no classifier weights
 
 
 @pytest.fixture(autouse=True)
@@ -57,10 +64,10 @@ def _quiet():
 
 
 def read_by(term, batch: GeometryBatch) -> list[str]:
-    """The student's features that the term's value depends on."""
-    values = [getattr(batch, name) for name in INPUTS]
-    grads = torch.autograd.grad(term(batch), values, allow_unused=True)
-    return [name for name, grad in zip(INPUTS, grads, strict=True) if grad is not None]
+    """What the student makes that the term's value depends on."""
+    inputs = [name for name in INPUTS if getattr(batch, name) is not None]
+    grads = torch.autograd.grad(term(batch), [getattr(batch, name) for name in inputs], allow_unused=True)
+    return [name for name, grad in zip(inputs, grads, strict=True) if grad is not None]
 
 
 def test_every_loss_is_listed():
@@ -87,7 +94,7 @@ def test_bfloat16_features_lose_no_more_than_their_own_rounding(name):
     wide = {
         f.name: v.detach().double()
         for f in dataclasses.fields(rounded)
-        if (v := getattr(rounded, f.name)) is not None and v.is_floating_point()
+        if isinstance(v := getattr(rounded, f.name), torch.Tensor) and v.is_floating_point()
     }
     value = TERMS[name]()(rounded)
     assert value.dtype == torch.float32
@@ -101,11 +108,11 @@ def test_bfloat16_features_lose_no_more_than_their_own_rounding(name):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_features_are_refused_by_name(name, bad):
     term, batch = TERMS[name](), random_batch()
-    field = read_by(TERMS[name](), batch)[0]
-    broken = getattr(batch, field).detach().clone()
-    broken.view(-1)[3] = bad
-    with pytest.raises(ValueError, match=f"{field} has non-finite values"):
-        term(dataclasses.replace(batch, **{field: broken}))
+    for field in read_by(TERMS[name](), batch):
+        broken = getattr(batch, field).detach().clone()
+        broken.view(-1)[3] = bad
+        with pytest.raises(ValueError, match=f"{field} has non-finite values"):
+            term(dataclasses.replace(batch, **{field: broken}))
 
 
 @pytest.mark.parametrize("name", TERMS)
@@ -144,6 +151,8 @@ def test_identical_texts_give_finite_values_and_gradients(name):
 @pytest.mark.parametrize("name", TERMS)
 def test_a_missing_field_is_named(name):
     term, batch = TERMS[name](), random_batch()
+    if name in STAND_INS:
+        batch.classifier_weight = None
     for field in (*getattr(term, "requires", ()), *read_by(TERMS[name](), batch)):
         with pytest.raises(ValueError, match=f"needs GeometryBatch.{field}"):
             TERMS[name]()(dataclasses.replace(batch, **{field: None}))

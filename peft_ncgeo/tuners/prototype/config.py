@@ -13,6 +13,7 @@ from torch import Tensor
 from ...geometry.prototypes import minority_margin
 from ...geometry.simplex import simplex_etf
 from ...geometry.sphere import unit
+from ...towers import HEAD
 from ..prompt_config import PromptConfig
 
 GEOMETRIES = ("etf", "minority_margin")
@@ -37,7 +38,9 @@ class PrototypeConfig(PromptConfig):
         projection_dim: width of h. Default: 128, or that of the prototypes given.
         geometry: "etf" (every two classes at the same, widest angle), "minority_margin" (angles grow as class counts
             fall, see [`~peft_ncgeo.geometry.minority_margin`]), or prototypes (K, d), scaled to length 1. Where the
-            prototypes are trained, they start here.
+            prototypes are trained, they start here. Only for an ETF are features that lie on their prototypes the
+            loss's minimum: in general it is reached at `h_y ~ w_y - sum_c p_c w_c`, p the softmax, so features lean
+            towards a prescribed geometry without taking it on.
         class_counts: (K,) training images of each class, for "minority_margin".
         margin_strength: 0 (an ETF) or more, for "minority_margin".
         prototypes_per_class: copies of each prototype that `PrototypeSupCon` puts into every batch.
@@ -46,7 +49,7 @@ class PrototypeConfig(PromptConfig):
 
     Raises:
         ValueError: a value out of range; class_counts missing or of another length; a model without a head; a width
-            in which the geometry does not exist.
+            in which the geometry does not exist; the head named in modules_to_save.
 
     Reference: J. Gill, V. Vakilian, C. Thrampoulidis, Engineering the Neural Collapse Geometry of
     Supervised-Contrastive Loss, arXiv 2310.00893. The paper fixes neither temperature nor the projector's width.
@@ -74,10 +77,10 @@ class PrototypeConfig(PromptConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType["NCGEO_PROTOTYPE"]
-        self._given: Tensor | None = None
-        if not isinstance(self.geometry, str):
-            self._given = self._check_given(self.geometry)
-            self.geometry = _GIVEN
+        if HEAD in (self.modules_to_save or []):
+            raise ValueError(f"modules_to_save names {HEAD!r}, in whose place the prototypes are; leave it out.")
+        if self.geometry is not None and not isinstance(self.geometry, str):
+            self.geometry = self._check_given(self.geometry)
         elif self.geometry not in (*GEOMETRIES, _GIVEN):
             raise ValueError(f"geometry={self.geometry!r} must be one of {GEOMETRIES} or a tensor (K, d).")
         self.projection_dim = 128 if self.projection_dim is None else self.projection_dim
@@ -85,12 +88,20 @@ class PrototypeConfig(PromptConfig):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature={self.temperature} must be greater than 0 and finite.")
-        if self.geometry == "minority_margin" and self.class_counts is None:
+        if not isinstance(self.temperature, int | float) or not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature!r} must be greater than 0 and finite.")
+        if isinstance(self.geometry, str) and self.geometry == "minority_margin" and self.class_counts is None:
             raise ValueError("geometry='minority_margin' needs class_counts, the training images of each class.")
         if self.class_counts is not None:
-            self.class_counts = [int(count) for count in self.class_counts]  # numpy's and torch's integers too
+            counts = torch.as_tensor(self.class_counts)  # numpy's and torch's integers too
+            if counts.dim() != 1 or counts.is_floating_point():
+                raise ValueError(f"class_counts={self.class_counts} must be whole numbers, one a class.")
+            self.class_counts = counts.tolist()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As PEFT saves it; prototypes that came as a tensor are in the adapter's file instead."""
+        fields = super().to_dict()
+        return {**fields, "geometry": self.geometry if isinstance(self.geometry, str) else _GIVEN}
 
     def _check_given(self, geometry: Any) -> Tensor:
         points = torch.as_tensor(geometry).detach().double().cpu()
@@ -114,8 +125,10 @@ class PrototypeConfig(PromptConfig):
         classes, dim = self.num_classes, self.projection_dim
         assert classes is not None  # the model's number, at the latest
         assert dim is not None
+        if isinstance(self.geometry, Tensor):
+            return self.geometry
         if self.geometry == _GIVEN:
-            return torch.full((classes, dim), math.nan) if self._given is None else self._given
+            return torch.full((classes, dim), math.nan)
         if self.class_counts is not None and len(self.class_counts) != classes:
             raise ValueError(f"class_counts has {len(self.class_counts)} numbers for {classes} classes.")
         if self.geometry == "etf":

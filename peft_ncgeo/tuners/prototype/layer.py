@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +20,7 @@ class PrototypeClassifier(nn.Module):
     def __init__(self, prototypes: Tensor, temperature: float, copies: int, trainable: bool) -> None:
         super().__init__()
         self.temperature, self.copies = temperature, copies
+        self._checked = False
         if trainable:
             self.prototypes = nn.Parameter(prototypes.float())
         else:
@@ -29,6 +32,13 @@ class PrototypeClassifier(nn.Module):
         return unit(self.prototypes)
 
     def forward(self, features: Tensor) -> Tensor:
+        if not self._checked:
+            if self.prototypes.isnan().any():
+                raise ValueError(
+                    "The prototypes were given as a tensor once and have not been loaded; pass geometry=tensor, or "
+                    "load the adapter's file."
+                )
+            self._checked = True
         with torch.autocast(features.device.type, enabled=False):
             return unit(features) @ self.weight.T / self.temperature
 
@@ -74,6 +84,6 @@ class PrototypeLayer(Wrapper):
         name = self._active_name
         if name is None:
             return self.base_layer(features)
-        hidden = self.ncgeo_prototype_hidden[name]
-        features = F.relu(hidden(features.flatten(1).float()))  # what is learned is float32
+        hidden: Any = self.ncgeo_prototype_hidden[name]
+        features = F.relu(hidden(features.flatten(1).to(hidden.weight.dtype)))  # float32 whatever the base's
         return self.ncgeo_prototype_classifier[name](unit(self.ncgeo_prototype_output[name](features)))

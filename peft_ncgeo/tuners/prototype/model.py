@@ -32,6 +32,7 @@ class PrototypeModel(PromptModel):
                 f"num_labels={peft_config.num_classes}, or pipelines cannot name the classes.",
                 stacklevel=2,
             )
+        peft_config.prototypes()  # what does not exist is refused before anything is replaced
         super()._prepare_model(peft_config, model)
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]

@@ -1,0 +1,390 @@
+"""What a prototype head promises beside what every adapter does: its logits, its geometry, its messages."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from safetensors.torch import load_file
+from transformers import Dinov2ForImageClassification, ResNetForImageClassification, pipeline
+
+from peft_ncgeo import PrototypeConfig
+from peft_ncgeo.geometry import minority_margin, simplex_etf
+from peft_ncgeo.towers import classifier, head_features, linear_classifier, linear_parameter
+
+from ..conftest import pixels, tiny, tiny_clip, tiny_images, tiny_processor, tiny_vit, tiny_vit_classifier
+from ..losses.batches import unit_rows
+from .test_peft_contract import DINO, PROMPTS, RESNET, prototypes, uneven
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+FILE_KEY = "base_model.model.classifier.ncgeo_prototype_classifier.prototypes"
+
+
+def points(classes: int = 5, dim: int = 6, seed: int = 0) -> torch.Tensor:
+    return torch.randn(classes, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def adapted(config=None, base=None, seed: int = 1):
+    """A model far from its start."""
+    torch.manual_seed(seed)
+    model = get_peft_model(base or tiny_vit_classifier(), config or prototypes(**PROMPTS))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return model.eval()
+
+
+def logits(model) -> torch.Tensor:
+    return model(pixel_values=pixels()).logits
+
+
+def tensors(model, adapter: str = "default") -> dict[str, np.ndarray]:
+    """The head's own numbers as float64: hidden.weight, hidden.bias, output.weight, output.bias, prototypes."""
+    prefix = "base_model.model.classifier.ncgeo_prototype_"
+    return {
+        name.removeprefix(prefix).replace(f".{adapter}.", ".").replace("classifier.", ""): value.double().numpy()
+        for name, value in model.state_dict().items()
+        if name.startswith(prefix) and f".{adapter}." in name
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("base", ["vit", "dinov2", "resnet"])
+def test_logits_are_cosines_with_the_prototypes_over_the_temperature(base, trainable):
+    model = {
+        "vit": tiny_vit_classifier,
+        "dinov2": lambda: tiny(Dinov2ForImageClassification, DINO),
+        "resnet": lambda: tiny(ResNetForImageClassification, RESNET),
+    }[base]()
+    entering: list[torch.Tensor] = []
+    handle = model.classifier.register_forward_pre_hook(lambda _, args: entering.append(args[0].flatten(1)))
+    logits(model)  # without prompts the features are the base model's
+    handle.remove()
+    model = adapted(uneven(temperature=0.2, trainable=trainable), base=model)
+    own, x = tensors(model), entering[0].double().numpy()
+    hidden = np.maximum(x @ own["hidden.weight"].T + own["hidden.bias"], 0)
+    h = unit_rows(hidden @ own["output.weight"].T + own["output.bias"])
+    cosines = h @ unit_rows(own["prototypes"]).T
+    out = logits(model)
+    np.testing.assert_allclose(out, cosines / 0.2, atol=2e-6)
+    nearest = np.linalg.norm(h[:, None] - unit_rows(own["prototypes"]), axis=-1).argmin(1)
+    np.testing.assert_array_equal(out.argmax(1), nearest)
+    double = model.double()(pixel_values=pixels().double()).logits
+    assert double.dtype == torch.float64
+    np.testing.assert_allclose(double, cosines / 0.2, atol=2e-6)  # x came in float32
+
+
+@torch.no_grad()
+def test_features_and_weights_that_losses_see():
+    """`h` enters the prototypes, and logits are `h . w` over the temperature with w of length 1."""
+    model = adapted(prototypes(trainable=True, temperature=0.2, prototypes_per_class=7))
+    features, out = head_features(model, pixels())
+    head = classifier(model)
+    assert linear_classifier(model) is head
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(features @ head.weight.T / 0.2, out)
+    assert (head.copies, head.temperature, head.bias) == (7, 0.2, None)
+    with pytest.raises(ValueError, match="PrototypeClassifier, not one linear layer"):
+        linear_parameter(model)
+    with model.disable_adapter():
+        assert classifier(model) is model.get_base_model().classifier.base_layer
+        features, out = head_features(model, pixels())
+        assert features.shape[1] == 32
+        assert torch.equal(out, logits(tiny_vit_classifier()))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (lambda: prototypes(), lambda: simplex_etf(5, 8)),
+        (lambda: PrototypeConfig(), lambda: simplex_etf(5, 128)),
+        (lambda: uneven(margin_strength=0.7), lambda: minority_margin([40, 20, 10, 5, 2], 8, 0.7)),
+        (
+            lambda: PrototypeConfig(geometry="minority_margin", class_counts=np.array([9, 7, 5, 3, 1]), num_classes=5),
+            lambda: minority_margin([9, 7, 5, 3, 1], 128, 0.5),
+        ),
+        (lambda: PrototypeConfig(geometry=3 * points()), lambda: torch.from_numpy(unit_rows(points().numpy()))),
+        (
+            lambda: PrototypeConfig(geometry=points().double().numpy()),
+            lambda: torch.from_numpy(unit_rows(points().numpy())),
+        ),
+        (lambda: PrototypeConfig(geometry=torch.eye(5).tolist()), lambda: torch.eye(5)),
+    ],
+    ids=["etf", "default", "minority", "minority_numpy", "tensor", "numpy", "list"],
+)
+def test_geometries(config, expected):
+    for seed in (0, 1):  # the same whatever the seed
+        torch.manual_seed(seed)
+        made = config()
+        weight = classifier(get_peft_model(tiny_vit_classifier(), made)).weight
+        np.testing.assert_allclose(np.linalg.norm(made.prototypes(), axis=1), 1, atol=1e-12)
+        torch.testing.assert_close(weight, expected().float(), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_training_moves_prototypes_only_where_told(trainable):
+    model = adapted(prototypes(trainable=trainable))
+    before = classifier(model).prototypes.detach().clone()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(pixel_values=pixels(), labels=torch.tensor([0, 3, 3])).loss.backward()
+        optimizer.step()
+    head = classifier(model)
+    assert torch.equal(head.prototypes, before) != trainable
+    assert head.prototypes.requires_grad == trainable
+    assert isinstance(head.prototypes, torch.nn.Parameter) == trainable
+    torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(5))
+
+
+@torch.no_grad()
+def test_prototypes_stay_float32_on_a_narrow_base(tmp_path):
+    base = tiny_vit_classifier
+    model = adapted(PrototypeConfig(geometry=points()), base=base().bfloat16())
+    assert classifier(model).prototypes.dtype == torch.float32
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(base().bfloat16(), tmp_path)
+    assert classifier(loaded).prototypes.dtype == torch.float32
+    assert torch.equal(logits(loaded), logits(model))
+
+
+@torch.no_grad()
+def test_a_whole_model_in_bfloat16_works():
+    """As `bf16_full_eval` makes it."""
+    model = adapted()
+    expected = logits(model)
+    out = logits(model.bfloat16())
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, expected, atol=0.05, rtol=0.05)
+
+
+@torch.no_grad()
+def test_adapters_of_different_geometries(tmp_path):
+    configs = {
+        "etf": prototypes(**PROMPTS),
+        "wide": uneven(),
+        "given": PrototypeConfig(geometry=points(), trainable=True, temperature=0.3),
+    }
+    torch.manual_seed(1)
+    model = get_peft_model(tiny_vit_classifier(), configs["etf"], adapter_name="etf").eval()
+    for name in ("wide", "given"):
+        model.add_adapter(name, configs[name])
+    out = {}
+    for name in configs:
+        model.set_adapter(name)
+        out[name] = logits(model)
+        own = tensors(model, name)["prototypes"]
+        assert classifier(model).temperature == configs[name].temperature
+        np.testing.assert_allclose(classifier(model).weight, unit_rows(own), atol=1e-6)
+    assert not torch.allclose(out["etf"], out["wide"], atol=1e-3)
+    model.save_pretrained(tmp_path)
+    model.set_adapter("etf")
+    model.delete_adapter("wide")
+    assert torch.equal(logits(model), out["etf"])
+    model.set_adapter("given")
+    assert torch.equal(logits(model), out["given"])
+    assert not [name for name in model.state_dict() if ".wide." in name]
+    loaded = PeftModel.from_pretrained(tiny_vit_classifier(), tmp_path / "given", adapter_name="given")
+    for name in ("etf", "wide"):
+        loaded.load_adapter(tmp_path / name, adapter_name=name)
+    for name in ("wide", "given", "etf"):
+        loaded.set_adapter(name)
+        assert torch.equal(logits(loaded), out[name])
+    with loaded.disable_adapter():
+        assert torch.equal(logits(loaded), logits(tiny_vit_classifier().requires_grad_(False)))
+
+
+@pytest.mark.parametrize("config", [prototypes, uneven, lambda: PrototypeConfig(geometry=points(), trainable=True)])
+def test_config_round_trip(config, tmp_path):
+    config = config()
+    model = adapted(config)
+    model.save_pretrained(tmp_path)
+    loaded = PrototypeConfig.from_pretrained(tmp_path)
+    ignored = {"inference_mode", "auto_mapping"}
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    for name, value in config.to_dict().items():
+        if name not in ignored:
+            assert getattr(loaded, name) == value, name
+            assert written[name] == value, name
+    assert written["peft_type"] == "NCGEO_PROTOTYPE"
+    assert written["num_classes"] == 5
+    stored = load_file(tmp_path / "adapter_model.safetensors")[FILE_KEY]
+    assert torch.equal(stored, classifier(model).prototypes)
+    assert stored.shape == (5, config.projection_dim)
+    if written["geometry"] == "given":
+        assert loaded.prototypes().isnan().all()  # they are in the file beside it
+    else:
+        torch.testing.assert_close(loaded.prototypes(), config.prototypes(), atol=0, rtol=0)
+    again = PrototypeConfig(**{k: v for k, v in config.to_dict().items() if k not in {*ignored, "peft_version"}})
+    assert again.to_dict() == {**config.to_dict(), **{k: again.to_dict()[k] for k in (*ignored, "peft_version")}}
+
+
+def test_a_files_prototypes_count_and_not_the_configs(tmp_path):
+    """A geometry recomputed when loading would change if the formula ever did."""
+    model = adapted(prototypes())
+    with torch.no_grad():
+        classifier(model).prototypes.copy_(torch.nn.functional.normalize(points(5, 8), dim=1))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(tiny_vit_classifier(), tmp_path)), logits(model))
+
+
+@torch.no_grad()
+def test_image_classification_pipeline(tmp_path):
+    tiny_vit_classifier().save_pretrained(tmp_path / "base")
+    model = adapted(base=tiny_vit_classifier().from_pretrained(tmp_path / "base"))
+    model.save_pretrained(tmp_path / "adapter")
+    processor = tiny_processor().image_processor
+    images = list(tiny_images(6)["image"])
+    inputs = processor(images=images, return_tensors="pt")
+    shares = model(**inputs).logits.softmax(1)
+    names = model.get_base_model().config.id2label
+    expected = [names[int(k)] for k in shares.argmax(1)]
+    plain = [names[int(k)] for k in tiny_vit_classifier()(**inputs).logits.argmax(1)]
+    assert expected != plain
+    for source in (model.get_base_model(), str(tmp_path / "adapter")):
+        classify = pipeline("image-classification", model=source, image_processor=processor)
+        results = classify(images, top_k=1)
+        assert [result[0]["label"] for result in results] == expected
+        np.testing.assert_allclose([result[0]["score"] for result in results], shares.amax(1), atol=1e-6)
+
+
+def test_number_of_classes_is_the_models_unless_given():
+    assert get_peft_model(tiny_vit_classifier(), prototypes()).peft_config["default"].num_classes == 5
+    with pytest.warns(UserWarning, match="num_classes=3, but the model names 5 labels.*num_labels=3"):
+        model = get_peft_model(tiny_vit_classifier(), prototypes(num_classes=3))
+    assert logits(model).shape == (3, 3)
+    with pytest.warns(UserWarning, match="num_classes=7, but the model names 5 labels"):
+        get_peft_model(tiny_vit_classifier(), PrototypeConfig(geometry=points(7)))
+
+
+def message(call, error=ValueError) -> str:
+    with pytest.raises(error) as info:
+        call()
+    text = str(info.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize("build", [tiny_clip, tiny_vit])
+def test_a_model_without_a_head_is_refused(build):
+    text = message(lambda: get_peft_model(build(), prototypes()))
+    assert text.startswith(f"{build().__class__.__name__} has no classification head")
+    assert "ForImageClassification" in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"geometry": "simplex"}, "geometry='simplex' must be one of ('etf', 'minority_margin') or a tensor"),
+        ({"geometry": torch.tensor([[1.0, 0.0], [0.0, 0.0]])}, "prototype 1 is 0 or not finite"),
+        ({"geometry": torch.tensor([[float("nan"), 0.0], [0.0, 1.0]])}, "prototype 0 is 0 or not finite"),
+        ({"geometry": torch.ones(3)}, "at least 2 classes, got (3,)"),
+        ({"geometry": torch.ones(1, 3)}, "at least 2 classes, got (1, 3)"),
+        ({"geometry": torch.eye(3), "num_classes": 4}, "num_classes=4, but geometry has shape (3, 3)"),
+        ({"geometry": torch.eye(3), "projection_dim": 4}, "projection_dim=4, but geometry has shape (3, 3)"),
+        ({"geometry": "minority_margin"}, "needs class_counts"),
+        ({"temperature": 0.0}, "temperature=0.0 must be greater than 0"),
+        ({"temperature": -1.0}, "temperature=-1.0 must be greater than 0"),
+        ({"temperature": float("nan")}, "temperature=nan must be greater than 0"),
+        ({"num_classes": 1}, "num_classes=1 must be a whole number of at least 2"),
+        ({"projection_dim": 0}, "projection_dim=0 must be a whole number of at least 1"),
+        ({"prototypes_per_class": -1}, "prototypes_per_class=-1 must be a whole number of at least 0"),
+        ({"prototypes_per_class": 1.5}, "prototypes_per_class=1.5 must be a whole number"),
+        ({"num_vision_tokens": -1}, "num_vision_tokens=-1 must be"),
+    ],
+    ids=str,
+)
+def test_values_out_of_range_are_refused_at_once(fields, expected):
+    assert expected in message(lambda: PrototypeConfig(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"projection_dim": 3}, "simplex ETF of 5 classes needs at least 4 dimensions, got 3"),
+        ({"projection_dim": 3, "geometry": "minority_margin", "class_counts": [1] * 5}, "need at least 4 dimensions"),
+        ({"geometry": "minority_margin", "class_counts": [3, 2]}, "class_counts has 2 numbers for 5 classes"),
+        ({"geometry": "minority_margin", "class_counts": [3, 2, 1, 0, 1]}, "class_counts[3] is 0"),
+        ({"geometry": "minority_margin", "class_counts": [1] * 5, "margin_strength": -1.0}, "strength=-1.0"),
+        ({"num_text_tokens": 2}, "has no text tower to prompt"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_the_model_is_refused_and_leaves_it_whole(fields, expected):
+    model = tiny_vit_classifier()
+    names = [name for name, _ in model.named_modules()]
+    config = PrototypeConfig(**{"num_vision_tokens": 2, **fields})
+    assert expected in message(lambda: get_peft_model(model, config))
+    assert [name for name, _ in model.named_modules()] == names
+
+
+def test_prompts_need_a_transformer():
+    text = message(lambda: get_peft_model(tiny(ResNetForImageClassification, RESNET), prototypes(**PROMPTS)))
+    assert text == "ResNetForImageClassification has no vision tower to prompt; set num_vision_tokens=0."
+
+
+def test_an_adapter_for_other_classes_is_refused(tmp_path):
+    adapted(prototypes()).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**written, "num_classes": 4}))
+    with (
+        pytest.warns(UserWarning, match="num_classes=4, but the model names 5"),
+        pytest.raises(ValueError, match=r"prototypes is \(5, 8\), the model takes \(4, 8\)"),
+    ):
+        PeftModel.from_pretrained(tiny_vit_classifier(), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
+def test_beside_lora(tmp_path):
+    """The documented way to combine the two: LoRA injected first, prototypes without prompts on top."""
+    lora = LoraConfig(target_modules=["q_proj", "v_proj"], r=2, lora_alpha=4)
+    torch.manual_seed(3)
+    vit = inject_adapter_in_model(lora, tiny_vit_classifier(), adapter_name="lora")
+    model = adapted(prototypes(), base=vit, seed=4)  # also moves LoRA's second factors away from 0
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert len([name for name in trained if ".lora_" in name]) == 2 * 2 * 3  # two factors, two targets, three layers
+    assert len([name for name in trained if ".ncgeo_prototype_" in name]) == 4
+    assert len(trained) == 12 + 4
+    expected = logits(model)
+    expected.square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in model.parameters() if p.requires_grad)
+    model.save_pretrained(tmp_path)
+    assert all(".ncgeo_prototype_" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
+    assert all(".lora_" in name for name in load_file(tmp_path / "lora" / "adapter_model.safetensors"))
+
+    torch.manual_seed(5)
+    vit = tiny_vit_classifier()
+    without_lora = PeftModel.from_pretrained(tiny_vit_classifier(), tmp_path)
+    vit.load_adapter(tmp_path / "lora", adapter_name="lora")
+    without_prototypes = logits(vit)
+    loaded = PeftModel.from_pretrained(vit, tmp_path)
+    assert torch.equal(logits(loaded), expected)
+    assert not torch.allclose(logits(without_lora), expected, atol=1e-3)
+    assert not torch.allclose(without_prototypes, expected, atol=1e-3)
+    assert not torch.allclose(without_prototypes, logits(tiny_vit_classifier()), atol=1e-3)
+    with loaded.disable_adapter():
+        assert torch.equal(logits(loaded), logits(tiny_vit_classifier().requires_grad_(False)))
+
+
+def test_a_config_of_given_prototypes_can_be_copied_and_asks_for_its_file():
+    points = torch.randn(5, 8)
+    config = PrototypeConfig(geometry=points)
+    copy = dataclasses.replace(config, temperature=1.0)
+    assert torch.equal(copy.prototypes(), config.prototypes())
+    assert config.to_dict()["geometry"] == "given"
+    json.dumps(config.to_dict())
+    without = get_peft_model(tiny_vit_classifier(), PrototypeConfig(geometry="given", projection_dim=8))
+    with pytest.raises(ValueError, match="have not been loaded"):
+        without(pixel_values=pixels())
+    with pytest.raises(ValueError, match="modules_to_save names 'classifier'"):
+        PrototypeConfig(modules_to_save=["classifier"])
+    with pytest.raises(ValueError, match="class_counts"):
+        PrototypeConfig(class_counts=[1.5, 2, 3])
