@@ -378,7 +378,7 @@ def test_a_config_of_given_prototypes_can_be_copied_and_asks_for_its_file():
     points = torch.randn(5, 8)
     config = PrototypeConfig(geometry=points)
     copy = dataclasses.replace(config, temperature=1.0)
-    assert torch.equal(copy.prototypes(), config.prototypes())
+    torch.testing.assert_close(copy.prototypes(), config.prototypes())
     assert config.to_dict()["geometry"] == "given"
     json.dumps(config.to_dict())
     without = get_peft_model(tiny_vit_classifier(), PrototypeConfig(geometry="given", projection_dim=8))
