@@ -35,10 +35,10 @@ LOSSES: dict[str, dict[str, Any]] = {
     "logit adjustment": {"classification_loss": {"LogitAdjustment": {}}},
     "LDAM-DRW": {"classification_loss": {"LDAM": {"max_margin": 0.5, "reweight_after": 0.8}}},
 }
-ALIGNMENTS: dict[str, dict[str, Any]] = {
+ALIGNMENTS: dict[str, dict[str, Any]] = {  # strengths chosen by --tune, the same for both adapters
     "": {},
-    " + Reg": {"losses": [{"SpaceAlignment": {"weight": 1.0}}]},
-    " + SLERP": {"callbacks": [{"SlerpAlignment": {"alpha": 0.002}}]},
+    " + Reg": {"losses": [{"SpaceAlignment": {"weight": 0.1}}]},
+    " + SLERP": {"callbacks": [{"SlerpAlignment": {"alpha": 2e-5}}]},
     " + Proj": {"callbacks": [{"GradientProjection": {"gamma": 0.6}}]},
 }
 CONTROL = {" - Reg": {"losses": [{"SpaceAlignment": {"weight": -1.0}}]}}  # the paper's: away from the means
@@ -51,6 +51,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
     "SLERP": [{"callbacks": [{"SlerpAlignment": {"alpha": a}}]} for a in (0.00002, 0.0002, 0.002)],
 }
 RECIPES, RESULTS = Path(__file__).parent / "recipes" / "demo", Path(__file__).parent / "results"
+DIGITS = {"alignment": 2, "nc2": 2, "nc3": 2, "class_exponent": 2, "exponent_ratio": 3}
 COLUMNS = ["all", "many", "medium", "few", "alignment", "nc1", "nc2", "nc3", "class_exponent", "exponent_ratio"]
 
 
@@ -163,7 +164,7 @@ def main() -> None:
     settings_in_order = list(dict.fromkeys(row["setting"] for row in rows))
     rows.sort(key=lambda row: (settings_in_order.index(row["setting"]), order.index(row["method"]), row["seed"]))
     note = f"The demo's ViT on long-tailed Fashion-MNIST, n_max {N_MAX}, thirds of the classes. {results.note}"
-    table = Results(rows, COLUMNS, note)
+    table = Results(rows, COLUMNS, note, digits=DIGITS)
     table.save(args.output_dir)
     print(table.markdown())
 
