@@ -1,0 +1,200 @@
+"""The examples on image classifiers: space alignment and prototypes, on the demo and on images of one's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from peft_ncgeo.data import load_image_demo
+from peft_ncgeo.towers import linear_classifier
+from peft_ncgeo.training import Recipe
+
+from .test_examples import ROOT, run_example
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+DEMO, RESULTS = ROOT / "examples" / "recipes" / "demo", ROOT / "examples" / "results"
+SHORT = ["--num_train_epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> list[str]:
+    """A model folder and an image folder of four classes, as arguments."""
+    folder = tmp_path_factory.mktemp("own")
+    demo = load_image_demo()
+    demo.model.save_pretrained(folder / "model")
+    demo.processor.save_pretrained(folder / "model")
+    for part in ("train", "test"):
+        images = demo.splits[part]
+        labels = images["label"][:]
+        for label, name in enumerate(images.features["label"].names[:4]):
+            (folder / "images" / part / name).mkdir(parents=True)
+            rows = [i for i, y in enumerate(labels) if y == label][:24]
+            for i in rows:
+                images[i]["image"].save(folder / "images" / part / name / f"{i}.png")
+    return ["--model_name_or_path", str(folder / "model"), "--dataset_name", str(folder / "images")]
+
+
+def printed(out: str) -> dict[str, list[float]]:
+    """The rows of the table that was printed."""
+    found = re.findall(r"^\| ([\w ]+?) \| ([\d.-]+) \| ([\d.-]+) \|$", out, flags=re.MULTILINE)
+    return {title: [float(a), float(b)] for title, a, b in found}
+
+
+def test_space_alignment(tmp_path, monkeypatch, capsys):
+    arguments = [*SHORT, "--align", "slerp", "--imbalance_factor", "10", "--n_max", "50"]
+    run_example("train_space_alignment.py", *arguments, "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    images = sum(int(50 * 0.1 ** (k / 9) + 1e-6) for k in range(10))
+    assert f"vit_lora, --align slerp: {images} images, 50 to 5 a class" in out
+    table = printed(out)
+    assert {"accuracy", "alignment", "nc1", "nc2", "nc3", "many", "medium", "few"} <= table.keys()
+    assert (tmp_path / "alignment.png").stat().st_size > 10_000
+    # the saved adapter has the aligned head: it scores what the table says
+    demo = load_image_demo()
+    model = PeftModel.from_pretrained(demo.model, tmp_path).eval()
+    test = demo.splits["test"]
+    pixels = demo.processor(images=test["image"][:], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        predicted = torch.cat([model(pixel_values=part).logits.argmax(1) for part in pixels.split(500)])
+    right = (predicted == torch.tensor(test["label"][:])).float().mean()
+    assert table["accuracy"][1] == pytest.approx(float(right), abs=6e-4)
+
+
+def test_space_alignment_of_own_images(own, tmp_path, monkeypatch, capsys):
+    arguments = [*SHORT, *own, "--align", "reg", "--imbalance_factor", "4", "--output_dir", str(tmp_path)]
+    run_example("train_space_alignment.py", *arguments, monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    assert "images, 21 to 5 a class" in out  # a tenth was held out for validation
+    assert len(load_file(tmp_path / "adapter_model.safetensors")) == 18  # q and v of four layers, and the head
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("train_space_alignment.py", ["--align", "other"], "--align other must be one of none, reg, slerp, proj"),
+        ("train_prototypes.py", ["--recipe", str(DEMO / "vit_lora.yaml")], "names no PrototypeConfig"),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(name, arguments, message, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=message):
+        run_example(name, *arguments, "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
+
+
+def test_prototypes(tmp_path, monkeypatch, capsys):
+    arguments = [*SHORT, "--geometry", "minority_margin", "--ratio", "50", "--output_dir", str(tmp_path)]
+    run_example("train_prototypes.py", *arguments, monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    assert "prototypes, minority_margin: 1275 images, 250 to 5 a class" in out
+    table = printed(out)
+    assert table["of large classes"][1] > table["of large classes"][0]
+    assert table["test images"][1] == pytest.approx(
+        (table["of large classes"][1] + table["of small classes"][1]) / 2, abs=2e-3
+    )
+    assert (tmp_path / "prototypes.png").stat().st_size > 10_000
+    model = PeftModel.from_pretrained(load_image_demo().model, tmp_path)
+    weight = linear_classifier(model).weight
+    cosines = (weight @ weight.T).fill_diagonal_(-1)
+    assert cosines[5:, 5:].max() < cosines[:5, :5].max() - 0.1  # wider angles between the small classes
+
+
+def test_prototypes_of_own_images(own, tmp_path, monkeypatch, capsys):
+    run_example(
+        "train_prototypes.py", *SHORT, *own, "--ratio", "0", "--output_dir", str(tmp_path), monkeypatch=monkeypatch
+    )
+    out = capsys.readouterr().out
+    assert "96 images, 24 to 24 a class" in out
+    assert "of small classes" not in out
+
+
+@pytest.mark.parametrize("name", ["train_space_alignment.py", "train_prototypes.py"])
+def test_two_processes_end_and_report_once(name, own, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
+    command += [str(ROOT / "examples/accelerate/cpu_2proc.yaml"), str(ROOT / "examples" / name), *SHORT, *own]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--output_dir", str(tmp_path)], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count(f"Adapter and figure in {tmp_path}") == 1
+
+
+def test_table_of_space_alignment(tmp_path, monkeypatch, capsys):
+    """Plain runs bring a post-hoc row, aligned ones do not; the control is there for cross-entropy only."""
+    arguments = ["--adapters", "lora", "--losses", "CE", "--imbalance_factors", "200", "--seeds", "1"]
+    arguments += ["--num_train_epochs", "1", "--output_dir", str(tmp_path)]
+    run_example("benchmark_space_alignment.py", *arguments, monkeypatch=monkeypatch)
+    content = json.loads((tmp_path / "results.json").read_text())
+    rows = {row["method"]: row for row in content["rows"]}
+    assert list(rows) == ["CE", "CE + Reg", "CE + SLERP", "CE + Proj", "CE - Reg", "CE + post-hoc"]
+    for row in rows.values():
+        assert 0 < row["all"] < 100
+        assert {"many", "medium", "few", "nc1", "nc2", "nc3", "exponent_ratio", "class_exponent"} <= row.keys()
+        assert -1 <= row["alignment"] <= 1
+    assert rows["CE + post-hoc"]["nc1"] == pytest.approx(rows["CE"]["nc1"])  # features are the same
+    assert rows["CE + post-hoc"]["alignment"] > rows["CE"]["alignment"]
+    assert rows["CE"]["realised_imbalance_factor"] == 200
+    assert "| lora, IF 200 | CE + post-hoc |" in capsys.readouterr().out
+
+
+def test_table_of_prototypes(tmp_path, monkeypatch, capsys):
+    arguments = ["--backbones", "resnet", "--ratios", "100", "--seeds", "1", "--output_dir", str(tmp_path)]
+    run_example("benchmark_prototypes.py", *arguments, "--num_train_epochs", "0.05", monkeypatch=monkeypatch)
+    rows = {row["method"]: row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    assert len(rows) == 12
+    assert {"etf, 1000 copies", "minority_margin, 10 copies", "SupCon, no prototypes"} <= rows.keys()
+    for row in rows.values():
+        assert 0 <= row["train_gram_distance"] <= 2
+        assert all(0 <= row[c] <= 100 for c in ("all", "many", "few", "mean_all", "mean_many", "mean_few"))
+        assert row["all"] == pytest.approx((row["many"] + row["few"]) / 2)
+    assert "majority, nearest mean" in capsys.readouterr().out
+
+
+def test_cost_of_copies(monkeypatch, capsys):
+    """Memory kept for the backward pass does not depend on the number of copies; concatenated, it does."""
+    run_example("benchmark_prototypes.py", "--cost", "--rounds", "1", monkeypatch=monkeypatch)
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if re.match(r"\| \d", line)]
+    assert [int(line[1]) for line in lines] == [10, 50, 100, 1000]
+    assert len({line[3] for line in lines}) == 1
+    assert float(lines[-1][5]) > 50 * float(lines[0][5]) > 0
+
+
+def test_recipes_hold_what_validation_chose():
+    log = json.loads((RESULTS / "tune_space_alignment.json").read_text())
+    for adapter, recipe in (("lora", "vit_lora"), ("prompts", "vit_prompts")):
+        rates = [entry for entry in log if (entry["adapter"], entry["step"]) == (adapter, "learning_rate")]
+        best = max(rates, key=lambda entry: sum(entry["validation"]))
+        source = Recipe.read(DEMO / f"{recipe}.yaml").source
+        assert source["args"]["learning_rate"] == best["part"]["args"]["learning_rate"]
+    text = (ROOT / "examples" / "benchmark_space_alignment.py").read_text()
+    for step, written in (("Reg", '{{"weight": {}}}'), ("SLERP", '{{"alpha": {}}}')):
+        totals: dict[float, float] = {}
+        for entry in log:
+            if entry["step"] == step:
+                (((term,),),) = (part.values() for part in (entry["part"],))
+                ((value,),) = (fields.values() for fields in term.values())
+                totals[value] = totals.get(value, 0) + sum(entry["validation"])
+        best = max(totals, key=totals.get)
+        shown = f"{best:g}".replace("e-0", "e-")
+        assert f'" + {step}"' in text
+        assert written.format(shown) in text.split(f'" + {step}"')[1].splitlines()[0]
+
+
+def test_prototype_settings_are_those_of_the_search():
+    path = RESULTS / "tune_prototypes.json"
+    log = json.loads(Path(path).read_text())
+    text = (ROOT / "examples" / "benchmark_prototypes.py").read_text()
+    for backbone in ("vit", "resnet"):
+        best = max((e for e in log if e["backbone"] == backbone), key=lambda entry: sum(entry["validation"]))
+        assert (
+            f'"{backbone}": {{"learning_rate": {best["learning_rate"]:g}, "temperature": {best["temperature"]:g}}}'
+            in text
+        )
