@@ -1,7 +1,8 @@
 """Write the tables of the last runs into README.md and keep their numbers in the repository.
 
 python examples/train_prompt_ot.py && python examples/compare_transport.py
-python examples/benchmark_base_new.py && python examples/update_readme.py
+python examples/benchmark_base_new.py && python examples/benchmark_space_alignment.py
+python examples/benchmark_prototypes.py && python examples/update_readme.py
 """
 
 from __future__ import annotations
@@ -9,15 +10,38 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 from pathlib import Path
 
-from peft_ncgeo.plots import plot_relation
+from peft_ncgeo.plots import plot_curve, plot_relation
 from peft_ncgeo.protocols import Results
 
 ROOT = Path(__file__).parents[1]
 TABLES = {"demo": "prompt_ot", "transport": "compare_transport"}  # mark in README -> folder of the run
 KEPT = ("setting", "method", "seed", "base", "new", "H", "many", "medium", "few", "kept")
 GEOMETRY = ("base_text_nc2", "new_text_nc2", "base_nc1", "base_nc3_cosine", "base_modality_gap", "seconds")
+
+ACCURACIES = ("all", "many", "medium", "few", "mean_all", "mean_many", "mean_few")
+TURNS = (" + Reg", " + SLERP", " + Proj", " - Reg", " + post-hoc")
+ALIGNMENT = {
+    **{name: name for name in ACCURACIES[:4]},
+    "alignment": "alignment",
+    "nc1": "NC1",
+    "nc2": "NC2",
+    "nc3": "NC3",
+    "class_exponent": "class exponent",
+    "exponent_ratio": "beta / beta*",
+    "fraction": "fraction",
+}
+PROTOTYPES = {
+    "train_gram_distance": "Delta_G*, training",
+    "all_gram_distance": "Delta_G*, test",
+    "all": "all",
+    "many": "majority",
+    "few": "minority",
+    "mean_many": "majority, nearest mean",
+    "mean_few": "minority, nearest mean",
+}
 
 
 def write_table(text: str, mark: str, table: str) -> str:
@@ -82,6 +106,83 @@ def write_base_new(folder: Path, kept: Path, readme: str) -> str:
     return write_table(readme, "collapse", head + "\n".join(lines) + "\n")
 
 
+def keep_results(folder: Path, kept: Path, name: str, metrics: dict[str, str]) -> Results:
+    """Write the chosen metrics (with their headings) of all runs as JSON, and every table as Markdown."""
+    content = json.loads((folder / "results.json").read_text())
+    rows = [{key: row.get(key) for key in ("setting", "method", "seed", *metrics)} for row in content["rows"]]
+    for row in rows:
+        row.update({key: round(value, 4) for key, value in row.items() if isinstance(value, float)})
+    digits = {column: 1 if column in ACCURACIES or column == "nc1" else 2 for column in metrics}
+    results = Results(rows, list(metrics), content["note"], metrics, digits)
+    lines = ",\n".join(map(json.dumps, rows))
+    (kept / f"{name}.json").write_text(f'{{"note": {json.dumps(content["note"])}, "rows": [\n{lines}\n]}}\n')
+    (kept / f"{name}.md").write_text(f"{results.markdown()}\n\n{content['note']}\n")
+    return results
+
+
+def paired_changes(results: Results, column: str, adapter: str) -> str:
+    """Mean change of a metric against the plain run of the same loss, setting and seed, and its standard error."""
+    rows = [row for row in results.rows if row["setting"].startswith(f"{adapter}, ")]
+    values = {(row["method"], row["setting"], row["seed"]): row[column] for row in rows}
+    losses = list(dict.fromkeys(method for method, *_ in values if not method.endswith(TURNS)))
+    lines = [f"| {adapter}, {column} | plain | {' | '.join(turn.strip(' +') for turn in TURNS)} |"]
+    lines.append("|---|" + "---|" * (len(TURNS) + 1))
+    for loss in losses:
+        plain = [value for (method, *_), value in values.items() if method == loss]
+        cells = [f"{statistics.fmean(plain):.1f}"]
+        for turn in TURNS:
+            turned = {key[1:]: value for key, value in values.items() if key[0] == loss + turn}
+            changes = [value - values[(loss, *run)] for run, value in turned.items()]
+            error = statistics.stdev(changes) / len(changes) ** 0.5 if len(changes) > 1 else 0.0
+            cells.append(f"{statistics.fmean(changes):+.1f} ± {error:.1f}" if changes else "")
+        lines.append(f"| {loss} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_alignment(folder: Path, kept: Path, readme: str) -> str:
+    """Changes over all settings, one setting in full, and validation accuracy over the post-hoc fraction."""
+    results = keep_results(folder, kept, "space_alignment_demo", ALIGNMENT)
+    adapters = dict.fromkeys(row["setting"].split(", ")[0] for row in results.rows)
+    shown = next(s for s in (f"{next(iter(adapters))}, IF 100", results.rows[0]["setting"]) if s in results.settings)
+    one = Results([r for r in results.rows if r["setting"] == shown], results.columns, "", ALIGNMENT, results.digits)
+    changes = "\n\n".join(paired_changes(results, c, a) for a in adapters for c in ("all", "few"))
+    table = f"{changes}\n\n{one.markdown()}\n\n{results.note}\n"
+    curves = [
+        {"method": row["method"], "seed": row["seed"], **point, "accuracy": 100 * point["accuracy"]}
+        for adapter in adapters
+        for row in json.loads((folder / adapter / "results.json").read_text())["rows"]
+        for point in row.get("validation_sweep", [])
+        if f"{adapter}, {row['setting']}" == shown
+    ]
+    labels = {"x_label": f"share of the angle turned after training ({shown})", "y_label": "validation accuracy (%)"}
+    plot_curve(curves, "fraction", "accuracy", kept / "post_hoc_fraction.png", **labels)
+    return write_table(readme, "alignment", table)
+
+
+def write_prototypes(folder: Path, kept: Path, readme: str) -> str:
+    """Every setting, and Delta_G* over the number of copies."""
+    results = keep_results(folder, kept, "prototypes_demo", PROTOTYPES)
+    curves = []
+    for row in results.rows:
+        geometry, _, copies = row["method"].partition(", ")
+        count = copies.removesuffix(" copies")
+        for name in (geometry,) if geometry != "SupCon" else ("etf",):
+            if count.isdigit() or geometry == "SupCon":
+                x = int(count) if count.isdigit() else 0
+                curves.append({**row, "method": f"{row['setting']}, {name}", "copies": x})
+    curves = [row for row in curves if ", trained" not in row["method"]]
+    plot_curve(
+        curves,
+        "copies",
+        "train_gram_distance",
+        kept / "prototype_copies.png",
+        x_label="copies of each prototype in a batch",
+        y_label="Delta_G* of training images",
+        log_x=True,
+    )
+    return write_table(readme, "prototypes", f"{results.markdown()}\n\n{results.note}\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--outputs", type=Path, default=ROOT / "outputs", help="where the runs left their results")
@@ -97,6 +198,9 @@ def main() -> None:
             shutil.copy(folder / "results.json", kept / f"{run}_demo.json")
     if (args.outputs / "base_new" / "results.json").exists():
         args.readme.write_text(write_base_new(args.outputs / "base_new", kept, args.readme.read_text()))
+    for run, write in (("space_alignment", write_alignment), ("prototypes_table", write_prototypes)):
+        if (args.outputs / run / "results.json").exists():
+            args.readme.write_text(write(args.outputs / run, kept, args.readme.read_text()))
 
 
 if __name__ == "__main__":

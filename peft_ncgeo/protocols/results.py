@@ -33,6 +33,11 @@ class Results:
     titles: dict[str, str] = field(default_factory=dict)
     digits: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def settings(self) -> list[str]:
+        """In the order of the rows."""
+        return self._seen("setting")
+
     def values(self, setting: str, method: str, column: str) -> list[float]:
         """A metric over the seeds."""
         chosen = (row for row in self.rows if row["setting"] == setting and row["method"] == method)
