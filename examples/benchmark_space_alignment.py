@@ -31,8 +31,8 @@ ADAPTERS = {"lora": "vit_lora", "prompts": "vit_prompts"}
 LOSSES: dict[str, dict[str, Any]] = {
     "CE": {},
     "class-balanced": {"args": {"class_balanced_sampling": True}},
+    # logit adjustment at tau = 1 is the same loss
     "balanced softmax": {"classification_loss": {"BalancedSoftmax": {}}},
-    "logit adjustment": {"classification_loss": {"LogitAdjustment": {}}},
     "LDAM-DRW": {"classification_loss": {"LDAM": {"max_margin": 0.5, "reweight_after": 0.8}}},
 }
 ALIGNMENTS: dict[str, dict[str, Any]] = {  # strengths chosen by --tune, the same for both adapters
