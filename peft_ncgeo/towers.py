@@ -146,13 +146,18 @@ def linear_classifier(model: nn.Module) -> Any:
 
     None where there is no such single layer, as for a head that LoRA adapts, whose own weight is not what classifies.
     """
-    head = classifier(model)
-    if isinstance(head, nn.Sequential):  # ResNet's
-        parts = [part for part in head if not isinstance(part, nn.Flatten | nn.Dropout | nn.Identity)]
-        head = parts[0] if len(parts) == 1 else None
+    head = _only_layer(classifier(model))
     if isinstance(head, BaseTunerLayer) or not isinstance(getattr(head, "weight", None), Tensor):
         return None
     return head
+
+
+def _only_layer(head: Any) -> Any:
+    """What computes in a head that is a `Sequential` of one layer and others that only pass on, as ResNet's is."""
+    if not isinstance(head, nn.Sequential):
+        return head
+    parts = [part for part in head if not isinstance(part, nn.Flatten | nn.Dropout | nn.Identity)]
+    return parts[0] if len(parts) == 1 else None
 
 
 def linear_parameter(model: nn.Module) -> nn.Parameter:
@@ -163,7 +168,7 @@ def linear_parameter(model: nn.Module) -> nn.Parameter:
     Raises:
         ValueError: the head is not one linear layer that is added to, or its rows are prototypes.
     """
-    head = linear_classifier(model) or classifier(model)
+    head = _only_layer(classifier(model))
     if isinstance(head, BaseTunerLayer):
         head = head.get_base_layer()
     weight = getattr(head, "weight", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -66,13 +67,16 @@ class SpaceAlignment(Regularizer):
             weight = getattr(classifier, "weight", None)
             if isinstance(weight, Tensor) and not weight.requires_grad:
                 raise ValueError(
-                    f"{self.name} would move the classifier's weights, which are frozen; train the head with "
-                    'modules_to_save=["classifier"], or pass detach_means=False.'
+                    f"{self.name} would move the classifier's weights, which are frozen; train the head "
+                    '(modules_to_save=["classifier"], for prototypes trainable=True), or pass detach_means=False.'
                 )
 
     def forward(self, batch: GeometryBatch) -> Tensor:
         (means,) = batch.need("class_means")
         (weights,) = batch.need("text_features" if batch.classifier_weight is None else "classifier_weight")
+        if self.detach_means and means.requires_grad and not weights.requires_grad and not self._warned:
+            self._warned = True  # means have a gradient while training only
+            warnings.warn(f"{self.name} moves nothing: neither texts nor means get a gradient.", stacklevel=2)
         cosines = alignment(weights, means.detach() if self.detach_means else means, self.center)
         defined = ~cosines.isnan()
         if not defined.any():

@@ -148,7 +148,7 @@ class LDAM(CrossEntropy):
         (logits,) = batch.need("logits")
         counts = _counts(batch, logits).double()  # 1 - beta^n loses four digits in float32
         weights = (1 - self.beta) / (1 - self.beta**counts)
-        return (weights / weights.mean()).to(torch.promote_types(logits.dtype, torch.float32))
+        return weights.to(torch.promote_types(logits.dtype, torch.float32))
 
     def adjusted(self, logits: Tensor, batch: GeometryBatch) -> Tensor:
         margins = _counts(batch, logits) ** -0.25

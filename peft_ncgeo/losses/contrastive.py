@@ -71,23 +71,26 @@ class PrototypeSupCon(Regularizer):
         if temperature is not None and not (temperature > 0 and math.isfinite(temperature)):
             raise ValueError(f"temperature={temperature} must be greater than 0 and finite.")
         self.copies, self.temperature = copies, temperature
+        self._head: Any = None
         self.prototypes: Tensor | None
         self.register_buffer("prototypes", None if prototypes is None else unit(torch.as_tensor(prototypes).detach()))
         self.requires = () if prototypes is not None else ("classifier_weight",)
 
     def bind(self, classifier: Any) -> None:
-        self.copies = getattr(classifier, "copies", None) if self.copies is None else self.copies
-        self.temperature = getattr(classifier, "temperature", None) if self.temperature is None else self.temperature
-        for name in ("copies", "temperature"):
-            if getattr(self, name) is None:
-                raise ValueError(f"{self.name}: give {name}, or train a model with a PrototypeConfig that has it.")
+        self._head = [classifier]  # in a list, so that it is no part of this module
+        self._setting("copies")
+        self._setting("temperature")
+
+    def _setting(self, name: str) -> float:
+        """As given, else as the head has it."""
+        value = getattr(self, name)
+        value = getattr(self._head[0] if self._head else None, name, None) if value is None else value
+        if value is None:
+            raise ValueError(f"{self.name}: give {name}, or train a model with a PrototypeConfig that has it.")
+        return value
 
     def forward(self, batch: GeometryBatch) -> Tensor:
-        if self.copies is None or self.temperature is None:
-            self.bind(None)
-        copies, temperature = self.copies, self.temperature
-        assert copies is not None  # bound above
-        assert temperature is not None
+        copies, temperature = self._setting("copies"), self._setting("temperature")
         features, labels = batch.need("image_features", "labels")
         prototypes = batch.need("classifier_weight")[0] if self.prototypes is None else self.prototypes
         if int(labels.max()) >= len(prototypes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -38,6 +39,12 @@ class _Alignment(TrainerCallback):
                 f"{type(self).__name__} changes the classifier's weights, but the head is not one trained linear "
                 'layer; keep it with modules_to_save=["classifier"].'
             )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._means is None:
+            raise ValueError(f"{type(self).__name__} needs GeometryTrainer, which keeps class means.")
 
 
 class SlerpAlignment(_Alignment):
@@ -80,13 +87,18 @@ class SlerpAlignment(_Alignment):
                 "training with align_classifier."
             )
         super().bind(head, means, reads_text)
+        if head.weight.dtype in (torch.float16, torch.bfloat16):
+            warnings.warn(
+                f"The head is {head.weight.dtype}, which rounds most of a step's small rotation away; keep it in "
+                "float32.",
+                stacklevel=2,
+            )
 
     @torch.no_grad()
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._means is None:
-            return
+        assert self._means is not None  # bound
         fraction = slerp_fraction(state.global_step, state.max_steps, self.alpha)  # global_step counts from 0 here
         weight = self._head.weight
         weight.copy_(rotate_towards_means(weight, self._means.means, fraction, self.threshold, self.center))
@@ -101,8 +113,8 @@ class GradientProjection(_Alignment):
     step is not.
 
     For a head it acts on the gradient that all processes and micro-batches have added up to; for a CLIP-like model on
-    that same gradient of the class texts, before it goes on into the text tower (under gradient accumulation the text
-    tower then sees the gradient once, at the last micro-batch).
+    that same gradient of the class texts, before it goes on into the text tower (under gradient accumulation at the
+    last micro-batch, through that pass).
 
     Args:
         gamma: 0 (projected only) to 1 (unchanged); 0.6 in the paper.

@@ -154,7 +154,7 @@ class GeometryMonitor(TrainerCallback):
 
     def begin(self) -> None:
         """Forget the evaluation before."""
-        self._collapse = None
+        self._collapse, self.per_class, self.class_means = None, {}, None
 
     def update(self, features: Tensor, labels: Tensor, num_classes: int, reads_text: bool) -> None:
         """Take in a batch of raw features (B, d)."""

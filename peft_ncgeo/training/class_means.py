@@ -22,16 +22,19 @@ class ClassMeans:
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
         self._means = torch.zeros(num_classes, 0)
-        self._forget_step()
+        self.forget_step()
 
-    def _forget_step(self) -> None:
+    def forget_step(self) -> None:
+        """Leave out what was taken in since the last finished step."""
         self._sums: Tensor | None = None  # of this step's micro-batches so far
         self._counts: Tensor | None = None
 
     @property
     def means(self) -> Tensor:
-        """(K, d) after the last finished step; rows of nan: classes not seen yet."""
-        return self._means
+        """(K, d) with all that was taken in so far; rows of nan: classes not seen yet."""
+        if self._sums is None or self._counts is None:
+            return self._means
+        return self._blend(self._sums, self._counts)
 
     def update(self, features: Tensor, labels: Tensor) -> Tensor:
         """Take in a micro-batch and give the means with it, (K, d), attached to the graph of `features` (B, d).
@@ -45,8 +48,9 @@ class ClassMeans:
         if self._means.shape[1] == 0:
             self._means = features.new_full((self.num_classes, features.shape[1]), math.nan)
         self._means = self._means.to(features.device)
-        sums = features.new_zeros(self._means.shape).index_add(0, labels, features)
-        counts = torch.bincount(labels, minlength=self.num_classes).to(features.dtype)
+        # not index_add, whose order of addition on a GPU differs between processes that must agree
+        members = torch.nn.functional.one_hot(labels, self.num_classes).to(features.dtype)
+        sums, counts = members.T @ features, members.sum(0)
         if self._sums is not None and self._counts is not None:
             sums, counts = self._sums + sums, self._counts + counts
         self._sums, self._counts = sums.detach(), counts
@@ -54,9 +58,8 @@ class ClassMeans:
 
     def commit(self) -> None:
         """End an optimiser step."""
-        if self._sums is not None and self._counts is not None:
-            self._means = self._blend(self._sums, self._counts)
-        self._forget_step()
+        self._means = self.means
+        self.forget_step()
 
     def _blend(self, sums: Tensor, counts: Tensor) -> Tensor:
         batch = sums / counts[:, None].clamp_min(1)
@@ -68,5 +71,7 @@ class ClassMeans:
         return {"means": self._means}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        if len(state_dict["means"]) != self.num_classes:
+            raise RuntimeError(f"it holds {len(state_dict['means'])} classes, the data set {self.num_classes}.")
         self._means = state_dict["means"]
-        self._forget_step()
+        self.forget_step()

@@ -81,6 +81,7 @@ def align_classifier(
     image_column: str = "image",
     label_column: str = "label",
     batch_size: int = 64,
+    template: str | None = None,
 ) -> AlignedClassifier:
     r"""Rotate every row of a trained classifier towards its class mean by a fraction of their angle, length kept.
 
@@ -101,6 +102,8 @@ def align_classifier(
         center: False takes class means as they are.
         image_column, label_column: of the data sets.
         batch_size: images a pass.
+        template: text around a class name, for a CLIP-like model. Default: the adapter's own, else
+            "a photo of a {}.".
 
     Raises:
         ValueError: a fraction out of range, a head that is not linear, no processor, or data that do not fit.
@@ -114,9 +117,10 @@ def align_classifier(
     ```
     """
     _check_fractions([fraction])
-    encoder = _Encoder(model, processing_class, image_column, label_column, batch_size)
+    encoder = _Encoder(model, processing_class, image_column, label_column, batch_size, template)
     trained = encoder.collect(dataset, keep=validation is None)
     judged = trained if validation is None else encoder.collect(validation)
+    judged.check_names(trained)
     original, bias = encoder.rows(trained)
     aligned = rotate_towards_means(original, trained.means, fraction, center=center).to(original)
     before, after = (judged.accuracy(encoder, rows, bias) for rows in (original, aligned))
@@ -137,6 +141,13 @@ def align_classifier(
         result._before = result._parameter.detach().clone()
         with torch.no_grad():
             result._parameter.add_((aligned - original).to(result._parameter))
+        reached, _ = encoder.rows(trained)
+        if not torch.allclose(reached, aligned, atol=1e-3 * float(aligned.abs().max())):
+            result.undo()
+            raise ValueError(
+                "The head's adapter does not only add to its weights (DoRA and IA3 do not), so they cannot be turned; "
+                'train the head with modules_to_save=["classifier"].'
+            )
         if adapter_layers(model) and not any(p is result._parameter for p in adapter_parameters(model)):
             warnings.warn(
                 "The head belongs to the base model, so the adapter's file will not hold its aligned weights; train "
@@ -156,45 +167,34 @@ def sweep_alignment(
     image_column: str = "image",
     label_column: str = "label",
     batch_size: int = 64,
+    template: str | None = None,
 ) -> list[dict[str, float]]:
     """What [`align_classifier`] would give for each fraction; every image is encoded once and nothing is changed.
 
     Args:
-        validation: on which accuracies are measured; not the training images, on which every fraction looks bad.
+        validation: on which accuracies are measured; not the training images, which the head fits already.
         fractions: each 0 to 1.
-        model, dataset, processing_class, center, image_column, label_column, batch_size: see [`align_classifier`].
+        model, dataset, processing_class, center, image_column, label_column, batch_size, template: see
+            [`align_classifier`].
 
     Returns:
         A row each: `fraction`, `accuracy`, `balanced_accuracy`, `cosine` (mean over classes of `cos(w_c, mu_c)`).
     """
     _check_fractions(fractions)
-    encoder = _Encoder(model, processing_class, image_column, label_column, batch_size)
+    encoder = _Encoder(model, processing_class, image_column, label_column, batch_size, template)
     trained, judged = encoder.collect(dataset, keep=False), encoder.collect(validation)
+    judged.check_names(trained)
     rows, bias = encoder.rows(trained)
-    return sweep_rows(rows, bias, trained.means, judged.features, judged.labels, fractions, center, encoder.logits)
-
-
-def sweep_rows(
-    weights: Tensor,
-    bias: Tensor | None,
-    means: Tensor,
-    features: Tensor,
-    labels: Tensor,
-    fractions: Sequence[float],
-    center: bool = True,
-    logits: Any = None,
-) -> list[dict[str, float]]:
-    """[`sweep_alignment`] on features (N, d) and labels (N,) that are there already."""
     results = []
     for fraction in fractions:
-        turned = rotate_towards_means(weights, means, fraction, center=center)
-        predicted = (logits or _linear)(features, turned, bias).argmax(-1)
+        turned = rotate_towards_means(rows, trained.means, fraction, center=center)
+        predicted = encoder.logits(judged.features, turned, bias).argmax(-1)
         results.append(
             {
                 "fraction": float(fraction),
-                "accuracy": accuracy(predicted, labels),
-                "balanced_accuracy": balanced_accuracy(predicted.numpy(), labels.numpy()),
-                "cosine": float(alignment(turned, means, center).nanmean()),
+                "accuracy": accuracy(predicted, judged.labels),
+                "balanced_accuracy": balanced_accuracy(predicted.numpy(), judged.labels.numpy()),
+                "cosine": float(alignment(turned, trained.means, center).nanmean()),
             }
         )
     return results
@@ -206,16 +206,19 @@ def _check_fractions(fractions: Sequence[float]) -> None:
             raise ValueError(f"fraction={fraction} must be 0 to 1.")
 
 
-def _linear(features: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
-    return nn.functional.linear(features, weights.to(features), None if bias is None else bias.to(features))
-
-
 @dataclass
 class _Collected:
     means: Tensor  # (K, d) float64
     names: list[str] | None
     features: Tensor  # (N, d), empty unless kept
     labels: Tensor
+
+    def check_names(self, trained: _Collected) -> None:
+        if self.names and trained.names and self.names != trained.names:
+            raise ValueError(
+                f"The validation set's classes {self.names[:3]}... are not the data set's {trained.names[:3]}... in "
+                "their order."
+            )
 
     def accuracy(self, encoder: _Encoder, rows: Tensor, bias: Tensor | None) -> float:
         return accuracy(encoder.logits(self.features, rows, bias).argmax(-1), self.labels)
@@ -225,9 +228,15 @@ class _Encoder:
     """Images to features and features to logits, as the model does it."""
 
     def __init__(
-        self, model: nn.Module, processor: Any, image_column: str, label_column: str, batch_size: int
+        self,
+        model: nn.Module,
+        processor: Any,
+        image_column: str,
+        label_column: str,
+        batch_size: int,
+        template: str | None,
     ) -> None:
-        self.model, self.processor = model, processor
+        self.model, self.processor, self.template = model, processor, template
         self.image_column, self.label_column, self.batch_size = image_column, label_column, batch_size
         self.towers = TowersModule(model)
         self.reads_text = reads_text(model)
@@ -238,6 +247,8 @@ class _Encoder:
         names = None
         if isinstance(dataset, Dataset):
             names = check_dataset(dataset, self.image_column, self.label_column, False)
+        elif self.reads_text:
+            raise ValueError("Class texts need names: pass a `datasets` set with a ClassLabel column.")
         features, labels, collapse = [], [], None
         for batch in self._batches(dataset):
             own = encode(self.towers, pixel_values=batch["pixel_values"].to(self.device))["image_features"].float()
@@ -256,10 +267,12 @@ class _Encoder:
     def rows(self, collected: _Collected) -> tuple[Tensor, Tensor | None]:
         """The classifier's rows (K, d) and bias: class texts, or what the head does to unit vectors."""
         if self.reads_text:
-            if collected.names is None:
-                raise ValueError("Class texts need names: pass a `datasets` set with a ClassLabel column.")
-            zero_shot = ZeroShotClassifier(self.model, self._processor())
-            return zero_shot.text_features(collected.names).float().cpu(), None
+            assert collected.names is not None  # collect saw to it
+            was_training = self.model.training
+            zero_shot = ZeroShotClassifier(self.model, self._processor(), self.template)
+            rows = zero_shot.text_features(collected.names).float().cpu()
+            self.model.train(was_training)
+            return rows, None
         parameter, head = linear_parameter(self.model), linear_classifier(self.model)  # refuses what is not linear
         if head is not None:
             rows, bias = head.weight.detach().clone(), None if head.bias is None else head.bias.detach().clone()
@@ -276,7 +289,7 @@ class _Encoder:
     def logits(self, features: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
         if self.reads_text:
             return cosine_logits(features, rows.to(features), unwrap(self.model).logit_scale.detach().cpu())
-        return _linear(features, rows, bias)
+        return nn.functional.linear(features, rows.to(features), None if bias is None else bias.to(features))
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
         pixels = self._image_processor()(images=[to_rgb(image) for image in images], return_tensors="pt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from .sampling import ClassBalancedSampler
 from .state import load_state, save_state
 from .task import ClassificationTask
 from .teacher import FrozenTeacher
-from .text_leaf import TextLeaf
+from .text_gradient import TextGradient
 from .towers_module import TowersModule, encode
 
 
@@ -101,10 +102,9 @@ class GeometryTrainer(Trainer):
         }
         check_templates(args, self._required)
         self._templates = list(args.student_templates or []) if "template_features" in self._required else []
-        for loss in self.losses:
-            loss.bind(linear_classifier(model))
+        self._bind_losses()
         self.class_means = ClassMeans(len(self.class_names)) if "class_means" in self._required else None
-        self._text_leaf: TextLeaf | None = None
+        self._text_gradient: TextGradient | None = None
         self._class_counts: Tensor | None = None
         if train_dataset is not None and "class_counts" in self._required:
             self._class_counts = torch.from_numpy(class_counts(train_dataset, args.label_column))
@@ -150,17 +150,28 @@ class GeometryTrainer(Trainer):
             self._texts = dict(self.task.texts(self.class_names, self._templates).to(self.args.device))
         self._logged.clear()
         self._step_values.clear()
+        self._bind_losses()  # to the adapter that is active now
         self._bind_callbacks()
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._text_gradient = None
+
+    def _bind_losses(self) -> None:
+        for loss in self.losses:
+            loss.bind(linear_classifier(self.towers.model))
 
     def _bind_callbacks(self) -> None:
         callbacks: list[Any] = [c for c in self.callback_handler.callbacks if hasattr(c, "bind")]
         if callbacks and self.class_means is None:
             self.class_means = ClassMeans(len(self.class_names))
+        if self.class_means is not None:
+            self.class_means.forget_step()  # one that an interrupted run left unfinished
         for callback in callbacks:
             callback.bind(linear_classifier(self.towers.model), self.class_means, self.task.reads_text)
-        projected = self.task.reads_text and any(isinstance(c, GradientProjection) for c in callbacks)
-        self._text_leaf = TextLeaf() if projected else None
+        changes = [c.project for c in callbacks if isinstance(c, GradientProjection)]
+        if changes and self.task.reads_text:
+            self._text_gradient = TextGradient(changes, len(self.class_names))
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
         if not training:
@@ -193,7 +204,8 @@ class GeometryTrainer(Trainer):
             gathered["class_counts"] = self._class_counts.to(pixel_values.device)
         if text is not None:
             classes = len(self.class_names)
-            text = text if self._text_leaf is None else self._text_leaf.cut(text)
+            if self._text_gradient is not None:
+                text = self._text_gradient.watch(text, self.accelerator.sync_gradients)
             if "template_features" in self._required:
                 templates = text[classes:] if self._templates else text
                 gathered["template_features"] = templates.unflatten(0, (-1, classes)).transpose(0, 1)
@@ -242,27 +254,15 @@ class GeometryTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self._text_leaf is not None:
-            self._text_leaf.collect()
         if self.accelerator.sync_gradients:  # the optimiser steps next
             if self.class_means is not None:
                 self.class_means.commit()
-            if self._text_leaf is not None:
-                self._text_leaf.send(self._project_texts)
             for regularizer in self.losses:
                 if regularizer.budget is not None:
                     value = torch.stack(self._step_values[regularizer.name]).mean()
                     regularizer.update(self.accelerator.reduce(value, "mean"))
             self._step_values.clear()
         return loss
-
-    def _project_texts(self, gradient: Tensor, texts: Tensor) -> Tensor:
-        classes = len(self.class_names)
-        own, rest = gradient.split([classes, len(gradient) - classes])  # student templates follow the classes
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, GradientProjection):
-                own = callback.project(own, texts[:classes])
-        return torch.cat([own, rest.to(own)])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -281,6 +281,14 @@ class GeometryTrainer(Trainer):
             super()._save(output_dir, state_dict)
         finally:
             self.processing_class = processing_class
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()  # the active adapter alone
+        model: Any = self.model
+        for name in set(getattr(model, "peft_config", {})) - set(getattr(model, "active_adapters", ())):
+            folder = Path(str(self.state.best_model_checkpoint)) / name
+            if folder.is_dir():
+                model.load_adapter(str(folder), name)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

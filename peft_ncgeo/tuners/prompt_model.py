@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -42,6 +42,22 @@ class PromptModel(BaseTuner):
 
     tuner_layer_cls = Wrapper
     target_module_mapping = {}  # noqa: RUF012  as PEFT declares it
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """PEFT's own, after a look at the adapters of other methods that the model holds already."""
+        for module in model.modules():
+            if isinstance(module, Wrapper) and not module.adapter_layer_names[0].startswith(self.prefix):
+                raise ValueError(
+                    "The model holds an adapter of this package's other methods, which would be switched off; one "
+                    "config can hold both prompts and prototypes."
+                )
+            others = isinstance(module, BaseTunerLayer) and not isinstance(module, Wrapper)
+            if others and adapter_name in module._get_available_adapters():  # type: ignore[operator]
+                raise ValueError(
+                    f"The model's {type(module).__name__} adapter is named {adapter_name!r} too, and their weights "
+                    "would mix in files; inject that one under another adapter_name."
+                )
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
         """Turn the config's phrase and template into token ids; a loaded config has them already."""

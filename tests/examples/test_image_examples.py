@@ -15,9 +15,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from peft_ncgeo.data import load_image_demo
+from peft_ncgeo.protocols import Results
 from peft_ncgeo.towers import linear_classifier
 from peft_ncgeo.training import Recipe
 
+from .test_benchmarks import updated
 from .test_examples import ROOT, run_example
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -198,3 +200,45 @@ def test_prototype_settings_are_those_of_the_search():
             f'"{backbone}": {{"learning_rate": {best["learning_rate"]:g}, "temperature": {best["temperature"]:g}}}'
             in text
         )
+
+
+def fake_rows(settings, methods, columns):
+    return [
+        {"setting": s, "method": m, "seed": seed, **{c: 10.0 * j + i + seed for i, c in enumerate(columns)}}
+        for s in settings
+        for j, m in enumerate(methods)
+        for seed in (1, 2, 3)
+    ]
+
+
+def test_tables_are_written_into_the_readme(tmp_path, monkeypatch):
+    """Paired changes against the plain run of the same loss, over settings and seeds; figures and logs beside it."""
+    columns = ["all", "few", "alignment", "nc1", "fraction"]
+    turns = ["CE", "CE + Reg", "CE + SLERP", "CE - Reg", "CE + post-hoc"]
+    rows = fake_rows(["lora, IF 10", "lora, IF 100", "prompts, IF 10"], turns, columns)
+    for row in rows:
+        if row["method"] == "CE + SLERP" and row["seed"] == 3:
+            row["all"] += 3
+    folder = tmp_path / "outputs" / "space_alignment"
+    Results(rows, columns, "a note").save(folder)
+    for adapter in ("lora", "prompts"):
+        sweep = [{"fraction": f, "accuracy": f / 2} for f in (0.0, 0.5, 1.0)]
+        kept = {"setting": "IF 100", "method": "CE", "seed": 1, "validation_sweep": sweep}
+        Results([kept], [], "").save(folder / adapter)
+    methods = ["SupCon, no prototypes", "etf, 10 copies", "etf, cross-entropy", "trained prototypes, 100 copies"]
+    rows = fake_rows(["vit, R = 10"], methods, ["train_gram_distance", "all", "few"])
+    Results(rows, ["all"], "another note").save(tmp_path / "outputs" / "prototypes_table")
+    readme = tmp_path / "README.md"
+    readme.write_text("".join(f"<!-- {m} table -->\n<!-- end of {m} table -->\n" for m in ("alignment", "prototypes")))
+    text = updated(readme, monkeypatch)
+    assert "| lora, all | plain | Reg | SLERP | Proj | - Reg | post-hoc |" in text
+    # 20 above plain, and 23 in two of the six runs
+    assert "| CE | 2.0 | +10.0 ± 0.0 | +21.0 ± 0.6 |  | +30.0 ± 0.0 | +40.0 ± 0.0 |" in text
+    assert "| lora, IF 100 | CE + post-hoc |" in text
+    assert "| lora, IF 10 |" not in text  # one setting in full; all of them in the file
+    results = tmp_path / "examples" / "results"
+    assert "| prompts, IF 10 | CE + Reg |" in (results / "space_alignment_demo.md").read_text()
+    assert "| vit, R = 10 | etf, 10 copies |" in text
+    assert (results / "post_hoc_fraction.png").exists()
+    assert (results / "prototype_copies.png").exists()
+    assert len(json.loads((results / "prototypes_demo.json").read_text())["rows"]) == 12

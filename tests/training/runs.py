@@ -160,6 +160,10 @@ MODELS = {
     "family": prompted_clip,
     "aligned": lora_vit,
     "aligned_texts": prompted_clip,
+    # text prompts that images depend on too, some of them
+    "aligned_coupled": lambda: prompted_clip(
+        num_text_tokens=2, num_vision_tokens=2, coupling="coupled", text_depth=3, vision_depth=2
+    ),
     "prototypes": lambda: prototypes(trainable=True),
 }
 LOSSES = {
@@ -169,6 +173,7 @@ LOSSES = {
     "family": whole_family,
     "aligned": lambda: [SpaceAlignment(weight=0.5, detach_means=False)],
     "aligned_texts": lambda: [SpaceAlignment(weight=0.5)],
+    "aligned_coupled": lambda: [SpaceAlignment(weight=-1.0)],
     "prototypes": lambda: [PrototypeSupCon()],
     "image_only": lambda: [Pointwise(weight=1.0)],  # no term looks at the text tower, and DDP must not wait for it
 }
@@ -179,6 +184,7 @@ OPTIONS = {
         "classification_loss": LDAM(max_margin=0.1, reweight_after=0.5),
     },
     "aligned_texts": lambda: {"callbacks": [GradientProjection()]},
+    "aligned_coupled": lambda: {"callbacks": [GradientProjection()]},
     "family": lambda: {
         "callbacks": [PromptAveraging(mean=1, std=1), GeometryMonitor()],
         "classification_loss": LDAM(max_margin=0.1),

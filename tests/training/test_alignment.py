@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from peft import LoraConfig
 from peft_ncgeo.losses import LDAM, CrossEntropy, SpaceAlignment
 from peft_ncgeo.training import GeometryMonitor, GradientProjection, SlerpAlignment
 from peft_ncgeo.training.class_means import ClassMeans
+from peft_ncgeo.training.text_gradient import TextGradient
 
 from ..conftest import tiny_images, tiny_vit_classifier
 from ..losses.batches import unit_rows
 from .runs import lora_vit, prompted_clip, prototypes, trainer, vit, weights
+from .test_post_hoc import resnet
 
 
 def test_class_means_are_an_average_of_batch_means():
@@ -155,25 +158,119 @@ def test_reg_aligns_and_negative_reg_misaligns(tmp_path):
     assert negative < plain - 0.05
 
 
-def test_a_class_that_was_never_seen_keeps_its_row(tmp_path):
+def test_slerp_takes_the_step_of_its_time(tmp_path):
+    """At learning rate 0 the head after each step is the one before, rotated by the fraction of t = 0..T-1."""
+
+    class Spy(SlerpAlignment):
+        def on_optimizer_step(self, args, state, control, **kwargs):
+            before, means = self._head.weight.detach().clone(), self._means.means.clone()
+            super().on_optimizer_step(args, state, control, **kwargs)
+            seen.append((before, means, self._head.weight.detach().clone()))
+
+    seen = []
+    callback = Spy(alpha=1e-4, threshold=1.0)
+    trainer(tmp_path, lora_vit(), callbacks=[callback], learning_rate=0.0).train()
+    steps = len(seen)
+    assert steps == 8
+    for t, (before, means, after) in enumerate(seen):
+        ramp = (1 - math.cos(math.pi * t / steps)) / 2
+        fraction = 1 - (1 - 1e-4 * ramp) ** (34000 / steps)
+        present = ~means.isnan().any(1)
+        assert torch.equal(after[~present], before[~present])
+        before, means, after = before[present].double(), means[present].double(), after[present].double()
+        w, mu = unit_rows(before), unit_rows(means - means.mean(0))
+        angle = (w * mu).sum(1, keepdim=True).acos()
+        turned = (((1 - fraction) * angle).sin() * w + (fraction * angle).sin() * mu) / angle.sin()
+        torch.testing.assert_close(after, turned * before.norm(dim=1, keepdim=True), atol=1e-6, rtol=1e-4)
+    assert torch.equal(seen[0][0], seen[0][2])
+    assert not torch.allclose(seen[-1][0], seen[-1][2], atol=1e-3)
+
+
+def test_a_class_that_was_never_seen_keeps_its_row():
     """The head's weights of such a class get no gradient from alignment and are not rotated."""
-    images = tiny_images(32)
-    seen = images.filter(lambda label: label != 4, input_columns="label")
     tracker = ClassMeans(5)
     tracker.update(torch.randn(4, 32), torch.tensor([0, 1, 2, 3]))
     tracker.commit()
     head = torch.nn.Linear(32, 5)
-    for callback in (SlerpAlignment(alpha=1.0, threshold=1.0), GradientProjection()):
+    projection, slerp = GradientProjection(), SlerpAlignment(alpha=1.0, threshold=1.0)
+    for callback in (projection, slerp):
         callback.bind(head, tracker, reads_text=False)
     before, gradient = head.weight.detach().clone(), torch.randn(5, 32)
-    assert torch.equal(callback.project(gradient, head.weight)[4], gradient[4])
-    state = type("State", (), {"global_step": 1, "max_steps": 2})()
-    slerp = SlerpAlignment(alpha=1.0, threshold=1.0)
-    slerp.bind(head, tracker, reads_text=False)
-    slerp.on_optimizer_step(None, state, None)
+    assert torch.equal(projection.project(gradient, head.weight)[4], gradient[4])
+    slerp.on_optimizer_step(None, SimpleNamespace(global_step=1, max_steps=2), None)
     assert torch.equal(head.weight[4], before[4])
-    assert not torch.equal(head.weight[:4], before[:4])
-    assert len(seen) < len(images)
+    assert not torch.allclose(head.weight[:4], before[:4])
+
+
+def test_projection_leaves_student_templates_alone():
+    """Their rows follow the classes' and pass as they are; nothing passes before the last micro-batch."""
+    texts = torch.randn(6, 4, requires_grad=True)
+    gradient = TextGradient([lambda g, t: g * 2 + t], classes=2)
+    for is_last in (False, True):
+        gradient.watch(texts, is_last).mul(torch.arange(6.0)[:, None]).sum().backward()
+        if not is_last:
+            assert not texts.grad.any()
+    expected = 2 * torch.arange(6.0)[:, None].expand(6, 4).clone()  # two micro-batches
+    expected[:2] = 2 * expected[:2] + texts.detach()[:2]
+    torch.testing.assert_close(texts.grad, expected)
+
+
+def test_callbacks_need_the_trainer_that_keeps_means(tmp_path):
+    for callback in (SlerpAlignment(), GradientProjection()):
+        with pytest.raises(ValueError, match="needs GeometryTrainer"):
+            callback.on_train_begin(None, None, None)
+
+
+def test_a_callback_serves_two_trainers_and_two_runs(tmp_path):
+    """The second run's result is that of a fresh callback."""
+    callback = SlerpAlignment(alpha=2e-5)
+    trainer(tmp_path, lora_vit(), callbacks=[callback, GradientProjection()], seed=1).train()
+    used, fresh = (
+        trainer(tmp_path, lora_vit(), callbacks=[c, GradientProjection()]) for c in (callback, SlerpAlignment(2e-5))
+    )
+    used.train()
+    fresh.train()
+    for name, value in weights(fresh.model).items():
+        assert torch.equal(weights(used.model)[name], value), name
+    used.train()  # goes on from there
+    assert all(math.isfinite(float(value.sum())) for value in weights(used.model).values())
+
+
+def test_an_unfinished_step_is_forgotten(tmp_path):
+    run = trainer(tmp_path, lora_vit(), callbacks=[SlerpAlignment()], max_steps=1)
+    run.train()
+    kept = run.class_means.means.clone()
+    run.class_means.update(torch.full((2, 32), 9.0), torch.tensor([0, 1]))  # interrupted here
+    assert not torch.allclose(run.class_means.means, kept, equal_nan=True)
+    run._bind_callbacks()
+    torch.testing.assert_close(run.class_means.means, kept, equal_nan=True, atol=0, rtol=0)
+
+
+def test_resnet_heads_are_rotated(tmp_path):
+    run = trainer(
+        tmp_path, resnet(), callbacks=[SlerpAlignment(threshold=1.0), GradientProjection()], num_train_epochs=4
+    )
+    run.train()
+    means = run.class_means.means
+    head = run.model.get_base_model().classifier.modules_to_save["default"][1].weight
+    cosines = (unit_rows(head.detach()) * unit_rows(means - means.mean(0))).sum(1)
+    assert cosines.mean() > 0.9
+
+
+def test_a_term_that_moves_nothing_is_warned_of(tmp_path):
+    run = trainer(tmp_path, prompted_clip(num_text_tokens=0), [SpaceAlignment(weight=1.0)], max_steps=1)
+    with pytest.warns(UserWarning, match="space_alignment moves nothing"):
+        run.train()
+
+
+def test_a_half_precision_head_is_warned_of():
+    with pytest.warns(UserWarning, match="keep it in float32"):
+        SlerpAlignment().bind(torch.nn.Linear(4, 2).bfloat16(), ClassMeans(2), reads_text=False)
+
+
+def test_state_of_another_number_of_classes_is_refused():
+    with pytest.raises(RuntimeError, match="it holds 3 classes, the data set 2"):
+        ClassMeans(2).load_state_dict({"means": torch.zeros(3, 4)})
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,13 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from peft_ncgeo.towers import linear_classifier
 from peft_ncgeo.training import align_classifier, sweep_alignment
-from peft_ncgeo.training.post_hoc import sweep_rows
 
-from ..conftest import NAMES, tiny, tiny_images, tiny_processor, tiny_vit_classifier
+from ..conftest import NAMES, tiny, tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
 from ..losses.batches import unit_rows
 from .runs import lora_vit, prompted_clip, prototypes, vit
 from .test_monitor import pixels_and_labels
@@ -44,6 +43,7 @@ HEADS = {
     "lora_head": lora_head,
     "plain": tiny_vit_classifier,
     "resnet": resnet,
+    "resnet_lora_head": lambda: get_peft_model(tiny_resnet(), LoraConfig(target_modules=["classifier.1"])),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:The head belongs")
 
@@ -163,10 +163,11 @@ def test_batches_in_place_of_images():
     expected = align_classifier(model, images, 0.5, tiny_processor())
     expected.undo()
     loader = [{"pixel_values": pixels[i::3], "labels": torch.tensor(labels)[i::3]} for i in range(3)]
-    got = align_classifier(model, loader, 0.5)
+    got = align_classifier(model, loader, 0.5, tiny_processor())
     torch.testing.assert_close(got.weight, expected.weight)
-    assert got.predict is not None
     assert got.class_names is None
+    predicted = got.predict(images["image"][:6])
+    assert [NAMES[i] for i in predicted] == expected.predict(images["image"][:6])
 
 
 def test_a_class_without_images_keeps_its_row():
@@ -194,6 +195,11 @@ def test_the_model_keeps_its_mode():
             "5 outputs, the data",
         ),
         (lambda: align_classifier(vit(), [], 0.5), "no images"),
+        (lambda: align_classifier(prompted_clip(), [], 0.5), "Class texts need names"),
+        (
+            lambda: align_classifier(vit(), tiny_images(9), 0.5, tiny_processor(), tiny_images(9, NAMES[::-1])),
+            "are not the data set's",
+        ),
         (lambda: align_classifier(vit(), [{"pixel_values": 1}], 0.5), "must hold pixel_values and labels"),
         (lambda: sweep_alignment(vit(), tiny_images(9), tiny_images(9), (0, 2), tiny_processor()), "fraction=2"),
     ],
@@ -204,11 +210,37 @@ def test_bad_input_is_refused_in_one_line(call, message):
     assert "\n" not in str(error.value)
 
 
-def test_sweep_rows_on_known_numbers():
-    """Two classes on the axes, weights turned a quarter: half the way back tells all samples apart."""
-    means = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    weights = torch.tensor([[0.0, 1.0], [0.0, -1.0]])
-    features, labels = torch.tensor([[1.0, -0.5], [-1.0, 0.5]]), torch.tensor([0, 1])
-    rows = sweep_rows(weights, None, means, features, labels, (0.0, 0.5, 1.0))
-    assert [row["accuracy"] for row in rows] == [0.0, 1.0, 1.0]
-    assert [row["cosine"] for row in rows] == pytest.approx([0.0, 2**-0.5, 1.0], abs=1e-6)
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=2, use_dora=True, target_modules=["classifier"]),
+        IA3Config(target_modules=["classifier"], feedforward_modules=[]),
+    ],
+    ids=["dora", "ia3"],
+)
+def test_adapters_that_do_more_than_add_are_refused(config):
+    """Nothing is changed, rather than weights that are not those that are reported."""
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_vit_classifier(), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.mul_(1 + torch.rand_like(parameter)).add_(0.1)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="does not only add to its weights"):
+        align_classifier(model, tiny_images(40), 1.0, tiny_processor())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, start[name]), name
+
+
+def test_the_template_of_class_texts():
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_clip(), LoraConfig(r=2, target_modules=["q_proj"]))
+    plain, other = (
+        align_classifier(model, tiny_images(20), 0.0, tiny_processor(), template=t) for t in (None, "the {} in red.")
+    )
+    texts = tiny_processor().tokenizer([f"the {name} in red." for name in NAMES], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = model.get_base_model().eval().get_text_features(**texts).pooler_output
+    torch.testing.assert_close(other.original, expected, atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(plain.original, expected)

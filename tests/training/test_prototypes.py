@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from safetensors.torch import load_file
 
-from peft_ncgeo import PrototypeConfig
+from peft_ncgeo import NPTConfig, PrototypeConfig
 from peft_ncgeo.geometry import gram_distance
 from peft_ncgeo.losses import CrossEntropy, PrototypeSupCon
 from peft_ncgeo.towers import linear_classifier
@@ -126,3 +127,57 @@ def test_frozen_batch_norms_keep_their_statistics(tmp_path):
         for name, value in whole.state_dict().items()
         if "running_mean" in name
     )
+
+
+def test_the_best_model_is_the_best_of_both_adapters(tmp_path):
+    """LoRA's weights too are those of the best step, which is not the last."""
+
+    class Falling(GeometryMonitor):
+        def compute(self, text, head=None):
+            self.calls = getattr(self, "calls", 0) + 1
+            return {"score": -float(self.calls)}  # the first evaluation is the best
+
+    run = supcon_run(
+        tmp_path,
+        lora_under_prototypes(),
+        eval_dataset=tiny_images(10),
+        callbacks=[Falling()],
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=True,
+    )
+    run.train()
+    assert run.state.best_model_checkpoint.endswith("checkpoint-2")
+    saved = [load_file(tmp_path / "checkpoint-2" / part / "adapter_model.safetensors") for part in (".", "lora")]
+    for name, value in weights(run.model).items():
+        key = name.replace(".default", "").replace(".lora.weight", ".weight")
+        assert torch.equal(value, next(part[key] for part in saved if key in part)), name
+
+
+def test_names_that_clash_and_prompts_below_are_refused():
+    model = tiny_vit_classifier()
+    inject_adapter_in_model(LoraConfig(target_modules=["q_proj"]), model)
+    with pytest.raises(ValueError, match="named 'default' too"):
+        get_peft_model(model, PrototypeConfig())
+    model = tiny_vit_classifier()
+    inject_adapter_in_model(NPTConfig.vpt(vision_depth=2), model, adapter_name="npt")
+    with pytest.raises(ValueError, match="would be switched off"):
+        get_peft_model(model, PrototypeConfig())
+
+
+def test_a_loss_follows_the_active_head(tmp_path):
+    """Copies and temperature are read again when training starts, and by a second trainer."""
+    loss = PrototypeSupCon()
+    model = prototypes(prototypes_per_class=3, temperature=0.5)
+    model.add_adapter("other", PrototypeConfig(projection_dim=16, prototypes_per_class=9, temperature=0.2))
+    run = trainer(tmp_path, model, [loss], classify=False, max_steps=1)
+    assert (loss._setting("copies"), loss._setting("temperature")) == (3, 0.5)
+    model.set_adapter("other")
+    run.train()
+    assert (loss._setting("copies"), loss._setting("temperature")) == (9, 0.2)
+    trainer(tmp_path, prototypes(prototypes_per_class=4), [loss], classify=False)
+    assert loss._setting("copies") == 4

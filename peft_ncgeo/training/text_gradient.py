@@ -1,0 +1,58 @@
+"""A place between the text tower and the losses where the whole gradient of the class texts can be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class TextGradient:
+    """Collects the texts' gradient over the micro-batches of a step, and lets the changed sum through at the last one.
+
+    Before that nothing passes. Each process computes the loss of the batch of all processes, so what arrives here is
+    the same everywhere, and DDP's mean over processes leaves it so.
+
+    Args:
+        changes: each maps gradient and texts, both (K, d), to the gradient that goes on into the text tower.
+        classes: K. Further rows, of student templates, pass as they are.
+    """
+
+    def __init__(self, changes: Sequence[Callable[[Tensor, Tensor], Tensor]], classes: int) -> None:
+        self.changes, self.classes = changes, classes
+        self.collected: Tensor | None = None
+
+    def watch(self, text: Tensor, is_last: bool) -> Tensor:
+        """The texts (K, d) as losses are to see them; `is_last` says whether the optimiser steps after this pass.
+
+        Raises:
+            ValueError: the texts are not trained, so there is no gradient to change.
+        """
+        if torch.is_grad_enabled() and not text.requires_grad:
+            raise ValueError("GradientProjection changes the gradient of texts, but no text parameter is trained.")
+        return _Watched.apply(text, self, is_last)
+
+    def change(self, gradient: Tensor, texts: Tensor) -> Tensor:
+        """The gradient ((1 + T) K, d) that goes on."""
+        own = gradient[: self.classes]
+        for change in self.changes:
+            own = change(own, texts[: self.classes])
+        return torch.cat([own, gradient[self.classes :].to(own)])
+
+
+class _Watched(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, text: Tensor, gradient: TextGradient, is_last: bool) -> Tensor:
+        ctx.gradient, ctx.is_last = gradient, is_last
+        ctx.save_for_backward(text.detach())
+        return text.view_as(text)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        gradient, (arrived,) = ctx.gradient, grad_outputs
+        total = arrived if gradient.collected is None else gradient.collected + arrived
+        gradient.collected = None if ctx.is_last else total
+        passed = gradient.change(total, *ctx.saved_tensors) if ctx.is_last else torch.zeros_like(total)
+        return passed.to(arrived.dtype), None, None
