@@ -35,7 +35,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "balanced softmax": {"classification_loss": {"BalancedSoftmax": {}}},
     "LDAM-DRW": {"classification_loss": {"LDAM": {"max_margin": 0.5, "reweight_after": 0.8}}},
 }
-ALIGNMENTS: dict[str, dict[str, Any]] = {  # strengths chosen by --tune, the same for both adapters
+ALIGNMENTS: dict[str, dict[str, Any]] = {  # Reg's and SLERP's strengths are --tune's choice; gamma is the paper's
     "": {},
     " + Reg": {"losses": [{"SpaceAlignment": {"weight": 0.1}}]},
     " + SLERP": {"callbacks": [{"SlerpAlignment": {"alpha": 2e-5}}]},

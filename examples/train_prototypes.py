@@ -21,22 +21,15 @@ import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
-from datasets import Dataset, load_dataset
+from own_images import load_model, load_parts
 from peft import get_peft_model
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    HfArgumentParser,
-    PrinterCallback,
-    set_seed,
-)
+from transformers import HfArgumentParser, PrinterCallback, set_seed
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, PrototypeConfig
-from peft_ncgeo.data import class_counts, load_image_demo, step_imbalanced
+from peft_ncgeo.data import class_counts, step_imbalanced
 from peft_ncgeo.evaluation.metrics import accuracy
 from peft_ncgeo.plots import plot_alignment
 from peft_ncgeo.towers import linear_classifier
@@ -53,36 +46,6 @@ class ScriptArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "Hub data set or image folder with a test part."})
     ratio: float = field(default=10.0, metadata={"help": "Images of a large class over a small one's; 0: as is."})
     batch_size: int = field(default=64, metadata={"help": "Training images a step, over all processes."})
-
-
-def load_images(script: ScriptArguments, seed: int, label_column: str) -> tuple[Dataset, Dataset]:
-    """Training images, the later half of the classes with fewer, and test images."""
-    if script.dataset_name is None:
-        splits = load_image_demo().splits
-        train, test = splits["train"], splits["test"]
-    else:
-        folder = Path(script.dataset_name).is_dir()
-        source = {"path": "imagefolder", "data_dir": script.dataset_name} if folder else {"path": script.dataset_name}
-        train, test = (load_dataset(**source, split=part) for part in ("train", "test"))
-    if script.ratio:
-        train = step_imbalanced(train, script.ratio, seed=seed, label_column=label_column)
-    return train, test
-
-
-def load_model(script: ScriptArguments, names: list[str]) -> tuple[Any, Any]:
-    if script.model_name_or_path is None:
-        demo = load_image_demo()
-        if len(names) != demo.model.config.num_labels:
-            raise SystemExit("The demo's ViT knows the demo's classes; name a model with --model_name_or_path.")
-        return demo.model, demo.processor
-    labels = dict(enumerate(names))
-    model = AutoModelForImageClassification.from_pretrained(
-        script.model_name_or_path,
-        id2label=labels,
-        label2id={name: i for i, name in labels.items()},
-        ignore_mismatched_sizes=True,
-    )
-    return model, AutoImageProcessor.from_pretrained(script.model_name_or_path)
 
 
 def main() -> None:
@@ -102,10 +65,13 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of its own names, from PEFT
 
     set_seed(args.seed)
-    train, test = load_images(script, args.seed, args.label_column)
+    images = load_parts(script.dataset_name, args.label_column)
+    train, test = images["train"], images["test"]
+    if script.ratio:
+        train = step_imbalanced(train, script.ratio, seed=args.seed, label_column=args.label_column)
     names, counts = train.features[args.label_column].names, class_counts(train, args.label_column)
     config = replace(config, class_counts=counts.tolist(), geometry=script.geometry or config.geometry)
-    model, processor = load_model(script, names)
+    model, processor = load_model(script.model_name_or_path, names)
     monitor = GeometryMonitor()
     trainer = GeometryTrainer(
         model=get_peft_model(model, config),

@@ -22,21 +22,14 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import transformers
-from datasets import Dataset, DatasetDict, load_dataset
+from own_images import load_model, load_parts
 from peft import get_peft_model
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageClassification,
-    HfArgumentParser,
-    PrinterCallback,
-    set_seed,
-)
+from transformers import HfArgumentParser, PrinterCallback, set_seed
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
-from peft_ncgeo.data import class_counts, load_image_demo, long_tailed
+from peft_ncgeo.data import class_counts, long_tailed
 from peft_ncgeo.evaluation import evaluate_groups
 from peft_ncgeo.losses import SpaceAlignment
 from peft_ncgeo.plots import plot_alignment
@@ -69,42 +62,6 @@ class ScriptArguments:
     batch_size: int = field(default=64, metadata={"help": "Training images a step, over all processes."})
 
 
-def load_images(script: ScriptArguments, seed: int, label_column: str) -> DatasetDict:
-    """`train` (the tail), `validation` to choose the post-hoc fraction on, and `test`."""
-    if script.dataset_name is None:
-        parts = load_image_demo().splits
-    else:
-        folder = Path(script.dataset_name).is_dir()
-        source = {"path": "imagefolder", "data_dir": script.dataset_name} if folder else {"path": script.dataset_name}
-        parts = load_dataset(**source)
-        if "test" not in parts:
-            raise SystemExit(f"{script.dataset_name} has no part named 'test'; it has {sorted(parts)}.")
-        if "validation" not in parts:
-            held = parts["train"].train_test_split(0.1, stratify_by_column=label_column, seed=0)
-            parts = DatasetDict({**parts, "train": held["train"], "validation": held["test"]})
-    train: Dataset = parts["train"]
-    if script.imbalance_factor:
-        tail = {"imbalance_factor": script.imbalance_factor, "n_max": script.n_max, "shuffle_classes": True}
-        train = long_tailed(train, **tail, seed=seed, label_column=label_column)
-    return DatasetDict(train=train, validation=parts["validation"], test=parts["test"])
-
-
-def load_model(script: ScriptArguments, names: list[str]) -> tuple[Any, Any]:
-    if script.model_name_or_path is None:
-        demo = load_image_demo()
-        if len(names) != demo.model.config.num_labels:
-            raise SystemExit("The demo's ViT knows the demo's classes; name a model with --model_name_or_path.")
-        return demo.model, demo.processor
-    labels = dict(enumerate(names))
-    model = AutoModelForImageClassification.from_pretrained(
-        script.model_name_or_path,
-        id2label=labels,
-        label2id={name: i for i, name in labels.items()},
-        ignore_mismatched_sizes=True,
-    )
-    return model, AutoImageProcessor.from_pretrained(script.model_name_or_path)
-
-
 def main() -> None:
     parser = HfArgumentParser((ScriptArguments, GeometryTrainingArguments))
     parser.set_defaults(
@@ -121,14 +78,19 @@ def main() -> None:
         raise SystemExit(f"Recipe {script.recipe} names no peft config.")
     if script.align not in ALIGNMENTS:
         raise SystemExit(f"--align {script.align} must be one of {', '.join(ALIGNMENTS)}.")
+    if script.n_max and not script.imbalance_factor:
+        raise SystemExit("--n_max belongs to a tail; give an --imbalance_factor with it.")
     args.share_batch(script.batch_size)
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # of its own names, from PEFT
 
     set_seed(args.seed)
-    images = load_images(script, args.seed, args.label_column)
+    images = load_parts(script.dataset_name, args.label_column)
+    if script.imbalance_factor:
+        tail = {"imbalance_factor": script.imbalance_factor, "n_max": script.n_max, "shuffle_classes": True}
+        images["train"] = long_tailed(images["train"], **tail, seed=args.seed, label_column=args.label_column)
     names = images["train"].features[args.label_column].names
-    model, processor = load_model(script, names)
+    model, processor = load_model(script.model_name_or_path, names)
     extra = ALIGNMENTS[script.align]()
     trainer = GeometryTrainer(
         model=get_peft_model(model, recipe.config()),

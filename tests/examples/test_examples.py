@@ -25,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def run_example(name: str, *arguments: str, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", [name, *arguments])
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))  # as Python does for a script
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
 
 

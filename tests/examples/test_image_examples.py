@@ -75,7 +75,7 @@ def test_space_alignment_of_own_images(own, tmp_path, monkeypatch, capsys):
     arguments = [*SHORT, *own, "--align", "reg", "--imbalance_factor", "4", "--output_dir", str(tmp_path)]
     run_example("train_space_alignment.py", *arguments, monkeypatch=monkeypatch)
     out = capsys.readouterr().out
-    assert "images, 21 to 5 a class" in out  # a tenth was held out for validation
+    assert "images, 22 to 5 a class" in out  # two of 24 were held out for validation
     assert len(load_file(tmp_path / "adapter_model.safetensors")) == 18  # q and v of four layers, and the head
 
 
@@ -83,6 +83,7 @@ def test_space_alignment_of_own_images(own, tmp_path, monkeypatch, capsys):
     ("name", "arguments", "message"),
     [
         ("train_space_alignment.py", ["--align", "other"], "--align other must be one of none, reg, slerp, proj"),
+        ("train_space_alignment.py", ["--imbalance_factor", "0", "--n_max", "5"], "--n_max belongs to a tail"),
         ("train_prototypes.py", ["--recipe", str(DEMO / "vit_lora.yaml")], "names no PrototypeConfig"),
     ],
 )
@@ -113,7 +114,7 @@ def test_prototypes_of_own_images(own, tmp_path, monkeypatch, capsys):
         "train_prototypes.py", *SHORT, *own, "--ratio", "0", "--output_dir", str(tmp_path), monkeypatch=monkeypatch
     )
     out = capsys.readouterr().out
-    assert "96 images, 24 to 24 a class" in out
+    assert "88 images, 22 to 22 a class" in out
     assert "of small classes" not in out
 
 

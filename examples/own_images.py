@@ -1,0 +1,53 @@
+"""What the examples on image classifiers share: a data set and a model of the user's own, or the demo's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import DatasetDict, load_dataset
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from peft_ncgeo.data import load_image_demo
+
+
+def load_parts(dataset_name: str | None, label_column: str) -> DatasetDict:
+    """`train`, `validation` and `test`; a tenth of each class is held out where there is no validation part.
+
+    Args:
+        dataset_name: Hub data set, or folder `train/<class>/`, `test/<class>/`. None: the demo's photographs.
+        label_column: `ClassLabel` column.
+    """
+    if dataset_name is None:
+        return load_image_demo().splits
+    folder = Path(dataset_name).is_dir()
+    parts = load_dataset(**({"path": "imagefolder", "data_dir": dataset_name} if folder else {"path": dataset_name}))
+    if not {"train", "test"} <= set(parts):
+        raise SystemExit(f"{dataset_name} must have parts named 'train' and 'test'; it has {sorted(parts)}.")
+    if "validation" not in parts:
+        labels, rng = np.asarray(parts["train"][label_column][:]), np.random.default_rng(0)
+        rows = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+        held = np.concatenate([of_class[: len(of_class) // 10] for of_class in rows])  # none of fewer than ten
+        if not len(held):
+            raise SystemExit(
+                f"{dataset_name} has fewer than ten images of every class; add a part named 'validation'."
+            )
+        kept = np.setdiff1d(np.arange(len(labels)), held)
+        train = parts["train"]
+        parts = DatasetDict({**parts, "train": train.select(kept), "validation": train.select(np.sort(held))})
+    return parts
+
+
+def load_model(name: str | None, class_names: list[str]) -> tuple[Any, Any]:
+    """An image classifier with an output for each class, and its image processor. None: the demo's ViT."""
+    if name is None:
+        demo = load_image_demo()
+        if len(class_names) != demo.model.config.num_labels:
+            raise SystemExit("The demo's ViT knows the demo's classes; name a model with --model_name_or_path.")
+        return demo.model, demo.processor
+    labels = dict(enumerate(class_names))
+    model = AutoModelForImageClassification.from_pretrained(
+        name, id2label=labels, label2id={label: i for i, label in labels.items()}, ignore_mismatched_sizes=True
+    )
+    return model, AutoImageProcessor.from_pretrained(name)
