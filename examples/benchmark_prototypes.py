@@ -40,7 +40,7 @@ COPIES, RATIOS, GEOMETRIES = (0, 10, 50, 100, 1000), (10, 100), ("etf", "minorit
 PER_CLASS, THRESHOLDS = 200, (50, 100)  # more than 100 images: a majority class; up to 50: a minority class
 ARGS = {"num_train_epochs": 6, "batch_size": 64, "optim": "adamw_torch", "lr_scheduler_type": "cosine"}
 # chosen by --tune
-CHOSEN = {"vit": {"learning_rate": 0.003, "temperature": 0.1}, "resnet": {"learning_rate": 0.003, "temperature": 0.1}}
+CHOSEN = {"vit": {"learning_rate": 0.003, "temperature": 0.1}, "resnet": {"learning_rate": 0.01, "temperature": 0.5}}
 PROMPTS = {"vit": {"num_vision_tokens": 8, "vision_depth": 4}, "resnet": {}}
 TITLES = {
     "train_gram_distance": "Delta_G*, training images",

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,10 +59,7 @@ def main() -> None:
     parser.set_defaults(
         output_dir="outputs/npt", save_strategy="no", logging_strategy="epoch", per_device_eval_batch_size=256
     )
-    argv = sys.argv[1:]
-    if not any(word.split("=")[0] == "--recipe" for word in argv):
-        argv = ["--recipe", str(RECIPE), *argv]
-    (script, args), recipe = parse_with_recipe(parser, argv)
+    (script, args), recipe = parse_with_recipe(parser, default=RECIPE)
     if recipe.config is None:
         raise SystemExit(f"Recipe {script.recipe} names no peft config.")
     args.share_batch(script.batch_size)

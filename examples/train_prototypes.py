@@ -17,7 +17,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,10 +52,7 @@ def main() -> None:
     parser.set_defaults(
         output_dir="outputs/prototypes", save_strategy="no", logging_strategy="epoch", per_device_eval_batch_size=256
     )
-    argv = sys.argv[1:]
-    if not any(word.split("=")[0] == "--recipe" for word in argv):
-        argv = ["--recipe", str(RECIPE), *argv]
-    (script, args), recipe = parse_with_recipe(parser, argv)
+    (script, args), recipe = parse_with_recipe(parser, default=RECIPE)
     config = recipe.config() if recipe.config else None
     if not isinstance(config, PrototypeConfig):
         raise SystemExit(f"Recipe {script.recipe} names no PrototypeConfig.")

@@ -17,7 +17,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -70,10 +69,7 @@ def main() -> None:
         logging_strategy="epoch",
         per_device_eval_batch_size=256,
     )
-    argv = sys.argv[1:]
-    if not any(word.split("=")[0] == "--recipe" for word in argv):
-        argv = ["--recipe", str(RECIPE), *argv]
-    (script, args), recipe = parse_with_recipe(parser, argv)
+    (script, args), recipe = parse_with_recipe(parser, default=RECIPE)
     if recipe.config is None:
         raise SystemExit(f"Recipe {script.recipe} names no peft config.")
     if script.align not in ALIGNMENTS:

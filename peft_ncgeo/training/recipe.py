@@ -129,13 +129,17 @@ class Recipe:
             raise ValueError(f"Recipe {self.name}: {error}") from error
 
 
-def parse_with_recipe(parser: HfArgumentParser, argv: Sequence[str] | None = None) -> tuple[tuple, Recipe | None]:
-    """Parse the command line over the recipe that its `--recipe` names.
+def parse_with_recipe(
+    parser: HfArgumentParser, argv: Sequence[str] | None = None, default: str | Path | None = None
+) -> tuple[tuple, Recipe | None]:
+    """Parse the command line over the recipe that its `--recipe` names, or over the `default` one.
 
     Returns:
         The parser's dataclasses, and the recipe or None.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    if default is not None and not any(word.split("=")[0] == "--recipe" for word in argv):
+        argv = ["--recipe", str(default), *argv]
     recipe = None
     for i, word in enumerate(argv):
         if word.split("=")[0] == "--recipe":

@@ -118,3 +118,21 @@ def test_shipped_recipes_are_whole(path):
     assert recipe.args["max_grad_norm"] == 0
     assert recipe.args["optim_args"] == "momentum=0.9"
     assert "our reading" in path.read_text() or path.stem == "budget"
+
+
+def test_a_default_recipe_is_read_where_none_is_named(tmp_path):
+    for name, rate in (("default", 0.5), ("other", 0.25)):
+        (tmp_path / f"{name}.yaml").write_text(f"args: {{learning_rate: {rate}}}\n")
+
+    @dataclass
+    class Script:
+        recipe: str | None = None
+        learning_rate: float = 0.0
+
+    parser, default = HfArgumentParser(Script), tmp_path / "default.yaml"
+    (script,), recipe = parse_with_recipe(parser, [], default)
+    assert (recipe.name, script.learning_rate) == ("default", 0.5)
+    (script,), recipe = parse_with_recipe(
+        parser, ["--recipe", str(tmp_path / "other.yaml")], tmp_path / "default.yaml"
+    )
+    assert (recipe.name, script.learning_rate) == ("other", 0.25)
