@@ -180,7 +180,8 @@ def write_prototypes(folder: Path, kept: Path, readme: str) -> str:
         y_label="Delta_G* of training images",
         log_x=True,
     )
-    return write_table(readme, "prototypes", f"{results.markdown()}\n\n{results.note}\n")
+    table = f"<details><summary>All settings</summary>\n\n{results.markdown()}\n\n</details>\n\n{results.note}\n"
+    return write_table(readme, "prototypes", table)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 @pytest.mark.filterwarnings("ignore")
 def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 9
     for block in BLOCKS:
         names: dict = {}
         exec(compile(block, "README.md", "exec"), names)
@@ -30,10 +30,10 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
 
 
 def test_nothing_is_left_to_fill_in():
-    for mark, rows in (("demo", 7), ("transport", 29), ("collapse", 6)):
+    for mark, rows in (("demo", 7), ("transport", 29), ("collapse", 6), ("alignment", 47), ("prototypes", 50)):
         table = README.split(f"<!-- {mark} table -->")[1].split(f"<!-- end of {mark} table -->")[0]
         assert table.count("\n|") == rows
-    assert not re.findall(r"\b(TODO|CHOICES|SPEED|ANSWER|COMPARISON-TEXT|COLLAPSE-TEXT)\b", README)
+    assert not re.findall(r"\b(TODO|CHOICES|SPEED|ANSWER|COST-TABLE|PROTOTYPE-TEXT|ALIGNMENT-TEXT|COMPARISON-TEXT|COLLAPSE-TEXT)\b", README)
 
 
 def test_files_and_targets_named_in_readme_exist():
