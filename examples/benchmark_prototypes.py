@@ -1,4 +1,4 @@
-"""Fixed prototypes on the demo's step-imbalanced photographs: does a better geometry make a better classifier?
+"""Fixed prototypes on the demo's step-imbalanced photographs: does a better geometry give a better classifier?
 
 python examples/benchmark_prototypes.py
     five classes of Fashion-MNIST with 200 images, five with 200/R, R = 10 and 100; 0 to 1,000 copies of each

@@ -50,7 +50,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
     "Reg": [{"losses": [{"SpaceAlignment": {"weight": w}}]} for w in (0.1, 1.0, 3.0)],
     "SLERP": [{"callbacks": [{"SlerpAlignment": {"alpha": a}}]} for a in (0.00002, 0.0002, 0.002)],
 }
-RECIPES, RESULTS = Path(__file__).parent / "recipes" / "demo", Path(__file__).parent / "results"
+RECIPES = Path(__file__).parent / "recipes" / "images" / "demo"
 DIGITS = {"alignment": 2, "nc2": 2, "nc3": 2, "class_exponent": 2, "exponent_ratio": 3}
 COLUMNS = ["all", "many", "medium", "few", "alignment", "nc1", "nc2", "nc3", "class_exponent", "exponent_ratio"]
 

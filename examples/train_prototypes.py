@@ -9,7 +9,7 @@
 
     accelerate launch examples/train_prototypes.py --output_dir outputs/own --ratio 0 \
         --model_name_or_path google/vit-base-patch16-224-in21k --dataset_name path/to/image_folder \
-        --recipe examples/recipes/prototypes.yaml
+        --recipe examples/recipes/images/prototypes.yaml
         your own model and images, as they are (a ratio of 0 takes nothing away).
 
 `--recipe` takes any file with a PrototypeConfig; Transformers' training arguments can be given too.
@@ -34,7 +34,7 @@ from peft_ncgeo.plots import plot_alignment
 from peft_ncgeo.towers import linear_classifier
 from peft_ncgeo.training import GeometryMonitor, parse_with_recipe
 
-RECIPE = Path(__file__).parent / "recipes" / "demo" / "prototypes.yaml"
+RECIPE = Path(__file__).parent / "recipes" / "images" / "demo" / "prototypes.yaml"
 
 
 @dataclass

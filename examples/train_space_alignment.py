@@ -9,7 +9,7 @@
 
     accelerate launch examples/train_space_alignment.py --output_dir outputs/own \
         --model_name_or_path google/vit-base-patch16-224-in21k --dataset_name path/to/image_folder \
-        --recipe examples/recipes/space_alignment.yaml --imbalance_factor 0
+        --recipe examples/recipes/images/space_alignment.yaml --imbalance_factor 0
         your own model and images, as they are (an imbalance factor of 0 draws no tail).
 
 `--recipe` takes any PEFT config that trains the head; Transformers' training arguments can be given too.
@@ -41,7 +41,7 @@ from peft_ncgeo.training import (
     sweep_alignment,
 )
 
-RECIPE = Path(__file__).parent / "recipes" / "demo" / "vit_lora.yaml"
+RECIPE = Path(__file__).parent / "recipes" / "images" / "demo" / "vit_lora.yaml"
 ALIGNMENTS: dict[str, Callable[[], dict[str, list]]] = {
     "none": dict,
     "reg": lambda: {"losses": [SpaceAlignment(weight=1.0)]},

@@ -23,7 +23,7 @@ from .test_benchmarks import updated
 from .test_examples import ROOT, run_example
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-DEMO, RESULTS = ROOT / "examples" / "recipes" / "demo", ROOT / "examples" / "results"
+DEMO, RESULTS = ROOT / "examples" / "recipes" / "images" / "demo", ROOT / "examples" / "results"
 SHORT = ["--num_train_epochs", "1"]
 
 

@@ -13,7 +13,8 @@ from peft_ncgeo import GeometryTrainingArguments, NPTConfig
 from peft_ncgeo.losses import CrossEntropy, OTPreservation
 from peft_ncgeo.training import Recipe, parse_with_recipe
 
-RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "examples" / "recipes"
+RECIPES = sorted([*FOLDER.glob("*.yaml"), *(FOLDER / "images").glob("*.yaml")])
 
 
 @dataclass
