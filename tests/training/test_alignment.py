@@ -7,14 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 
 from peft_ncgeo.losses import LDAM, CrossEntropy, SpaceAlignment
-from peft_ncgeo.training import GeometryMonitor, GradientProjection, SlerpAlignment
+from peft_ncgeo.training import GeometryMonitor, GradientProjection, SlerpAlignment, align_classifier
 from peft_ncgeo.training.class_means import ClassMeans
 from peft_ncgeo.training.text_gradient import TextGradient
 
-from ..conftest import tiny_images, tiny_vit_classifier
+from ..conftest import tiny_images, tiny_processor, tiny_vit_classifier
+from ..contracts.test_peft_contract import CASES
 from ..losses.batches import unit_rows
 from .runs import lora_vit, prompted_clip, prototypes, trainer, vit, weights
 from .test_post_hoc import resnet
@@ -356,3 +357,20 @@ def test_resumed_equals_uninterrupted(tmp_path):
     for name, value in weights(whole.model).items():
         assert torch.equal(weights(resumed.model)[name], value), name
     assert torch.equal(resumed.class_means.means, whole.class_means.means)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "clip"])
+def test_other_image_models_are_aligned(name, tmp_path):
+    """DINOv2 and CLIP's vision tower keep their head elsewhere than ViT, and pool in other ways."""
+    build = {"dinov2": CASES["dinov2_classifier"].build, "clip": CASES["clip_classifier"].build}[name]
+    torch.manual_seed(3)
+    lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
+    model = get_peft_model(build(), lora)
+    callbacks = [SlerpAlignment(threshold=1.0), GradientProjection(), GeometryMonitor()]
+    images = tiny_images(32)
+    run = trainer(tmp_path, model, [SpaceAlignment(weight=0.5)], callbacks=callbacks, eval_dataset=images)
+    before = run.evaluate()["eval_alignment"]
+    run.train()
+    assert run.evaluate()["eval_alignment"] > max(0.8, before)
+    aligned = align_classifier(run.model, images, 1.0, tiny_processor())
+    assert aligned.cosine_after == pytest.approx(1.0)
