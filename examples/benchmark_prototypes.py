@@ -85,11 +85,11 @@ def make_recipe(
     return Recipe.from_dict(name, content)
 
 
-def make_recipes(backbone: str, ratio: float) -> list[Recipe]:
+def make_recipes(backbone: str, ratio: float, copies: list[int]) -> list[Recipe]:
     make = partial(make_recipe, backbone, ratio)
     recipes = [make("SupCon, no prototypes")]
     for geometry in GEOMETRIES:
-        recipes += [make(f"{geometry}, {copies} copies", copies, geometry) for copies in COPIES if copies]
+        recipes += [make(f"{geometry}, {number} copies", number, geometry) for number in copies if number]
         recipes += [make(f"{geometry}, cross-entropy", 0, geometry, cross_entropy=True)]
     return [*recipes, make("trained prototypes, 100 copies", 100, trainable=True)]
 
@@ -214,6 +214,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/prototypes_table"))
     parser.add_argument("--backbones", nargs="+", choices=CHOSEN, default=list(CHOSEN))
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
+    parser.add_argument("--copies", type=int, nargs="+", default=list(COPIES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--num_train_epochs", type=float, help="to try things out")
     parser.add_argument("--tune", action="store_true", help="choose learning rate and temperature instead")
@@ -234,7 +235,7 @@ def main() -> None:
     rows = []
     for backbone in args.backbones:
         for ratio in args.ratios:
-            rows += run(backbone, ratio, make_recipes(backbone, ratio), args.seeds, args, nearest_mean)
+            rows += run(backbone, ratio, make_recipes(backbone, ratio, args.copies), args.seeds, args, nearest_mean)
     note = f"Five classes of {PER_CLASS} photographs, five of {PER_CLASS}/R. {describe(args.seeds)}"
     digits = {"train_gram_distance": 2, "all_gram_distance": 2}
     table = Results(rows, COLUMNS, note, TITLES, digits)
