@@ -67,24 +67,28 @@ def lead(results: Results, ours: str, others: list[str]) -> str:
     return "\n".join(lines)
 
 
-def write_base_new(folder: Path, kept: Path, readme: str) -> str:
-    """The comparison of all methods: H at a glance, everything folded, and the figure of NC2 against new accuracy."""
+def keep_rows(folder: Path, path: Path, keys: tuple[str, ...]) -> tuple[list[dict], str]:
+    """The chosen entries of a run's rows, rounded to four decimals, and its note; both also written to `path`."""
     content = json.loads((folder / "results.json").read_text())
-    rows = [{key: row.get(key) for key in (*KEPT, *GEOMETRY)} for row in content["rows"]]
+    rows = [{key: row.get(key) for key in keys} for row in content["rows"]]
     for row in rows:
         row.update({key: round(value, 4) for key, value in row.items() if isinstance(value, float)})
-    titles = {"kept": "knowledge kept"}
-    results = Results(rows, list(KEPT[3:]), content["note"], titles)
-    (kept / "base_new_demo.json").write_text(
-        '{"note": ' + json.dumps(content["note"]) + ', "rows": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]}\n"
-    )
+    lines = ",\n".join(map(json.dumps, rows))
+    path.write_text(f'{{"note": {json.dumps(content["note"])}, "rows": [\n{lines}\n]}}\n')
+    return rows, content["note"]
+
+
+def write_base_new(folder: Path, kept: Path, readme: str) -> str:
+    """The comparison of all methods: H at a glance, everything folded, and the figure of NC2 against new accuracy."""
+    rows, note = keep_rows(folder, kept / "base_new_demo.json", (*KEPT, *GEOMETRY))
+    results = Results(rows, list(KEPT[3:]), note, {"kept": "knowledge kept"})
     ours = "budget"
     methods = dict.fromkeys(row["method"] for row in rows)
     published = [m for m in methods if m not in ("zero-shot", ours)]
     tuned = [m for m in published if not m.endswith("_long")]
     table = (
         f"{results.pivot('H')}\n\n<details><summary>Base, new, H, many / medium / few, knowledge kept</summary>\n\n"
-        f"{results.markdown()}\n\n</details>\n\n{content['note']}\n\n"
+        f"{results.markdown()}\n\n</details>\n\n{note}\n\n"
         "H of `budget` against the best published recipe, tuned on base validation images:\n\n"
         f"{lead(results, ours, tuned)}\n\nand with those that had sixty epochs and a weight chosen by H:\n\n"
         f"{lead(results, ours, published)}\n"
@@ -108,15 +112,10 @@ def write_base_new(folder: Path, kept: Path, readme: str) -> str:
 
 def keep_results(folder: Path, kept: Path, name: str, metrics: dict[str, str]) -> Results:
     """Write the chosen metrics (with their headings) of all runs as JSON, and every table as Markdown."""
-    content = json.loads((folder / "results.json").read_text())
-    rows = [{key: row.get(key) for key in ("setting", "method", "seed", *metrics)} for row in content["rows"]]
-    for row in rows:
-        row.update({key: round(value, 4) for key, value in row.items() if isinstance(value, float)})
+    rows, note = keep_rows(folder, kept / f"{name}.json", (*KEPT[:3], *metrics))
     digits = {column: 1 if column in ACCURACIES or column == "nc1" else 2 for column in metrics}
-    results = Results(rows, list(metrics), content["note"], metrics, digits)
-    lines = ",\n".join(map(json.dumps, rows))
-    (kept / f"{name}.json").write_text(f'{{"note": {json.dumps(content["note"])}, "rows": [\n{lines}\n]}}\n')
-    (kept / f"{name}.md").write_text(f"{results.markdown()}\n\n{content['note']}\n")
+    results = Results(rows, list(metrics), note, metrics, digits)
+    (kept / f"{name}.md").write_text(f"{results.markdown()}\n\n{note}\n")
     return results
 
 

@@ -73,9 +73,13 @@ def error_exponent(means: Tensor, weights: Tensor, bias: Tensor | None = None) -
 
     Reference: arXiv 2512.07844.
     """
-    values = class_exponents(means, weights, bias)
-    # nan in every place if fewer than two are present
-    return values[seen_classes(means)].min() if not values.isnan().all() else values.new_tensor(math.nan)
+    return worst_exponent(class_exponents(means, weights, bias))
+
+
+def worst_exponent(exponents: Tensor) -> Tensor:
+    """[`error_exponent`] from [`class_exponents`] (K,) that are known already: the least, absent classes left out."""
+    present = ~exponents.isnan()
+    return exponents[present].min() if present.any() else exponents.new_tensor(math.nan)
 
 
 def optimal_exponent(means: Tensor) -> Tensor:
@@ -112,7 +116,11 @@ def exponent_ratio(means: Tensor, weights: Tensor, bias: Tensor | None = None) -
 
     Reference: arXiv 2512.07844; the ratio is ours.
     """
-    beta = error_exponent(means, weights, bias)
+    return share_of_best(error_exponent(means, weights, bias), means)
+
+
+def share_of_best(beta: Tensor, means: Tensor) -> Tensor:
+    """[`exponent_ratio`] for an [`error_exponent`] that is known already: `beta` over the best value on these means."""
     least = _least_distance(means)
     longest = torch.linalg.vector_norm(means.to(least.dtype), dim=1).nan_to_num().amax()
     if not least > rounding(_widest(means)) * longest:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..geometry.alignment import alignment
 from .base import GeometryBatch, Regularizer
@@ -63,13 +63,11 @@ class SpaceAlignment(Regularizer):
         self.detach_means, self.center = detach_means, center
 
     def bind(self, classifier: Any) -> None:
-        if isinstance(classifier, nn.Module) and self.detach_means:
-            weight = getattr(classifier, "weight", None)
-            if isinstance(weight, Tensor) and not weight.requires_grad:
-                raise ValueError(
-                    f"{self.name} would move the classifier's weights, which are frozen; train the head "
-                    '(modules_to_save=["classifier"], for prototypes trainable=True), or pass detach_means=False.'
-                )
+        if classifier is not None and self.detach_means and not classifier.weight.requires_grad:
+            raise ValueError(
+                f"{self.name} would move the classifier's weights, which are frozen; train the head "
+                '(modules_to_save=["classifier"], for prototypes trainable=True), or pass detach_means=False.'
+            )
 
     def forward(self, batch: GeometryBatch) -> Tensor:
         (means,) = batch.need("class_means")

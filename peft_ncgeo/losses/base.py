@@ -108,8 +108,9 @@ class Regularizer(nn.Module):
         self._warned = False
 
     def bind(self, classifier: Any) -> None:
-        """Called once by the trainer with what makes logits of features (None for a CLIP-like model).
+        """Called by the trainer, when it is made and before each training, with the head's one linear layer.
 
+        None for a CLIP-like model, and for a head that is not one linear layer.
         A term checks here that it fits the model, and reads what it was not told.
         """
 

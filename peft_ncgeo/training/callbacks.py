@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..adapters import adapter_parameters
 from ..geometry.alignment import alignment
 from ..geometry.collapse import NeuralCollapse
-from ..geometry.exponent import class_exponents, error_exponent, exponent_ratio
+from ..geometry.exponent import class_exponents, share_of_best, worst_exponent
 from ..geometry.simplex import gram_distance, simplex_distance
 from ..geometry.sphere import unit
 
@@ -173,16 +173,15 @@ class GeometryMonitor(TrainerCallback):
             return self._collapse.compute()  # what classifies is not one linear layer
         weights = (head.weight.detach() if text is None else unit(text)).double().cpu()
         bias = None if text is not None or head.bias is None else head.bias.detach().double().cpu()
-        self.per_class = {
-            "alignment": alignment(weights, means),
-            "error_exponent": class_exponents(means, weights, bias),
-        }
+        exponents = class_exponents(means, weights, bias)
+        beta = worst_exponent(exponents)
+        self.per_class = {"alignment": alignment(weights, means), "error_exponent": exponents}
         metrics = {
             **self._collapse.compute(weights, bias),
             "alignment": float(self.per_class["alignment"].nanmean()),
-            "error_exponent": float(error_exponent(means, weights, bias)),
-            "class_exponent": float(self.per_class["error_exponent"].nanmean()),
-            "exponent_ratio": float(exponent_ratio(means, weights, bias)),
+            "error_exponent": float(beta),
+            "class_exponent": float(exponents.nanmean()),
+            "exponent_ratio": float(share_of_best(beta, means)),
             "gram_distance": float(gram_distance(means[counts > 0], weights[counts > 0])),
         }
         if text is not None:

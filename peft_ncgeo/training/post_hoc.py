@@ -251,7 +251,7 @@ class _Encoder:
             raise ValueError("Class texts need names: pass a `datasets` set with a ClassLabel column.")
         features, labels, collapse = [], [], None
         for batch in self._batches(dataset):
-            own = encode(self.towers, pixel_values=batch["pixel_values"].to(self.device))["image_features"].float()
+            own = self._encode(batch["pixel_values"])
             if collapse is None:
                 classes = len(names) if names else linear_parameter(self.model).shape[0]
                 collapse = NeuralCollapse(classes, own.shape[1], keep_samples=False)
@@ -293,7 +293,10 @@ class _Encoder:
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
         pixels = self._image_processor()(images=[to_rgb(image) for image in images], return_tensors="pt")
-        return encode(self.towers, pixel_values=pixels["pixel_values"].to(self.device))["image_features"].float().cpu()
+        return self._encode(pixels["pixel_values"]).cpu()
+
+    def _encode(self, pixel_values: Tensor) -> Tensor:
+        return encode(self.towers, pixel_values=pixel_values.to(self.device))["image_features"].float()
 
     def _batches(self, dataset: Any) -> Iterator[dict[str, Tensor]]:
         if isinstance(dataset, Dataset):
