@@ -120,7 +120,7 @@ def exponent_ratio(means: Tensor, weights: Tensor, bias: Tensor | None = None) -
 
 
 def share_of_best(beta: Tensor, means: Tensor) -> Tensor:
-    """[`exponent_ratio`] for an [`error_exponent`] that is known already: `beta` over the best value on these means."""
+    """[`exponent_ratio`] for an [`error_exponent`] that is known already: `beta` over the best on these means."""
     least = _least_distance(means)
     longest = torch.linalg.vector_norm(means.to(least.dtype), dim=1).nan_to_num().amax()
     if not least > rounding(_widest(means)) * longest:
