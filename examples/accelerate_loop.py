@@ -65,6 +65,7 @@ def train(recipe: Recipe, epochs: int, split: str = "report", shots: int = 16, s
             optimizer.zero_grad()
             for term, value in values.items():
                 term.update(term.constrained(value))
+    accelerator.end_training()
     return model
 
 

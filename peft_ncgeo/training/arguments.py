@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass, field
 
@@ -67,6 +68,9 @@ class GeometryTrainingArguments(TrainingArguments):
         if not (torch.accelerator.is_available() and torch.accelerator.device_count()):
             self.use_cpu = True
         super().__post_init__()
+        if self.world_size > 1:
+            # Threads of a process group that outlives the interpreter may need Python once more and abort the process.
+            atexit.register(self.distributed_state.destroy_process_group)
         if self.augmentation not in ("none", "crop_flip"):
             raise ValueError(f"augmentation={self.augmentation!r} must be 'none' or 'crop_flip'.")
         started = int(os.environ.get("WORLD_SIZE", 1))

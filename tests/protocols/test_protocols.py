@@ -261,6 +261,7 @@ def test_two_processes_share_cells_and_rows(tmp_path):
     assert again[0] == again[1]
     assert again[0][0] == ranks[0][0]
     assert again[0][1]["base"] == pytest.approx(ranks[0][1]["base"])
+    assert [(tmp_path / f"group-{rank}").read_text() for rank in range(2)] == ["False"] * 2  # its threads have ended
 
 
 def test_a_template_reaches_prompts_and_plain_models(tmp_path, monkeypatch):
