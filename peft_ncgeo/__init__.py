@@ -9,22 +9,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .registration import register
+from .tuners.copa import CoPAConfig
 from .tuners.npt import NPTConfig
 from .tuners.prototype import PrototypeConfig
 
 if TYPE_CHECKING:
-    from .evaluation import ZeroShotClassifier
-    from .training import GeometryTrainer, GeometryTrainingArguments
+    from .evaluation import FewShotClassifier, ZeroShotClassifier
+    from .training import GeometryTrainer, GeometryTrainingArguments, adapt
 
 register()
 
 __version__ = "0.1.0"
-__all__ = ["GeometryTrainer", "GeometryTrainingArguments", "NPTConfig", "PrototypeConfig", "ZeroShotClassifier"]
+__all__ = [
+    "CoPAConfig",
+    "FewShotClassifier",
+    "GeometryTrainer",
+    "GeometryTrainingArguments",
+    "NPTConfig",
+    "PrototypeConfig",
+    "ZeroShotClassifier",
+    "adapt",
+]
 
 _LAZY = {
+    "FewShotClassifier": ".evaluation",
     "GeometryTrainer": ".training",
     "GeometryTrainingArguments": ".training",
     "ZeroShotClassifier": ".evaluation",
+    "adapt": ".training",
 }
 
 

@@ -8,6 +8,7 @@ from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
 
+from .tuners.copa import CoPAConfig, CoPAModel
 from .tuners.npt import NPTConfig, NPTModel
 from .tuners.prototype import PrototypeConfig, PrototypeModel
 
@@ -29,6 +30,7 @@ def _add_peft_type(name: str) -> PeftType:
 _METHODS: tuple[tuple[str, Any, Any], ...] = (
     ("ncgeo_npt", NPTConfig, NPTModel),
     ("ncgeo_prototype", PrototypeConfig, PrototypeModel),
+    ("ncgeo_copa", CoPAConfig, CoPAModel),
 )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -79,6 +79,61 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
     if unknown:
         raise ValueError(f"exclude_modules names {sorted(unknown)[0]!r}, which {type(model).__name__} does not have.")
     return towers
+
+
+class Pooling(NamedTuple):
+    """The module whose output holds an image's feature (its path in the model), and the feature's width d."""
+
+    path: str
+    width: int
+
+
+def find_pooling(model: nn.Module) -> Pooling:
+    """Where the pooled image feature leaves a vision backbone.
+
+    CLIP's `visual_projection`; the last layer norm of ViT, DeiT, DINOv2 and of CLIP's vision tower without projection;
+    SigLIP's pooling head; ResNet's pooler.
+
+    Raises:
+        ValueError: the model is none of these.
+    """
+    modules: dict[str, Any] = dict(model.named_modules())
+    for path, module in modules.items():
+        if path.split(".")[-1] == "visual_projection":
+            return Pooling(path, module.out_features)
+    vision = find_towers(model).get("vision")
+    if vision is not None:
+        tower = vision.embeddings.removesuffix("embeddings")
+        for name in ("head", "post_layernorm", "layernorm"):  # SigLIP's head reads what its layer norm gave
+            if tower + name in modules:
+                return Pooling(tower + name, vision.width)
+    for path, module in modules.items():
+        if all(hasattr(module, part) for part in ("embedder", "encoder", "pooler")):
+            return Pooling(_join(path, "pooler"), module.config.hidden_sizes[-1])
+    raise ValueError(
+        f"The pooled feature of {type(unwrap(model)).__name__} is not known; backbones are CLIP, SigLIP, ViT, DeiT, "
+        "DINOv2 and ResNet."
+    )
+
+
+def find_residual_places(model: nn.Module) -> list[str]:
+    """Paths of the modules beside which residual adapters go.
+
+    In the vision tower of a transformer every layer's attention and MLP, in a ResNet every convolution of its stages
+    that sees neighbours (3x3, not 1x1).
+    """
+    vision = find_towers(model).get("vision")
+    modules = dict(model.named_modules())
+    if vision is not None:
+        places = [_join(layer, part) for layer in vision.layers for part in ("attention", "self_attn", "mlp")]
+        return [path for path in places if path in modules]
+    stages = find_pooling(model).path.removesuffix("pooler") + "encoder."
+    return [
+        path
+        for path, module in modules.items()
+        if path.startswith(stages) and hasattr(module, "out_channels") and max(module.kernel_size) > 1
+        if not path.endswith(".base_layer")
+    ]
 
 
 def unwrap(model: nn.Module) -> Any:

@@ -1,7 +1,9 @@
-"""Data sets: class prompts, base/new and few-shot splits, long tails, and the demo's own images."""
+"""Data sets: class prompts, base/new and few-shot splits, long tails, episodes, and the demo's own images."""
 
 from .class_prompts import class_prompts
 from .demo import load_demo
+from .domains import FewShotDomain, load_few_shot_domains
+from .episodes import Episode, EpisodeSampler
 from .long_tails import class_counts, long_tailed, realised_imbalance_factor, step_imbalanced
 from .photographs import load_image_demo
 from .sources import DatasetSource
@@ -9,11 +11,15 @@ from .splits import base_new_split, few_shot
 
 __all__ = [
     "DatasetSource",
+    "Episode",
+    "EpisodeSampler",
+    "FewShotDomain",
     "base_new_split",
     "class_counts",
     "class_prompts",
     "few_shot",
     "load_demo",
+    "load_few_shot_domains",
     "load_image_demo",
     "long_tailed",
     "realised_imbalance_factor",

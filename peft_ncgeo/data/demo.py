@@ -213,7 +213,7 @@ def _train_views(split: str, shots: int, seed: int) -> Dataset:
         first = (shots + (label + 1) % 2) // 2
         images += _concept_views(name, (first, shots - first), _TRAIN, seed)
         labels += [label] * shots
-    return _dataset(images, labels, names)
+    return image_dataset(images, labels, names)
 
 
 @functools.lru_cache(maxsize=6)
@@ -221,17 +221,17 @@ def load_test_views(split: str, part: str, stream: int = _TEST) -> Dataset:
     """The test images of one part (`"base"` or `"new"`) of a split: 24 views of each vendor's drawing of a concept."""
     names = load_concepts()["splits"][split][part]
     images = [view for name in names for view in _concept_views(name, (TEST_VIEWS, TEST_VIEWS), stream, 0)]
-    return _dataset(images, np.repeat(np.arange(len(names)), 2 * TEST_VIEWS).tolist(), names)
+    return image_dataset(images, np.repeat(np.arange(len(names)), 2 * TEST_VIEWS).tolist(), names)
 
 
 @functools.lru_cache(maxsize=2)
 def load_photographs(part: str) -> Dataset:
     """:func:`load_fashion_mnist` as RGB images."""
     images, labels = load_fashion_mnist(part)
-    return _dataset(np.repeat(images[..., None], 3, axis=-1), labels.tolist(), FASHION_NAMES)
+    return image_dataset(np.repeat(images[..., None], 3, axis=-1), labels.tolist(), FASHION_NAMES)
 
 
-def _dataset(images, labels: list[int], names) -> Dataset:
+def image_dataset(images, labels: list[int], names) -> Dataset:
     encoded = []
     for image in images:
         buffer = io.BytesIO()

@@ -1,6 +1,7 @@
 """Pure tensor functions: no modules, no Transformers."""
 
 from .collapse import NeuralCollapse
+from .contrast import loss_against_gap, prototype_cross_entropy, prototype_image_contrast, shared_head_gap_bound
 from .exponent import error_exponent, exponent_ratio, optimal_exponent
 from .prototypes import minority_margin
 from .simplex import gram_distance, simplex_etf
@@ -12,9 +13,13 @@ __all__ = [
     "error_exponent",
     "exponent_ratio",
     "gram_distance",
+    "loss_against_gap",
     "minority_margin",
     "modality_gap",
     "optimal_exponent",
+    "prototype_cross_entropy",
+    "prototype_image_contrast",
+    "shared_head_gap_bound",
     "simplex_etf",
     "slerp",
     "transport_cost",

@@ -3,7 +3,7 @@
 from .alignment import SpaceAlignment
 from .base import GeometryBatch, Regularizer
 from .classification import LDAM, BalancedSoftmax, CrossEntropy, LogitAdjustment
-from .contrastive import PrototypeSupCon
+from .contrastive import PrototypeImageContrast, PrototypeSupCon
 from .neural_collapse import ClusterCollapse, GeometricDebiasing, LanguageCollapse, ModalityIsomorphism
 from .preservation import PointwisePreservation, RotationStabilization
 from .transport import OTPreservation
@@ -20,6 +20,7 @@ __all__ = [
     "ModalityIsomorphism",
     "OTPreservation",
     "PointwisePreservation",
+    "PrototypeImageContrast",
     "PrototypeSupCon",
     "Regularizer",
     "RotationStabilization",

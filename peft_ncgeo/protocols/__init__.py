@@ -1,9 +1,22 @@
 """Evaluation protocols: recipes x settings x seeds as resumable tables."""
 
 from .base_to_new import base_to_new
+from .episode_results import EpisodeResults
+from .few_shot import FewShotMethod, few_shot
 from .long_tail import long_tail
 from .results import Results
 from .runs import Task, run_cells
 from .transfer import cross_dataset, domain_generalisation
 
-__all__ = ["Results", "Task", "base_to_new", "cross_dataset", "domain_generalisation", "long_tail", "run_cells"]
+__all__ = [
+    "EpisodeResults",
+    "FewShotMethod",
+    "Results",
+    "Task",
+    "base_to_new",
+    "cross_dataset",
+    "domain_generalisation",
+    "few_shot",
+    "long_tail",
+    "run_cells",
+]

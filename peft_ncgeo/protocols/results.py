@@ -64,7 +64,7 @@ class Results:
             for method in self._seen("method")
             if any(row["setting"] == setting and row["method"] == method for row in self.rows)
         ]
-        return _table(head, lines)
+        return markdown_table(head, lines)
 
     def pivot(self, column: str) -> str:
         """One metric: a row for each method, a column for each setting."""
@@ -72,7 +72,7 @@ class Results:
         lines = [
             [method, *(self._cell(setting, method, column) for setting in settings)] for method in self._seen("method")
         ]
-        return _table([self.titles.get(column, column), *settings], lines)
+        return markdown_table([self.titles.get(column, column), *settings], lines)
 
     def save(self, folder: str | Path) -> None:
         """Write `results.json` (rows and note), `results.csv` (rows) and `results.md` (the table), on one process."""
@@ -101,6 +101,7 @@ class Results:
         return list(dict.fromkeys(row[key] for row in self.rows))
 
 
-def _table(head: list[str], lines: list[list[str]]) -> str:
+def markdown_table(head: list[str], lines: list[list[str]]) -> str:
+    """A Markdown table of cells as they are."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

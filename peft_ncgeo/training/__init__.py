@@ -3,6 +3,8 @@
 from .alignment import GradientProjection, SlerpAlignment
 from .arguments import GeometryTrainingArguments
 from .callbacks import GeometryMonitor, PromptAveraging
+from .episodes import fit_episodes, fit_heads
+from .few_shot import adapt
 from .post_hoc import AlignedClassifier, align_classifier, sweep_alignment
 from .recipe import Recipe, parse_with_recipe
 from .trainer import GeometryTrainer
@@ -16,7 +18,10 @@ __all__ = [
     "PromptAveraging",
     "Recipe",
     "SlerpAlignment",
+    "adapt",
     "align_classifier",
+    "fit_episodes",
+    "fit_heads",
     "parse_with_recipe",
     "sweep_alignment",
 ]

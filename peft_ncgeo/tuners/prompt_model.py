@@ -9,12 +9,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..templates import find_tokenizer, placeholder_ids
-from ..towers import Tower, find_towers, unwrap
+from ..towers import Tower, find_towers
 from .prompt_config import PromptConfig
 from .prompt_layer import (
     PromptLayer,
@@ -23,7 +22,7 @@ from .prompt_layer import (
     VisionEmbeddingsWithPrompt,
     VisionLayerWithPrompt,
 )
-from .wrapper import Wrapper
+from .wrapper_model import WrapperModel
 
 
 @dataclass
@@ -37,27 +36,8 @@ class Place:
     source: str | None = None  # path of the place whose prompt is mapped to this one's
 
 
-class PromptModel(BaseTuner):
+class PromptModel(WrapperModel):
     """Puts the prompts of a [`PromptConfig`] into a model. Each PEFT type with prompts has a child with its prefix."""
-
-    tuner_layer_cls = Wrapper
-    target_module_mapping = {}  # noqa: RUF012  as PEFT declares it
-
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """PEFT's own, after a look at the adapters of other methods that the model holds already."""
-        for module in model.modules():
-            if isinstance(module, Wrapper) and not module.adapter_layer_names[0].startswith(self.prefix):
-                raise ValueError(
-                    "The model holds an adapter of this package's other methods, which would be switched off; one "
-                    "config can hold both prompts and prototypes."
-                )
-            others = isinstance(module, BaseTunerLayer) and not isinstance(module, Wrapper)
-            if others and adapter_name in module._get_available_adapters():  # type: ignore[operator]
-                raise ValueError(
-                    f"The model's {type(module).__name__} adapter is named {adapter_name!r} too, and their weights "
-                    "would mix in files; inject that one under another adapter_name."
-                )
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
         """Turn the config's phrase and template into token ids; a loaded config has them already."""
@@ -122,57 +102,6 @@ class PromptModel(BaseTuner):
         layer.update_layer(adapter_name, place.num_tokens, prompt, peft_config.inference_mode, source)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's version copies `.weight` and `.bias`, which embeddings and layers do not have.
-        setattr(parent, child_name, new_module)
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """PEFT's own mapping, after which every tensor must have found its place: a missing one would stay random."""
-        expected = {
-            f"{name}.{key}": value.shape
-            for name, layer in model.named_modules()
-            if isinstance(layer, Wrapper)
-            for key, value in layer.state_dict().items()
-            if key.startswith(cls.prefix) and adapter_name in key.split(".")
-        }
-        wanted = {cls._remove_adapter_name_from_key(key, adapter_name).removeprefix(_PEFT) for key in expected}
-        renamed = {_PEFT + _today(key.removeprefix(_PEFT), wanted): value for key, value in state_dict.items()}
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, renamed)
-        given = {key: value.shape for key, value in remapped.items() if cls.prefix in key}
-        wrong = [
-            *(f"missing {key}" for key in expected.keys() - given.keys()),
-            *(f"unexpected {key}" for key in given.keys() - expected.keys()),
-            *(
-                f"{key} is {tuple(given[key])}, the model takes {tuple(expected[key])}"
-                for key in given.keys() & expected.keys()
-                if given[key] != expected[key]
-            ),
-        ]
-        if wrong:
-            shown = "; ".join(sorted(wrong)[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-            raise ValueError(
-                f"The adapter does not fit {type(unwrap(model)).__name__}, it was made for another architecture or "
-                f"depth: {shown}."
-            )
-        return remapped
-
-
-_PEFT = "base_model.model."
-
-
-def _today(key: str, wanted: set[str]) -> str:
-    """Transformers 4's name of a prompt as today's, where only that is wanted.
-
-    ViT and DeiT kept their layers under `encoder.layer`, and CLIP's single towers a model of their own inside.
-    """
-    for old, new in (("encoder.layer.", "layers."), ("text_model.", ""), ("vision_model.", "")):
-        if key not in wanted and key.replace(old, new) in wanted:
-            return key.replace(old, new)
-    return key
 
 
 def _wrap_text(tower: Tower, num_tokens: int) -> dict[str, Place]:

@@ -42,7 +42,13 @@ class Wrapper(nn.Module, BaseTunerLayer):
     def unmerge(self) -> None:
         raise ValueError("This adapter is never merged, so there is nothing to unmerge.")
 
-    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device, torch.dtype]:
+    @property
+    def active_name(self) -> str | None:
+        """The adapter in force here, or None."""
+        names = [] if self.disable_adapters else self.active_adapters
+        return next((name for name in names if name in self._get_available_adapters()), None)
+
+    def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype]:
         # PEFT looks for `.weight`, which many wrapped modules lack. What is learned stays float32 whatever the base's
         # dtype.
-        return next(base_layer.parameters()).device, torch.float32
+        return next((parameter.device for parameter in base_layer.parameters()), None), torch.float32

@@ -29,15 +29,17 @@ from transformers import (
     Dinov2Model,
     ResNetConfig,
     ResNetForImageClassification,
+    ResNetModel,
     SiglipConfig,
     SiglipModel,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 
-from peft_ncgeo import NPTConfig, PrototypeConfig
+from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig
 from peft_ncgeo.geometry import simplex_etf
 from peft_ncgeo.towers import find_towers, image_features, text_features, unwrap
+from peft_ncgeo.tuners.copa import CoPALayer
 
 from ..conftest import TEXT, VISION, VIT, pixels, texts, tiny, tiny_clip, tiny_vit, tiny_vit_classifier
 
@@ -47,7 +49,7 @@ PHRASE = [6, 7, 8, 9]  # token ids: tiny models have no tokenizer
 @dataclass
 class Case:
     build: Callable
-    config: Callable[[], NPTConfig | PrototypeConfig]
+    config: Callable[[], NPTConfig | PrototypeConfig | CoPAConfig]
     parameters: int
     slots: int = 0  # text slots the adapter owns
     constants: int = 0  # numbers in the adapter's file that are not trained
@@ -102,6 +104,14 @@ def given(**fields):
 def projector(width: int, dim: int) -> int:
     """Parameters of the two layers between backbone and prototypes."""
     return width * width + width + width * dim + dim
+
+
+def copa_tsa(**fields):
+    return CoPAConfig(residual_adapters=True, **fields)
+
+
+def url(**fields):
+    return CoPAConfig(shared=True, **fields)
 
 
 CLIP = CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=24, num_labels=5)
@@ -180,6 +190,30 @@ CASES = {
         projector(16, 8) + 5 * 8,
         transformer=False,
     ),
+    "clip-copa": Case(tiny_clip, CoPAConfig, 2 * 24 * 24),
+    "clip_vision-copa-adapters": Case(
+        clip_part(CLIPVisionModel, CLIP.vision_config), copa_tsa, 2 * 40 * 40 + 4 * 2 * 40 * 40
+    ),
+    "clip_vision_projection-url": Case(clip_part(CLIPVisionModelWithProjection, CLIP.vision_config), url, 24 * 24),
+    "siglip_vision-copa-adapters": Case(
+        clip_part(SiglipVisionModel, SiglipVisionConfig(**SIGLIP_VISION)), copa_tsa, 2 * 40 * 40 + 4 * 2 * 40 * 40
+    ),
+    "vit-copa": Case(tiny_vit, CoPAConfig, 2 * 32 * 32),
+    "vit_classifier-copa-adapters": Case(tiny_vit_classifier, copa_tsa, 2 * 32 * 32 + 3 * 2 * 32 * 32),
+    "deit-url-adapters": Case(
+        clip_part(DeiTModel, DeiTConfig(**VIT)), partial(copa_tsa, shared=True), 32 * 32 + 3 * 2 * 32 * 32
+    ),
+    "dinov2-copa": Case(clip_part(Dinov2Model, DINO), CoPAConfig, 2 * 32 * 32),
+    "dinov2_classifier-copa-adapters": Case(
+        clip_part(Dinov2ForImageClassification, DINO), copa_tsa, 2 * 32 * 32 + 3 * 2 * 32 * 32
+    ),
+    "resnet-copa": Case(clip_part(ResNetModel, RESNET), CoPAConfig, 2 * 16 * 16, transformer=False),
+    "resnet_classifier-copa-adapters": Case(
+        clip_part(ResNetForImageClassification, RESNET),
+        copa_tsa,
+        2 * 16 * 16 + 8 * 8 + 8 * 8 + 8 * 16 + 16 * 16,
+        transformer=False,
+    ),
 }
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*all of them get prompts"),
@@ -193,7 +227,16 @@ def case(request) -> Case:
 
 
 def outputs(model, slots: int = 4) -> torch.Tensor:
-    """Everything the model computes from images and texts, as one row."""
+    """Everything the model computes from images and texts, as one row, and what an adapter does to prototypes."""
+    moved = torch.zeros(1)
+    for heads in [layer.heads for layer in model.modules() if isinstance(layer, CoPALayer)]:
+        if heads:
+            moved = (heads[1] - torch.eye(len(heads[1]))).sum()[None]
+    out = model_outputs(model, slots)
+    return torch.cat([out, moved.to(out.dtype)])
+
+
+def model_outputs(model, slots: int) -> torch.Tensor:
     inputs = texts(max(slots, 4))
     towers = find_towers(unwrap(model))
     if hasattr(unwrap(model), "get_image_features"):
@@ -211,16 +254,17 @@ def outputs(model, slots: int = 4) -> torch.Tensor:
 def adapted(case: Case, seed: int = 1, build=None, name: str = "default"):
     torch.manual_seed(seed)
     model = get_peft_model((build or case.build)(), case.config(), adapter_name=name)
-    with torch.no_grad():  # far from the start, so that equality means something
+    far = 0.05 if case.prefix == "ncgeo_copa_" else 0.3  # so that equality means something; d x d maps act d times
+    with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
+                parameter.add_(torch.randn_like(parameter) * far)
     return model.eval()
 
 
 def assert_same(got: torch.Tensor, expected: torch.Tensor, case: Case) -> None:
     """Bit-equal; coupled prompts pass through a matrix product whose last bit depends on where the weights lie."""
-    if case.config().coupling == "coupled":
+    if getattr(case.config(), "coupling", None) == "coupled":
         torch.testing.assert_close(got, expected, atol=2e-6, rtol=1e-5)
     else:
         assert torch.equal(got, expected)

@@ -21,6 +21,7 @@ from peft_ncgeo.losses import (
     ModalityIsomorphism,
     OTPreservation,
     PointwisePreservation,
+    PrototypeImageContrast,
     PrototypeSupCon,
     Regularizer,
     RotationStabilization,
@@ -49,6 +50,7 @@ TERMS = {
     "alignment": lambda: SpaceAlignment(weight=1.0),
     "alignment_of_means": lambda: SpaceAlignment(detach_means=False, weight=1.0),
     "supcon": lambda: PrototypeSupCon(copies=10, temperature=0.5),
+    "prototype_image": PrototypeImageContrast,
 }
 # the plan of a Sinkhorn term is a constant, so the numerical gradient of the value is another one
 CONSTANT_PLANS = {"ot_entropic", "sinkhorn"}

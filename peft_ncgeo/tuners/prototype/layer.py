@@ -72,16 +72,11 @@ class PrototypeLayer(Wrapper):
     @property
     def active_classifier(self) -> nn.Module:
         """Where features become logits: the prototypes, or the base model's head where no adapter is active."""
-        name = self._active_name
+        name = self.active_name
         return self.base_layer if name is None else self.ncgeo_prototype_classifier[name]
 
-    @property
-    def _active_name(self) -> str | None:
-        names = [] if self.disable_adapters else self.active_adapters
-        return next((name for name in names if name in self.ncgeo_prototype_classifier), None)
-
     def forward(self, features: Tensor) -> Tensor:
-        name = self._active_name
+        name = self.active_name
         if name is None:
             return self.base_layer(features)
         hidden: Any = self.ncgeo_prototype_hidden[name]

@@ -1,0 +1,176 @@
+"""Few-shot episodes: small classification tasks drawn from one labelled set, each with a support and a query set."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+
+from .checks import class_names
+from .sampling import check_whole_number, label_array
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One task of W ways. `support` and `query` are rows of the data set, class after class, and share none.
+
+    Attributes:
+        classes: (W,) int64, the data set's labels: class w of the episode is `classes[w]`.
+        support: (N,) int64 rows to learn from.
+        support_labels: (N,) int64 in 0..W-1.
+        query: (Q,) int64 rows to be asked about, the same number of every class.
+        query_labels: (Q,) int64 in 0..W-1.
+    """
+
+    classes: np.ndarray
+    support: np.ndarray
+    support_labels: np.ndarray
+    query: np.ndarray
+    query_labels: np.ndarray
+
+
+class EpisodeSampler:
+    """Endless episodes of a data set, as Meta-Dataset (arXiv 1903.03096, appendix) draws them.
+
+    `EpisodeSampler(dataset)` is any-way any-shot, `shots=5` any-way 5-shot, `ways=5, shots=1` 5-way 1-shot:
+
+    - Ways: uniform in `min_ways..min(max_ways, classes that can serve)`. A class can serve with one image more than
+      `shots` (two where that is None). So that the support fits, there are at most `max_support // shots` ways.
+    - Classes: drawn without replacement.
+    - Queries a class: `q = min(queries, floor(n/2))` for the smallest drawn class's size n. With `shots`:
+      `q = min(queries, n - shots)`.
+    - Shots, unless given: with `beta ~ U(0, 1]` the support size is
+      `S = min(max_support, sum_c ceil(beta * min(max_shots, n_c - q)))`. With `alpha_c ~ U[log 0.5, log 2)` a class's
+      share is `R_c = exp(alpha_c) n_c / sum_k exp(alpha_k) n_k`, and it has
+      `min(floor(R_c (S - ways)) + 1, n_c - q, max_shots)` shots. (Meta-Dataset's own code lets them exceed
+      `max_shots`.)
+
+    An episode depends on the settings, the seed, its index and the labels in their order, and on nothing else. So
+    the order of the rows matters, unlike in [`few_shot`]: the same rows in another order give other episodes. Where
+    `q` and the classes that can serve are the same, fewer `shots` are among more, and the queries stay. Only the
+    label column is read, at construction; the data set is not kept.
+
+    Args:
+        dataset: a `datasets.Dataset` with a `ClassLabel` column. Classes without samples are never drawn.
+        ways: number of classes, 2 or more. Default: drawn anew for each episode.
+        shots: support images of every class. Default: drawn anew for each class.
+        queries: query images a class, at most.
+        min_ways, max_ways: range of the ways that are drawn; without effect where `ways` is given.
+        max_support: largest support set.
+        max_shots: most support images of a class.
+        seed: 0 or more.
+
+    Raises:
+        TypeError, ValueError: one line that names what is wrong: the set or its label column, a label outside the
+            names, an argument out of range, a support set that cannot fit, too few classes with enough images.
+
+    Example:
+        >>> from peft_ncgeo.data import EpisodeSampler, load_few_shot_domains
+        >>> sampler = EpisodeSampler(load_few_shot_domains()["digits"].images, ways=5, shots=1, seed=3)
+        >>> episode = sampler[0]  # and sampler[1], ...; or `for episode in sampler`, which never ends
+        >>> episode.classes.shape, episode.support.shape, episode.query.shape
+        ((5,), (5,), (50,))
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        ways: int | None = None,
+        shots: int | None = None,
+        queries: int = 10,
+        min_ways: int = 5,
+        max_ways: int = 50,
+        max_support: int = 500,
+        max_shots: int = 100,
+        seed: int = 0,
+        label_column: str = "label",
+    ) -> None:
+        for name, value, least in (
+            ("ways", 2 if ways is None else ways, 2),
+            ("shots", 1 if shots is None else shots, 1),
+            ("queries", queries, 1),
+            ("min_ways", min_ways, 2),
+            ("max_ways", max_ways, 2),
+            ("max_support", max_support, 2),
+            ("max_shots", max_shots, 1),
+            ("seed", seed, 0),
+        ):
+            check_whole_number(name, value, least)
+        if shots is not None and shots > max_shots:
+            raise ValueError(f"shots={shots} is above max_shots={max_shots}; lower shots or raise max_shots.")
+        if ways is None and min_ways > max_ways:
+            raise ValueError(f"min_ways={min_ways} is above max_ways={max_ways}; lower min_ways or raise max_ways.")
+        self._shots, self._queries, self._seed = shots, queries, seed
+        self._max_support, self._max_shots = max_support, max_shots
+        self._rows = _rows_of_classes(dataset, label_column)
+
+        least_shots, ways_name = shots or 1, "min_ways" if ways is None else "ways"
+        self._min_ways = min_ways if ways is None else ways
+        if self._min_ways * least_shots > max_support:
+            raise ValueError(
+                f"{self._min_ways} ways of {least_shots} shots do not fit max_support={max_support}; "
+                f"lower shots or {ways_name}, or raise max_support."
+            )
+        self._able = np.array([c for c, rows in enumerate(self._rows) if len(rows) > least_shots], dtype=np.int64)
+        if len(self._able) < self._min_ways:
+            raise ValueError(
+                f"Episodes of {self._min_ways} ways need {self._min_ways} classes with at least {least_shots + 1} "
+                f"images each; {label_column!r} has only {len(self._able)} such classes; "
+                f"lower {'shots or ' if least_shots > 1 else ''}{ways_name}."
+            )
+        self._max_ways = min(max_ways, len(self._able), max_support // least_shots) if ways is None else ways
+
+    def __getitem__(self, index: int) -> Episode:
+        """The episode of this number, 0 or more, whichever were asked for before."""
+        check_whole_number("index", index, least=0)
+        rng = np.random.default_rng([self._seed, index])
+        ways = rng.integers(self._min_ways, self._max_ways + 1)
+        classes = rng.choice(self._able, ways, replace=False)
+        sizes = np.array([len(self._rows[c]) for c in classes])
+        if self._shots is None:
+            queries = min(self._queries, int(sizes.min()) // 2)
+            shots = self._draw_shots(sizes, queries, rng)
+        else:
+            queries = min(self._queries, int(sizes.min()) - self._shots)
+            shots = np.full(ways, self._shots)
+        # the queries first: they stay when the shots change
+        drawn = [rng.permutation(self._rows[c])[: queries + n] for c, n in zip(classes, shots, strict=True)]
+        numbers = np.arange(ways, dtype=np.int64)
+        return Episode(
+            classes=classes,
+            support=np.concatenate([rows[queries:] for rows in drawn]),
+            support_labels=np.repeat(numbers, shots),
+            query=np.concatenate([rows[:queries] for rows in drawn]),
+            query_labels=np.repeat(numbers, queries),
+        )
+
+    def __iter__(self) -> Iterator[Episode]:
+        """Episodes 0, 1, 2, ... without end."""
+        return (self[index] for index in itertools.count())
+
+    def _draw_shots(self, sizes: np.ndarray, queries: int, rng: np.random.Generator) -> np.ndarray:
+        """Shots (W,) of classes of `sizes` (W,), by the rule in the class's docstring."""
+        left = sizes - queries
+        beta = 1 - rng.random()  # in (0, 1], so that no class is left without
+        support = min(self._max_support, int(np.ceil(beta * np.minimum(self._max_shots, left)).sum()))
+        weights = np.exp(rng.uniform(math.log(0.5), math.log(2), len(sizes))) * sizes
+        shots = np.floor(weights / weights.sum() * (support - len(sizes))).astype(np.int64) + 1
+        return np.minimum(shots, np.minimum(left, self._max_shots))
+
+
+def _rows_of_classes(dataset: Dataset, label_column: str) -> list[np.ndarray]:
+    """The rows of each class, ascending; a label outside the names is an error."""
+    names, labels = class_names(dataset, label_column), label_array(dataset, label_column)
+    outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
+    if len(outside):
+        raise ValueError(
+            f"Sample {outside[0]} has {'no label' if labels[outside[0]] == -1 else f'label {labels[outside[0]]}'}, "
+            f"outside the {len(names)} class names ({len(outside)} such samples); remove unlabelled samples."
+        )
+    # one sort, since a comparison of all labels with each class would be slow for a thousand classes
+    order = np.argsort(labels, kind="stable").astype(np.int64)
+    return np.split(order, np.cumsum(np.bincount(labels, minlength=len(names)))[:-1])

@@ -1,0 +1,140 @@
+"""Classify images by the nearest prototype of a few examples each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.utils import cached_file
+
+from ..geometry.heads import Heads
+from ..tuners.copa import COPA_TEMPERATURE, CoPAConfig, CoPALayer
+from .image_features import ImageFeatures
+
+PROTOTYPES = "prototypes.safetensors"
+
+
+class FewShotClassifier:
+    r"""Image features against class prototypes, each through its own head: `argmax_c cos(x Theta_I, P_c Theta_P)`.
+
+    Made by [`~peft_ncgeo.adapt`]. It holds weights of its own, so that adapting the model to other classes later
+    changes nothing here; the frozen backbone is shared.
+
+    Args:
+        model: the backbone, as `adapt` took it.
+        heads: Theta_I and Theta_P, each (d, d).
+        prototypes: P, (K, d), mean features of the classes' support images.
+        classes: what the K classes are called, numbers or words; `predict` answers with them.
+        temperature: tau, which divides the cosines.
+        processor: the backbone's image processor. Default: the one that lies where the model came from.
+        weights: trained tensors of the backbone's adapter, by their names in `model`.
+        metrics: of the adaptation: `loss`, `gap_before`, `gap_after`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        heads: Heads,
+        prototypes: Tensor,
+        classes: Sequence[Any],
+        temperature: float = COPA_TEMPERATURE,
+        processor: Any = None,
+        weights: Mapping[str, Tensor] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        if len(prototypes) != len(classes):
+            raise ValueError(f"There are {len(prototypes)} prototypes for {len(classes)} classes.")
+        self.model, self.heads, self.prototypes = model, heads, prototypes
+        self.classes, self.temperature = list(classes), temperature
+        self.metrics = dict(metrics or {})
+        self._encoder = ImageFeatures(model, processor)
+        self._weights = dict(weights or {})
+
+    def features(self, images: Any, batch_size: int = 64) -> Tensor:
+        """Features (N, d) before the head, of PIL images or pixels (N, C, H, W)."""
+        return self._encoder.embed(images, batch_size, self._weights)
+
+    @torch.no_grad()
+    def predict_proba(self, images: Any, batch_size: int = 64) -> Tensor:
+        """Class probabilities (N, K), `softmax_c(cos(x Theta_I, P_c Theta_P) / tau)`, float32 on the CPU."""
+        scores = self.heads.scores(self.features(images, batch_size), self.prototypes)
+        return (scores / self.temperature).softmax(-1).float().cpu()
+
+    def predict(self, images: Any, batch_size: int = 64) -> list[Any]:
+        """The class with the nearest prototype, for each image."""
+        return [self.classes[i] for i in self.predict_proba(images, batch_size).argmax(-1).tolist()]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a PEFT adapter, which [`from_pretrained`] and `PeftModel.from_pretrained` read, and the prototypes.
+
+        Raises:
+            ValueError: the model has no `CoPAConfig` adapter to write into, or the classes are not all numbers or
+                words.
+        """
+        if not (isinstance(self.model, PeftModel) and self._weights):
+            raise ValueError(
+                "Only heads of an adapter can be saved: adapt get_peft_model(backbone, CoPAConfig()) instead of the "
+                "bare backbone."
+            )
+        if not all(isinstance(name, str | int) for name in self.classes):
+            raise ValueError(f"Classes must be numbers or words to be saved, got {self.classes}.")
+        self.model.save_pretrained(str(folder), state_dict={**self.model.state_dict(), **self._weights})
+        prototypes = {"prototypes": self.prototypes.contiguous().cpu()}
+        save_file(prototypes, Path(folder) / PROTOTYPES, {"classes": json.dumps(self.classes)})
+
+    @classmethod
+    def from_pretrained(
+        cls, repo_id: str | Path, base_model: nn.Module | str | None = None, processor: Any = None
+    ) -> FewShotClassifier:
+        """Load what [`save_pretrained`] wrote, from a folder or a Hub repository, onto its base model.
+
+        Raises:
+            ValueError: the adapter is of another type or damaged, does not fit the model, or has no prototypes.
+        """
+        from ..hub import load_adapter
+
+        model = load_adapter(str(repo_id), base_model)
+        config: Any = model.peft_config[model.active_adapter]
+        if not isinstance(config, CoPAConfig):
+            raise ValueError(f"{repo_id} holds a {config.peft_type} adapter, not one of type NCGEO_COPA.")
+        try:
+            with safe_open(cached_file(str(repo_id), PROTOTYPES), "pt") as file:
+                prototypes, classes = file.get_tensor("prototypes"), json.loads(file.metadata()["classes"])
+        except OSError as error:
+            raise ValueError(
+                f"{repo_id} has no {PROTOTYPES}; write it with FewShotClassifier.save_pretrained."
+            ) from error
+        except (SafetensorError, KeyError, TypeError) as error:
+            raise ValueError(f"{PROTOTYPES} in {repo_id} is damaged: {error}") from error
+        layer: Any = copa_layer(model)
+        heads = Heads(*(head.detach().clone() for head in layer.heads))
+        if prototypes.dim() != 2 or prototypes.shape[1] != layer.width:
+            raise ValueError(
+                f"{PROTOTYPES} in {repo_id} has shape {tuple(prototypes.shape)}, the model {layer.width}."
+            )
+        prototypes = prototypes.to(heads.image.device)
+        temperature: Any = config.temperature
+        return cls(model, heads, prototypes, classes, temperature, processor, copa_weights(model))
+
+
+def copa_layer(model: nn.Module) -> CoPALayer | None:
+    """The active [`~peft_ncgeo.CoPAConfig`] adapter's heads in a model, or None."""
+    layers = [module for module in model.modules() if isinstance(module, CoPALayer) and module.active_name]
+    return layers[0] if layers else None
+
+
+def copa_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of the active adapter's heads and residual maps, by their names in the model."""
+    layer = copa_layer(model)
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if layer is not None and ".ncgeo_copa_" in name and name.endswith(f".{layer.active_name}")
+    }

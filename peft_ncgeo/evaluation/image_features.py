@@ -1,0 +1,111 @@
+"""Pooled features of a vision backbone, as few-shot classification reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor
+
+from ..data.images import to_rgb
+from ..towers import find_pooling, unwrap
+from ..tuners.copa import CoPALayer
+
+
+class ImageFeatures(nn.Module):
+    """A backbone as a function of pixels alone: (B, C, H, W) to its pooled features (B, d), in float32 or wider.
+
+    See [`~peft_ncgeo.towers.find_pooling`] for where they are read. The heads of a [`~peft_ncgeo.CoPAConfig`] are
+    left out; every other adapter counts.
+
+    Args:
+        model: a vision backbone with any head on top, a CLIP, or a `PeftModel` around one.
+        processor: its image processor, or a processor that holds one. Default: the one that lies where the model
+            came from, looked for when the first image is no tensor.
+    """
+
+    def __init__(self, model: nn.Module, processor: Any = None) -> None:
+        super().__init__()
+        self.model, self.processor = model, processor
+        self.width = find_pooling(unwrap(model)).width
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        model = unwrap(self.model)
+        pooling: Any = model.get_submodule(find_pooling(model).path)
+        if isinstance(pooling, CoPALayer):
+            pooling = pooling.base_layer
+        first = next(model.parameters())
+        seen: list[Tensor] = []
+        handle = pooling.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        run = getattr(model, "get_image_features", model)  # a whole CLIP would ask for texts
+        try:
+            run(pixel_values=pixel_values.to(first.device, first.dtype))
+        finally:
+            handle.remove()
+        features = (
+            seen[0][:, 0] if seen[0].dim() == 3 else seen[0].flatten(1)
+        )  # a layer norm of all tokens; (B, d, 1, 1)
+        return features.to(torch.promote_types(features.dtype, torch.float32))
+
+    def pixels(self, images: Any) -> Tensor:
+        """Pixels (N, C, H, W) of one PIL image, several, or of a tensor that holds them already.
+
+        Raises:
+            TypeError, ValueError: something that is none of these, or images for which no processor is known.
+        """
+        if isinstance(images, Tensor):
+            if images.dim() != 4:
+                raise ValueError(f"Pixels must have shape (N, C, H, W), got {tuple(images.shape)}.")
+            return images
+        rgb = [to_rgb(image) for image in self.listed(images)]
+        return self._image_processor()(images=rgb, return_tensors="pt")["pixel_values"]
+
+    def listed(self, images: Any) -> list[Image.Image]:
+        """One PIL image or several as a list.
+
+        Raises:
+            TypeError, ValueError: something else, or none.
+        """
+        images = [images] if isinstance(images, Image.Image) else list(images)
+        for image in images:
+            if not isinstance(image, Image.Image):
+                raise TypeError(f"images must be PIL images or pixels (N, C, H, W), got {type(image).__name__}.")
+        if not images:
+            raise ValueError("There are no images.")
+        return images
+
+    @torch.no_grad()
+    def embed(self, images: Any, batch_size: int = 64, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Features (N, d) of images as [`pixels`] takes them, batch by batch, with the model in evaluation mode.
+
+        Args:
+            weights: tensors that stand in for the model's own of these names.
+        """
+        self.model.eval()
+        images = images if isinstance(images, Tensor) else self.listed(images)
+        tensors = {f"model.{name}": tensor for name, tensor in (weights or {}).items()}
+        starts = range(0, len(images), batch_size)
+        bar = tqdm(starts, desc="Embedding", unit="batch", leave=False, disable=len(starts) < 10)
+        batches = (self.pixels(images[start : start + batch_size]) for start in bar)
+        return torch.cat([functional_call(self, tensors, (batch,)) for batch in batches])
+
+    def embed_with_gradient(self, pixel_values: Tensor, batch_size: int = 64) -> Tensor:
+        """The same with gradients, keeping the activations of one batch at a time: others are computed again."""
+        batches = pixel_values.split(batch_size)
+        if len(batches) == 1:
+            return self(pixel_values)
+        return torch.cat([checkpoint(self, batch, use_reentrant=False) for batch in batches])
+
+    def _image_processor(self) -> Any:
+        if self.processor is None:
+            try:
+                self.processor = AutoImageProcessor.from_pretrained(unwrap(self.model).name_or_path)
+            except (OSError, ValueError) as error:
+                raise ValueError("No image processor lies where the model came from; pass processor.") from error
+        return getattr(self.processor, "image_processor", self.processor)

@@ -1,0 +1,42 @@
+"""Linear heads for images and for prototypes, and the prototypes themselves."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .sphere import unit
+
+
+class Heads(NamedTuple):
+    """Theta_I and Theta_P, each (..., d, d); a shared head stands in both places."""
+
+    image: Tensor
+    prototype: Tensor
+
+    @classmethod
+    def identity(cls, features: Tensor, shared: bool = False) -> Heads:
+        """Fresh heads for features (..., N, d), one pair for each leading index."""
+        shape = (*features.shape[:-2], features.shape[-1], features.shape[-1])
+        image = torch.eye(shape[-1], dtype=features.dtype, device=features.device).expand(shape).clone()
+        return cls(image, image if shared else image.clone())
+
+    def embed(self, features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+        """`e = unit(x Theta_I)` (..., N, d) and `p = unit(P Theta_P)` (..., K, d)."""
+        return unit(features @ self.image), unit(prototypes @ self.prototype)
+
+    def scores(self, features: Tensor, prototypes: Tensor) -> Tensor:
+        """`cos(x Theta_I, P_c Theta_P)` (..., N, K); the largest is the predicted class."""
+        e, p = self.embed(features, prototypes)
+        return e @ p.mT
+
+
+def class_prototypes(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Mean feature of every class: (..., N, d) and labels (..., N) to (..., K, d).
+
+    Labels of -1 are padding. The prototype of a class without samples is 0.
+    """
+    members = (labels[..., None] == torch.arange(num_classes, device=labels.device)).to(features)
+    return members.mT @ features / members.sum(-2).clamp_min(1)[..., None]

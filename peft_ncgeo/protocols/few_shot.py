@@ -1,0 +1,215 @@
+"""Few-shot episodes: every method on the same episodes of every domain, in resumable blocks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import get_peft_model
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..data.episodes import Episode, EpisodeSampler
+from ..evaluation.image_features import ImageFeatures
+from ..geometry.collapse import NeuralCollapse
+from ..geometry.contrast import loss_against_gap, prototype_cross_entropy, prototype_image_contrast
+from ..geometry.heads import Heads, class_prototypes
+from ..geometry.sphere import modality_gap
+from ..training import adapt, fit_episodes
+from ..tuners.copa import CoPAConfig
+from .cells import cell_path, describe_dataset, describe_model, fingerprint, read_cell, write_cell
+from .episode_results import EpisodeResults
+
+SHIFTS = tuple(t / 4 for t in range(-4, 9))  # times the gap that an episode has
+_BLOCK, _SMALL_BLOCK = 100, 10  # episodes in a file; fewer where each takes seconds
+
+
+@dataclass(frozen=True)
+class FewShotMethod:
+    """A row of the table.
+
+    Args:
+        name: of the row.
+        config: fields of a [`~peft_ncgeo.CoPAConfig`].
+        settings: what [`~peft_ncgeo.adapt`] takes: steps, lr, weight_decay, optimizer, adapter_lr.
+        episodes: only the first so many of each domain; None: all.
+    """
+
+    name: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    episodes: int | None = None
+
+
+def few_shot(
+    methods: Sequence[FewShotMethod],
+    domains: Mapping[str, Dataset],
+    model: Callable[[], nn.Module],
+    processor: Any,
+    output_dir: str | Path,
+    episodes: int = 600,
+    seen: Sequence[str] = (),
+    image_column: str = "image",
+    batch_size: int = 16,
+    **sampling: Any,
+) -> EpisodeResults:
+    """Evaluate every method on the same episodes of every domain.
+
+    Images are embedded once a domain and heads trained for `batch_size` episodes at a time; only methods with residual
+    adapters run the backbone in every episode. Blocks of episodes are small JSON files under
+    `output_dir/<domain>/<method>`, so that a run that was stopped goes on, and several processes can share domains.
+
+    Args:
+        methods: rows; the names differ.
+        domains: name -> labelled images.
+        model: makes the backbone, the same one at every call.
+        processor: its image processor.
+        episodes: of each domain; a larger number begins with the same ones.
+        seen: domains that the backbone was pre-trained on, for the averages.
+        sampling: as [`~peft_ncgeo.data.EpisodeSampler`] takes it: ways, shots, seed and others.
+
+    Returns:
+        One row an episode: accuracy on its query images in percent; on its support set the gap between images and
+        prototypes before and after (`gap_before`, `gap_after`) and the loss; of its query images NC1 before and after;
+        the contrast loss of query images against shifts of the gap (`sweep`); `seconds`.
+
+    Raises:
+        ValueError: two methods of one name, a domain too small for the episodes, a block made of something else.
+    """
+    names = [method.name for method in methods]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Methods must have different names, got {names}.")
+    unknown = set(seen) - set(domains)
+    if unknown:
+        raise ValueError(f"seen names {sorted(unknown)[0]!r}, which is no domain.")
+    label_column = sampling.get("label_column", "label")
+    samplers = {name: EpisodeSampler(dataset, **sampling) for name, dataset in domains.items()}
+    encoder = ImageFeatures(model().eval(), processor)
+    of_model = describe_model(encoder.model)
+    blocks = [
+        (domain, method, start, min(start + size, count))
+        for domain in domains
+        for method in methods
+        for count, size in [_counts(method, episodes)]
+        for start in range(0, count, size)
+    ]
+    rows: list[dict[str, Any]] = []
+    cached: dict[str, Tensor] = {}
+    with tqdm(total=len(blocks), unit="block") as bar:
+        for domain, method, start, end in blocks:
+            bar.set_description(f"{domain}, {method.name}")
+            described = {key: str(value) for key, value in [*method.config.items(), *method.settings.items()]}
+            parts = [of_model, describe_dataset(domains[domain], label_column), described, sampling, start, end]
+            path = cell_path(output_dir, domain, method.name, start).with_name(f"episodes-{start:04d}.json")
+            found = read_cell(path, fingerprint(*parts))
+            if found is None:
+                if domain not in cached:
+                    cached = {domain: _embed(encoder, domains[domain], image_column)}
+                drawn = [samplers[domain][i] for i in range(start, end)]
+                images = domains[domain].with_format(None)[image_column]
+                run = _with_maps if method.config.get("residual_adapters") else _on_features
+                measured = run(method, drawn, cached[domain], images, model, processor, batch_size)
+                found = write_cell(path, fingerprint(*parts), {"rows": measured})
+            keys = ({"domain": domain, "method": method.name, "episode": i} for i in range(start, end))
+            rows += [{**key, **row} for key, row in zip(keys, found["rows"], strict=True)]
+            bar.update()
+    return EpisodeResults(rows, list(domains), names, list(seen))
+
+
+def _counts(method: FewShotMethod, episodes: int) -> tuple[int, int]:
+    """How many episodes a method runs, and how many of them a file holds."""
+    count = episodes if method.episodes is None else min(method.episodes, episodes)
+    return count, _SMALL_BLOCK if method.config.get("residual_adapters") else _BLOCK
+
+
+def _embed(encoder: ImageFeatures, dataset: Dataset, image_column: str) -> Tensor:
+    images = dataset.with_format(None)
+    starts = range(0, len(images), 256)
+    bar = tqdm(starts, desc="Embedding", unit="batch", leave=False, disable=len(starts) < 10)
+    return torch.cat([encoder.embed(images[start : start + 256][image_column]) for start in bar])
+
+
+def _on_features(
+    method: FewShotMethod,
+    episodes: Sequence[Episode],
+    features: Tensor,
+    images: Any,
+    model: Any,
+    processor: Any,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """Train heads alone, many episodes at a time."""
+    config: Any = CoPAConfig(**method.config)
+    objective = prototype_cross_entropy if config.shared else prototype_image_contrast
+    settings = {**method.settings, "shared": config.shared, "temperature": config.temperature}
+    started = time.process_time()
+    supports = [(episode.support, episode.support_labels) for episode in episodes]
+    heads = fit_episodes(features, supports, batch_size, objective=objective, **settings)
+    seconds = (time.process_time() - started) / len(episodes)
+    rows = []
+    for episode, pair in zip(episodes, heads, strict=True):
+        support, query = features[torch.as_tensor(episode.support)], features[torch.as_tensor(episode.query)]
+        rows.append({**_measure(episode, support, query, support, query, pair), "seconds": seconds})
+    return rows
+
+
+def _with_maps(
+    method: FewShotMethod,
+    episodes: Sequence[Episode],
+    features: Tensor,
+    images: Any,
+    model: Callable[[], nn.Module],
+    processor: Any,
+    batch_size: int,
+) -> list[dict[str, Any]]:
+    """Train the backbone's residual adapters too, one episode after the other."""
+    adapted = get_peft_model(model(), CoPAConfig(**method.config))
+    rows = []
+    for episode in tqdm(episodes, unit="episode", leave=False):
+        support, query = ([images[i] for i in part.tolist()] for part in (episode.support, episode.query))
+        started = time.process_time()
+        classifier = adapt(adapted, support, episode.support_labels.tolist(), processor=processor, **method.settings)
+        seconds = time.process_time() - started
+        before = features[torch.as_tensor(episode.support)], features[torch.as_tensor(episode.query)]
+        after = classifier.features(support), classifier.features(query)
+        rows.append({**_measure(episode, *before, *after, classifier.heads), "seconds": seconds})
+    return rows
+
+
+def _measure(
+    episode: Episode,
+    support_before: Tensor,
+    query_before: Tensor,
+    support: Tensor,
+    query: Tensor,
+    heads: Heads,
+) -> dict[str, Any]:
+    ways = len(episode.classes)
+    labels, wanted = torch.as_tensor(episode.support_labels), torch.as_tensor(episode.query_labels)
+    prototypes = class_prototypes(support, labels, ways)
+    embedded = query @ heads.image, prototypes @ heads.prototype
+    right = heads.scores(query, prototypes).argmax(-1) == wanted
+    gap_before = modality_gap(support_before, class_prototypes(support_before, labels, ways))
+    sweep = loss_against_gap(*embedded, wanted, SHIFTS)
+    return {
+        "ways": ways,
+        "support": len(labels),
+        "accuracy": 100 * float(right.float().mean()),
+        "gap_before": float(gap_before),
+        "gap_after": float(modality_gap(support @ heads.image, prototypes @ heads.prototype)),
+        "nc1_before": _nc1(query_before, wanted, ways),
+        "nc1_after": _nc1(embedded[0], wanted, ways),
+        "sweep_gaps": sweep[0].tolist(),
+        "sweep_losses": sweep[1].tolist(),
+    }
+
+
+def _nc1(features: Tensor, labels: Tensor, ways: int) -> float:
+    collapse = NeuralCollapse(ways, features.shape[1])
+    collapse.update(torch.nn.functional.normalize(features, dim=-1), labels)
+    return float(collapse.compute()["nc1"])

@@ -1,0 +1,77 @@
+"""`CoPAConfig`: a head for images and a head for prototypes on a few-shot backbone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from peft import PeftConfig, PeftType
+
+COPA_TEMPERATURE = math.exp(-2)  # of the paper's code; URL's cosines are multiplied by 10
+URL_TEMPERATURE = 0.1
+
+
+@dataclass
+class CoPAConfig(PeftConfig):
+    r"""Heads for few-shot classification by the nearest prototype (type `NCGEO_COPA`), on any vision backbone.
+
+    With image features x_i and prototypes `P_c`, the mean feature of class c's support images,
+
+    .. math:: e_i = \mathrm{unit}(x_i \Theta_I), \quad p_c = \mathrm{unit}(P_c \Theta_P), \quad
+              z_{ic} = e_i \cdot p_c / \tau
+
+    Both heads, d x d and without bias, are the identity at the start, so that before any training this is the nearest
+    prototype by cosine. [`~peft_ncgeo.adapt`] trains them on a support set.
+
+    Theta_I sits where the pooled feature leaves the model, see [`~peft_ncgeo.towers.find_pooling`]: with the adapter
+    on, the model's own output is the transformed feature. Theta_P is used by `adapt` and its classifier.
+
+    Args:
+        num_features: d. Default: the model's.
+        shared: one head for both, as URL has it; `adapt` then minimises URL's loss, the cross-entropy of `z`.
+        residual_adapters: maps beside the backbone's own, as TSA has them, `f(h) + h A`: beside every attention and
+            MLP of a transformer (our reading), a 1x1 convolution beside every 3x3 one of a ResNet. They start at
+            1e-4 times the identity and are trained together with the heads.
+        temperature: tau, > 0. Default: exp(-2), and URL's 0.1 for a shared head.
+        modules_to_save: modules trained and saved whole beside the heads, a classification head for instance.
+
+    Raises:
+        ValueError: a value out of range; a backbone whose pooled feature is not known; `num_features` other than the
+            model's.
+
+    Reference: H. Tian, F. Liu, Z. Zhou, T. Liu, C. Zhang, B. Han, Mind the Gap Between Prototypes and Images in
+    Cross-domain Finetuning, NeurIPS 2024, arXiv 2410.12474. URL: W.-H. Li, X. Liu, H. Bilen, ICCV 2021,
+    arXiv 2103.13841. TSA: the same,
+    CVPR 2022, arXiv 2107.00358.
+
+    Example:
+
+    ```python
+    model = get_peft_model(ViTModel.from_pretrained("facebook/dino-vits16"), CoPAConfig())
+    classifier = adapt(model, images, labels)
+    classifier.predict(others)
+    ```
+    """
+
+    # PEFT reads this attribute. Places are found by structure: a path here would freeze today's layout into files.
+    target_modules: ClassVar[None] = None
+
+    num_features: int | None = field(default=None, metadata={"help": "Width of the pooled feature."})
+    shared: bool = field(default=False, metadata={"help": "One head for images and prototypes, as URL."})
+    residual_adapters: bool = field(default=False, metadata={"help": "Residual maps in the backbone, as TSA."})
+    temperature: float | None = field(default=None, metadata={"help": "Divides the cosines."})
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules trained and saved whole beside the heads."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType["NCGEO_COPA"]
+        width = self.num_features
+        if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
+            raise ValueError(f"num_features={width!r} must be a whole number of at least 1.")
+        if self.temperature is None:
+            self.temperature = URL_TEMPERATURE if self.shared else COPA_TEMPERATURE
+        if not isinstance(self.temperature, int | float) or not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature={self.temperature!r} must be greater than 0 and finite.")

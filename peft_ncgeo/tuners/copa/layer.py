@@ -1,0 +1,133 @@
+"""Heads where the pooled feature leaves the model, and residual maps inside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..wrapper import Wrapper
+
+RESIDUAL_START = 1e-4  # times the identity, as TSA starts
+
+
+class CoPALayer(Wrapper):
+    """What gives the pooled feature, with Theta_I behind it while an adapter is active, and Theta_P beside it."""
+
+    adapter_layer_names: tuple[str, ...] = ("ncgeo_copa_image_head", "ncgeo_copa_prototype_head")
+    other_param_names: tuple[str, ...] = ()
+
+    def __init__(self, base_layer: nn.Module, width: int) -> None:
+        super().__init__(base_layer)
+        self.width = width
+        self.ncgeo_copa_image_head = nn.ParameterDict()
+        self.ncgeo_copa_prototype_head = nn.ParameterDict()
+
+    def update_layer(self, adapter_name: str, shared: bool, device: torch.device, inference_mode: bool) -> None:
+        """Add an adapter whose heads are the identity; a shared one is the image head alone."""
+        for heads in (
+            [self.ncgeo_copa_image_head]
+            if shared
+            else [
+                self.ncgeo_copa_image_head,
+                self.ncgeo_copa_prototype_head,
+            ]
+        ):
+            heads[adapter_name] = nn.Parameter(torch.eye(self.width))
+        self._move_adapter_to_device_of_base_layer(adapter_name, device)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    @property
+    def heads(self) -> tuple[nn.Parameter, nn.Parameter] | None:
+        """Theta_I and Theta_P (d, d) of the active adapter, one and the same where it is shared; or None."""
+        name = self.active_name
+        if name is None:
+            return None
+        image = self.ncgeo_copa_image_head[name]
+        return image, self.ncgeo_copa_prototype_head.get(name, image)
+
+    @torch.no_grad()
+    def set_heads(self, image: Tensor, prototype: Tensor) -> None:
+        """Copy trained heads into the active adapter; of a shared one, the two are the same."""
+        for mine, given in zip(self.heads or (), (image, prototype), strict=True):
+            mine.copy_(given)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        features = self.base_layer(*args, **kwargs)
+        if self.heads is None:
+            return features
+        image = self.heads[0]
+        # the channels of ResNet's (B, d, 1, 1) come second, a transformer's last
+        channels = 1 if features.dim() == 4 else -1
+        return (features.movedim(channels, -1).to(image.dtype) @ image).movedim(-1, channels).to(features.dtype)
+
+
+class Residual(Wrapper):
+    """A module f with a map A beside it while an adapter is active: `f(h) + h A`."""
+
+    adapter_layer_names: tuple[str, ...] = ("ncgeo_copa_residual",)
+    other_param_names: tuple[str, ...] = ()
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        self.ncgeo_copa_residual = nn.ParameterDict()
+
+    def start(self) -> Tensor:
+        """The map at the start."""
+        raise NotImplementedError
+
+    def add(self, hidden_states: Tensor, weight: Tensor) -> Tensor:
+        """What the map adds."""
+        raise NotImplementedError
+
+    def update_layer(self, adapter_name: str, device: torch.device, inference_mode: bool) -> None:
+        """Add an adapter."""
+        self.ncgeo_copa_residual[adapter_name] = nn.Parameter(self.start())
+        self._move_adapter_to_device_of_base_layer(adapter_name, device)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The active adapter's map."""
+        assert self.active_name is not None
+        return self.ncgeo_copa_residual[self.active_name]
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Put the active adapter's map back to its start."""
+        self.weight.copy_(self.start())
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        output = self.base_layer(hidden_states, *args, **kwargs)
+        if self.active_name is None:
+            return output
+        weight = self.weight
+        first = output[0] if isinstance(output, tuple) else output
+        first = first + self.add(hidden_states.to(weight.dtype), weight).to(first.dtype)
+        return (first, *output[1:]) if isinstance(output, tuple) else first
+
+
+class ResidualLinear(Residual):
+    """A linear map (d, d) beside a transformer's attention or MLP."""
+
+    def __init__(self, base_layer: nn.Module, width: int) -> None:
+        super().__init__(base_layer)
+        self.width = width
+
+    def start(self) -> Tensor:
+        return RESIDUAL_START * torch.eye(self.width)
+
+    def add(self, hidden_states: Tensor, weight: Tensor) -> Tensor:
+        return hidden_states @ weight
+
+
+class ResidualConvolution(Residual):
+    """A 1x1 convolution (out, in, 1, 1) with the stride of the one that it stands beside."""
+
+    def start(self) -> Tensor:
+        return RESIDUAL_START * torch.eye(self.base_layer.out_channels, self.base_layer.in_channels)[..., None, None]
+
+    def add(self, hidden_states: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(hidden_states, weight, stride=self.base_layer.stride)
