@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -19,7 +20,8 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     folder = sys.argv[1]
     # what was registered first is called last
-    atexit.register(lambda: open(f"{folder}/group-{os.environ['RANK']}", "w").write(str(dist.is_initialized())))
+    note = Path(folder, f"group-{os.environ['RANK']}")
+    atexit.register(lambda: note.write_text(str(dist.is_initialized())))
     images = tiny_images(60, SIX)
     tails = {"flat": {"tau": 1.0, "n_max": 4}}
     results = base_to_new([COOP], images, images, tiny_clip, tiny_processor(), folder, tails=tails, seeds=(1, 2))

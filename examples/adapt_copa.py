@@ -1,0 +1,183 @@
+"""Few-shot classification with CoPA: nearest prototype, URL, CoPA and CoPA with residual adapters, episode by episode.
+
+    python examples/adapt_copa.py
+        the demo's five domains and its ResNet: 300 episodes each, 60 with residual adapters (an hour and more on one
+        core; without them, --methods "nearest prototype" URL CoPA, minutes). A run that was stopped goes on where it
+        was, and several started at once with other --domains share the work.
+
+    python examples/adapt_copa.py --shots 5
+    python examples/adapt_copa.py --ways 5 --shots 1 --backbone vit
+
+    python examples/adapt_copa.py --model_name_or_path facebook/dinov2-small --dataset_name path/to/folder other/set
+        your own backbone on your own sets (Hub data sets, or image folders; the part "test" where there is one).
+
+    python examples/adapt_copa.py --tune
+        learning rates on the demo's development domains, from which this file's were chosen.
+
+One setting serves every domain. The table says which domains the backbone was pre-trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from datasets import Dataset, load_dataset
+from torch import nn
+from transformers import AutoImageProcessor, AutoModel
+
+from peft_ncgeo.data import load_demo, load_few_shot_domains, load_image_demo
+from peft_ncgeo.plots import plot_gaps
+from peft_ncgeo.protocols import EpisodeResults, FewShotMethod, few_shot
+
+NEAREST = FewShotMethod("nearest prototype", settings={"steps": 0})
+URL = {"steps": 40, "weight_decay": 0.0, "optimizer": torch.optim.Adadelta}
+METHODS = [
+    NEAREST,
+    FewShotMethod("URL", {"shared": True}, {**URL, "lr": 0.1}),  # the rate is --tune's choice
+    FewShotMethod("CoPA"),  # published settings, which --tune chooses too
+    FewShotMethod("CoPA + adapters", {"residual_adapters": True}, {"batch_size": 512}, episodes=60),
+]
+GRID = [
+    NEAREST,
+    *(FewShotMethod(f"URL, lr {rate}", {"shared": True}, {**URL, "lr": rate}) for rate in (0.03, 0.1, 0.3, 1.0)),
+    *(FewShotMethod(f"CoPA, lr {rate}", settings={"lr": rate}) for rate in (0.0003, 0.001, 0.003, 0.01)),
+]
+ADAPTER_GRID = [
+    FewShotMethod(
+        f"CoPA + adapters, adapter_lr {rate}",
+        {"residual_adapters": True},
+        {"adapter_lr": rate, "batch_size": 512},
+        episodes=10,
+    )
+    for rate in (0.1, 1.0)
+]
+BACKBONES: dict[str, Callable[[], Any]] = {
+    "resnet": lambda: load_image_demo("resnet"),
+    "vit": lambda: load_image_demo("vit"),
+    "clip": load_demo,
+}
+
+
+def own_domains(names: Sequence[str], label_column: str) -> dict[str, Dataset]:
+    """The "test" part of each data set, else "validation", else "train"."""
+    domains = {}
+    for name in names:
+        folder = Path(name).is_dir()
+        parts = load_dataset("imagefolder", data_dir=name) if folder else load_dataset(name)
+        part = next((part for part in ("test", "validation", "train") if part in parts), None)
+        if part is None:
+            raise SystemExit(f"{name} has no part named test, validation or train; it has {sorted(parts)}.")
+        if label_column not in parts[part].column_names:
+            raise SystemExit(f"{name} has no column {label_column!r} among {parts[part].column_names}.")
+        domains[Path(name).name] = parts[part]
+    return domains
+
+
+def load_backbone(args: argparse.Namespace) -> tuple[Callable[[], nn.Module], Any]:
+    """A function that makes the backbone, and its image processor."""
+    if args.model_name_or_path is None:
+        return (lambda: BACKBONES[args.backbone]().model), BACKBONES[args.backbone]().processor
+    name = args.model_name_or_path
+    return (lambda: AutoModel.from_pretrained(name)), AutoImageProcessor.from_pretrained(name)
+
+
+def seen_domains(args: argparse.Namespace, domains: dict[str, Dataset]) -> list[str]:
+    """What the demo's backbones were pre-trained on; nothing is known of others."""
+    if args.model_name_or_path or args.dataset_name:
+        return []
+    seen = {name for name, domain in load_few_shot_domains().items() if domain.seen}
+    if args.backbone == "clip":
+        seen.add("fashion_mnist")  # other photographs of it
+    return [name for name in domains if name in seen]
+
+
+def report(results: EpisodeResults, folder: Path) -> None:
+    """Print the tables and draw the figure."""
+    pairs = [
+        pair
+        for pair in (("CoPA", "URL"), ("CoPA", "nearest prototype"), ("CoPA + adapters", "CoPA"))
+        if set(pair) <= set(results.methods)
+    ]
+    tables = [
+        results.accuracy_table(),
+        *([results.difference_table(pairs)] if pairs else []),
+        results.geometry_table(),
+    ]
+    print("\n" + "\n\n".join(tables))
+    print(f"\n{results.note}")
+    results.save(folder)
+    figure = folder / "gap.png"
+    plot_gaps(results, figure)
+    print(f"Results and figure in {folder}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/adapt_copa"))
+    parser.add_argument("--backbone", choices=sorted(BACKBONES), default="resnet", help="of the demo's")
+    parser.add_argument("--model_name_or_path", help="a backbone of your own")
+    parser.add_argument("--dataset_name", nargs="+", help="data sets of your own, in place of the demo's domains")
+    parser.add_argument("--label_column", default="label")
+    parser.add_argument("--domains", nargs="+", help="only these")
+    parser.add_argument("--methods", nargs="+", help="only these", choices=[method.name for method in METHODS])
+    parser.add_argument("--episodes", type=int, default=300, help="of each domain")
+    parser.add_argument("--ways", type=int, help="default: any")
+    parser.add_argument("--shots", type=int, help="default: any")
+    parser.add_argument("--seed", type=int, default=0, help="of the episodes")
+    parser.add_argument("--tune", action="store_true", help="the grid on the development domains, 60 episodes each")
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of Transformers' own names
+
+    model, processor = load_backbone(args)
+    split = "development" if args.tune else "report"
+    domains = {name: domain.images for name, domain in load_few_shot_domains(split).items()}
+    if args.dataset_name:
+        domains = own_domains(args.dataset_name, args.label_column)
+    if unknown := set(args.domains or ()) - set(domains):
+        raise SystemExit(f"There is no domain {sorted(unknown)[0]!r}; there are {', '.join(domains)}.")
+    domains = {name: images for name, images in domains.items() if args.domains is None or name in args.domains}
+    methods = [method for method in METHODS if args.methods is None or method.name in args.methods]
+    if args.tune:
+        methods, args.episodes, args.seed = GRID + ADAPTER_GRID * (args.backbone == "resnet"), 60, 7
+    setting = f"{args.ways or 'any'}-way-{args.shots or 'any'}-shot"
+    backbone = Path(args.model_name_or_path or args.backbone).name
+    folder = args.output_dir / ("tune" if args.tune else "") / backbone / setting
+    results = few_shot(
+        methods,
+        domains,
+        model,
+        processor,
+        folder,
+        args.episodes,
+        seen_domains(args, domains),
+        ways=args.ways,
+        shots=args.shots,
+        seed=args.seed,
+        label_column=args.label_column,
+    )
+    results.note = (
+        f"{backbone}, {setting} episodes, seed {args.seed}; ± is the 95 % interval over episodes. Seconds are CPU "
+        f"seconds. torch {torch.__version__}, {torch.get_num_threads()} thread(s)."
+    )
+    if args.tune:
+        chosen = {method.name: results.mean(results.domains, method.name) for method in methods}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tuned.json").write_text(
+            json.dumps({"note": results.note, "mean accuracy": chosen}, indent=1) + "\n"
+        )
+        print(results.accuracy_table())
+        return
+    report(results, folder)
+
+
+if __name__ == "__main__":
+    main()
