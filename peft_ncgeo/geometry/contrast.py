@@ -53,9 +53,9 @@ def prototype_image_contrast(
         counts = samples.new_zeros(prototypes.shape[:-1]).scatter_add_(-1, index, samples)
         total = samples.sum(-1)
         if padded:
-            instances = instances.masked_fill(~kept[..., None], 1)  # 0 * nan is nan in a backward pass
+            instances = _without_strange_padding(instances, kept)
         prototypes = prototypes.masked_fill((counts == 0)[..., None], 1)
-        s = unit(instances).to(dtype) @ (unit(prototypes).to(dtype) / temperature).mT
+        s = _cosines(instances.to(dtype), prototypes.to(dtype)) / temperature
         nothing = torch.finfo(dtype).min / 4  # not -inf: a softmax over nothing else is still finite, then times 0
         if padded:
             s = s.masked_fill(~kept[..., None], nothing)
@@ -82,11 +82,10 @@ def prototype_cross_entropy(instances: Tensor, prototypes: Tensor, labels: Tenso
         index = labels.clamp_min(0)
         counts = torch.zeros(prototypes.shape[:-1], device=labels.device).scatter_add_(-1, index, kept.float())
         if padded:
-            instances = instances.masked_fill(~kept[..., None], 1)
+            instances = _without_strange_padding(instances, kept)
         absent = (counts == 0)[..., None]
-        e, p = unit(instances), unit(prototypes.masked_fill(absent, 1))
-        dtype = torch.promote_types(e.dtype, p.dtype)
-        s = e.to(dtype) @ (p.to(dtype) / temperature).mT
+        dtype = torch.promote_types(torch.promote_types(instances.dtype, prototypes.dtype), torch.float32)
+        s = _cosines(instances.to(dtype), prototypes.masked_fill(absent, 1).to(dtype)) / temperature
         s = s.masked_fill(absent.mT, torch.finfo(dtype).min / 4)
         value = s.logsumexp(-1) - s.gather(-1, index[..., None]).squeeze(-1)
         return (value * kept).sum(-1) / kept.sum(-1).clamp_min(1)
@@ -191,6 +190,17 @@ def check_temperature(temperature: float) -> None:
     """Refuse a temperature that is not a finite number above 0."""
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature={temperature} must be greater than 0 and finite.")
+
+
+def _cosines(instances: Tensor, prototypes: Tensor) -> Tensor:
+    """Cosines (..., N, K). Products (N, K) are divided by lengths, since scaling the features (N, d) takes longer."""
+    lengths = torch.linalg.vector_norm(instances, dim=-1, keepdim=True)
+    return instances @ unit(prototypes).mT / lengths.clamp_min(1e-12)  # as `unit` treats a row of 0
+
+
+def _without_strange_padding(instances: Tensor, kept: Tensor) -> Tensor:
+    """Padding that is not finite replaced, since 0 * nan is nan in a backward pass; a copy only where it is needed."""
+    return instances if instances.detach().sum().isfinite() else instances.masked_fill(~kept[..., None], 1)
 
 
 def _check(instances: Tensor, prototypes: Tensor, labels: Tensor) -> bool:

@@ -55,7 +55,7 @@ def few_shot(
     episodes: int = 600,
     seen: Sequence[str] = (),
     image_column: str = "image",
-    batch_size: int = 16,
+    batch_size: int = 8,
     **sampling: Any,
 ) -> EpisodeResults:
     """Evaluate every method on the same episodes of every domain.

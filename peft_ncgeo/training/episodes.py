@@ -81,7 +81,7 @@ def fit_heads(
 
 
 def fit_episodes(
-    features: Tensor, supports: Sequence[tuple[Any, Any]], batch_size: int = 16, progress: bool = True, **settings: Any
+    features: Tensor, supports: Sequence[tuple[Any, Any]], batch_size: int = 8, progress: bool = True, **settings: Any
 ) -> list[Heads]:
     """[`fit_heads`] for many episodes over one set of cached features, `batch_size` of them at a time.
 
