@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--label_column", default="label")
     parser.add_argument("--domains", nargs="+", help="only these")
     parser.add_argument("--methods", nargs="+", help="only these", choices=[method.name for method in METHODS])
-    parser.add_argument("--episodes", type=int, default=300, help="of each domain")
+    parser.add_argument("--episodes", type=int, help="of each domain; default 300, to tune 60")
     parser.add_argument("--ways", type=int, help="default: any")
     parser.add_argument("--shots", type=int, help="default: any")
     parser.add_argument("--seed", type=int, default=0, help="of the episodes")
@@ -147,7 +147,7 @@ def main() -> None:
     domains = {name: images for name, images in domains.items() if args.domains is None or name in args.domains}
     methods = [method for method in METHODS if args.methods is None or method.name in args.methods]
     if args.tune:
-        methods, args.episodes, args.seed = GRID + ADAPTER_GRID * (args.backbone == "resnet"), 60, 7
+        methods, args.seed = GRID + ADAPTER_GRID * (args.backbone == "resnet"), 7
     setting = f"{args.ways or 'any'}-way-{args.shots or 'any'}-shot"
     backbone = Path(args.model_name_or_path or args.backbone).name
     folder = args.output_dir / ("tune" if args.tune else "") / backbone / setting
@@ -157,7 +157,7 @@ def main() -> None:
         model,
         processor,
         folder,
-        args.episodes,
+        args.episodes or (60 if args.tune else 300),
         seen_domains(args, domains),
         ways=args.ways,
         shots=args.shots,

@@ -2,7 +2,8 @@
 
 python examples/train_prompt_ot.py && python examples/compare_transport.py
 python examples/benchmark_base_new.py && python examples/benchmark_space_alignment.py
-python examples/benchmark_prototypes.py && python examples/update_readme.py
+python examples/benchmark_prototypes.py && python examples/adapt_copa.py
+python examples/update_readme.py
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import shutil
 import statistics
 from pathlib import Path
 
-from peft_ncgeo.plots import plot_curve, plot_relation
-from peft_ncgeo.protocols import Results
+from peft_ncgeo.plots import plot_curve, plot_gaps, plot_relation
+from peft_ncgeo.protocols import EpisodeResults, Results
 
 ROOT = Path(__file__).parents[1]
 TABLES = {"demo": "prompt_ot", "transport": "compare_transport"}  # mark in README -> folder of the run
@@ -33,6 +34,15 @@ ALIGNMENT = {
     "exponent_ratio": "beta / beta*",
     "fraction": "fraction",
 }
+COPA = [  # folders of adapt_copa.py's runs, the one that is shown first first
+    "resnet/any-way-any-shot",
+    "vit/any-way-any-shot",
+    "clip/any-way-any-shot",
+    "resnet/any-way-5-shot",
+    "resnet/5-way-1-shot",
+]
+COPA_PAIRS = [("CoPA", "URL"), ("CoPA", "nearest prototype"), ("CoPA + adapters", "CoPA")]
+EPISODE_COLUMNS = ["gap_before", "gap_after", "nc1_before", "nc1_after", "seconds"]
 PROTOTYPES = {
     "train_gram_distance": "Delta_G*, training",
     "all_gram_distance": "Delta_G*, test",
@@ -183,6 +193,43 @@ def write_prototypes(folder: Path, kept: Path, readme: str) -> str:
     return write_table(readme, "prototypes", table)
 
 
+def write_copa(folder: Path, kept: Path, readme: str) -> str:
+    """The first backbone's tables and figure, and accuracies of the other backbones and kinds of episodes."""
+    runs = {path.parent: EpisodeResults.load(path) for path in sorted(folder.glob("*/*/results.json"))}
+    first = next(path for path in COPA if folder / path in runs)
+    main_run = runs.pop(folder / first)
+    plot_gaps(main_run, kept / "copa_gap.png")
+    pairs = [pair for pair in COPA_PAIRS if set(pair) <= set(main_run.methods)]
+    shown = [main_run.accuracy_table(), main_run.difference_table(pairs), main_run.note]
+    shown += ["<details><summary>Gap, NC1 and seconds</summary>", main_run.geometry_table(), "</details>"]
+    others = {path: runs[folder / path] for path in COPA if folder / path in runs}
+    if others:
+        shown.append("<details><summary>Other backbones, and other kinds of episodes</summary>")
+        for results in others.values():
+            pairs = [pair for pair in COPA_PAIRS if set(pair) <= set(results.methods)]
+            shown += [results.note, results.accuracy_table(), results.difference_table(pairs)]
+        shown.append("</details>")
+    content = {path: kept_episodes(results) for path, results in {first: main_run, **others}.items()}
+    (kept / "adapt_copa_demo.json").write_text(json.dumps(content) + "\n")
+    logs = {
+        path.parent.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("tune/*/*/tuned.json"))
+    }
+    if logs:
+        (kept / "tune_copa.json").write_text(json.dumps(logs, indent=1) + "\n")
+    return write_table(readme, "copa", "\n\n".join(shown) + "\n")
+
+
+def kept_episodes(results: EpisodeResults) -> dict:
+    """Each episode's accuracy, and the means of what else was measured."""
+    accuracy, means = {}, {}
+    for domain in results.domains:
+        for method in results.methods:
+            key = f"{domain}, {method}"
+            accuracy[key] = results.values(domain, method).round(2).tolist()
+            means[key] = {column: round(results.mean(domain, method, column)[0], 4) for column in EPISODE_COLUMNS}
+    return {"note": results.note, "seen": results.seen, "accuracy": accuracy, "means": means}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--outputs", type=Path, default=ROOT / "outputs", help="where the runs left their results")
@@ -198,6 +245,8 @@ def main() -> None:
             shutil.copy(folder / "results.json", kept / f"{run}_demo.json")
     if (args.outputs / "base_new" / "results.json").exists():
         args.readme.write_text(write_base_new(args.outputs / "base_new", kept, args.readme.read_text()))
+    if list((args.outputs / "adapt_copa").glob("*/*/results.json")):
+        args.readme.write_text(write_copa(args.outputs / "adapt_copa", kept, args.readme.read_text()))
     for run, write in (("space_alignment", write_alignment), ("prototypes_table", write_prototypes)):
         if (args.outputs / run / "results.json").exists():
             args.readme.write_text(write(args.outputs / run, kept, args.readme.read_text()))

@@ -11,7 +11,8 @@ from scipy.stats import pearsonr, spearmanr
 from torch import Tensor
 
 from .geometry.alignment import alignment, centred_means
-from .protocols import Results
+from .protocols import EpisodeResults, Results
+from .protocols.few_shot import SHIFTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,6 +138,132 @@ def plot_curve(
     return drawn
 
 
+def plot_gaps(results: EpisodeResults, path: str | Path, title: str | None = None) -> dict[str, np.ndarray]:
+    """The gap between images and prototypes before and after adaptation, and the loss as that gap is shifted.
+
+    On the left, for every domain, the mean gap of support sets before adaptation and after it by each method, with
+    95 % intervals. Each mean is over all the episodes that the method ran; that before, which methods share, over
+    those of the method that ran most. On the right, the contrast loss of query images against their gap, a point for
+    each of `SHIFTS`, the one as adapted (no shift) larger: means over the episodes that all methods ran in a domain,
+    then over domains. Where a domain has no such episode with a sweep, the right panel and its numbers are left out.
+
+    Args:
+        results: of [`~peft_ncgeo.protocols.few_shot`].
+        path: image file to write.
+        title: above the figure.
+
+    Returns:
+        What is drawn, for D domains, M methods and T shifts: `before` (D, 2) and `after` (D, M, 2), mean and half of
+        the interval, which is nan for a single episode; `gaps` and `losses` (M, T).
+
+    Raises:
+        ValueError: there are no rows, none of one domain and method, or a sweep is not over `SHIFTS`.
+
+    Reference: H. Tian et al., Mind the Gap Between Prototypes and Images in Cross-domain Finetuning, NeurIPS 2024,
+    arXiv 2410.12474.
+    """
+    if not results.rows:
+        raise ValueError("There are no episodes to draw.")
+    domains, methods = results.domains, results.methods
+    longest = [max(methods, key=lambda method: len(results.values(d, method, "gap_before"))) for d in domains]
+    befores = [results.mean(d, method, "gap_before") for d, method in zip(domains, longest, strict=True)]
+    afters = [[results.mean(d, method, "gap_after") for method in methods] for d in domains]
+    numbers = {"before": np.array(befores), "after": np.array(afters)}
+    sweeps = _mean_sweeps(results)
+    if sweeps is not None:
+        numbers["gaps"], numbers["losses"] = sweeps
+    names = [f"{_short(domain)} (seen)" if domain in results.seen else _short(domain) for domain in domains]
+    figure = _gap_figure(numbers, names, methods, title)
+    figure.savefig(path, dpi=110, bbox_inches="tight", pad_inches=0.1)
+    return numbers
+
+
+def _mean_sweeps(results: EpisodeResults) -> tuple[np.ndarray, np.ndarray] | None:
+    """Gaps and losses (M, T), means over domains of those over common episodes; None if a domain has none."""
+    means = []
+    for domain in results.domains:
+        swept: dict[str, dict[int, Any]] = {method: {} for method in results.methods}
+        for row in results.rows:
+            if row["domain"] == domain and row["method"] in swept and row.get("sweep_gaps") is not None:
+                sweep = row["sweep_gaps"], row["sweep_losses"]
+                for values in sweep:
+                    if len(values) != len(SHIFTS):
+                        raise ValueError(f"A sweep of {domain!r} has {len(values)} numbers for {len(SHIFTS)} shifts.")
+                swept[row["method"]][row["episode"]] = sweep
+        common = sorted(set.intersection(*(set(episodes) for episodes in swept.values())))
+        if not common:
+            return None
+        means.append([np.mean([episodes[i] for i in common], axis=0) for episodes in swept.values()])
+    gaps, losses = np.mean(means, axis=0).transpose(1, 0, 2)
+    return gaps, losses
+
+
+def _gap_figure(numbers: dict[str, np.ndarray], names: list[str], methods: list[str], title: str | None) -> Figure:
+    """The figure of [`plot_gaps`]; in a group of bars the one before adaptation comes first."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    bars = np.concatenate([numbers["before"][:, None], numbers["after"]], axis=1)  # (D, 1 + M, 2)
+    groups, size = bars.shape[:2]
+    both = "losses" in numbers
+    left = min(max(3.0, 0.16 * groups * (size + 1) + 0.6), 14.0)
+    widths = [left, 4.6] if both else [left + 1]
+    figure = Figure(figsize=(sum(widths) + 0.8, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
+
+    grey: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.45", "linewidth": 1.2}
+    colours = _colours(len(methods))
+    width, places = 1 / (size + 1), np.arange(groups)
+    axes = panels[0]
+    for i, style in enumerate([grey, *({"color": colour} for colour in colours)]):
+        mean, half = bars[:, i].T
+        error = {"elinewidth": 1, "ecolor": "0.2"}
+        axes.bar(
+            places + (i - (size - 1) / 2) * width, mean, 0.88 * width, yerr=half, capsize=2, error_kw=error, **style
+        )
+    axes.set(ylabel="gap of support images and prototypes", xlim=(-0.6, groups - 0.4))
+    slanted = max(map(len, names)) * 0.085 > left / groups
+    axes.set_xticks(places, names, fontsize=9, rotation=30 if slanted else 0, ha="right" if slanted else "center")
+    if slanted:
+        for label in axes.get_xticklabels():
+            label.set_rotation_mode("anchor")
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+
+    handles: list[Any] = [Patch(label="before adaptation", **grey)]
+    if not both:
+        handles += [Patch(color=colour, label=name) for colour, name in zip(colours, methods, strict=True)]
+    else:
+        axes, here = panels[1], SHIFTS.index(0.0)
+        large: dict[str, Any] = {"markersize": 10, "markeredgecolor": "black", "linestyle": "none"}
+        for i, (name, colour) in enumerate(zip(methods, colours, strict=True)):
+            line: dict[str, Any] = {"color": colour, "marker": MARKERS[(i + i // 10) % 10]}
+            gaps, losses = numbers["gaps"][i], numbers["losses"][i]
+            handles += axes.plot(gaps, losses, markersize=4, label=name, **line)
+            axes.plot(gaps[here], losses[here], zorder=3, **line, **large)
+        handles.append(Line2D([], [], color="white", marker="o", label="as adapted, not shifted", **large))
+        axes.set(xlabel="gap of query images and prototypes", ylabel="contrast loss of query images")
+        axes.grid(alpha=0.3)
+    lengths, room = [len(handle.get_label()) + 8 for handle in handles], 14 * figure.get_figwidth()
+    fitting = (n for n in range(len(lengths), 0, -1) if sum(map(max, np.array_split(lengths, n))) <= room)
+    columns = next(fitting, 1)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 22 else f"{name[:21]}…"
+
+
+def _colours(count: int) -> np.ndarray:
+    from matplotlib import colormaps
+
+    return colormaps["tab10"](range(count)) if count <= 10 else colormaps["turbo"](np.linspace(0.03, 0.97, count))
+
+
 def plot_alignment(
     before: tuple[Tensor, Tensor],
     after: tuple[Tensor, Tensor],
@@ -201,15 +328,14 @@ def plot_alignment(
 
 def _alignment_figure(numbers: dict[str, np.ndarray], names: list[str], title: str | None) -> Figure:
     """The figure of [`plot_alignment`]; lines are those of the means, class by class, then of the weights."""
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Circle
 
     count = len(names)
     named = count <= NAMED
-    names = [name if len(name) <= 22 else f"{name[:21]}…" for name in names]
-    colours = colormaps["tab10"](range(count)) if count <= 10 else colormaps["turbo"](np.linspace(0.03, 0.97, count))
+    names = [_short(name) for name in names]
+    colours = _colours(count)
     thin = 1.0 if count <= 10 else 0.75 if named else 0.4
     styles: dict[str, dict[str, Any]] = {
         "means": {"marker": "o", "linestyle": "-", "linewidth": 3.2 * thin, "markersize": 8 * thin, "alpha": 0.5},

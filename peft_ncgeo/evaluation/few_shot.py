@@ -64,7 +64,7 @@ class FewShotClassifier:
     @torch.no_grad()
     def predict_proba(self, images: Any, batch_size: int = 64) -> Tensor:
         """Class probabilities (N, K), `softmax_c(cos(x Theta_I, P_c Theta_P) / tau)`, float32 on the CPU."""
-        scores = self.heads.scores(self.features(images, batch_size), self.prototypes)
+        scores = self.heads.scores(self.features(images, batch_size).to(self.prototypes.dtype), self.prototypes)
         return (scores / self.temperature).softmax(-1).float().cpu()
 
     def predict(self, images: Any, batch_size: int = 64) -> list[Any]:
@@ -111,10 +111,10 @@ class FewShotClassifier:
             raise ValueError(
                 f"{repo_id} has no {PROTOTYPES}; write it with FewShotClassifier.save_pretrained."
             ) from error
-        except (SafetensorError, KeyError, TypeError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{PROTOTYPES} in {repo_id} is damaged: {error}") from error
         layer: Any = copa_layer(model)
-        heads = Heads(*(head.detach().clone() for head in layer.heads))
+        heads = Heads(*(head.detach().to(prototypes.dtype, copy=True) for head in layer.heads))
         if prototypes.dim() != 2 or prototypes.shape[1] != layer.width:
             raise ValueError(
                 f"{PROTOTYPES} in {repo_id} has shape {tuple(prototypes.shape)}, the model {layer.width}."

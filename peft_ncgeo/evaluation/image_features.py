@@ -88,7 +88,7 @@ class ImageFeatures(nn.Module):
             weights: tensors that stand in for the model's own of these names.
         """
         self.model.eval()
-        images = images if isinstance(images, Tensor) else self.listed(images)
+        images = images if isinstance(images, Tensor) and len(images) else self.listed(images)  # which refuses none
         tensors = {f"model.{name}": tensor for name, tensor in (weights or {}).items()}
         starts = range(0, len(images), batch_size)
         bar = tqdm(starts, desc="Embedding", unit="batch", leave=False, disable=len(starts) < 10)

@@ -13,6 +13,7 @@ from datasets import Dataset
 from peft import get_peft_model
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import set_seed
 
 from ..data.episodes import Episode, EpisodeSampler
 from ..evaluation.image_features import ImageFeatures
@@ -89,6 +90,7 @@ def few_shot(
         raise ValueError(f"seen names {sorted(unknown)[0]!r}, which is no domain.")
     label_column = sampling.get("label_column", "label")
     samplers = {name: EpisodeSampler(dataset, **sampling) for name, dataset in domains.items()}
+    set_seed(0)  # a head that nobody reads may be drawn anew: a run that goes on must find the same model
     encoder = ImageFeatures(model().eval(), processor)
     of_model = describe_model(encoder.model)
     blocks = [

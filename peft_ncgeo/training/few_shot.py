@@ -139,8 +139,8 @@ def _classes(labels: Sequence[Any] | Tensor) -> tuple[list[Any], Tensor]:
 @contextmanager
 def _kept_on_error(model: nn.Module) -> Iterator[None]:
     """The adapter as it was where adapting fails or is stopped; what is trained needs gradients only meanwhile."""
-    parameters = {name: p for name, p in model.named_parameters() if name in copa_weights(model)}
-    before = [(p, p.detach().clone(), p.requires_grad) for p in parameters.values()]
+    names = set(copa_weights(model))
+    before = [(p, p.detach().clone(), p.requires_grad) for name, p in model.named_parameters() if name in names]
     try:
         for parameter, _, _ in before:
             parameter.requires_grad_(True)
