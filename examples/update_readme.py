@@ -195,28 +195,39 @@ def write_prototypes(folder: Path, kept: Path, readme: str) -> str:
 
 def write_copa(folder: Path, kept: Path, readme: str) -> str:
     """The first backbone's tables and figure, and accuracies of the other backbones and kinds of episodes."""
-    runs = {path.parent: EpisodeResults.load(path) for path in sorted(folder.glob("*/*/results.json"))}
-    first = next(path for path in COPA if folder / path in runs)
-    main_run = runs.pop(folder / first)
-    plot_gaps(main_run, kept / "copa_gap.png")
-    pairs = [pair for pair in COPA_PAIRS if set(pair) <= set(main_run.methods)]
-    shown = [main_run.accuracy_table(), main_run.difference_table(pairs), main_run.note]
-    shown += ["<details><summary>Gap, NC1 and seconds</summary>", main_run.geometry_table(), "</details>"]
-    others = {path: runs[folder / path] for path in COPA if folder / path in runs}
-    if others:
-        shown.append("<details><summary>Other backbones, and other kinds of episodes</summary>")
-        for results in others.values():
-            pairs = [pair for pair in COPA_PAIRS if set(pair) <= set(results.methods)]
-            shown += [results.note, results.accuracy_table(), results.difference_table(pairs)]
-        shown.append("</details>")
-    content = {path: kept_episodes(results) for path, results in {first: main_run, **others}.items()}
+    found = {path: folder / path / "results.json" for path in COPA}
+    runs = {path: EpisodeResults.load(file) for path, file in found.items() if file.exists()}
+    if not runs:
+        return readme
+    first, *others = runs
+    plot_gaps(runs[first], kept / "copa_gap.png")
+    tables = [*episode_tables(runs[first]), runs[first].note]
+    tables += ["<details><summary>Gap, NC1 and seconds</summary>", runs[first].on_common_episodes().geometry_table()]
+    tables += ["</details>", "<details><summary>Other backbones, and other kinds of episodes</summary>"]
+    for path in others:
+        tables += [runs[path].note, *episode_tables(runs[path])]
+    tables.append("</details>")
+    content = {path: kept_episodes(results) for path, results in runs.items()}
     (kept / "adapt_copa_demo.json").write_text(json.dumps(content) + "\n")
     logs = {
         path.parent.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("tune/*/*/tuned.json"))
     }
     if logs:
         (kept / "tune_copa.json").write_text(json.dumps(logs, indent=1) + "\n")
-    return write_table(readme, "copa", "\n\n".join(shown) + "\n")
+    return write_table(readme, "copa", "\n\n".join(tables) + "\n")
+
+
+def episode_tables(results: EpisodeResults) -> list[str]:
+    """Rows on cached features over all episodes; the others beside them on the episodes that all were run on."""
+    cached = [method for method in results.methods if "adapters" not in method]
+    shown = [results.with_methods(cached)]
+    if len(cached) < len(results.methods):
+        shown.append(results.on_common_episodes())
+    tables = []
+    for part in shown:
+        pairs = [pair for pair in COPA_PAIRS if set(pair) <= set(part.methods)]
+        tables += [part.accuracy_table(), part.difference_table(pairs)]
+    return tables
 
 
 def kept_episodes(results: EpisodeResults) -> dict:
@@ -225,7 +236,7 @@ def kept_episodes(results: EpisodeResults) -> dict:
     for domain in results.domains:
         for method in results.methods:
             key = f"{domain}, {method}"
-            accuracy[key] = results.values(domain, method).round(2).tolist()
+            accuracy[key] = [round(value, 2) for value in results.values(domain, method).values()]
             means[key] = {column: round(results.mean(domain, method, column)[0], 4) for column in EPISODE_COLUMNS}
     return {"note": results.note, "seen": results.seen, "accuracy": accuracy, "means": means}
 

@@ -142,10 +142,9 @@ def plot_gaps(results: EpisodeResults, path: str | Path, title: str | None = Non
     """The gap between images and prototypes before and after adaptation, and the loss as that gap is shifted.
 
     On the left, for every domain, the mean gap of support sets before adaptation and after it by each method, with
-    95 % intervals. Each mean is over all the episodes that the method ran; that before, which methods share, over
-    those of the method that ran most. On the right, the contrast loss of query images against their gap, a point for
-    each of `SHIFTS`, the one as adapted (no shift) larger: means over the episodes that all methods ran in a domain,
-    then over domains. Where a domain has no such episode with a sweep, the right panel and its numbers are left out.
+    95 % intervals. On the right, the contrast loss of query images against their gap, a point for each of `SHIFTS`,
+    the one as adapted (no shift) larger: means within a domain, then over domains. All of it is of the episodes that
+    all methods ran. Where a domain has no such episode with a sweep, the right panel and its numbers are left out.
 
     Args:
         results: of [`~peft_ncgeo.protocols.few_shot`].
@@ -164,9 +163,9 @@ def plot_gaps(results: EpisodeResults, path: str | Path, title: str | None = Non
     """
     if not results.rows:
         raise ValueError("There are no episodes to draw.")
+    results = results.on_common_episodes()
     domains, methods = results.domains, results.methods
-    longest = [max(methods, key=lambda method: len(results.values(d, method, "gap_before"))) for d in domains]
-    befores = [results.mean(d, method, "gap_before") for d, method in zip(domains, longest, strict=True)]
+    befores = [results.mean(domain, methods[0], "gap_before") for domain in domains]
     afters = [[results.mean(d, method, "gap_after") for method in methods] for d in domains]
     numbers = {"before": np.array(befores), "after": np.array(afters)}
     sweeps = _mean_sweeps(results)

@@ -73,7 +73,7 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
             # CLIP says `patch_embedding`, the ViT family `patch_embeddings` with the convolution one level down.
             patches = getattr(embeddings, "patch_embedding", None)
             patches = patches or getattr(getattr(embeddings, "patch_embeddings", None), "projection", None)
-            if patches is not None:
+            if patches is not None and hasattr(patches, "out_channels"):
                 towers["vision"] = Tower(path, layer_paths, patches.out_channels)
     unknown = set(exclude) - found
     if unknown:
@@ -95,7 +95,7 @@ def find_pooling(model: nn.Module) -> Pooling:
     SigLIP's pooling head; ResNet's pooler.
 
     Raises:
-        ValueError: the model is none of these.
+        ValueError: the model is none of these: it has no class token, no such norm, or drops patches at random.
     """
     modules: dict[str, Any] = dict(model.named_modules())
     for path, module in modules.items():
@@ -104,8 +104,14 @@ def find_pooling(model: nn.Module) -> Pooling:
     vision = find_towers(model).get("vision")
     if vision is not None:
         tower = vision.embeddings.removesuffix("embeddings")
-        for name in ("head", "post_layernorm", "layernorm"):  # SigLIP's head reads what its layer norm gave
-            if tower + name in modules:
+        embeddings = modules[vision.embeddings]
+        if hasattr(modules.get(f"{tower}head"), "probe"):  # SigLIP's pools by attention, behind its layer norm
+            return Pooling(f"{tower}head", vision.width)
+        first = any(hasattr(embeddings, token) for token in ("cls_token", "class_embedding"))
+        masked = hasattr(embeddings, "random_masking")  # MAE's: features would differ from one pass to the next
+        for name in ("post_layernorm", "layernorm"):
+            norm = modules.get(tower + name)
+            if first and not masked and isinstance(_innermost(norm), nn.LayerNorm):
                 return Pooling(tower + name, vision.width)
     for path, module in modules.items():
         if all(hasattr(module, part) for part in ("embedder", "encoder", "pooler")):
@@ -121,19 +127,36 @@ def find_residual_places(model: nn.Module) -> list[str]:
 
     In the vision tower of a transformer every layer's attention and MLP, in a ResNet every convolution of its stages
     that sees neighbours (3x3, not 1x1).
+
+    Raises:
+        ValueError: a transformer whose layers do not have both.
     """
     vision = find_towers(model).get("vision")
     modules = dict(model.named_modules())
     if vision is not None:
-        places = [_join(layer, part) for layer in vision.layers for part in ("attention", "self_attn", "mlp")]
-        return [path for path in places if path in modules]
+        places = []
+        for layer in vision.layers:
+            found = [_join(layer, part) for part in ("attention", "self_attn", "mlp") if _join(layer, part) in modules]
+            if len(found) != 2:
+                name = type(unwrap(model)).__name__
+                raise ValueError(f"{layer} of {name} has no attention and MLP for residual adapters to stand beside.")
+            places += found
+        return places
     stages = find_pooling(model).path.removesuffix("pooler") + "encoder."
+    inside = tuple(f"{path}." for path, module in modules.items() if isinstance(module, BaseTunerLayer))
     return [
         path
         for path, module in modules.items()
-        if path.startswith(stages) and hasattr(module, "out_channels") and max(module.kernel_size) > 1
-        if not path.endswith(".base_layer")
+        if path.startswith(stages) and not path.startswith(inside)
+        if isinstance(inner := _innermost(module), nn.Conv2d) and max(inner.kernel_size) > 1
     ]
+
+
+def _innermost(module: Any) -> Any:
+    """What an adapter wraps, or the module itself."""
+    while isinstance(module, BaseTunerLayer):
+        module = module.get_base_layer()
+    return module
 
 
 def unwrap(model: nn.Module) -> Any:

@@ -16,7 +16,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 @pytest.mark.filterwarnings("ignore")
 def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert len(BLOCKS) == 9
+    assert len(BLOCKS) == 10
     for block in BLOCKS:
         names: dict = {}
         exec(compile(block, "README.md", "exec"), names)
@@ -26,6 +26,7 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
             assert {"loss/ot", "loss/similarities", "lambda/similarities"} <= run.state.log_history[-2].keys()
     out = capsys.readouterr().out
     assert "torch.Size([2, 128])" in out
+    assert "torch.Size([2, 5])" in out
     assert (tmp_path / "outputs" / "readme" / "adapter_model.safetensors").exists()
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
+from ..geometry.contrast import TEMPERATURE
 from ..geometry.heads import Heads
-from ..tuners.copa import COPA_TEMPERATURE, CoPAConfig, CoPALayer
+from ..tuners.copa import CoPAConfig, CoPALayer, Residual
 from .image_features import ImageFeatures
 
 PROTOTYPES = "prototypes.safetensors"
@@ -44,7 +46,7 @@ class FewShotClassifier:
         heads: Heads,
         prototypes: Tensor,
         classes: Sequence[Any],
-        temperature: float = COPA_TEMPERATURE,
+        temperature: float = TEMPERATURE,
         processor: Any = None,
         weights: Mapping[str, Tensor] | None = None,
         metrics: Mapping[str, float] | None = None,
@@ -56,10 +58,12 @@ class FewShotClassifier:
         self.metrics = dict(metrics or {})
         self._encoder = ImageFeatures(model, processor)
         self._weights = dict(weights or {})
+        self._adapter = next((name.rpartition(".")[2] for name in self._weights), None)
 
     def features(self, images: Any, batch_size: int = 64) -> Tensor:
         """Features (N, d) before the head, of PIL images or pixels (N, C, H, W)."""
-        return self._encoder.embed(images, batch_size, self._weights)
+        with _only(self.model, self._adapter):
+            return self._encoder.embed(images, batch_size, self._weights)
 
     @torch.no_grad()
     def predict_proba(self, images: Any, batch_size: int = 64) -> Tensor:
@@ -74,20 +78,23 @@ class FewShotClassifier:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a PEFT adapter, which [`from_pretrained`] and `PeftModel.from_pretrained` read, and the prototypes.
 
+        As PEFT does, an adapter that is not named "default" goes into a folder of its name inside.
+
         Raises:
             ValueError: the model has no `CoPAConfig` adapter to write into, or the classes are not all numbers or
                 words.
         """
-        if not (isinstance(self.model, PeftModel) and self._weights):
+        if not isinstance(self.model, PeftModel) or self._adapter is None:
             raise ValueError(
-                "Only heads of an adapter can be saved: adapt get_peft_model(backbone, CoPAConfig()) instead of the "
-                "bare backbone."
+                "Only a PeftModel's heads can be saved: adapt get_peft_model(backbone, CoPAConfig()) to this end."
             )
         if not all(isinstance(name, str | int) for name in self.classes):
             raise ValueError(f"Classes must be numbers or words to be saved, got {self.classes}.")
-        self.model.save_pretrained(str(folder), state_dict={**self.model.state_dict(), **self._weights})
+        tensors = {**self.model.state_dict(), **self._weights}
+        self.model.save_pretrained(str(folder), selected_adapters=[self._adapter], state_dict=tensors)
+        place = Path(folder) / (self._adapter if self._adapter != "default" else "")
         prototypes = {"prototypes": self.prototypes.contiguous().cpu()}
-        save_file(prototypes, Path(folder) / PROTOTYPES, {"classes": json.dumps(self.classes)})
+        save_file(prototypes, place / PROTOTYPES, {"classes": json.dumps(self.classes)})
 
     @classmethod
     def from_pretrained(
@@ -103,7 +110,7 @@ class FewShotClassifier:
         model = load_adapter(str(repo_id), base_model)
         config: Any = model.peft_config[model.active_adapter]
         if not isinstance(config, CoPAConfig):
-            raise ValueError(f"{repo_id} holds a {config.peft_type} adapter, not one of type NCGEO_COPA.")
+            raise ValueError(f"{repo_id} holds a {config.peft_type.value} adapter, not one of type NCGEO_COPA.")
         try:
             with safe_open(cached_file(str(repo_id), PROTOTYPES), "pt") as file:
                 prototypes, classes = file.get_tensor("prototypes"), json.loads(file.metadata()["classes"])
@@ -122,6 +129,20 @@ class FewShotClassifier:
         prototypes = prototypes.to(heads.image.device)
         temperature: Any = config.temperature
         return cls(model, heads, prototypes, classes, temperature, processor, copa_weights(model))
+
+
+@contextmanager
+def _only(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Residual maps of the adapter `name` alone, whichever is active now."""
+    maps = [module for module in model.modules() if isinstance(module, Residual)]
+    before = [(module._active_adapter, module._disable_adapters) for module in maps]
+    try:
+        for module in maps:
+            module._active_adapter, module._disable_adapters = [] if name is None else [name], False
+        yield
+    finally:
+        for module, state in zip(maps, before, strict=True):
+            module._active_adapter, module._disable_adapters = state
 
 
 def copa_layer(model: nn.Module) -> CoPALayer | None:

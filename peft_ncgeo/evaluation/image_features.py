@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -60,8 +61,11 @@ class ImageFeatures(nn.Module):
             TypeError, ValueError: something that is none of these, or images for which no processor is known.
         """
         if isinstance(images, Tensor):
-            if images.dim() != 4:
-                raise ValueError(f"Pixels must have shape (N, C, H, W), got {tuple(images.shape)}.")
+            if images.dim() != 4 or not images.is_floating_point():
+                raise ValueError(
+                    "Pixels must be floating-point numbers (N, C, H, W) as an image processor gives them, got "
+                    f"{images.dtype} of shape {tuple(images.shape)}."
+                )
             return images
         rgb = [to_rgb(image) for image in self.listed(images)]
         return self._image_processor()(images=rgb, return_tensors="pt")["pixel_values"]
@@ -82,18 +86,20 @@ class ImageFeatures(nn.Module):
 
     @torch.no_grad()
     def embed(self, images: Any, batch_size: int = 64, weights: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Features (N, d) of images as [`pixels`] takes them, batch by batch, with the model in evaluation mode.
+        """Features (N, d) of images as [`pixels`] takes them, batch by batch, the model in evaluation mode meanwhile.
 
         Args:
             weights: tensors that stand in for the model's own of these names.
         """
-        self.model.eval()
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1.")
         images = images if isinstance(images, Tensor) and len(images) else self.listed(images)  # which refuses none
         tensors = {f"model.{name}": tensor for name, tensor in (weights or {}).items()}
         starts = range(0, len(images), batch_size)
         bar = tqdm(starts, desc="Embedding", unit="batch", leave=False, disable=len(starts) < 10)
         batches = (self.pixels(images[start : start + batch_size]) for start in bar)
-        return torch.cat([functional_call(self, tensors, (batch,)) for batch in batches])
+        with evaluation_mode(self.model):
+            return torch.cat([functional_call(self, tensors, (batch,)) for batch in batches])
 
     def embed_with_gradient(self, pixel_values: Tensor, batch_size: int = 64) -> Tensor:
         """The same with gradients, keeping the activations of one batch at a time: others are computed again."""
@@ -109,3 +115,15 @@ class ImageFeatures(nn.Module):
             except (OSError, ValueError) as error:
                 raise ValueError("No image processor lies where the model came from; pass processor.") from error
         return getattr(self.processor, "image_processor", self.processor)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; afterwards each module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .sphere import modality_gap, polar, unit
 
-TEMPERATURE = math.exp(-2)
+TEMPERATURE = math.exp(-2)  # of CoPA's code
+URL_TEMPERATURE = 0.1
 
 
 def prototype_image_contrast(
@@ -66,7 +67,9 @@ def prototype_image_contrast(
         return value / (2 * total.clamp_min(1))
 
 
-def prototype_cross_entropy(instances: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = 0.1) -> Tensor:
+def prototype_cross_entropy(
+    instances: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = URL_TEMPERATURE
+) -> Tensor:
     """Cross-entropy of samples over class prototypes by cosine, `-log softmax_c(e_i . p_c / temperature)[y_i]`.
 
     The loss that URL minimises, with a temperature of 0.1. Its mean over the samples; classes without samples and

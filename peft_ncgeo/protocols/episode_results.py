@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from .results import markdown_table
 
@@ -38,8 +39,8 @@ class EpisodeResults:
         groups = {"seen": self.seen, "unseen": unseen, "all": self.domains}
         return {name: members for name, members in groups.items() if members}
 
-    def values(self, domain: str, method: str, column: str = "accuracy") -> np.ndarray:
-        """A metric over the episodes, in their order.
+    def values(self, domain: str, method: str, column: str = "accuracy") -> dict[int, float]:
+        """A metric of every episode, by its number.
 
         Raises:
             ValueError: the method was not run on that domain.
@@ -47,36 +48,41 @@ class EpisodeResults:
         chosen = [row for row in self.rows if row["domain"] == domain and row["method"] == method]
         if not chosen:
             raise ValueError(f"No episode of {domain!r} was run with {method!r}.")
-        return np.array([row[column] for row in sorted(chosen, key=lambda row: row["episode"])], dtype=np.float64)
+        return {row["episode"]: row[column] for row in sorted(chosen, key=lambda row: row["episode"])}
 
     def mean(self, domains: str | Sequence[str], method: str, column: str = "accuracy") -> tuple[float, float]:
-        """Mean over the episodes of a domain, or the mean of several domains' means; and half of its 95 % interval."""
-        names = [domains] if isinstance(domains, str) else domains
-        return _pooled([self.values(name, method, column) for name in names])
+        """Mean over the episodes of a domain, and half of its 95 % interval; of several domains, their average."""
+        return _interval([self.values(domain, method, column) for domain in _listed(domains)])
 
     def difference(
         self, domains: str | Sequence[str], method: str, other: str, column: str = "accuracy"
     ) -> tuple[float, float]:
         """`method` minus `other`, paired over the episodes that both were run on; and half of its 95 % interval."""
-        names = [domains] if isinstance(domains, str) else domains
         differences = []
-        for name in names:
-            a, b = self.values(name, method, column), self.values(name, other, column)
-            common = min(len(a), len(b))
-            differences.append(a[:common] - b[:common])
-        return _pooled(differences)
+        for domain in _listed(domains):
+            a, b = self.values(domain, method, column), self.values(domain, other, column)
+            differences.append({i: a[i] - b[i] for i in a if i in b})
+        return _interval(differences)
+
+    def on_common_episodes(self) -> EpisodeResults:
+        """Only the episodes of each domain that all methods were run on."""
+        common = {
+            domain: set.intersection(*(set(self.values(domain, method, "episode")) for method in self.methods))
+            for domain in self.domains
+        }
+        return replace(self, rows=[row for row in self.rows if row["episode"] in common[row["domain"]]])
+
+    def with_methods(self, methods: Sequence[str]) -> EpisodeResults:
+        """Only these methods."""
+        return replace(self, rows=[row for row in self.rows if row["method"] in methods], methods=list(methods))
 
     def ranks(self, column: str = "accuracy") -> dict[str, float]:
-        """Each method's rank (1 is best), averaged over domains, on the episodes that all were run on."""
-        places = {method: [] for method in self.methods}  # type: dict[str, list[float]]
+        """Each method's rank (1 is best) averaged over domains; of episodes that all of them were run on."""
+        common, places = self.on_common_episodes(), {method: [] for method in self.methods}  # type: ignore[var-annotated]
         for domain in self.domains:
-            every = {method: self.values(domain, method, column) for method in self.methods}
-            common = min(map(len, every.values()))
-            means = {method: float(values[:common].mean()) for method, values in every.items()}
-            for method, mean in means.items():
-                better = sum(other > mean for other in means.values())
-                equal = sum(other == mean for other in means.values())
-                places[method].append(better + (equal + 1) / 2)
+            means = [common.mean(domain, method, column)[0] for method in self.methods]
+            for method, place in zip(self.methods, rankdata([-mean for mean in means]), strict=True):
+                places[method].append(place)
         return {method: float(np.mean(values)) for method, values in places.items()}
 
     def accuracy_table(self) -> str:
@@ -111,9 +117,9 @@ class EpisodeResults:
         return markdown_table(head, lines)
 
     def geometry_table(self) -> str:
-        """A row for each domain and method: gap before and after, NC1 before and after, CPU seconds an episode."""
+        """A row for each domain and method: gap and NC1 before and after, CPU seconds of training an episode."""
         columns = {"gap_before": 3, "gap_after": 3, "nc1_before": 2, "nc1_after": 2, "seconds": 3}
-        titles = ["gap before", "gap after", "NC1 before", "NC1 after", "seconds an episode"]
+        titles = ["gap before", "gap after", "NC1 before", "NC1 after", "CPU seconds of training"]
         lines = [
             [domain, method, *(f"{self.mean(domain, method, c)[0]:.{d}f}" for c, d in columns.items())]
             for domain in self.domains
@@ -133,10 +139,19 @@ class EpisodeResults:
         return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
 
 
-def _pooled(samples: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Mean of the samples' means, and 1.96 of its standard errors; nan where a sample has one value only."""
-    squared = [values.var(ddof=1) / len(values) if len(values) > 1 else math.nan for values in samples]
-    return float(np.mean([values.mean() for values in samples])), 1.96 * math.sqrt(sum(squared)) / len(samples)
+def _listed(domains: str | Sequence[str]) -> Sequence[str]:
+    return [domains] if isinstance(domains, str) else domains
+
+
+def _interval(samples: Sequence[dict[int, float]]) -> tuple[float, float]:
+    """Mean, and 1.96 standard errors, of the average over samples of the values of each number.
+
+    Episodes of one number have the same ways and shots in like domains, so that they are not independent.
+    """
+    common = set.intersection(*map(set, samples))
+    averages = np.array([np.mean([values[i] for values in samples]) for i in sorted(common)])
+    error = averages.std(ddof=1) / math.sqrt(len(averages)) if len(averages) > 1 else math.nan
+    return float(averages.mean()), 1.96 * float(error)
 
 
 def _shown(value: tuple[float, float], digits: int, sign: str = "") -> str:

@@ -18,10 +18,11 @@ from transformers import set_seed
 from ..data.episodes import Episode, EpisodeSampler
 from ..evaluation.image_features import ImageFeatures
 from ..geometry.collapse import NeuralCollapse
-from ..geometry.contrast import loss_against_gap, prototype_cross_entropy, prototype_image_contrast
+from ..geometry.contrast import loss_against_gap
 from ..geometry.heads import Heads, class_prototypes
-from ..geometry.sphere import modality_gap
+from ..geometry.sphere import modality_gap, unit
 from ..training import adapt, fit_episodes
+from ..training.episodes import head_settings
 from ..tuners.copa import CoPAConfig
 from .cells import cell_path, describe_dataset, describe_model, fingerprint, read_cell, write_cell
 from .episode_results import EpisodeResults
@@ -37,14 +38,31 @@ class FewShotMethod:
     Args:
         name: of the row.
         config: fields of a [`~peft_ncgeo.CoPAConfig`].
-        settings: what [`~peft_ncgeo.adapt`] takes: steps, lr, weight_decay, optimizer, adapter_lr.
+        settings: what [`~peft_ncgeo.adapt`] takes: steps, lr, weight_decay, optimizer; with residual adapters
+            adapter_lr and batch_size besides.
         episodes: only the first so many of each domain; None: all.
+
+    Raises:
+        ValueError: a setting that there is not, or no episodes.
     """
 
     name: str
     config: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     episodes: int | None = None
+
+    def __post_init__(self) -> None:
+        maps = ("adapter_lr", "batch_size") if self.residual_adapters else ()
+        unknown = set(self.settings) - {"steps", "lr", "weight_decay", "optimizer", *maps}
+        if unknown:
+            raise ValueError(f"{self.name}: there is no setting {sorted(unknown)[0]!r} for it.")
+        if self.episodes is not None and self.episodes < 1:
+            raise ValueError(f"{self.name}: episodes={self.episodes} must be at least 1.")
+
+    @property
+    def residual_adapters(self) -> bool:
+        """Whether the backbone is trained too, in every episode anew."""
+        return bool(self.config.get("residual_adapters"))
 
 
 def few_shot(
@@ -63,7 +81,8 @@ def few_shot(
 
     Images are embedded once a domain and heads trained for `batch_size` episodes at a time; only methods with residual
     adapters run the backbone in every episode. Blocks of episodes are small JSON files under
-    `output_dir/<domain>/<method>`, so that a run that was stopped goes on, and several processes can share domains.
+    `output_dir/<domain>/<method>`, so that a run that was stopped goes on, also to more episodes, and several
+    processes can share domains.
 
     Args:
         methods: rows; the names differ.
@@ -75,16 +94,22 @@ def few_shot(
         sampling: as [`~peft_ncgeo.data.EpisodeSampler`] takes it: ways, shots, seed and others.
 
     Returns:
-        One row an episode: accuracy on its query images in percent; on its support set the gap between images and
-        prototypes before and after (`gap_before`, `gap_after`) and the loss; of its query images NC1 before and after;
-        the contrast loss of query images against shifts of the gap (`sweep`); `seconds`.
+        One row an episode: `ways`; `support`, the number of support images; `accuracy` on the query images in percent;
+        of the support set the gap between images and prototypes (`gap_before`, `gap_after`); of the query images'
+        unit features NC1 (`nc1_before`, `nc1_after`); the contrast loss (at temperature exp(-2), whatever the method
+        trained with) of query images against shifts of their gap (`sweep_gaps`, `sweep_losses`, see
+        [`~peft_ncgeo.geometry.loss_against_gap`]); `seconds`, CPU seconds of training, which for cached features do
+        not count the embedding.
 
     Raises:
-        ValueError: two methods of one name, a domain too small for the episodes, a block made of something else.
+        ValueError: no domains, two methods of one name, a domain too small for the episodes, a block made of something
+            else.
     """
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
         raise ValueError(f"Methods must have different names, got {names}.")
+    if not domains or episodes < 1:
+        raise ValueError(f"There must be domains and episodes, got {len(domains)} domains, episodes={episodes}.")
     unknown = set(seen) - set(domains)
     if unknown:
         raise ValueError(f"seen names {sorted(unknown)[0]!r}, which is no domain.")
@@ -92,29 +117,27 @@ def few_shot(
     samplers = {name: EpisodeSampler(dataset, **sampling) for name, dataset in domains.items()}
     set_seed(0)  # a head that nobody reads may be drawn anew: a run that goes on must find the same model
     encoder = ImageFeatures(model().eval(), processor)
-    of_model = describe_model(encoder.model)
-    blocks = [
-        (domain, method, start, min(start + size, count))
-        for domain in domains
-        for method in methods
-        for count, size in [_counts(method, episodes)]
-        for start in range(0, count, size)
+    of_inputs = [
+        describe_model(encoder.model),
+        getattr(processor, "image_processor", processor).to_dict(),
+        image_column,
     ]
+    blocks = [block for domain in domains for method in methods for block in _blocks(domain, method, episodes)]
     rows: list[dict[str, Any]] = []
     cached: dict[str, Tensor] = {}
     with tqdm(total=len(blocks), unit="block") as bar:
         for domain, method, start, end in blocks:
             bar.set_description(f"{domain}, {method.name}")
             described = {key: str(value) for key, value in [*method.config.items(), *method.settings.items()]}
-            parts = [of_model, describe_dataset(domains[domain], label_column), described, sampling, start, end]
-            path = cell_path(output_dir, domain, method.name, start).with_name(f"episodes-{start:04d}.json")
+            parts = [of_inputs, describe_dataset(domains[domain], label_column), described, sampling, start, end]
+            path = cell_path(output_dir, domain, method.name, start).with_name(f"episodes-{start}-{end}.json")
             found = read_cell(path, fingerprint(*parts))
             if found is None:
                 if domain not in cached:
                     cached = {domain: _embed(encoder, domains[domain], image_column)}
                 drawn = [samplers[domain][i] for i in range(start, end)]
                 images = domains[domain].with_format(None)[image_column]
-                run = _with_maps if method.config.get("residual_adapters") else _on_features
+                run = _with_maps if method.residual_adapters else _on_features
                 measured = run(method, drawn, cached[domain], images, model, processor, batch_size)
                 found = write_cell(path, fingerprint(*parts), {"rows": measured})
             keys = ({"domain": domain, "method": method.name, "episode": i} for i in range(start, end))
@@ -123,10 +146,11 @@ def few_shot(
     return EpisodeResults(rows, list(domains), names, list(seen))
 
 
-def _counts(method: FewShotMethod, episodes: int) -> tuple[int, int]:
-    """How many episodes a method runs, and how many of them a file holds."""
+def _blocks(domain: str, method: FewShotMethod, episodes: int) -> list[tuple[str, FewShotMethod, int, int]]:
+    """The files of a method on a domain: the episodes in each, from the first to before the last number."""
     count = episodes if method.episodes is None else min(method.episodes, episodes)
-    return count, _SMALL_BLOCK if method.config.get("residual_adapters") else _BLOCK
+    size = _SMALL_BLOCK if method.residual_adapters else _BLOCK
+    return [(domain, method, start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _embed(encoder: ImageFeatures, dataset: Dataset, image_column: str) -> Tensor:
@@ -146,12 +170,10 @@ def _on_features(
     batch_size: int,
 ) -> list[dict[str, Any]]:
     """Train heads alone, many episodes at a time."""
-    config: Any = CoPAConfig(**method.config)
-    objective = prototype_cross_entropy if config.shared else prototype_image_contrast
-    settings = {**method.settings, "shared": config.shared, "temperature": config.temperature}
+    settings = {**method.settings, **head_settings(CoPAConfig(**method.config))}
     started = time.process_time()
     supports = [(episode.support, episode.support_labels) for episode in episodes]
-    heads = fit_episodes(features, supports, batch_size, objective=objective, **settings)
+    heads = fit_episodes(features, supports, batch_size, **settings)
     seconds = (time.process_time() - started) / len(episodes)
     rows = []
     for episode, pair in zip(episodes, heads, strict=True):
@@ -192,7 +214,9 @@ def _measure(
     heads: Heads,
 ) -> dict[str, Any]:
     ways = len(episode.classes)
-    labels, wanted = torch.as_tensor(episode.support_labels), torch.as_tensor(episode.query_labels)
+    labels, wanted = (
+        torch.as_tensor(part).to(support.device) for part in (episode.support_labels, episode.query_labels)
+    )
     prototypes = class_prototypes(support, labels, ways)
     embedded = query @ heads.image, prototypes @ heads.prototype
     right = heads.scores(query, prototypes).argmax(-1) == wanted
@@ -213,5 +237,5 @@ def _measure(
 
 def _nc1(features: Tensor, labels: Tensor, ways: int) -> float:
     collapse = NeuralCollapse(ways, features.shape[1])
-    collapse.update(torch.nn.functional.normalize(features, dim=-1), labels)
+    collapse.update(unit(features), labels)
     return float(collapse.compute()["nc1"])

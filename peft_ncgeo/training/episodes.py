@@ -10,11 +10,18 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from ..geometry.contrast import TEMPERATURE, prototype_image_contrast
+from ..geometry.contrast import TEMPERATURE, prototype_cross_entropy, prototype_image_contrast
 from ..geometry.heads import Heads, class_prototypes
+from ..tuners.copa import CoPAConfig
 
 Objective = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 ADAPTER_LR = 0.1  # of the heads' learning rate, as TSA's maps learn beside CoPA's heads
+
+
+def head_settings(config: CoPAConfig) -> dict[str, Any]:
+    """What [`fit_heads`] is told about a config: CoPA's loss, or for a shared head URL's."""
+    objective: Objective = prototype_cross_entropy if config.shared else prototype_image_contrast
+    return {"shared": config.shared, "temperature": config.temperature, "objective": objective}
 
 
 def fit_heads(
@@ -38,13 +45,13 @@ def fit_heads(
     by number, so that all of them together give what one by one would, to rounding.
 
     Args:
-        features: (N, d) or (E, N, d), of the frozen backbone.
+        features: (N, d) or (E, N, d), of the frozen backbone; computed with in float32 or wider, autocast or not.
         labels: (N,) or (E, N), the episode's classes as 0, 1, ...; -1: padding.
         steps, lr, weight_decay: of the optimiser; weight decay is added to the gradient, as torch's Adam does.
         shared: one head for both.
         temperature: tau, which divides cosines.
         objective: of instances (..., N, d), prototypes (..., K, d), labels and temperature.
-        optimizer: any of torch's that works number by number.
+        optimizer: any of torch's that works number by number, in steps without a closure.
         embed: gives the features anew, with gradients, where `maps` in the backbone are trained too.
         maps: what is trained beside the heads, with `adapter_lr` times their learning rate.
 
@@ -56,12 +63,13 @@ def fit_heads(
             f"features must be (N, d) or (E, N, d) with a label a row, got {tuple(features.shape)} and labels "
             f"{tuple(labels.shape)}."
         )
-    if steps < 0:
-        raise ValueError(f"steps={steps} must not be negative.")
+    if not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"steps={steps} must be a whole number of at least 0.")
     finite = features.isfinite().all(-1) | (labels < 0)
     if not finite.all():
         raise ValueError(f"The features of support image {(~finite).nonzero()[0].tolist()[-1]} are not finite.")
-    features = features.detach().masked_fill((labels < 0)[..., None], 0)  # padding times a weight of 0 must be 0
+    features = features.detach().to(torch.promote_types(features.dtype, torch.float32))
+    features = features.masked_fill((labels < 0)[..., None], 0)  # padding times a weight of 0 must be 0
     prototypes = class_prototypes(features, labels, int(labels.max()) + 1)
     heads = Heads.identity(features, shared)
     learned = [heads.image.requires_grad_()] if shared else [head.requires_grad_() for head in heads]
@@ -69,7 +77,8 @@ def fit_heads(
     if maps:
         groups.append({"params": list(maps), "lr": adapter_lr * lr})
     optimise = optimizer(groups, lr=lr, weight_decay=weight_decay)
-    with torch.enable_grad():
+    # autocast would keep what it casts, and train heads that the loss no longer sees
+    with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
         for _ in tqdm(range(steps), desc="Adapting", unit="step", leave=False, disable=embed is None):
             optimise.zero_grad()
             if embed is not None:

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..evaluation.few_shot import FewShotClassifier, copa_layer, copa_weights
-from ..evaluation.image_features import ImageFeatures
-from ..geometry.contrast import prototype_cross_entropy, prototype_image_contrast
+from ..evaluation.image_features import ImageFeatures, evaluation_mode
 from ..geometry.heads import class_prototypes
 from ..geometry.sphere import modality_gap
 from ..tuners.copa import CoPAConfig, Residual
-from .episodes import ADAPTER_LR, Objective, fit_heads
+from .episodes import ADAPTER_LR, fit_heads, head_settings
 
 
 def adapt(
@@ -42,14 +41,14 @@ def adapt(
 
     Args:
         model: a vision backbone, which stays as it is; or a `PeftModel` with a [`~peft_ncgeo.CoPAConfig`], whose
-            active adapter starts afresh and holds the result, ready to be saved. Other adapters, prompts for instance,
-            belong to the frozen backbone.
+            active adapter starts afresh and holds the result, ready to be saved. A LoRA below it, or a prompted model
+            without `CoPAConfig`, is a frozen backbone like any other.
         support_images: N PIL images, or pixels (N, C, H, W).
         support_labels: N labels, numbers or words; two classes at least. The classifier answers with them.
-        steps, lr, weight_decay: of the optimiser; the published ones by default, whatever the data. URL's own are
-            `steps=40, lr=0.1, weight_decay=0, optimizer=torch.optim.Adadelta`.
+        steps, lr, weight_decay: of the optimiser; CoPA's published ones by default, whatever the data. URL takes
+            `steps=40, weight_decay=0, optimizer=torch.optim.Adadelta` and an lr of 0.1 to 1.
         processor: the backbone's image processor. Default: the one that lies where the model came from.
-        optimizer: any of torch's.
+        optimizer: any of torch's that steps without a closure.
         adapter_lr: share of `lr` with which residual adapters learn.
         batch_size: images that go through the backbone at once, also while residual adapters are trained: activations
             of one batch are kept, the others computed again.
@@ -81,16 +80,16 @@ def adapt(
     layer: Any = copa_layer(model)
     configs: Any = getattr(model, "peft_config", {})
     config: Any = CoPAConfig() if layer is None else configs[layer.active_name]
-    objective: Objective = prototype_cross_entropy if config.shared else prototype_image_contrast
+    settings = head_settings(config)
     maps = [module for module in model.modules() if isinstance(module, Residual) and module.active_name]
-    with _kept_on_error(model), _evaluation_mode(model):
+    with torch.inference_mode(False), _training_adapter(model), evaluation_mode(model):
         for module in maps:
             module.restart()
         before = encoder.embed(images, batch_size)
         labels = labels.to(before.device)
         embed = None
         if maps:
-            pixels = encoder.pixels(images)
+            pixels = encoder.pixels(images).clone()  # made in inference mode it could not be trained on
             embed = partial(encoder.embed_with_gradient, pixels, batch_size)
         heads = fit_heads(
             before,
@@ -98,9 +97,7 @@ def adapt(
             steps,
             lr,
             weight_decay,
-            shared=config.shared,
-            temperature=config.temperature,
-            objective=objective,
+            **settings,
             optimizer=optimizer,
             embed=embed,
             maps=[module.weight for module in maps],
@@ -112,12 +109,13 @@ def adapt(
         prototypes = class_prototypes(after, labels, len(classes))
         inputs = after @ heads.image, prototypes @ heads.prototype
         metrics = {
-            "loss": float(objective(*inputs, labels, config.temperature)),
+            "loss": float(settings["objective"](*inputs, labels, config.temperature)),
             "gap_before": float(modality_gap(before, class_prototypes(before, labels, len(classes)))),
             "gap_after": float(modality_gap(*inputs)),
         }
-        if not math.isfinite(metrics["loss"]):
-            raise ValueError(f"The loss is {metrics['loss']} after {steps} steps; lower lr={lr}.")
+        lengths = torch.cat([torch.linalg.vector_norm(part, dim=-1) for part in inputs])
+        if not (math.isfinite(metrics["loss"]) and lengths.isfinite().all()):
+            raise ValueError(f"The loss or the features are not finite after {steps} steps; lower lr={lr}.")
     return FewShotClassifier(
         model, heads, prototypes, classes, config.temperature, processor, copa_weights(model), metrics
     )
@@ -125,10 +123,13 @@ def adapt(
 
 def _classes(labels: Sequence[Any] | Tensor) -> tuple[list[Any], Tensor]:
     """The classes in order, and each image's place among them."""
+    if getattr(labels, "ndim", 1) != 1:
+        raise ValueError("support_labels must be a row of labels, one for each image.")
     names = [label.item() if hasattr(label, "item") else label for label in labels]
-    strange = [name for name in names if not isinstance(name, int | str)]
-    if strange or len({type(name) for name in names}) > 1:
-        raise TypeError(f"support_labels must be whole numbers or words, got {(strange or names)[0]!r} among them.")
+    kinds = {type(name) for name in names}
+    if len(kinds) > 1 or not kinds <= {int, str, bool}:
+        found = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise TypeError(f"support_labels must be all whole numbers or all words, got {found}.")
     classes = sorted(set(names))
     if len(classes) < 2:
         raise ValueError(f"Classification needs at least two classes, got {classes}.")
@@ -137,31 +138,22 @@ def _classes(labels: Sequence[Any] | Tensor) -> tuple[list[Any], Tensor]:
 
 
 @contextmanager
-def _kept_on_error(model: nn.Module) -> Iterator[None]:
-    """The adapter as it was where adapting fails or is stopped; what is trained needs gradients only meanwhile."""
+def _training_adapter(model: nn.Module) -> Iterator[None]:
+    """Gradients for the active adapter alone, which is as it was where adapting fails or is stopped."""
     names = set(copa_weights(model))
-    before = [(p, p.detach().clone(), p.requires_grad) for name, p in model.named_parameters() if name in names]
+    needed = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if name in names}
     try:
-        for parameter, _, _ in before:
-            parameter.requires_grad_(True)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in names)
         yield
     except BaseException:
         with torch.no_grad():
-            for parameter, value, _ in before:
-                parameter.copy_(value)
+            for name, value in before.items():
+                model.get_parameter(name).copy_(value)
         raise
     finally:
-        for parameter, _, needed in before:
-            parameter.requires_grad_(needed)
-            parameter.grad = None
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(needed[name])
+            if name in names:
+                parameter.grad = None

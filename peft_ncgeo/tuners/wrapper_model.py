@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
@@ -19,11 +20,13 @@ class WrapperModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """PEFT's own, after a look at the adapters of other methods that the model holds already."""
+        if isinstance(model, PeftModel):
+            raise ValueError("The model is a PeftModel; pass what is inside it, model.get_base_model().")
         for module in model.modules():
             if isinstance(module, Wrapper) and not module.adapter_layer_names[0].startswith(self.prefix):
                 raise ValueError(
-                    "The model holds an adapter of this package's other methods, which would be switched off; one "
-                    "config can hold both prompts and prototypes."
+                    "The model holds an adapter of this package's other methods, which would be switched off. One "
+                    "PrototypeConfig can hold prompts too; `adapt` takes a prompted model as it is."
                 )
             others = isinstance(module, BaseTunerLayer) and not isinstance(module, Wrapper)
             if others and adapter_name in module._get_available_adapters():  # type: ignore[operator]

@@ -41,6 +41,7 @@ from peft_ncgeo.tuners.copa import CoPALayer, Residual
 from ..conftest import VIT, pixels, tiny, tiny_clip, tiny_vit, tiny_vit_classifier
 from .test_peft_contract import CLIP, DINO, RESNET, SIGLIP, SIGLIP_VISION, clip_part
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 BOTTLENECK = ResNetConfig(
     embedding_size=8, hidden_sizes=[16, 32], depths=[2, 1], layer_type="bottleneck", downsample_in_bottleneck=True
 )
@@ -355,7 +356,6 @@ def test_heads_and_maps_beside_lora(name):
     assert torch.equal(backbone.feature(model), expected)
 
 
-@pytest.mark.xfail(strict=True, reason="maps are put beside LoRA's own 3x3 lora_A, which never calls them")
 @pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
 def test_residual_maps_beside_lora_in_a_resnet():

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import ResNetConfig, ResNetModel
 
+from peft_ncgeo import CoPAConfig, adapt
 from peft_ncgeo.data import EpisodeSampler
+from peft_ncgeo.geometry import NeuralCollapse
 from peft_ncgeo.protocols import EpisodeResults, FewShotMethod, few_shot
 from peft_ncgeo.protocols.few_shot import SHIFTS
 
@@ -20,11 +24,13 @@ from ..conftest import tiny, tiny_images, tiny_processor
 SIX = ["red cat", "blue dog", "green bird", "black fish", "white panda", "tree"]
 RESNET = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
 URL = {"steps": 4, "lr": 0.3, "weight_decay": 0.0, "optimizer": torch.optim.Adadelta}
+COPA = {"steps": 4, "lr": 0.05}
+MAPS = {"steps": 3, "lr": 0.05, "adapter_lr": 1.0}
 METHODS = [
     FewShotMethod("nearest", settings={"steps": 0}),
     FewShotMethod("url", {"shared": True}, URL),
-    FewShotMethod("copa", settings={"steps": 4, "lr": 0.02}),
-    FewShotMethod("copa + adapters", {"residual_adapters": True}, {"steps": 2, "lr": 0.02}, episodes=3),
+    FewShotMethod("copa", settings=COPA),
+    FewShotMethod("copa + adapters", {"residual_adapters": True}, MAPS, episodes=3),
 ]
 
 
@@ -76,19 +82,35 @@ def test_nearest_prototype_by_hand(results):
             assert row["sweep_losses"][SHIFTS.index(0.0)] == pytest.approx(loss, rel=1e-5)
 
 
-def test_training_changes_what_it_should(results):
+def test_trained_rows_are_those_of_adapt(results):
+    """Episode by episode, from images, one at a time."""
     found = results[0]
-    for method in ("url", "copa", "copa + adapters"):
+    for method, build, settings, count in (
+        ("url", lambda: get_peft_model(backbone(), CoPAConfig(shared=True)), URL, 5),
+        ("copa", backbone, COPA, 5),
+        ("copa + adapters", lambda: get_peft_model(backbone(), CoPAConfig(residual_adapters=True)), MAPS, 3),
+    ):
         for domain in DOMAINS:
-            count = 3 if "adapters" in method else 5
-            before = found.values(domain, method, "gap_before")
-            assert len(before) == count
-            np.testing.assert_allclose(before, found.values(domain, "nearest", "gap_before")[:count], atol=1e-5)
-            assert np.abs(found.values(domain, method, "gap_after") - before).min() > 1e-5
-            nc1 = found.values(domain, method, "nc1_before")
-            np.testing.assert_allclose(nc1, found.values(domain, "nearest", "nc1_before")[:count], rtol=1e-3)
-            assert (found.values(domain, method, "nc1_after") != nc1).all()
-            assert (found.values(domain, method, "seconds") > 0).all()
+            dataset = DOMAINS[domain]
+            by_number = {
+                row["episode"]: row for row in found.rows if (row["domain"], row["method"]) == (domain, method)
+            }
+            assert sorted(by_number) == list(range(count))
+            for i, row in by_number.items():
+                episode = EpisodeSampler(dataset, seed=3)[i]
+                support, query = (
+                    [dataset[j]["image"] for j in part.tolist()] for part in (episode.support, episode.query)
+                )
+                alone = adapt(build(), support, episode.support_labels, processor=tiny_processor(), **settings)
+                right = np.array(alone.predict(query)) == episode.query_labels
+                assert row["accuracy"] == pytest.approx(100 * right.mean())
+                assert row["gap_before"] == pytest.approx(alone.metrics["gap_before"], abs=1e-3)  # maps start at 1e-4
+                assert row["gap_after"] == pytest.approx(alone.metrics["gap_after"], abs=1e-4)
+                e = alone.heads.embed(alone.features(query), alone.prototypes)[0]
+                collapse = NeuralCollapse(len(episode.classes), e.shape[1])
+                collapse.update(e, torch.as_tensor(episode.query_labels))
+                assert row["nc1_after"] == pytest.approx(float(collapse.compute()["nc1"]), rel=1e-3)
+                assert row["seconds"] > 0
 
 
 def test_a_run_that_was_stopped_goes_on(results, tmp_path):
@@ -109,10 +131,12 @@ def test_a_run_that_was_stopped_goes_on(results, tmp_path):
 
 
 def test_a_larger_number_begins_with_the_same_episodes(results, tmp_path):
-    more = few_shot(METHODS[:1], DOMAINS, backbone, tiny_processor(), tmp_path, episodes=7, seed=3)
+    folder = shutil.copytree(results[1], tmp_path / "copy")  # in the same folder too
+    more = few_shot(METHODS[:1], DOMAINS, backbone, tiny_processor(), folder, episodes=7, seed=3)
     for domain in DOMAINS:
-        old = results[0].values(domain, "nearest")
-        np.testing.assert_array_equal(more.values(domain, "nearest")[:5], old)
+        old, new = (found.values(domain, "nearest") for found in (results[0], more))
+        assert len(new) == 7
+        assert {i: new[i] for i in old} == old
 
 
 def test_bad_input(tmp_path):
@@ -122,7 +146,17 @@ def test_bad_input(tmp_path):
         few_shot(METHODS, DOMAINS, backbone, tiny_processor(), tmp_path, seen=["c"])
     with pytest.raises(ValueError, match="Episodes of 5 ways need 5 classes"):
         few_shot(METHODS, {"small": tiny_images(9, SIX)}, backbone, tiny_processor(), tmp_path, shots=5)
+    with pytest.raises(ValueError, match="got 0 domains, episodes=5"):
+        few_shot(METHODS, {}, backbone, tiny_processor(), tmp_path, episodes=5)
+    with pytest.raises(ValueError, match="got 2 domains, episodes=0"):
+        few_shot(METHODS, DOMAINS, backbone, tiny_processor(), tmp_path, episodes=0)
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="copa: there is no setting 'step' for it"):
+        FewShotMethod("copa", settings={"step": 3})
+    with pytest.raises(ValueError, match="copa: there is no setting 'adapter_lr' for it"):
+        FewShotMethod("copa", settings={"adapter_lr": 3})
+    with pytest.raises(ValueError, match="copa: episodes=0 must be at least 1"):
+        FewShotMethod("copa", episodes=0)
 
 
 def made_up(seed=0):
@@ -155,7 +189,7 @@ def test_means_and_intervals():
     z = plain(results, "z", "one")
     mean, half = results.mean(["x", "z"], "one")
     assert mean == pytest.approx((x.mean() + z.mean()) / 2)
-    assert half == pytest.approx(1.96 * math.sqrt(x.var(ddof=1) / 20 + z.var(ddof=1) / 20) / 2)
+    assert half == pytest.approx(1.96 * ((x + z) / 2).std(ddof=1) / math.sqrt(20))  # right if x and z correlate too
     assert results.groups == {"seen": ["y"], "unseen": ["x", "z"], "all": ["x", "y", "z"]}
     with pytest.raises(ValueError, match="No episode of 'w' was run with 'one'"):
         results.mean("w", "one")
@@ -163,10 +197,21 @@ def test_means_and_intervals():
 
 def test_differences_are_paired_over_common_episodes():
     results = made_up()
-    gap = plain(results, "x", "three") - plain(results, "x", "one")[:8]
+    for row in results.rows:
+        if row["method"] == "three":
+            row["episode"] += 12  # of the others' twenty, the last eight
+    last = {
+        row["episode"]: row["accuracy"] for row in results.rows if (row["domain"], row["method"]) == ("x", "three")
+    }
+    gap = np.array([last[i] for i in range(12, 20)]) - plain(results, "x", "one")[12:]
     mean, half = results.difference("x", "three", "one")
     assert mean == pytest.approx(gap.mean())
     assert half == pytest.approx(1.96 * gap.std(ddof=1) / math.sqrt(8))
+    common = results.on_common_episodes()
+    assert {row["episode"] for row in common.rows} == set(range(12, 20))
+    assert len(common.rows) == 3 * 3 * 8
+    assert common.with_methods(["two"]).methods == ["two"]
+    assert len(common.with_methods(["two"]).rows) == 3 * 8
 
 
 def test_ranks():

@@ -8,8 +8,7 @@ from typing import ClassVar
 
 from peft import PeftConfig, PeftType
 
-COPA_TEMPERATURE = math.exp(-2)  # of the paper's code; URL's cosines are multiplied by 10
-URL_TEMPERATURE = 0.1
+from ...geometry.contrast import TEMPERATURE, URL_TEMPERATURE
 
 
 @dataclass
@@ -25,7 +24,8 @@ class CoPAConfig(PeftConfig):
     prototype by cosine. [`~peft_ncgeo.adapt`] trains them on a support set.
 
     Theta_I sits where the pooled feature leaves the model, see [`~peft_ncgeo.towers.find_pooling`]: with the adapter
-    on, the model's own output is the transformed feature. Theta_P is used by `adapt` and its classifier.
+    on, that feature is the transformed one in the model's own output. (`CLIPForImageClassification`'s head reads
+    another.) Theta_P is used by `adapt` and its classifier.
 
     Args:
         num_features: d. Default: the model's.
@@ -34,7 +34,7 @@ class CoPAConfig(PeftConfig):
             MLP of a transformer (our reading), a 1x1 convolution beside every 3x3 one of a ResNet. They start at
             1e-4 times the identity and are trained together with the heads.
         temperature: tau, > 0. Default: exp(-2), and URL's 0.1 for a shared head.
-        modules_to_save: modules trained and saved whole beside the heads, a classification head for instance.
+        modules_to_save: modules trained and saved whole where a trainer trains the heads; `adapt` has no use for them.
 
     Raises:
         ValueError: a value out of range; a backbone whose pooled feature is not known; `num_features` other than the
@@ -72,6 +72,10 @@ class CoPAConfig(PeftConfig):
         if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
             raise ValueError(f"num_features={width!r} must be a whole number of at least 1.")
         if self.temperature is None:
-            self.temperature = URL_TEMPERATURE if self.shared else COPA_TEMPERATURE
-        if not isinstance(self.temperature, int | float) or not 0 < self.temperature < math.inf:
+            self.temperature = URL_TEMPERATURE if self.shared else TEMPERATURE
+        if (
+            isinstance(self.temperature, bool)
+            or not isinstance(self.temperature, int | float)
+            or not 0 < self.temperature < math.inf
+        ):
             raise ValueError(f"temperature={self.temperature!r} must be greater than 0 and finite.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -59,9 +60,8 @@ class CoPALayer(Wrapper):
         if self.heads is None:
             return features
         image = self.heads[0]
-        # the channels of ResNet's (B, d, 1, 1) come second, a transformer's last
-        channels = 1 if features.dim() == 4 else -1
-        return (features.movedim(channels, -1).to(image.dtype) @ image).movedim(-1, channels).to(features.dtype)
+        rows = features.flatten(1) if features.dim() == 4 else features  # ResNet's are (B, d, 1, 1)
+        return (rows.to(image.dtype) @ image).to(features.dtype).view(features.shape)
 
 
 class Residual(Wrapper):
@@ -126,8 +126,14 @@ class ResidualLinear(Residual):
 class ResidualConvolution(Residual):
     """A 1x1 convolution (out, in, 1, 1) with the stride of the one that it stands beside."""
 
+    @property
+    def convolution(self) -> Any:
+        """The model's own, under any adapter of another kind."""
+        inner: Any = self.base_layer
+        return inner.get_base_layer() if isinstance(inner, BaseTunerLayer) else inner
+
     def start(self) -> Tensor:
-        return RESIDUAL_START * torch.eye(self.base_layer.out_channels, self.base_layer.in_channels)[..., None, None]
+        return RESIDUAL_START * torch.eye(self.convolution.out_channels, self.convolution.in_channels)[..., None, None]
 
     def add(self, hidden_states: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(hidden_states, weight, stride=self.base_layer.stride)
+        return F.conv2d(hidden_states, weight, stride=self.convolution.stride)

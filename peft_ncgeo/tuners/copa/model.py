@@ -54,6 +54,5 @@ class CoPAModel(WrapperModel):
             self._replace_module(parent, target_name, layer, target)
 
     def _beside(self, target: nn.Module) -> ResidualLinear | ResidualConvolution:
-        if isinstance(target, nn.Conv2d):
-            return ResidualConvolution(target)
-        return ResidualLinear(target, find_towers(self.model)["vision"].width)
+        vision = find_towers(self.model).get("vision")
+        return ResidualConvolution(target) if vision is None else ResidualLinear(target, vision.width)
