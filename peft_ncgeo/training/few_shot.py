@@ -19,6 +19,7 @@ from ..tuners.copa import CoPAConfig, Residual
 from .episodes import ADAPTER_LR, fit_heads, head_settings
 
 
+@torch.inference_mode(False)
 def adapt(
     model: nn.Module,
     support_images: Any,
@@ -82,7 +83,7 @@ def adapt(
     config: Any = CoPAConfig() if layer is None else configs[layer.active_name]
     settings = head_settings(config)
     maps = [module for module in model.modules() if isinstance(module, Residual) and module.active_name]
-    with torch.inference_mode(False), _training_adapter(model), evaluation_mode(model):
+    with _training_adapter(model), evaluation_mode(model):
         for module in maps:
             module.restart()
         before = encoder.embed(images, batch_size)
