@@ -102,15 +102,20 @@ def seen_domains(args: argparse.Namespace, domains: dict[str, Dataset]) -> list[
 
 def report(results: EpisodeResults, folder: Path) -> None:
     """Print the tables; keep results and figure, unless a fuller run has left its own."""
-    print()
-    cached = results.with_methods([method for method in results.methods if method != ADAPTERS.name])
-    for part in (cached, results.on_common_episodes()) if len(cached.methods) < len(results.methods) else (cached,):
+    cached = [name for name in results.methods if name != ADAPTERS.name]
+    parts = [results.with_methods(cached)] if cached else []
+    if ADAPTERS.name in results.methods:
+        parts.append(results.on_common_episodes())
+    for part in parts:
+        print(f"\n{part.accuracy_table()}")
         pairs = [pair for pair in PAIRS if set(pair) <= set(part.methods)]
-        print(f"{part.accuracy_table()}\n\n{part.difference_table(pairs)}\n")
-    print(f"{results.on_common_episodes().geometry_table()}\n\n{results.note}")
+        if pairs:
+            print(f"\n{part.difference_table(pairs)}")
+    print(f"\n{results.on_common_episodes().geometry_table()}\n\n{results.note}")
     path = folder / "results.json"
-    if path.exists() and not set(EpisodeResults.load(path).methods) <= set(results.methods):
-        print(f"{path} holds more methods and stays as it is.")
+    kept = EpisodeResults.load(path) if path.exists() else results
+    if not (set(kept.methods) <= set(results.methods) and set(kept.domains) <= set(results.domains)):
+        print(f"{path} is of other methods or domains and stays as it is; a run of all of them gathers every block.")
         return
     results.save(folder)
     plot_gaps(results, folder / "gap.png")
@@ -183,11 +188,6 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "tuned.json").write_text(json.dumps(log, indent=1) + "\n")
         print(results.accuracy_table())
-        return
-    if args.domains:
-        print(
-            f"\n{results.accuracy_table()}\n\nRun once more without --domains for results and figure of all of them."
-        )
         return
     report(results, folder)
 

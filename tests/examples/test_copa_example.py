@@ -39,9 +39,15 @@ def test_table_and_figure(demo_run, monkeypatch, capsys):
     assert (
         "| accuracy | episodes | twemoji (seen) | digits | mean of seen | mean of unseen | mean of all | rank |" in out
     )
-    for table in (results.accuracy_table(), results.geometry_table()):
+    cached = results.with_methods(METHODS[:3])
+    common = results.on_common_episodes()
+    for table in (cached.accuracy_table(), common.accuracy_table(), common.geometry_table()):
         assert table in out
     assert re.search(r"^\| CoPA - URL \| 3 \| [+-]", out, flags=re.MULTILINE)
+    before = (folder / "results.json").read_text()
+    run_example("adapt_copa.py", *FEW[:-1], "--output_dir", str(demo_run), monkeypatch=monkeypatch)
+    assert "is of other methods or domains and stays as it is" in capsys.readouterr().out
+    assert (folder / "results.json").read_text() == before
 
 
 def test_own_images_and_backbone(own, tmp_path, monkeypatch, capsys):  # noqa: F811
@@ -84,12 +90,13 @@ def test_results_are_written_into_the_readme(demo_run, tmp_path, monkeypatch):
     readme.write_text("before\n<!-- copa table -->\nold\n<!-- end of copa table -->\nafter\n")
     text = updated(readme, monkeypatch)
     results = EpisodeResults.load(outputs / "5-way-1-shot" / "results.json")
-    assert results.accuracy_table() in text
+    assert results.with_methods(METHODS[:3]).accuracy_table() in text
+    assert results.on_common_episodes().accuracy_table() in text
     assert results.note in text
     assert "old" not in text
     kept = json.loads((tmp_path / "examples" / "results" / "adapt_copa_demo.json").read_text())
     accuracies = kept["resnet/5-way-1-shot"]["accuracy"]["digits, CoPA"]
-    assert accuracies == pytest.approx(results.values("digits", "CoPA"), abs=0.01)
+    assert accuracies == pytest.approx(list(results.values("digits", "CoPA").values()), abs=0.01)
 
 
 def test_benchmark(monkeypatch, capsys):
