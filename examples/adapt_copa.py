@@ -42,8 +42,14 @@ URL = {"steps": 40, "weight_decay": 0.0, "optimizer": torch.optim.Adadelta}
 # Rates are --tune's choice by the mean over the demo's three backbones; CoPA's happen to be the published ones.
 # The demo's images are small: support sets pass whole. Images of your own pass in adapt's batches, to spare memory.
 ADAPTERS = FewShotMethod("CoPA + adapters", {"residual_adapters": True}, {"batch_size": 512}, episodes=60)
-METHODS = [NEAREST, FewShotMethod("URL", {"shared": True}, {**URL, "lr": 0.1}), FewShotMethod("CoPA"), ADAPTERS]
-PAIRS = [("CoPA", "URL"), ("CoPA", "nearest prototype"), (ADAPTERS.name, "CoPA")]
+METHODS = [
+    NEAREST,
+    FewShotMethod("URL", {"shared": True}, {**URL, "lr": 0.1}),
+    FewShotMethod("URL, lr 1", {"shared": True}, {**URL, "lr": 1.0}),  # what URL's authors take on unseen domains
+    FewShotMethod("CoPA"),
+    ADAPTERS,
+]
+PAIRS = [("CoPA", "URL"), ("CoPA", "URL, lr 1"), ("CoPA", "nearest prototype"), (ADAPTERS.name, "CoPA")]
 GRID = [
     NEAREST,
     *(FewShotMethod(f"URL, lr {rate}", {"shared": True}, {**URL, "lr": rate}) for rate in (0.03, 0.1, 0.3, 1.0)),

@@ -41,7 +41,7 @@ COPA = [  # folders of adapt_copa.py's runs, the one that is shown first first
     "resnet/any-way-5-shot",
     "resnet/5-way-1-shot",
 ]
-COPA_PAIRS = [("CoPA", "URL"), ("CoPA", "nearest prototype"), ("CoPA + adapters", "CoPA")]
+COPA_PAIRS = [("CoPA", "URL"), ("CoPA", "URL, lr 1"), ("CoPA", "nearest prototype"), ("CoPA + adapters", "CoPA")]
 EPISODE_COLUMNS = ["gap_before", "gap_after", "nc1_before", "nc1_after", "seconds"]
 PROTOTYPES = {
     "train_gram_distance": "Delta_G*, training",

@@ -15,7 +15,7 @@ from .test_image_examples import own  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FEW = ["--ways", "5", "--shots", "1", "--episodes", "3", "--domains", "twemoji", "digits"]
-METHODS = ["nearest prototype", "URL", "CoPA", "CoPA + adapters"]
+METHODS = ["nearest prototype", "URL", "URL, lr 1", "CoPA", "CoPA + adapters"]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def test_table_and_figure(demo_run, monkeypatch, capsys):
     folder = demo_run / "resnet" / "5-way-1-shot"
     results = EpisodeResults.load(folder / "results.json")
     assert (results.methods, results.domains, results.seen) == (METHODS, ["twemoji", "digits"], ["twemoji"])
-    assert len(results.rows) == 4 * 2 * 3
+    assert len(results.rows) == 5 * 2 * 3
     assert all(row["ways"] == row["support"] == 5 for row in results.rows)
     assert "resnet, 5-way-1-shot episodes, seed 0" in results.note
     assert (folder / "gap.png").stat().st_size > 10_000
@@ -39,7 +39,7 @@ def test_table_and_figure(demo_run, monkeypatch, capsys):
     assert (
         "| accuracy | episodes | twemoji (seen) | digits | mean of seen | mean of unseen | mean of all | rank |" in out
     )
-    cached = results.with_methods(METHODS[:3])
+    cached = results.with_methods(METHODS[:4])
     common = results.on_common_episodes()
     for table in (cached.accuracy_table(), common.accuracy_table(), common.geometry_table()):
         assert table in out
@@ -90,7 +90,7 @@ def test_results_are_written_into_the_readme(demo_run, tmp_path, monkeypatch):
     readme.write_text("before\n<!-- copa table -->\nold\n<!-- end of copa table -->\nafter\n")
     text = updated(readme, monkeypatch)
     results = EpisodeResults.load(outputs / "5-way-1-shot" / "results.json")
-    assert results.with_methods(METHODS[:3]).accuracy_table() in text
+    assert results.with_methods(METHODS[:4]).accuracy_table() in text
     assert results.on_common_episodes().accuracy_table() in text
     assert results.note in text
     assert "old" not in text
