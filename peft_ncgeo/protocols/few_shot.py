@@ -122,6 +122,7 @@ def few_shot(
         getattr(processor, "image_processor", processor).to_dict(),
         image_column,
     ]
+    of_domain = {name: describe_dataset(dataset, label_column) for name, dataset in domains.items()}
     blocks = [block for domain in domains for method in methods for block in _blocks(domain, method, episodes)]
     rows: list[dict[str, Any]] = []
     cached: dict[str, Tensor] = {}
@@ -129,7 +130,7 @@ def few_shot(
         for domain, method, start, end in blocks:
             bar.set_description(f"{domain}, {method.name}")
             described = {key: str(value) for key, value in [*method.config.items(), *method.settings.items()]}
-            parts = [of_inputs, describe_dataset(domains[domain], label_column), described, sampling, start, end]
+            parts = [of_inputs, of_domain[domain], described, sampling, start, end]
             path = cell_path(output_dir, domain, method.name, start).with_name(f"episodes-{start}-{end}.json")
             found = read_cell(path, fingerprint(*parts))
             if found is None:
