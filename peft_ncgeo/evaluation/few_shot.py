@@ -61,9 +61,16 @@ class FewShotClassifier:
         self._adapter = next((name.rpartition(".")[2] for name in self._weights), None)
 
     def features(self, images: Any, batch_size: int = 64) -> Tensor:
-        """Features (N, d) before the head, of PIL images or pixels (N, C, H, W)."""
+        """Features (N, d) before the head, of PIL images or pixels (N, C, H, W).
+
+        Raises:
+            ValueError: the residual adapters that the classifier was trained with are no longer in the model.
+        """
+        maps = {name: tensor for name, tensor in self._weights.items() if ".ncgeo_copa_residual." in name}
+        if not maps.keys() <= dict(self.model.named_parameters()).keys():
+            raise ValueError(f"The adapter {self._adapter!r} was taken out of the model; load the classifier again.")
         with _only(self.model, self._adapter):
-            return self._encoder.embed(images, batch_size, self._weights)
+            return self._encoder.embed(images, batch_size, maps)
 
     @torch.no_grad()
     def predict_proba(self, images: Any, batch_size: int = 64) -> Tensor:

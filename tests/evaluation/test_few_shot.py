@@ -167,6 +167,23 @@ def test_heads_stay_whichever_adapter_is_active(way):
             assert torch.equal(classifier.predict_proba(images()), before)
 
 
+@pytest.mark.parametrize("way", ["unloaded", "deleted"])
+@pytest.mark.filterwarnings("ignore:.*active which is now deleted")
+def test_without_its_adapter_a_classifier_of_heads_goes_on_and_others_say_so(way):
+    for residual in (False, True):
+        classifier = few_shot(residual_adapters=residual)
+        model, before = classifier.model, classifier.predict_proba(images())
+        if way == "unloaded":
+            model.unload()
+        else:
+            model.add_adapter("other", CoPAConfig(residual_adapters=residual))
+            model.delete_adapter("default")
+        if residual:
+            assert message(lambda c=classifier: c.predict(images())).startswith("The adapter 'default' was taken out")
+        else:
+            assert torch.equal(classifier.predict_proba(images()), before)
+
+
 def test_a_pickled_classifier(saved):
     assert_same(pickle.loads(pickle.dumps(saved[0])), saved[0])
 
