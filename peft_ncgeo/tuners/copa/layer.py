@@ -28,15 +28,9 @@ class CoPALayer(Wrapper):
 
     def update_layer(self, adapter_name: str, shared: bool, device: torch.device, inference_mode: bool) -> None:
         """Add an adapter whose heads are the identity; a shared one is the image head alone."""
-        for heads in (
-            [self.ncgeo_copa_image_head]
-            if shared
-            else [
-                self.ncgeo_copa_image_head,
-                self.ncgeo_copa_prototype_head,
-            ]
-        ):
-            heads[adapter_name] = nn.Parameter(torch.eye(self.width))
+        self.ncgeo_copa_image_head[adapter_name] = nn.Parameter(torch.eye(self.width))
+        if not shared:
+            self.ncgeo_copa_prototype_head[adapter_name] = nn.Parameter(torch.eye(self.width))
         self._move_adapter_to_device_of_base_layer(adapter_name, device)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
