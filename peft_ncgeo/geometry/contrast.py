@@ -44,27 +44,16 @@ def prototype_image_contrast(
     Reference: H. Tian et al., Mind the Gap Between Prototypes and Images in Cross-domain Finetuning, NeurIPS 2024,
     arXiv 2410.12474.
     """
-    check_temperature(temperature)
-    padded = _check(instances, prototypes, labels)
     with torch.autocast(instances.device.type, enabled=False):
-        dtype = torch.promote_types(torch.promote_types(instances.dtype, prototypes.dtype), torch.float32)
-        kept = labels >= 0
-        samples = kept.to(dtype)
-        index = labels.clamp_min(0) if padded else labels
-        counts = samples.new_zeros(prototypes.shape[:-1]).scatter_add_(-1, index, samples)
-        total = samples.sum(-1)
-        if padded:
-            instances = _without_strange_padding(instances, kept)
-        prototypes = prototypes.masked_fill((counts == 0)[..., None], 1)
-        s = _cosines(instances.to(dtype), prototypes.to(dtype)) / temperature
-        nothing = torch.finfo(dtype).min / 4  # not -inf: a softmax over nothing else is still finite, then times 0
-        if padded:
-            s = s.masked_fill(~kept[..., None], nothing)
+        s, index, samples, counts = _scores(instances, prototypes, labels, temperature)
+        nothing = _nothing(s)
+        if not samples.all():
+            s = s.masked_fill((samples == 0)[..., None], nothing)
         rows = (s + counts.log().clamp_min(nothing)[..., None, :]).logsumexp(-1)
         columns = s.logsumexp(-2).clamp_min(nothing)  # N = 0 gives -inf
         own = s.gather(-1, index[..., None]).squeeze(-1)
         value = (samples * (rows - 2 * own)).sum(-1) + (counts * columns).sum(-1)
-        return value / (2 * total.clamp_min(1))
+        return value / (2 * samples.sum(-1).clamp_min(1))
 
 
 def prototype_cross_entropy(
@@ -78,20 +67,11 @@ def prototype_cross_entropy(
     Reference: W.-H. Li, X. Liu, H. Bilen, Universal Representation Learning from Multiple Domains for Few-shot
     Classification, ICCV 2021, arXiv 2103.13841.
     """
-    check_temperature(temperature)
-    padded = _check(instances, prototypes, labels)
     with torch.autocast(instances.device.type, enabled=False):
-        kept = labels >= 0
-        index = labels.clamp_min(0)
-        counts = torch.zeros(prototypes.shape[:-1], device=labels.device).scatter_add_(-1, index, kept.float())
-        if padded:
-            instances = _without_strange_padding(instances, kept)
-        absent = (counts == 0)[..., None]
-        dtype = torch.promote_types(torch.promote_types(instances.dtype, prototypes.dtype), torch.float32)
-        s = _cosines(instances.to(dtype), prototypes.masked_fill(absent, 1).to(dtype)) / temperature
-        s = s.masked_fill(absent.mT, torch.finfo(dtype).min / 4)
+        s, index, samples, counts = _scores(instances, prototypes, labels, temperature)
+        s = s.masked_fill((counts == 0)[..., None, :], _nothing(s))
         value = s.logsumexp(-1) - s.gather(-1, index[..., None]).squeeze(-1)
-        return (value * kept).sum(-1) / kept.sum(-1).clamp_min(1)
+        return (samples * value).sum(-1) / samples.sum(-1).clamp_min(1)
 
 
 def shared_head_gap_bound(features: Tensor, prototypes: Tensor, head: Tensor) -> Tensor:
@@ -195,15 +175,34 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature={temperature} must be greater than 0 and finite.")
 
 
-def _cosines(instances: Tensor, prototypes: Tensor) -> Tensor:
-    """Cosines (..., N, K). Products (N, K) are divided by lengths, since scaling the features (N, d) takes longer."""
-    lengths = torch.linalg.vector_norm(instances, dim=-1, keepdim=True)
-    return instances @ unit(prototypes).mT / lengths.clamp_min(1e-12)  # as `unit` treats a row of 0
+def _scores(
+    instances: Tensor, prototypes: Tensor, labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cosines over the temperature (..., N, K) in float32 or wider, with all that is told by the labels.
+
+    Returns:
+        Scores; for every sample its class, 0 for padding (..., N); 1 for samples and 0 for padding (..., N); samples
+        of each class (..., K). Scores of padding and of classes without samples are finite and mean nothing.
+    """
+    check_temperature(temperature)
+    padded = _check(instances, prototypes, labels)
+    dtype = torch.promote_types(torch.promote_types(instances.dtype, prototypes.dtype), torch.float32)
+    kept = labels >= 0
+    samples = kept.to(dtype)
+    index = labels.clamp_min(0) if padded else labels
+    counts = samples.new_zeros(prototypes.shape[:-1]).scatter_add_(-1, index, samples)
+    if padded and not instances.detach().sum().isfinite():
+        instances = instances.masked_fill(~kept[..., None], 1)  # 0 * nan is nan in a backward pass
+    prototypes = prototypes.masked_fill((counts == 0)[..., None], 1).to(dtype)
+    instances = instances.to(dtype)
+    # products (N, K) are divided by lengths, since scaling the features (N, d) takes longer
+    lengths = torch.linalg.vector_norm(instances, dim=-1, keepdim=True).clamp_min(1e-12)  # as `unit` treats a row of 0
+    return instances @ unit(prototypes).mT / lengths / temperature, index, samples, counts
 
 
-def _without_strange_padding(instances: Tensor, kept: Tensor) -> Tensor:
-    """Padding that is not finite replaced, since 0 * nan is nan in a backward pass; a copy only where it is needed."""
-    return instances if instances.detach().sum().isfinite() else instances.masked_fill(~kept[..., None], 1)
+def _nothing(scores: Tensor) -> float:
+    """A score that leaves nothing; not -inf: a softmax over nothing else is still finite, then times 0."""
+    return torch.finfo(scores.dtype).min / 4
 
 
 def _check(instances: Tensor, prototypes: Tensor, labels: Tensor) -> bool:
