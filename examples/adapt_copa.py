@@ -108,16 +108,12 @@ def seen_domains(args: argparse.Namespace, domains: dict[str, Dataset]) -> list[
 
 def report(results: EpisodeResults, folder: Path) -> None:
     """Print the tables; keep results and figure, unless a fuller run has left its own."""
-    cached = [name for name in results.methods if name != ADAPTERS.name]
-    parts = [results.with_methods(cached)] if cached else []
-    if ADAPTERS.name in results.methods:
-        parts.append(results.on_common_episodes())
-    for part in parts:
-        print(f"\n{part.accuracy_table()}")
-        pairs = [pair for pair in PAIRS if set(pair) <= set(part.methods)]
-        if pairs:
-            print(f"\n{part.difference_table(pairs)}")
-    print(f"\n{results.on_common_episodes().geometry_table()}\n\n{results.note}")
+    print(
+        "\n"
+        + "\n\n".join(
+            [*results.tables(PAIRS, [ADAPTERS.name]), results.on_common_episodes().geometry_table(), results.note]
+        )
+    )
     path = folder / "results.json"
     kept = EpisodeResults.load(path) if path.exists() else results
     if not (set(kept.methods) <= set(results.methods) and set(kept.domains) <= set(results.domains)):

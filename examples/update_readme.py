@@ -14,6 +14,8 @@ import shutil
 import statistics
 from pathlib import Path
 
+from adapt_copa import ADAPTERS, PAIRS
+
 from peft_ncgeo.plots import plot_curve, plot_gaps, plot_relation
 from peft_ncgeo.protocols import EpisodeResults, Results
 
@@ -41,7 +43,6 @@ COPA = [  # folders of adapt_copa.py's runs, the one that is shown first first
     "resnet/any-way-5-shot",
     "resnet/5-way-1-shot",
 ]
-COPA_PAIRS = [("CoPA", "URL"), ("CoPA", "URL, lr 1"), ("CoPA", "nearest prototype"), ("CoPA + adapters", "CoPA")]
 EPISODE_COLUMNS = ["gap_before", "gap_after", "nc1_before", "nc1_after", "seconds"]
 PROTOTYPES = {
     "train_gram_distance": "Delta_G*, training",
@@ -201,11 +202,11 @@ def write_copa(folder: Path, kept: Path, readme: str) -> str:
         return readme
     first, *others = runs
     plot_gaps(runs[first], kept / "copa_gap.png")
-    tables = [*episode_tables(runs[first]), runs[first].note]
+    tables = [*runs[first].tables(PAIRS, [ADAPTERS.name]), runs[first].note]
     tables += ["<details><summary>Gap, NC1 and seconds</summary>", runs[first].on_common_episodes().geometry_table()]
     tables += ["</details>", "<details><summary>Other backbones, and other kinds of episodes</summary>"]
     for path in others:
-        tables += [runs[path].note, *episode_tables(runs[path])]
+        tables += [runs[path].note, *runs[path].tables(PAIRS, [ADAPTERS.name])]
     tables.append("</details>")
     content = {path: kept_episodes(results) for path, results in runs.items()}
     (kept / "adapt_copa_demo.json").write_text(json.dumps(content) + "\n")
@@ -215,19 +216,6 @@ def write_copa(folder: Path, kept: Path, readme: str) -> str:
     if logs:
         (kept / "tune_copa.json").write_text(json.dumps(logs, indent=1) + "\n")
     return write_table(readme, "copa", "\n\n".join(tables) + "\n")
-
-
-def episode_tables(results: EpisodeResults) -> list[str]:
-    """Rows on cached features over all episodes; the others beside them on the episodes that all were run on."""
-    cached = [method for method in results.methods if "adapters" not in method]
-    shown = [results.with_methods(cached)]
-    if len(cached) < len(results.methods):
-        shown.append(results.on_common_episodes())
-    tables = []
-    for part in shown:
-        pairs = [pair for pair in COPA_PAIRS if set(pair) <= set(part.methods)]
-        tables += [part.accuracy_table(), part.difference_table(pairs)]
-    return tables
 
 
 def kept_episodes(results: EpisodeResults) -> dict:

@@ -127,6 +127,23 @@ class EpisodeResults:
         ]
         return markdown_table(["domain", "method", *titles], lines)
 
+    def tables(self, pairs: Sequence[tuple[str, str]], apart: Sequence[str] = ()) -> list[str]:
+        """Accuracies and differences of all methods but those `apart`; then, where there are such, of all methods.
+
+        The latter are of the episodes that all methods were run on. Pairs that name another method are left out.
+        """
+        others = [method for method in self.methods if method not in apart]
+        parts = [self.with_methods(others)] if others else []
+        if len(others) < len(self.methods):
+            parts.append(self.on_common_episodes())
+        tables = []
+        for part in parts:
+            tables.append(part.accuracy_table())
+            named = [pair for pair in pairs if set(pair) <= set(part.methods)]
+            if named:
+                tables.append(part.difference_table(named))
+        return tables
+
     def save(self, folder: str | Path) -> None:
         """Write `results.json`: everything that this object holds."""
         folder = Path(folder)

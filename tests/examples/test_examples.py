@@ -106,6 +106,7 @@ def test_benchmark_compares_equal_losses(monkeypatch, capsys):
 def updated(readme: Path, monkeypatch) -> str:
     """The file after the script wrote what it finds in `outputs` beside it."""
     folder = readme.parent
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))  # as Python does for a script
     script = runpy.run_path(str(ROOT / "examples" / "update_readme.py"))
     script["main"].__globals__["ROOT"] = folder
     (folder / "examples").mkdir()

@@ -240,6 +240,16 @@ def test_tables(tmp_path):
     mean, half = results.difference("x", "three", "one")
     assert f"| three - one | 8 | {mean:+.1f} ± {half:.1f} |" in differences[2]
     assert "| x | one | 0.100 | 0.200 | 2.00 | 1.00 | 0.500 |" in results.geometry_table()
+    pairs = [("two", "one"), ("three", "one"), ("four", "one")]
+    most, common = results.with_methods(["one", "two"]), results.on_common_episodes()
+    assert results.tables(pairs, ["three"]) == [
+        most.accuracy_table(),
+        most.difference_table(pairs[:1]),
+        common.accuracy_table(),
+        common.difference_table(pairs[:2]),
+    ]
+    assert most.tables([]) == [most.accuracy_table()]
+    assert most.tables([], ["one", "two"]) == [most.accuracy_table()]
     results.save(tmp_path)
     assert EpisodeResults.load(tmp_path / "results.json") == results
     json.loads((tmp_path / "results.json").read_text())
