@@ -42,6 +42,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def image_processor(processor: Any) -> Any:
+    """The part of a CLIP's processor that takes images; an image processor is that itself."""
+    return getattr(processor, "image_processor", processor)
+
+
 Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
-from ..data.images import to_rgb
+from ..data.images import image_processor, to_rgb
 from ..towers import find_pooling, unwrap
 from ..tuners.copa import CoPALayer
 
@@ -34,11 +34,11 @@ class ImageFeatures(nn.Module):
     def __init__(self, model: nn.Module, processor: Any = None) -> None:
         super().__init__()
         self.model, self.processor = model, processor
-        self.width = find_pooling(unwrap(model)).width
+        self.path, self.width = find_pooling(unwrap(model))
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         model = unwrap(self.model)
-        pooling: Any = model.get_submodule(find_pooling(model).path)
+        pooling: Any = model.get_submodule(self.path)
         if isinstance(pooling, CoPALayer):
             pooling = pooling.base_layer
         first = next(model.parameters())
@@ -49,9 +49,10 @@ class ImageFeatures(nn.Module):
             run(pixel_values=pixel_values.to(first.device, first.dtype))
         finally:
             handle.remove()
+        (features,) = seen
         features = (
-            seen[0][:, 0] if seen[0].dim() == 3 else seen[0].flatten(1)
-        )  # a layer norm of all tokens; (B, d, 1, 1)
+            features[:, 0] if features.dim() == 3 else features.flatten(1)
+        )  # of all tokens; ResNet's (B, d, 1, 1)
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def pixels(self, images: Any) -> Tensor:
@@ -114,7 +115,7 @@ class ImageFeatures(nn.Module):
                 self.processor = AutoImageProcessor.from_pretrained(unwrap(self.model).name_or_path)
             except (OSError, ValueError) as error:
                 raise ValueError("No image processor lies where the model came from; pass processor.") from error
-        return getattr(self.processor, "image_processor", self.processor)
+        return image_processor(self.processor)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from ..data.episodes import Episode, EpisodeSampler
+from ..data.images import image_processor
 from ..evaluation.image_features import ImageFeatures
 from ..geometry.collapse import NeuralCollapse
 from ..geometry.contrast import loss_against_gap
@@ -119,7 +120,7 @@ def few_shot(
     encoder = ImageFeatures(model().eval(), processor)
     of_inputs = [
         describe_model(encoder.model),
-        getattr(processor, "image_processor", processor).to_dict(),
+        image_processor(processor).to_dict(),
         image_column,
     ]
     of_domain = {name: describe_dataset(dataset, label_column) for name, dataset in domains.items()}

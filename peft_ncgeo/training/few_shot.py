@@ -141,12 +141,11 @@ def _classes(labels: Sequence[Any] | Tensor) -> tuple[list[Any], Tensor]:
 @contextmanager
 def _training_adapter(model: nn.Module) -> Iterator[None]:
     """Gradients for the active adapter alone, which is as it was where adapting fails or is stopped."""
-    names = set(copa_weights(model))
+    before = copa_weights(model)
     needed = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    before = {name: p.detach().clone() for name, p in model.named_parameters() if name in names}
     try:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in names)
+            parameter.requires_grad_(name in before)
         yield
     except BaseException:
         with torch.no_grad():
@@ -156,5 +155,5 @@ def _training_adapter(model: nn.Module) -> Iterator[None]:
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(needed[name])
-            if name in names:
+            if name in before:
                 parameter.grad = None

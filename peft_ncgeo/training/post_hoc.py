@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from ..adapters import adapter_layers, adapter_parameters
 from ..data.checks import check_dataset
-from ..data.images import ImageCollator, LabelledImages, to_rgb
+from ..data.images import ImageCollator, LabelledImages, image_processor, to_rgb
 from ..evaluation import ZeroShotClassifier
 from ..evaluation.metrics import accuracy, balanced_accuracy
 from ..geometry.alignment import alignment, rotate_towards_means
@@ -319,5 +319,4 @@ class _Encoder:
         return self.processor
 
     def _image_processor(self) -> Any:
-        processor = self._processor()
-        return getattr(processor, "image_processor", processor)
+        return image_processor(self._processor())

@@ -10,6 +10,7 @@ from transformers import BatchEncoding
 
 from ..data.checks import check_dataset
 from ..data.class_prompts import class_prompts
+from ..data.images import image_processor
 from ..templates import DEFAULT_TEMPLATE, behind_prompts, placeholder_ids
 from ..towers import check_text_tower, classification_head, linear_classifier, reads_text, text_positions, unwrap
 from ..tuners.prompt_config import active_prompt_config
@@ -33,7 +34,7 @@ class ClassificationTask:
             raise ValueError("GeometryTrainer needs processing_class, the model's processor.")
         self.model, self.args = model, args
         self.tokenizer: Any = getattr(processing_class, "tokenizer", None)
-        self.image_processor = getattr(processing_class, "image_processor", processing_class)
+        self.image_processor = image_processor(processing_class)
         self.reads_text = reads_text(model)
         if self.reads_text:
             check_text_tower(model)

@@ -231,7 +231,9 @@ def test_images_are_never_decoded():
 
 def test_rows_are_those_of_a_selection():
     dataset = of_sizes([30] * 8).select(range(100, 200))
-    check(EpisodeSampler(dataset, shots=2)[0], np.array(dataset["label"]))
+    episode = EpisodeSampler(dataset, shots=2)[0]
+    check(episode, np.array(dataset["label"]))
+    assert max(episode.support.max(), episode.query.max()) < len(dataset) == 100
 
 
 @pytest.mark.parametrize(
@@ -291,10 +293,15 @@ def test_bad_settings_get_one_line(sizes, arguments, message):
 
 
 def test_the_least_that_can_serve_does():
-    EpisodeSampler(of_sizes([6, 6, 6, 5, 5]), shots=5, ways=3)[0]
-    EpisodeSampler(of_sizes([2, 2, 1]), ways=2)[0]
-    EpisodeSampler(of_sizes([20] * 6), ways=3, max_ways=2)[0]  # max_ways is without effect
-    EpisodeSampler(of_sizes([20] * 6), shots=5, max_support=25, max_shots=5)[0]
+    for sizes, settings, ways, support in (
+        ([6, 6, 6, 5, 5], {"shots": 5, "ways": 3}, 3, 15),
+        ([2, 2, 1], {"ways": 2}, 2, 2),
+        ([20] * 6, {"ways": 3, "max_ways": 2}, 3, None),  # max_ways is without effect; any number of shots
+        ([20] * 6, {"shots": 5, "max_support": 25, "max_shots": 5}, 5, 25),
+    ):
+        episode = EpisodeSampler(of_sizes(sizes), **settings)[0]
+        assert len(episode.classes) == ways
+        assert support is None or len(episode.support) == support
 
 
 @pytest.mark.parametrize("index", [-1, 0.5, "0", None, True, slice(0, 3)])

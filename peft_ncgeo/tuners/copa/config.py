@@ -42,8 +42,7 @@ class CoPAConfig(PeftConfig):
 
     Reference: H. Tian, F. Liu, Z. Zhou, T. Liu, C. Zhang, B. Han, Mind the Gap Between Prototypes and Images in
     Cross-domain Finetuning, NeurIPS 2024, arXiv 2410.12474. URL: W.-H. Li, X. Liu, H. Bilen, ICCV 2021,
-    arXiv 2103.13841. TSA: the same,
-    CVPR 2022, arXiv 2107.00358.
+    arXiv 2103.13841. TSA: the same, CVPR 2022, arXiv 2107.00358.
 
     Example:
 
