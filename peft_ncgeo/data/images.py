@@ -71,7 +71,8 @@ class LabelledImages(torch.utils.data.Dataset):
     """RGB images and labels of a `datasets` set, each view drawn from (seed, epoch, index) alone.
 
     So every process, every worker and a resumed run see the same views. A sampler that draws an image several times
-    in an epoch asks for (index, draw), which gives each draw a view of its own.
+    in an epoch asks for (index, draw), which gives each draw a view of its own. None asks for a sample that only fills
+    a batch up: the first image, with a label of -100.
 
     Args:
         augment: None shows an image as it is, its one view.
@@ -112,7 +113,9 @@ class LabelledImages(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+    def __getitem__(self, key: int | tuple[int, int] | None) -> dict[str, Any]:
+        if key is None:
+            return {**self[0], "label": -100}
         index, draw = key if isinstance(key, tuple) else (key, 0)
         if not self.num_views:
             return self._sample(index, (int(self._epoch), index, *([draw] if draw else [])))

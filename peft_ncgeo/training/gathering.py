@@ -13,11 +13,15 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def batch_sizes(tensor: Tensor) -> list[int]:
-    """The first dimension of `tensor` on every process, in order of rank."""
+def batch_sizes(labels: Tensor) -> list[int]:
+    """How many rows of the batch count on every process, in order of rank.
+
+    Args:
+        labels: (B_own,); below 0 in the last rows where they only fill the batch up, see [`EvenBatches`].
+    """
     if world_size() == 1:
-        return [tensor.shape[0]]
-    own = torch.tensor([tensor.shape[0]], device=tensor.device)
+        return [len(labels)]
+    own = (labels >= 0).sum().reshape(1)
     sizes = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(sizes, own)
     return torch.cat(sizes).tolist()
@@ -30,10 +34,11 @@ def gather_batch(tensor: Tensor, sizes: list[int]) -> Tensor:
     global batch, so with DDP's mean over processes the parameters get the gradient that one process would.
 
     Args:
-        tensor: this process's rows; the first dimension may differ between processes.
+        tensor: this process's rows; how many may differ between processes. Rows beyond its size are left out, and
+            get a gradient of zero.
         sizes: from [`batch_sizes`], shared by all tensors of a batch.
     """
-    return tensor if len(sizes) == 1 else _GatherBatch.apply(tensor, sizes)
+    return tensor if len(sizes) == 1 else _GatherBatch.apply(tensor[: sizes[dist.get_rank()]], sizes)
 
 
 class _GatherBatch(torch.autograd.Function):

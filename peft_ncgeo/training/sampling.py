@@ -1,4 +1,4 @@
-"""Sampling that shows every class equally often."""
+"""Which training images make up a batch: every class equally often, and each image once on several processes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from numpy.typing import ArrayLike
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 
 class ClassBalancedSampler(Sampler[tuple[int, int]]):
@@ -38,3 +39,35 @@ class ClassBalancedSampler(Sampler[tuple[int, int]]):
         for index in torch.multinomial(self.weights, len(self), replacement=True, generator=generator).tolist():
             yield index, before[index]
             before[index] += 1
+
+
+class EvenBatches(BatchSampler):
+    """Batches for several processes, which take them in turns: every process gets equally many, all of one size.
+
+    Accelerate fills the last ones up with images from the start of the epoch, which then count twice. Here None fills
+    them up, a row that [`~peft_ncgeo.training.gathering.gather_batch`] leaves out again.
+
+    Args:
+        batches: all batches of an epoch, the last one perhaps shorter.
+        processes: how many take turns.
+    """
+
+    def __init__(self, batches: BatchSampler, processes: int) -> None:
+        super().__init__(batches.sampler, batches.batch_size, drop_last=False)
+        self.processes = processes
+
+    def __len__(self) -> int:
+        return -(-super().__len__() // self.processes) * self.processes
+
+    def __iter__(self) -> Iterator[list]:
+        for batch in super().__iter__():
+            yield batch + [None] * (self.batch_size - len(batch))
+        for _ in range(len(self) - super().__len__()):
+            yield [None] * self.batch_size
+
+
+def count_once(loader: DataLoader) -> None:
+    """Let no image of an epoch count twice in a loader that Accelerate has made for several processes."""
+    shard = loader.batch_sampler
+    if isinstance(shard, BatchSamplerShard) and not shard.drop_last:
+        shard.batch_sampler = EvenBatches(shard.batch_sampler, 1 if shard.split_batches else shard.num_processes)

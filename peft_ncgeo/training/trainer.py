@@ -29,7 +29,7 @@ from .checks import check_arguments, check_losses, check_templates, check_term
 from .class_means import ClassMeans
 from .gathering import batch_sizes, gather_batch
 from .half_weights import HalfWeights
-from .sampling import ClassBalancedSampler
+from .sampling import ClassBalancedSampler, count_once
 from .sharing import SharingTrainer
 from .state import load_state, save_state
 from .step_features import StepFeatures
@@ -141,7 +141,10 @@ class GeometryTrainer(SharingTrainer):
             augment = partial(crop_flip, size=input_size(self.task.image_processor))
         columns = self.args.image_column, self.args.label_column
         images = LabelledImages(dataset, *columns, augment, self.args.seed, self.args.num_views)
-        return super()._get_dataloader(images, *args, **kwargs)
+        loader = super()._get_dataloader(images, *args, **kwargs)
+        if kwargs.get("is_training"):
+            count_once(loader)
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if not self.args.class_balanced_sampling:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.images import LabelledImages
-from .gathering import batch_sizes, gather_batch, world_size
+from .gathering import gather_batch, world_size
 
 
 class FixedViews(Dataset):
@@ -54,19 +54,20 @@ class ViewFeatures:
     ) -> None:
         rank, processes = (torch.distributed.get_rank(), world_size()) if world_size() > 1 else (0, 1)
         loader = DataLoader(FixedViews(images, rank, processes), batch_size, collate_fn=collate)
-        parts = [
-            encode(batch["pixel_values"].to(device))
-            for batch in tqdm(loader, "Embedding training images once", disable=quiet or rank > 0)
-        ]
-        own = torch.cat(parts) if parts else None
+        # one more than its own where a process has none, for the width
+        batches = loader if len(loader) else [collate([images.fixed_view(0)])]
+        own = torch.cat(
+            [
+                encode(batch["pixel_values"].to(device))
+                for batch in tqdm(batches, "Embedding training images once", disable=quiet or rank > 0)
+            ]
+        )
         if processes > 1:
-            assert own is not None, "fewer images than processes"
-            sizes = batch_sizes(own)
+            sizes = [len(FixedViews(images, i, processes)) for i in range(processes)]
             shares = gather_batch(own, sizes).split(sizes)
-            own = shares[0].new_empty(sum(sizes), shares[0].shape[1])
+            own = own.new_empty(images.views, own.shape[1])
             for i, share in enumerate(shares):
                 own[i::processes] = share
-        assert own is not None
         self.features = own.float().cpu()
 
     def of(self, views: list[int], device: torch.device) -> Tensor:

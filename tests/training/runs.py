@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 
 import torch
@@ -10,7 +9,6 @@ from peft import LoraConfig, get_peft_model
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, PrototypeConfig
 from peft_ncgeo.losses import (
-    LDAM,
     ClusterCollapse,
     CrossEntropy,
     GeometricDebiasing,
@@ -18,15 +16,11 @@ from peft_ncgeo.losses import (
     ModalityIsomorphism,
     OTPreservation,
     PointwisePreservation,
-    PrototypeImageContrast,
-    PrototypeSupCon,
     Regularizer,
     RotationStabilization,
-    SpaceAlignment,
 )
-from peft_ncgeo.training import GeometryMonitor, GradientProjection, PromptAveraging, SlerpAlignment
 
-from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
+from ..conftest import tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
 
 
 class Pointwise(Regularizer):
@@ -112,38 +106,6 @@ def weights(model) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _worker(output_dir: str) -> None:
-    """What each of several processes does: batch 4 here is batch 8 over two of them."""
-    for name, build in MODELS.items():
-        run = trainer(
-            f"{output_dir}/{name}",
-            build(),
-            LOSSES[name](),
-            eval_dataset=tiny_images(9, NAMES),
-            per_device_train_batch_size=8 // int(sys.argv[2]),
-            classify=name not in ("image_only", "prototypes"),
-            augmentation="crop_flip",
-            **OPTIONS.get(name, lambda: {})(),
-        )
-        assert run.args.world_size == int(sys.argv[2]), run.args.world_size
-        run.train()
-        metrics = run.evaluate()
-        run.save_model()
-        record = run.record()
-        if run.args.should_save:
-            torch.save(
-                {
-                    "weights": weights(run.model),
-                    "factors": [loss.factor() for loss in run.losses],
-                    # Transformers' loss of the last, shorter batch counts as a full one; the rest are speeds
-                    "metrics": {k: v for k, v in metrics.items() if not k.endswith(("time", "second", "eval_loss"))},
-                    "sets": record.sets,
-                    "log": [entry for entry in run.state.log_history if "loss" in entry],
-                },
-                f"{output_dir}/{name}/result.pt",
-            )
-
-
 def whole_family() -> list[Regularizer]:
     return [
         PointwisePreservation(weight=0.5),
@@ -153,50 +115,3 @@ def whole_family() -> list[Regularizer]:
         ModalityIsomorphism(weight=0.15, method="sinkhorn"),
         ClusterCollapse(weight=0.25, num_clusters=2),
     ]
-
-
-MODELS = {
-    "prompts": prompted_clip,
-    "lora": lora_clip,
-    "vit": vit,
-    "image_only": prompted_clip,
-    "family": prompted_clip,
-    "aligned": lora_vit,
-    "aligned_texts": prompted_clip,
-    # text prompts that images depend on too, some of them
-    "aligned_coupled": lambda: prompted_clip(
-        num_text_tokens=2, num_vision_tokens=2, coupling="coupled", text_depth=3, vision_depth=2
-    ),
-    "prototypes": lambda: prototypes(trainable=True),
-}
-LOSSES = {
-    "prompts": ot_and_budget,
-    "lora": ot_and_budget,
-    "vit": lambda: [OTPreservation(budget=0.01, modality="image")],
-    "family": whole_family,
-    "aligned": lambda: [SpaceAlignment(weight=0.5, detach_means=False), PrototypeImageContrast(weight=0.1)],
-    "aligned_texts": lambda: [SpaceAlignment(weight=0.5)],
-    "aligned_coupled": lambda: [SpaceAlignment(weight=-1.0)],
-    "prototypes": lambda: [PrototypeSupCon()],
-    "image_only": lambda: [Pointwise(weight=1.0)],  # no term looks at the text tower, and DDP must not wait for it
-}
-
-OPTIONS = {
-    "aligned": lambda: {
-        "callbacks": [SlerpAlignment(alpha=2e-5), GradientProjection(), GeometryMonitor()],
-        "classification_loss": LDAM(max_margin=0.1, reweight_after=0.5),
-    },
-    "aligned_texts": lambda: {"callbacks": [GradientProjection()]},
-    "aligned_coupled": lambda: {"callbacks": [GradientProjection()]},
-    "family": lambda: {
-        "callbacks": [PromptAveraging(mean=1, std=1), GeometryMonitor()],
-        "classification_loss": LDAM(max_margin=0.1),
-        "class_balanced_sampling": True,
-        "student_templates": ["a photo of a {}.", "a photo of the {}, in black."],
-        "frozen_templates": ["a photo of a {}.", "the {}."],
-    },
-}
-
-if __name__ == "__main__":
-    warnings.simplefilter("ignore")
-    _worker(sys.argv[1])

@@ -1,4 +1,4 @@
-"""Two processes give what one gives, for every kind of model, in one spawn."""
+"""Two and three processes give what one gives: for every loss, every callback and every kind of model."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from peft_ncgeo import losses, training
 from peft_ncgeo.training.gathering import batch_sizes, gather_batch
 
-from .runs import MODELS
+from .processes import ALONE, WHOLE
 
 ROOT = Path(__file__).parents[2]
+SEVERAL = (2, 3)
 
 
-def launch(processes: int, output_dir: Path, module: str = "tests.training.runs") -> None:
+def launch(processes: int, output_dir: Path) -> None:
     command = [sys.executable]
     if processes > 1:
         config = ROOT / "examples" / "accelerate" / "cpu_2proc.yaml"
         command += ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
-    command += ["-m", module, str(output_dir), str(processes)]
+        command += ["--num_processes", str(processes)]
+    command += ["-m", "tests.training.processes", str(output_dir), str(processes)]
     result = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -33,31 +36,74 @@ def launch(processes: int, output_dir: Path, module: str = "tests.training.runs"
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    folders = {n: tmp_path_factory.mktemp(f"processes{n}") for n in (1, 2)}
-    for n, folder in folders.items():
+    """What each process of a launch of 1, 2 and 3 came to, by run."""
+    found = {}
+    for n in (1, *SEVERAL):
+        folder = tmp_path_factory.mktemp(f"processes{n}")
         launch(n, folder)
-    return {n: {name: torch.load(folder / name / "result.pt") for name in MODELS} for n, folder in folders.items()}
+        found[n] = {
+            name: [torch.load(folder / name / f"result_{rank}.pt") for rank in range(n)] for name in [*WHOLE, *ALONE]
+        }
+    return found
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_two_processes_equal_one(results, name):
-    one, two = results[1][name], results[2][name]
-    torch.testing.assert_close(two["weights"], one["weights"], atol=2e-6, rtol=1e-4)
-    assert two["factors"] == pytest.approx(one["factors"], rel=1e-4)
-    assert one["metrics"].keys() == two["metrics"].keys()
-    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-3)
-    for moment in ("before", "after"):  # what a card tells
-        assert two["sets"]["test"][moment] == pytest.approx(one["sets"]["test"][moment], rel=5e-3, abs=1e-6)
-    for a, b in zip(one["log"], two["log"], strict=True):
-        assert a.keys() == b.keys()
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-4)
+def is_near(got, expected, what):
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        atol = max(2e-6, 1e-4 * float(value.nan_to_num().abs().amax())) if value.numel() else 0
+        torch.testing.assert_close(
+            got[name], value, atol=atol, rtol=0, equal_nan=True, msg=lambda m, n=name: f"{what}, {n}: {m}"
+        )
+
+
+@pytest.mark.parametrize("processes", SEVERAL)
+@pytest.mark.parametrize("name", [*WHOLE, *ALONE])
+def test_several_processes_equal_one(results, name, processes):
+    one, several = results[1][name][0], results[processes][name][0]
+    assert len(one["gradients"]) == (3 if name in ALONE else 4 if name == "accumulated" else 6)
+    for step, (expected, got) in enumerate(zip(one["gradients"], several["gradients"], strict=True)):
+        # a tower that no term looks at has no gradient on one process, and one of zero on several
+        assert expected.keys() <= got.keys()
+        expected = {key: expected.get(key, torch.zeros_like(value)) for key, value in got.items()}
+        is_near(got, expected, f"gradients of step {step}")
+    is_near(several["weights"], one["weights"], "weights")
+    is_near(several["state"], one["state"], "state")
+    assert several["factors"] == pytest.approx(one["factors"], rel=1e-4)
+    for expected, got in zip(one["log"], several["log"], strict=True):
+        assert got.keys() == expected.keys()
+        assert got["loss"] == pytest.approx(expected["loss"], rel=1e-4, abs=1e-7)
+    if "metrics" in one:
+        assert several["metrics"].keys() == one["metrics"].keys()
+        assert several["metrics"] == pytest.approx(one["metrics"], rel=1e-3)
+    if "sets" in one:
+        for moment in ("before", "after"):  # what a card tells
+            expected = one["sets"]["test"][moment]
+            assert several["sets"]["test"][moment] == pytest.approx(expected, rel=5e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("processes", SEVERAL)
+@pytest.mark.parametrize("name", [*WHOLE, *ALONE])
+def test_all_processes_hold_the_same(results, name, processes):
+    """Memories, means, clusters, averages, multipliers and weights, to the last bit."""
+    first, *others = results[processes][name]
+    for other in others:
+        for part in ("weights", "state", "gradients"):
+            torch.testing.assert_close(other[part], first[part], atol=0, rtol=0, equal_nan=True)
+        assert other["factors"] == first["factors"]
+
+
+def test_every_loss_and_callback_is_among_the_runs():
+    tested = {name.partition(",")[0] for name in ALONE}
+    callbacks = {"GeometryMonitor", "GradientProjection", "PromptAveraging", "SlerpAlignment"}
+    assert callbacks <= set(training.__all__)
+    assert tested == set(losses.__all__) - {"GeometryBatch", "Regularizer"} | callbacks
 
 
 def _uneven(rank: int, port: int, queue) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
     rows = torch.arange(10, dtype=torch.float64).reshape(5, 2)
-    own = (rows[:3] if rank == 0 else rows[3:]).clone().requires_grad_()
-    sizes = batch_sizes(own)
+    own = (rows[:3] if rank == 0 else torch.cat([rows[3:], rows[:1]])).clone().requires_grad_()
+    sizes = batch_sizes(torch.tensor([0, 1, 2] if rank == 0 else [3, 4, -100]))  # the last row fills up
     together = gather_batch(own, sizes)
     # each process computes the same loss of all rows; DDP would then take the mean over processes
     (together @ together.T).pow(2).sum().div(2).backward()
@@ -81,4 +127,4 @@ def test_gathering_uneven_batches():
     for _, sizes, together, _ in got:
         assert sizes == [3, 2]
         assert together == rows.tolist()
-    assert got[0][3] + got[1][3] == rows.grad.tolist()
+    assert got[0][3] + got[1][3] == [*rows.grad.tolist(), [0, 0]]

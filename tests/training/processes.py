@@ -1,0 +1,184 @@
+"""Training runs that must not depend on the number of processes, and what each process of a launch does with them."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from peft_ncgeo.losses import (
+    LDAM,
+    BalancedSoftmax,
+    ClusterCollapse,
+    CrossEntropy,
+    GeometricDebiasing,
+    LanguageCollapse,
+    LogitAdjustment,
+    ModalityIsomorphism,
+    OTPreservation,
+    PointwisePreservation,
+    PrototypeImageContrast,
+    PrototypeSupCon,
+    RotationStabilization,
+    SpaceAlignment,
+)
+from peft_ncgeo.training import GeometryMonitor, GradientProjection, PromptAveraging, SlerpAlignment
+
+from ..conftest import NAMES, tiny_images
+from .runs import Pointwise, lora_clip, lora_vit, ot_and_budget, prompted_clip, prototypes, trainer, vit, weights
+from .runs import whole_family as family
+
+BATCH = 12  # of all processes: 6 on each of two, 4 on each of three
+
+
+def images(count: int):
+    """The last batch is short: with 3 samples in it, none is left for the last of several processes.
+
+    The first class has one sample, which only one process sees.
+    """
+    many = tiny_images(2 * count)
+    kept = [i for i, label in enumerate(many["label"]) if label][: count - 1]
+    return many.select([0, *kept])
+
+
+# ---- whole trainings, in which everything is on ---------------------------------------------------------------------
+
+WHOLE: dict[str, Any] = {
+    "prompts": lambda: {"losses": ot_and_budget()},
+    "lora": lambda: {"model": lora_clip(), "losses": ot_and_budget()},
+    "vit": lambda: {"model": vit(), "losses": [OTPreservation(budget=0.01, modality="image")]},
+    # no term looks at the text tower, and DDP must not wait for it
+    "image_only": lambda: {"losses": [Pointwise(weight=1.0)], "classify": False},
+    "family": lambda: {
+        "losses": family(),
+        "callbacks": [PromptAveraging(mean=1, std=1), GeometryMonitor()],
+        "classification_loss": LDAM(max_margin=0.1),
+        "class_balanced_sampling": True,
+        "student_templates": ["a photo of a {}.", "a photo of the {}, in black."],
+        "frozen_templates": ["a photo of a {}.", "the {}."],
+    },
+    "aligned": lambda: {
+        "model": lora_vit(),
+        "losses": [SpaceAlignment(weight=0.5, detach_means=False), PrototypeImageContrast(weight=0.1)],
+        "callbacks": [SlerpAlignment(alpha=2e-5), GradientProjection(), GeometryMonitor()],
+        "classification_loss": LDAM(max_margin=0.1, reweight_after=0.5),
+    },
+    "aligned_texts": lambda: {"losses": [SpaceAlignment(weight=0.5)], "callbacks": [GradientProjection()]},
+    # text prompts that images depend on too, some of them
+    "aligned_coupled": lambda: {
+        "model": prompted_clip(
+            num_text_tokens=2, num_vision_tokens=2, coupling="coupled", text_depth=3, vision_depth=2
+        ),
+        "losses": [SpaceAlignment(weight=-1.0)],
+        "callbacks": [GradientProjection()],
+    },
+    "prototypes": lambda: {
+        "model": prototypes(trainable=True),
+        "losses": [PrototypeSupCon()],
+        "classify": False,
+    },
+    "accumulated": lambda: {
+        "losses": [*ot_and_budget(), SpaceAlignment(weight=0.5)],
+        "callbacks": [GradientProjection(), PromptAveraging(mean=1, std=1)],
+        "gradient_accumulation_steps": 2,
+    },
+    "views": lambda: {  # image features known from the start, shared out to encode
+        "model": prompted_clip(num_vision_tokens=0),
+        "losses": ot_and_budget(),
+        "augmentation": "crop_flip",
+        "num_views": 1,
+    },
+}
+
+# ---- each loss and each callback alone ------------------------------------------------------------------------------
+
+
+def alone(**options: Any):
+    return lambda: {
+        "classify": "classification_loss" in options,
+        "num_train_epochs": 1,
+        "augmentation": "none",
+        **{k: make() for k, make in options.items()},
+    }
+
+
+TEMPLATES = {"student_templates": lambda: ["a photo of a {}.", "a photo of the {}, in black."]}
+MEMORY = {"solver": "entropic", "memory_size": 9}
+ALONE: dict[str, Any] = {
+    "CrossEntropy": alone(classification_loss=CrossEntropy),
+    "LogitAdjustment": alone(classification_loss=LogitAdjustment),
+    "BalancedSoftmax": alone(classification_loss=BalancedSoftmax),
+    "LDAM": alone(classification_loss=lambda: LDAM(max_margin=0.1, reweight_after=0.4)),
+    "OTPreservation": alone(losses=lambda: [OTPreservation(weight=2.0)]),
+    "OTPreservation, memory": alone(losses=lambda: [OTPreservation(budget=0.01, modality="separate", **MEMORY)]),
+    "PointwisePreservation": alone(losses=lambda: [PointwisePreservation(weight=1.0)]),
+    "GeometricDebiasing": alone(losses=lambda: [GeometricDebiasing(weight=1.0, anchor=True)]),
+    "LanguageCollapse": alone(losses=lambda: [LanguageCollapse(budget=0.1)]),
+    "ModalityIsomorphism": alone(losses=lambda: [ModalityIsomorphism(weight=1.0)]),
+    "ModalityIsomorphism, sinkhorn": alone(
+        losses=lambda: [ModalityIsomorphism(weight=1.0, method="sinkhorn")], **TEMPLATES
+    ),
+    "ClusterCollapse": alone(losses=lambda: [ClusterCollapse(weight=1.0, num_clusters=2)]),
+    "RotationStabilization": alone(losses=lambda: [RotationStabilization(weight=1.0)]),
+    "SpaceAlignment": alone(losses=lambda: [SpaceAlignment(weight=1.0, detach_means=False)]),
+    "PrototypeImageContrast": alone(model=lora_vit, losses=lambda: [PrototypeImageContrast(weight=1.0)]),
+    "PrototypeSupCon": alone(model=prototypes, losses=lambda: [PrototypeSupCon()]),
+    "PromptAveraging": alone(classification_loss=CrossEntropy, callbacks=lambda: [PromptAveraging(mean=1, std=1)]),
+    "GradientProjection": alone(classification_loss=CrossEntropy, callbacks=lambda: [GradientProjection()]),
+    "SlerpAlignment": alone(
+        model=lora_vit, classification_loss=CrossEntropy, callbacks=lambda: [SlerpAlignment(alpha=2e-5)]
+    ),
+    "GeometryMonitor": alone(classification_loss=CrossEntropy, callbacks=lambda: [GeometryMonitor()]),
+}
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradient of every step, as the optimiser is about to see it."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        trained = {n: p for n, p in kwargs["model"].named_parameters() if p.requires_grad}
+        self.steps.append({name: p.grad.clone() for name, p in trained.items() if p.grad is not None})
+
+
+def run(name: str, options: dict[str, Any], output_dir: Path) -> None:
+    gradients = Gradients()
+    options["callbacks"] = [*options.get("callbacks", []), gradients]
+    world = int(sys.argv[2])
+    training = trainer(
+        output_dir,
+        train=images(27),
+        eval_dataset=tiny_images(9, NAMES),
+        per_device_train_batch_size=BATCH // world,
+        **{"augmentation": "crop_flip", "num_train_epochs": 2, **options},
+    )
+    assert training.args.world_size == world, training.args.world_size
+    training.train()
+    result: dict[str, Any] = {
+        "weights": weights(training.model),
+        "gradients": gradients.steps,
+        "state": {f"{own.name}.{key}": v for own in training._stateful() for key, v in own.state_dict().items()},
+        "factors": [loss.factor() for loss in training.losses],
+        "log": [entry for entry in training.state.log_history if "loss" in entry],
+    }
+    if name in WHOLE or name == "GeometryMonitor":
+        # Transformers' loss of the last, shorter batch counts as a full one; the rest are speeds
+        metrics = training.evaluate().items()
+        result["metrics"] = {k: v for k, v in metrics if not k.endswith(("time", "second", "eval_loss"))}
+    if name in WHOLE:
+        training.save_model()
+        result["sets"] = training.record().sets
+    torch.save(result, output_dir / f"result_{training.args.process_index}.pt")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    for name, make in {**WHOLE, **ALONE}.items():
+        torch.manual_seed(0)
+        run(name, make(), Path(sys.argv[1]) / name)
