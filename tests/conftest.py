@@ -151,3 +151,12 @@ def clip() -> CLIPModel:
 @pytest.fixture
 def processor() -> CLIPProcessor:
     return tiny_processor()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--kills", type=int, default=3, help="how often each training of test_interruptions.py is killed")
+
+
+@pytest.fixture
+def kills(request) -> int:
+    return request.config.getoption("--kills")

@@ -15,8 +15,9 @@ class GeometryTrainingArguments(TrainingArguments):
     """[`~transformers.TrainingArguments`] for [`GeometryTrainer`].
 
     Defaults that differ: no gradient clipping (`max_grad_norm=0`, as in the papers), NaN losses are never hidden
-    (`logging_nan_inf_filter=False`), columns are kept, DDP looks for no unused parameters, and a machine without an
-    accelerator uses its CPU. `optim="sgd"` has momentum only where `optim_args` says so.
+    (`logging_nan_inf_filter=False`), columns are kept, DDP looks for no unused parameters, callbacks resume with their
+    states, and a machine without an accelerator uses its CPU. `optim="sgd"` has momentum only where `optim_args` says
+    so.
 
     Args:
         image_column: column of the data sets that holds images.
@@ -54,6 +55,9 @@ class GeometryTrainingArguments(TrainingArguments):
     )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0: none, as in the papers."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and Inf losses in the log."})
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Resume with the patience of early stopping, say, as it was."}
+    )
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Passed to DDP."})
     ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "Passed to DDP."})
 

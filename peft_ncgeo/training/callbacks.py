@@ -18,15 +18,18 @@ from ..geometry.sphere import unit
 
 
 class NewViews(TrainerCallback):
-    """Tells the training images which epoch it is, so that each epoch draws other views.
+    """Tells the training images and their sampler which epoch it is, so that each epoch draws other views.
 
-    Accelerate's loader tells the sampler or the data set, and with several processes the sampler only.
+    Accelerate's loader tells the sampler or the data set, with several processes the sampler only, and neither where
+    the loader skips what a resumed training has seen.
     """
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        kwargs["train_dataloader"].dataset.set_epoch(int(state.epoch or 0))
+        loader, epoch = kwargs["train_dataloader"], int(state.epoch or 0)
+        loader.set_epoch(epoch)
+        loader.dataset.set_epoch(epoch)
 
 
 class PromptAveraging(TrainerCallback):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -23,10 +23,16 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> Any: ...
 
 
-def save_state(owners: Iterable[Stateful], folder: str | Path) -> None:
-    """Write everybody's tensors under `<name>.<tensor>`."""
+def save_state(owners: Iterable[Stateful], folder: str | Path, processes: int = 1) -> None:
+    """Write everybody's tensors under `<name>.<tensor>`, and how many processes are training."""
     state = {f"{own.name}.{key}": value.contiguous() for own in owners for key, value in own.state_dict().items()}
-    save_file(state, Path(folder) / FILE_NAME)
+    save_file(state, Path(folder) / FILE_NAME, {"processes": str(processes)})
+
+
+def saved_by(folder: str | Path) -> int:
+    """How many processes were training when this checkpoint was written."""
+    with safe_open(Path(folder) / FILE_NAME, "pt") as file:
+        return int((file.metadata() or {}).get("processes", 1))
 
 
 def load_state(owners: Iterable[Stateful], folder: str | Path) -> None:

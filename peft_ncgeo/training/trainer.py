@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,13 +24,12 @@ from ..towers import linear_classifier, unwrap
 from .alignment import GradientProjection
 from .arguments import GeometryTrainingArguments
 from .callbacks import GeometryMonitor, NewViews
+from .checkpoints import CheckpointingTrainer
 from .checks import check_arguments, check_losses, check_templates, check_term
 from .class_means import ClassMeans
 from .gathering import batch_sizes, gather_batch
 from .half_weights import HalfWeights
 from .sampling import ClassBalancedSampler, count_once
-from .sharing import SharingTrainer
-from .state import load_state, save_state
 from .step_features import StepFeatures
 from .task import ClassificationTask
 from .teacher import FrozenTeacher
@@ -46,7 +44,7 @@ def accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": accuracy(predicted, labels), "balanced_accuracy": balanced_accuracy(predicted, labels)}
 
 
-class GeometryTrainer(SharingTrainer):
+class GeometryTrainer(CheckpointingTrainer):
     """Trains adapters on labelled images: a classification loss plus any number of geometric terms.
 
     `L = classification_loss + sum_t factor_t * losses_t`, each term on the batch of all processes. A CLIP-like model
@@ -292,33 +290,6 @@ class GeometryTrainer(SharingTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # Transformers' estimate counts text tokens, which these inputs do not have
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()  # the active adapter alone
-        model: Any = self.model
-        for name in set(getattr(model, "peft_config", {})) - set(getattr(model, "active_adapters", ())):
-            folder = Path(str(self.state.best_model_checkpoint)) / name
-            if folder.is_dir():
-                model.load_adapter(str(folder), name)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            save_state(self._stateful(), output_dir)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            load_state(self._stateful(), checkpoint)
-
-    def _stateful(self) -> list[Any]:
-        """Whatever has a name and a state: losses, class means and some callbacks."""
-        others = [self.class_means, *self.callback_handler.callbacks]
-        owners = [*self.losses, *(o for o in others if hasattr(o, "name") and hasattr(o, "load_state_dict"))]
-        for name, count in Counter(owner.name for owner in owners).items():
-            if count > 1:
-                raise ValueError(f"{count} losses or callbacks have the name {name!r} and would share a state.")
-        return owners
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 

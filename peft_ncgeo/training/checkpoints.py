@@ -1,0 +1,122 @@
+"""Checkpoints that survive an interruption: written so that a whole one is known, and resumed to the last bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from .sharing import SharingTrainer
+from .state import load_state, save_state, saved_by
+
+
+def flaw(folder: str | Path) -> str:
+    """What keeps a training from going on from this checkpoint, "" for a whole one.
+
+    `trainer_state.json` is written last, when every process has written its own; files are looked at all the same,
+    since a copy may have been cut short.
+    """
+    folder = Path(folder)
+    try:
+        json.loads((folder / TRAINER_STATE_NAME).read_text())
+        processes = saved_by(folder)
+        random_states = ["rng_state.pth"] if processes == 1 else [f"rng_state_{i}.pth" for i in range(processes)]
+        for name in (OPTIMIZER_NAME, SCHEDULER_NAME, *random_states):
+            ZipFile(folder / name).close()  # its table of contents is its end
+        adapters = list(folder.rglob("adapter_model.safetensors"))
+        for path in adapters:
+            json.loads(path.with_name("adapter_config.json").read_text())
+            safe_open(path, "pt").__exit__(None, None, None)  # its header says how long the file is
+    except (OSError, ValueError, BadZipFile, SafetensorError) as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return "" if adapters else "it holds no adapter_model.safetensors"
+
+
+def last_whole(output_dir: str | Path) -> str:
+    """The latest checkpoint that a training can go on from. Warns of later ones.
+
+    Raises:
+        ValueError: there is none, with the reason.
+    """
+    found = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[1].isdigit()]
+    flaws = {}
+    for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+        flaws[path.name] = flaw(path)
+        if not flaws[path.name]:
+            break
+    broken = ", ".join(f"{name} ({what})" for name, what in flaws.items() if what)
+    if "" not in flaws.values():
+        raise ValueError(f"No valid checkpoint in {output_dir} to resume from{': ' if broken else '.'}{broken}")
+    if broken:
+        warnings.warn(f"Not whole and left aside: {broken}. Training goes on from {path.name}.", stacklevel=3)
+    return str(path)
+
+
+class CheckpointingTrainer(SharingTrainer):
+    """Transformers' Trainer, whose checkpoints hold all that losses and callbacks remember.
+
+    A training that is killed at any time goes on from its last whole checkpoint (`resume_from_checkpoint=True`) to the
+    weights that it would have had; a checkpoint that cannot be written leaves the ones before it.
+    """
+
+    losses: list[Any]
+    class_means: Any = None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole(str(self.args.output_dir))
+        elif resume_from_checkpoint and (problem := flaw(resume_from_checkpoint)):
+            raise ValueError(f"Cannot resume from {resume_from_checkpoint}: {problem}.")
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:  # of an earlier training: it would vouch for what is only now being written
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if self.args.save_only_model or not flaw(folder):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            reason = " ".join(str(error).split())
+            raise OSError(f"{folder} could not be written ({reason}); the checkpoints before it are whole.") from error
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            save_state(self._stateful(), output_dir, self.args.world_size)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # trainer_state.json comes next
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_state(self._stateful(), checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()  # the active adapter alone
+        model: Any = self.model
+        for name in set(getattr(model, "peft_config", {})) - set(getattr(model, "active_adapters", ())):
+            folder = Path(str(self.state.best_model_checkpoint)) / name
+            if folder.is_dir():
+                model.load_adapter(str(folder), name)
+
+    def _stateful(self) -> list[Any]:
+        """Whatever has a name and a state: losses, class means and some callbacks."""
+        others = [self.class_means, *self.callback_handler.callbacks]
+        owners = [*self.losses, *(o for o in others if hasattr(o, "name") and hasattr(o, "load_state_dict"))]
+        for name, count in Counter(owner.name for owner in owners).items():
+            if count > 1:
+                raise ValueError(f"{count} losses or callbacks have the name {name!r} and would share a state.")
+        return owners

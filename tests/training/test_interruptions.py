@@ -1,0 +1,213 @@
+"""A training that is killed, or whose disk is full, goes on to the weights it would have had."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerState
+
+from peft_ncgeo.training.checkpoints import flaw, last_whole
+
+from ..conftest import tiny_images
+from . import interruptions
+from .interruptions import CASES, STEPS
+from .runs import trainer
+
+ROOT = Path(__file__).parents[2]
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload([interruptions.__name__])  # imports once, for all trainings
+
+
+def train(*args) -> int:
+    process = context.Process(target=interruptions.train, args=args)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def result(folder: Path) -> dict:
+    return torch.load(folder / "result.pt", weights_only=False)
+
+
+def is_equal(got: dict, expected: dict) -> None:
+    """To the last bit; of what was logged, the part since the last restart."""
+    for part in ("weights", "state"):
+        torch.testing.assert_close(got[part], expected[part], atol=0, rtol=0, equal_nan=True)
+    assert (got["step"], got["best"]) == (expected["step"], expected["best"])
+    assert got["log"][-1] == expected["log"][-1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a training that nothing interrupts, by case."""
+    folders = {case: tmp_path_factory.mktemp("whole") / case for case in CASES}
+    for case, folder in folders.items():
+        assert train(case, str(folder)) == 0
+    return folders
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_again_and_again(tmp_path, whole, case, kills, capsys):
+    chance, step, half_written = random.Random(f"{case} {kills}"), 0, 0
+    for left in range(kills, 0, -1):
+        at = chance.randint(step, step + max(1, (STEPS - 1 - step) // left))
+        exit_code = train(case, str(tmp_path), at, chance.uniform(0, 0.15))
+        if exit_code == 0:  # a late one: the training was over before it
+            shutil.rmtree(tmp_path)
+            step = 0
+            continue
+        assert exit_code == -signal.SIGKILL
+        folders = sorted(tmp_path.glob("checkpoint-*"), key=lambda folder: int(folder.name[11:]))
+        half_written += any(flaw(folder) for folder in folders)
+        step = max([0, *(int(folder.name[11:]) for folder in folders if not flaw(folder))])
+        if step > STEPS - 4:  # begin anew
+            assert train(case, str(tmp_path)) == 0
+            is_equal(result(tmp_path), result(whole[case]))
+            shutil.rmtree(tmp_path)
+            step = 0
+    assert train(case, str(tmp_path)) == 0
+    is_equal(result(tmp_path), result(whole[case]))
+    with capsys.disabled():
+        print(f"\n{case}: killed {kills} times, {half_written} times with a checkpoint half written", end=" ")
+
+
+def test_one_of_two_processes_is_killed(tmp_path):
+    def launch(folder: Path, kill_at: int) -> int:
+        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
+        command += [str(ROOT / "examples" / "accelerate" / "cpu_2proc.yaml"), "-m", interruptions.__name__]
+        command += ["prompts", str(folder), str(kill_at), "0.03", "1"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=ROOT, capture_output=True, env=environment).returncode
+
+    assert launch(tmp_path / "whole", -1) == 0
+    # in the second epoch, where the order of the images is another
+    assert launch(tmp_path / "killed", 7) != 0
+    assert not (tmp_path / "killed" / "result.pt").exists()
+    assert launch(tmp_path / "killed", -1) == 0
+    is_equal(result(tmp_path / "killed"), result(tmp_path / "whole"))
+
+
+FILES = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "geometry_state.safetensors",
+    "optimizer.pt",
+    "rng_state.pth",
+    "scheduler.pt",
+    "trainer_state.json",
+)
+
+
+@pytest.fixture
+def checkpoints(tmp_path, whole):
+    """A training that stopped after step 6, whose last checkpoint may be damaged."""
+    for step in (4, 6):
+        shutil.copytree(whole["prompts"] / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    return tmp_path
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut short"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_half_written_checkpoint_is_left_aside(checkpoints, name, damage):
+    path = checkpoints / "checkpoint-6" / name
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(content[: len(content) // 2] if damage == "cut short" else b"")
+    with pytest.warns(UserWarning, match=r"left aside: checkpoint-6 \(.*\. Training goes on from checkpoint-4"):
+        assert last_whole(checkpoints) == str(checkpoints / "checkpoint-4")
+    shutil.rmtree(checkpoints / "checkpoint-4")
+    with pytest.raises(ValueError, match=r"No valid checkpoint in .* to resume from: checkpoint-6 \("):
+        last_whole(checkpoints)
+
+
+def test_whole_checkpoints_are_found(checkpoints):
+    shutil.copytree(checkpoints / "checkpoint-6", checkpoints / "checkpoint-10")
+    (checkpoints / "checkpoint-final").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert last_whole(checkpoints) == str(checkpoints / "checkpoint-10")
+
+
+def again(folder: Path):
+    """The trainer of "prompts" in this process."""
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": STEPS, **CASES["prompts"]()}
+    return trainer(folder, train=tiny_images(30), augmentation="crop_flip", **options)
+
+
+def test_nothing_to_resume_from(tmp_path):
+    run = again(tmp_path / "new")
+    with pytest.raises(ValueError, match=r"No valid checkpoint in .*new to resume from\.$"):
+        run.train(resume_from_checkpoint=True)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match=r"Cannot resume from .*other: .*trainer_state.json"):
+        run.train(resume_from_checkpoint=str(tmp_path / "other"))
+
+
+def refuse_to_write(monkeypatch, folder: Path, name: str) -> None:
+    """A disk that is full when this file is written."""
+    folder.mkdir()
+    if name != "trainer_state.json":
+        (folder / name).symlink_to("/dev/full")
+        return
+
+    def write_half(self, path):
+        Path(path).write_text('{"epoch": 1')
+        Path("/dev/full").write_text("no space")
+
+    monkeypatch.setattr(TrainerState, "save_to_json", write_half)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("name", [name for name in (*FILES, "training_args.bin") if "safetensors" not in name])
+def test_a_full_disk_leaves_the_checkpoints_before(checkpoints, name, monkeypatch):
+    shutil.rmtree(checkpoints / "checkpoint-6")
+    refuse_to_write(monkeypatch, checkpoints / "checkpoint-6", name)
+    with pytest.raises(OSError, match=r"checkpoint-6 could not be written \(.*\); the checkpoints before it"):
+        again(checkpoints).train(resume_from_checkpoint=str(checkpoints / "checkpoint-4"))
+    assert [path.name for path in checkpoints.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert not flaw(checkpoints / "checkpoint-4")
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if "safetensors" in name])
+def test_training_goes_on_when_there_is_room_again(checkpoints, whole, name):
+    room = (checkpoints / "checkpoint-6" / name).stat().st_size - 1
+    shutil.rmtree(checkpoints / "checkpoint-6")
+    process = context.Process(target=interruptions.run_limited, args=("prompts", str(checkpoints), room))
+    process.start()
+    process.join()
+    assert re.fullmatch(
+        r"\S*checkpoint-6 could not be written \(.*\); the checkpoints before it are whole\.",
+        (checkpoints / "error.txt").read_text(),
+    )
+    assert [path.name for path in checkpoints.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert train("prompts", str(checkpoints)) == 0
+    is_equal(result(checkpoints), result(whole["prompts"]))
+
+
+def test_a_checkpoint_written_again_is_not_vouched_for_by_the_old_one(checkpoints, monkeypatch):
+    """Killed while writing over a whole checkpoint of an earlier training."""
+
+    class Killed(BaseException):
+        pass
+
+    def stop(*args, **kwargs):
+        raise Killed
+
+    run = again(checkpoints)
+    monkeypatch.setattr(run, "_save_rng_state", stop)
+    with pytest.raises(Killed):
+        run.train(resume_from_checkpoint=str(checkpoints / "checkpoint-4"))
+    assert "trainer_state.json" in flaw(checkpoints / "checkpoint-6")
+    assert not flaw(checkpoints / "checkpoint-4")
