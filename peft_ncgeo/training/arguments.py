@@ -9,6 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+# argument and variable of `accelerate launch` that ask for it
+SHARDED = {
+    "FSDP": ("fsdp", "ACCELERATE_USE_FSDP"),
+    "DeepSpeed": ("deepspeed", "ACCELERATE_USE_DEEPSPEED"),
+    "Megatron-LM": ("", "ACCELERATE_USE_MEGATRON_LM"),
+    "parallelism_config": ("parallelism_config", "ACCELERATE_USE_PARALLELISM_CONFIG"),
+}
+
 
 @dataclass
 class GeometryTrainingArguments(TrainingArguments):
@@ -71,7 +79,16 @@ class GeometryTrainingArguments(TrainingArguments):
         if left or not self.per_device_train_batch_size:
             raise ValueError(f"batch_size={size} cannot be shared by {self.world_size} processes.")
 
+    def _refuse_shards(self) -> None:
+        for name, (argument, variable) in SHARDED.items():
+            if getattr(self, argument, None) or os.environ.get(variable, "").lower() in ("1", "true", "yes"):
+                raise ValueError(
+                    f"{name} is not supported: losses and callbacks need whole gradients and weights; train on "
+                    "several processes with examples/accelerate/gpu_multi.yaml."
+                )
+
     def __post_init__(self) -> None:
+        self._refuse_shards()  # before Transformers asks for packages that would not help
         # Must precede super(): a first state built for another device leaves each of two processes alone.
         if not (torch.accelerator.is_available() and torch.accelerator.device_count()):
             self.use_cpu = True

@@ -44,6 +44,8 @@ def check_arguments(args: Any, options: dict[str, Any]) -> None:
             f"One process sees {args.n_gpu} GPUs; start one process each with `accelerate launch`, or choose one with "
             "CUDA_VISIBLE_DEVICES."
         )
+    if getattr(args.accelerator_config, "dispatch_batches", None):
+        raise ValueError("dispatch_batches=True is not supported; every process reads its own images.")
     strategy = HubStrategy(args.hub_strategy).value
     if args.push_to_hub and strategy in ("checkpoint", "all_checkpoints"):
         raise ValueError(

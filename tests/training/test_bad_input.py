@@ -142,6 +142,30 @@ def test_processes_that_do_not_see_each_other_are_refused(tmp_path, monkeypatch)
         trainer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "variable", "name"),
+    [
+        ({"fsdp": "full_shard"}, {}, "FSDP"),
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, {}, "DeepSpeed"),
+        ({}, {"ACCELERATE_USE_FSDP": "true"}, "FSDP"),
+        ({}, {"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed"),
+        ({}, {"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM"),
+        ({}, {"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, "parallelism_config"),
+    ],
+)
+def test_shards_are_refused(tmp_path, monkeypatch, arguments, variable, name):
+    for key, value in variable.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ValueError, match=rf"^{name} is not supported: .* need whole gradients and weights") as error:
+        trainer(tmp_path, **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_process_that_reads_for_all_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="dispatch_batches=True is not supported"):
+        trainer(tmp_path, accelerator_config={"dispatch_batches": True})
+
+
 def test_argument_values(tmp_path):
     with pytest.raises(ValueError, match="augmentation='blur'"):
         trainer(tmp_path, augmentation="blur")
