@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test quality style benchmark table cards
+.PHONY: demo test interruptions quality style benchmark table cards
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,9 @@ demo: $(INSTALLED)  ## Prompt-OT on the built-in images: table and adapters in o
 # One process a core, of one thread each: tests of one file stay together.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+interruptions: $(INSTALLED)  ## kill two trainings 25 times each and compare what they come to
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/training/test_interruptions.py --kills 25
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .

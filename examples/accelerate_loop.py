@@ -21,6 +21,7 @@ from peft_ncgeo.geometry.sphere import cosine_logits
 from peft_ncgeo.losses import CrossEntropy, GeometryBatch
 from peft_ncgeo.training import Recipe
 from peft_ncgeo.training.gathering import batch_sizes, gather_batch
+from peft_ncgeo.training.sampling import count_once
 from peft_ncgeo.training.teacher import FrozenTeacher
 from peft_ncgeo.training.towers_module import TowersModule
 
@@ -43,6 +44,7 @@ def train(recipe: Recipe, epochs: int, split: str = "report", shots: int = 16, s
     collate, size = ImageCollator(demo.processor.image_processor), recipe.args["batch_size"]
     loader = DataLoader(images, size // accelerator.num_processes, shuffle=True, collate_fn=collate)
     wrapped, optimizer, loader = accelerator.prepare(towers, optimizer, loader)
+    count_once(loader)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer.optimizer, epochs * len(loader))
 
     for _ in tqdm(range(epochs), unit="epoch", disable=not accelerator.is_main_process):

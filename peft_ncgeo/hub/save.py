@@ -19,6 +19,7 @@ from ..evaluation.few_shot import PROTOTYPES
 from ..towers import linear_classifier, reads_text, unwrap
 from ..training.measure import record_few_shot
 from ..training.record import TrainingRecord, check_peft_model, record_model
+from ..training.state import writing
 from .card import FIGURE, create_card
 from .load import CLASS_NAMES, PROCESSOR_FILES, is_folder
 
@@ -46,38 +47,40 @@ def save_adapter(
 
     Raises:
         TypeError: another model.
+        OSError: the folder cannot be written.
     """
     tuned, folder = tuned_model(model), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for pattern in OPTIONAL:
-        for file in folder.glob(pattern):
-            file.unlink()
-    if isinstance(model, FewShotClassifier):
-        model.save_pretrained(folder)
-        name: Any = model.adapter_name
-        record = record or record_few_shot(model)
-        processor = processor or model.processor
-    else:
-        name = tuned.active_adapter
-        tuned.save_pretrained(str(folder), selected_adapters=[name])
-        record = record or record_model(model)
-    if name != "default":  # PEFT gives it a folder of its own
-        for file in (folder / name).iterdir():
-            file.replace(folder / file.name)
-        (folder / name).rmdir()
-    base = base_model_id or base_path(tuned)
-    base_model_id = None if is_folder(base) else base or None
-    _write_config(folder / CONFIG_NAME, base_model_id)
-    if record.task == "image-classification" and record.adapter.name != "CoPAConfig":
-        names = json.dumps(_class_names(tuned, record), ensure_ascii=False)
-        (folder / CLASS_NAMES).write_text(f"{names}\n", encoding="utf-8")
-    processor = processor or _find_processor(tuned, base_model_id)
-    if processor is None:
-        warnings.warn("No processor was found to save beside the adapter; pass processor.", stacklevel=2)
-    else:
-        processor.save_pretrained(str(folder))
-    card.setdefault("figure", draw_geometry(record, folder))
-    create_card(model, record, base_model_id=base_model_id, **card).save(folder / "README.md")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for pattern in OPTIONAL:
+            for file in folder.glob(pattern):
+                file.unlink()
+        if isinstance(model, FewShotClassifier):
+            model.save_pretrained(folder)
+            name: Any = model.adapter_name
+            record = record or record_few_shot(model)
+            processor = processor or model.processor
+        else:
+            name = tuned.active_adapter
+            tuned.save_pretrained(str(folder), selected_adapters=[name])
+            record = record or record_model(model)
+        if name != "default":  # PEFT gives it a folder of its own
+            for file in (folder / name).iterdir():
+                file.replace(folder / file.name)
+            (folder / name).rmdir()
+        base = base_model_id or base_path(tuned)
+        base_model_id = None if is_folder(base) else base or None
+        _write_config(folder / CONFIG_NAME, base_model_id)
+        if record.task == "image-classification" and record.adapter.name != "CoPAConfig":
+            names = json.dumps(_class_names(tuned, record), ensure_ascii=False)
+            (folder / CLASS_NAMES).write_text(f"{names}\n", encoding="utf-8")
+        processor = processor or _find_processor(tuned, base_model_id)
+        if processor is None:
+            warnings.warn("No processor was found to save beside the adapter; pass processor.", stacklevel=2)
+        else:
+            processor.save_pretrained(str(folder))
+        card.setdefault("figure", draw_geometry(record, folder))
+        create_card(model, record, base_model_id=base_model_id, **card).save(folder / "README.md")
 
 
 def draw_geometry(record: TrainingRecord, folder: str | Path) -> str | None:

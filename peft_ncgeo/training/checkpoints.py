@@ -6,6 +6,7 @@ import json
 import shutil
 import warnings
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -15,7 +16,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .sharing import SharingTrainer
-from .state import load_state, save_state, saved_by
+from .state import load_state, save_state, saved_by, writing
 
 
 def flaw(folder: str | Path) -> str:
@@ -76,6 +77,10 @@ class CheckpointingTrainer(SharingTrainer):
         elif resume_from_checkpoint and (problem := flaw(resume_from_checkpoint)):
             raise ValueError(f"Cannot resume from {resume_from_checkpoint}: {problem}.")
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with nullcontext() if _internal_call else writing(output_dir or str(self.args.output_dir)):
+            super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"

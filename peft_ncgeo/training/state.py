@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +22,15 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> Any: ...
+
+
+@contextmanager
+def writing(folder: str | Path) -> Iterator[None]:
+    """Turn whatever fails while a folder is written, on a full disk say, into one `OSError` that names it."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: torch's
+        raise OSError(f"{folder} could not be written: {' '.join(str(error).split())}") from error
 
 
 def save_state(owners: Iterable[Stateful], folder: str | Path, processes: int = 1) -> None:

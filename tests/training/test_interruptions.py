@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import TrainerState
 
+from peft_ncgeo.hub import save_adapter
 from peft_ncgeo.training.checkpoints import flaw, last_whole
 
 from ..conftest import tiny_images
@@ -211,3 +213,14 @@ def test_a_checkpoint_written_again_is_not_vouched_for_by_the_old_one(checkpoint
         run.train(resume_from_checkpoint=str(checkpoints / "checkpoint-4"))
     assert "trainer_state.json" in flaw(checkpoints / "checkpoint-6")
     assert not flaw(checkpoints / "checkpoint-4")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_said_of_an_adapters_folder(tmp_path):
+    run = again(tmp_path / "trained")
+    for name, save in {"trainer": run.save_model, "hub": partial(save_adapter, run.model)}.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "adapter_config.json").symlink_to("/dev/full")
+        with pytest.raises(OSError, match=rf"^{folder} could not be written: .*No space left"):
+            save(str(folder))
