@@ -145,7 +145,7 @@ def main() -> None:
         )
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)  # of Transformers' own names
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT asks for it
 
     model, processor = load_backbone(args)
     split = "development" if args.tune else "report"

@@ -13,6 +13,7 @@ from transformers import (
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
@@ -21,7 +22,12 @@ from transformers import (
 
 import peft_ncgeo  # noqa: F401  registers the PEFT types
 
+from .deprecations import deprecations_among_user_warnings, deprecations_in_logs_and_processes  # noqa: F401
+
 IMAGE_SIZE, VOCABULARY, BOS, EOT, PAD = 16, 50, 1, 3, 0
+# Of the training argument, `CHECKPOINTING`_kwargs and the models' `CHECKPOINTING`_enable; Transformers renamed them.
+RENAMED = hasattr(PreTrainedModel, "activation_checkpointing_enable")
+CHECKPOINTING = "activation_checkpointing" if RENAMED else "gradient_checkpointing"
 
 
 TEXT = {
@@ -65,6 +71,11 @@ def tiny_vit(**overrides) -> ViTModel:
 
 def tiny_vit_classifier(**overrides) -> ViTForImageClassification:
     return tiny(ViTForImageClassification, ViTConfig(**VIT), **overrides)
+
+
+def checkpoint(model: torch.nn.Module, reentrant: bool = False) -> None:
+    """Let its layers be computed again in the backward pass."""
+    getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": reentrant})
 
 
 def pixels(batch: int = 3, seed: int = 0) -> torch.Tensor:

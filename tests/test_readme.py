@@ -15,7 +15,7 @@ HUB_BLOCKS = [block for block in ALL_BLOCKS if '"user/' in block]
 BLOCKS = [block for block in ALL_BLOCKS if block not in HUB_BLOCKS]
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert len(BLOCKS) == 10

@@ -34,7 +34,8 @@ def cluster_features(features: Tensor, num_clusters: int, seed: int = 0) -> Tens
     rng, best, labels = np.random.default_rng(seed), np.inf, np.zeros(len(points), dtype=int)
     for _ in range(_RESTARTS):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of empty clusters, which are removed below
+            for category in (UserWarning, RuntimeWarning):  # of empty clusters, which are removed below
+                warnings.simplefilter("ignore", category)
             centres, found = kmeans2(points, num_clusters, minit="++", seed=rng)
         spread = np.square(points - centres[found]).sum()
         if spread < best:

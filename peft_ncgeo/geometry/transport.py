@@ -59,7 +59,8 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
     else:
         epsilon = DEFAULT_EPSILON if epsilon is None else epsilon
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # POT's word on convergence; the marginals say more
+            for category in (UserWarning, RuntimeWarning):  # POT's word on convergence; the marginals say more
+                warnings.simplefilter("ignore", category)
             reg = epsilon * float(values.mean())
             plan = ot.solve(values, a, b, reg=reg, max_iter=2000, tol=1e-5).plan
         error = max(np.abs(n * plan.sum(1) - 1).max(), np.abs(m * plan.sum(0) - 1).max())

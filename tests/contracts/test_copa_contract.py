@@ -41,7 +41,6 @@ from peft_ncgeo.tuners.copa import CoPALayer, Residual
 from ..conftest import VIT, pixels, tiny, tiny_clip, tiny_vit, tiny_vit_classifier
 from .test_peft_contract import CLIP, DINO, RESNET, SIGLIP, SIGLIP_VISION, clip_part
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 BOTTLENECK = ResNetConfig(
     embedding_size=8, hidden_sizes=[16, 32], depths=[2, 1], layer_type="bottleneck", downsample_in_bottleneck=True
 )

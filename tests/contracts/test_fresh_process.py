@@ -15,7 +15,7 @@ from .test_peft_contract import CASES, outputs
 
 LOADER = """
 import sys, warnings
-warnings.simplefilter("ignore")
+warnings.simplefilter("ignore", UserWarning)
 import torch, transformers, peft_ncgeo
 from pathlib import Path
 for folder in sorted(Path(sys.argv[1]).iterdir()):
@@ -39,7 +39,7 @@ def first_output(out) -> torch.Tensor:
     return next(out[name] for name in names if out.get(name) is not None)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_model_trains_and_loads_in_a_fresh_process(tmp_path):
     for name, case in CASES.items():
         case.build().save_pretrained(tmp_path / "bases" / name)
@@ -73,7 +73,7 @@ def test_every_model_trains_and_loads_in_a_fresh_process(tmp_path):
         torch.save({"class": type(base).__name__, "inputs": calls, "outputs": results}, folder / "expected.pt")
     command = [sys.executable, "-c", LOADER, str(tmp_path / "adapters")]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore", UserWarning)
         result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.split() == sorted(CASES)

@@ -41,7 +41,7 @@ from peft_ncgeo.geometry import simplex_etf
 from peft_ncgeo.towers import find_towers, image_features, text_features, unwrap
 from peft_ncgeo.tuners.copa import CoPALayer
 
-from ..conftest import TEXT, VISION, VIT, pixels, texts, tiny, tiny_clip, tiny_vit, tiny_vit_classifier
+from ..conftest import TEXT, VISION, VIT, checkpoint, pixels, texts, tiny, tiny_clip, tiny_vit, tiny_vit_classifier
 
 PHRASE = [6, 7, 8, 9]  # token ids: tiny models have no tokenizer
 
@@ -215,10 +215,7 @@ CASES = {
         transformer=False,
     ),
 }
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*all of them get prompts"),
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*all of them get prompts")
 
 
 @pytest.fixture(params=CASES, scope="module")
@@ -436,7 +433,7 @@ def test_gradient_checkpointing_changes_nothing(case):
         return
     model = adapted(case).train()
     expected = gradients(model, case.slots)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint(model)
     torch.testing.assert_close(gradients(model, case.slots), expected)
 
 

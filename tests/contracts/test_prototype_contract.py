@@ -20,7 +20,6 @@ from ..conftest import pixels, tiny, tiny_clip, tiny_images, tiny_processor, tin
 from ..losses.batches import unit_rows
 from .test_peft_contract import DINO, PROMPTS, RESNET, prototypes, uneven
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 FILE_KEY = "base_model.model.classifier.ncgeo_prototype_classifier.prototypes"
 
 

@@ -25,7 +25,6 @@ from ..conftest import VIT, pixels, tiny, tiny_images, tiny_processor, tiny_vit
 from ..contracts.test_copa_contract import BACKBONES, message
 from ..losses.batches import unit_rows
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 LABELS = [2, 0, 1, 1, 0, 2, 2, 2, 0]
 WORDS = ["stork", "owl", "heron", "heron", "owl", "stork", "stork", "stork", "owl"]
 SETTINGS = {"steps": 5, "lr": 0.02}

@@ -234,7 +234,8 @@ print(groups.compute(predictions=[0, 2, 1], references=[0, 1, 2], class_counts=[
 
 def test_loads_without_a_network(tmp_path):
     caches = {name: str(tmp_path / name) for name in ("HF_HOME", "HF_MODULES_CACHE")}
-    environment = {**os.environ, **caches, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "error::UserWarning:evaluate"}
+    filters = f"{os.environ['PYTHONWARNINGS']},error::UserWarning:evaluate"
+    environment = {**os.environ, **caches, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": filters}
     for name in ("HF_METRICS_CACHE", "HF_EVALUATE_CACHE"):
         environment.pop(name, None)
     done = subprocess.run(

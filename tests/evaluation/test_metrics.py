@@ -16,8 +16,6 @@ from peft_ncgeo.evaluation.metrics import class_groups
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor
 from ..training.runs import prompted_clip, trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
-
 # ---- many, medium and few ---------------------------------------------------------------------------------------
 
 COUNTS = [500, 101, 100, 21, 20, 1, 0]

@@ -11,7 +11,6 @@ from peft_ncgeo.geometry.sphere import cosine_logits
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 IMAGES = tiny_images(7)["image"][:]
 
 
@@ -66,7 +65,6 @@ def test_text_features_are_kept_until_something_changes():
     assert not torch.allclose(c.text_features(NAMES), changed)
 
 
-@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 def test_from_pretrained_in_three_ways(tmp_path):
     c = classifier()
     expected = c.predict_proba(IMAGES, NAMES)

@@ -19,7 +19,7 @@ from peft_ncgeo.training import Recipe
 
 from .test_examples import ROOT, run_example, updated
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 RECIPES = sorted((ROOT / "examples" / "recipes").rglob("*.yaml"))
 DEMO = ROOT / "examples" / "recipes" / "demo"
 MODEL = str(ASSETS / "mini_clip")

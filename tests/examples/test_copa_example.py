@@ -13,7 +13,7 @@ from peft_ncgeo.protocols import EpisodeResults
 from .test_examples import run_example, updated
 from .test_image_examples import own  # noqa: F401  a fixture
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 FEW = ["--ways", "5", "--shots", "1", "--episodes", "3", "--domains", "twemoji", "digits"]
 METHODS = ["nearest prototype", "URL", "URL, lr 1", "CoPA", "CoPA + adapters"]
 

@@ -20,7 +20,7 @@ from peft_ncgeo.losses import OTPreservation
 from peft_ncgeo.training import Recipe
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def run_example(name: str, *arguments: str, monkeypatch) -> None:

@@ -191,7 +191,7 @@ def same(ours: object, recipes: object) -> None:
     assert fields(ours) == fields(recipes)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 def test_blocks_run(block):
     assert set(run(block)) - {"__builtins__"}

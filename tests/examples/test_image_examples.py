@@ -22,7 +22,7 @@ from peft_ncgeo.training import Recipe
 from .test_benchmarks import updated
 from .test_examples import ROOT, run_example
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 DEMO, RESULTS = ROOT / "examples" / "recipes" / "images" / "demo", ROOT / "examples" / "results"
 SHORT = ["--num_train_epochs", "1"]
 

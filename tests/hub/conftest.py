@@ -36,7 +36,7 @@ def user(loopback) -> Iterator[User]:
 TUNED = f"""
 import sys, warnings
 sys.path.append({str(Path(__file__).parents[2])!r})
-warnings.simplefilter("ignore")
+warnings.simplefilter("ignore", UserWarning)
 from transformers import CLIPModel, pipeline
 import peft_ncgeo
 from peft_ncgeo import FewShotClassifier, ZeroShotClassifier

@@ -28,7 +28,6 @@ from ..training.runs import trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*all of them get prompts"),
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),
     pytest.mark.filterwarnings("ignore:num_classes=3, but the model names 5 labels"),
 ]
 KEYS = {

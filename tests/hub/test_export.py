@@ -19,7 +19,6 @@ from peft_ncgeo.hub import export_classifier
 from ..conftest import NAMES, TEXT, VISION, tiny, tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),
     pytest.mark.filterwarnings("ignore:.*all of them get prompts"),
     pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time"),
     pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute"),

@@ -10,8 +10,6 @@ from peft_ncgeo.hub import load_adapter
 
 from ..conftest import tiny_clip, tiny_vit, tiny_vit_classifier
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
-
 
 @pytest.fixture
 def adapter(tmp_path):

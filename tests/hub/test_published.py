@@ -12,8 +12,6 @@ from peft_ncgeo.towers import image_features, text_features
 
 from ..conftest import pixels, texts, tiny_clip
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
-
 
 def tuned(config: NPTConfig):
     torch.manual_seed(3)

@@ -36,7 +36,7 @@ def test_template_is_the_package_own():
     assert {path.name for path in CARDS.iterdir() if path.is_dir()} == set(make_cards.CARDS)
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_record_is_what_training_gives():
     kept = json.loads((CARDS / "copa" / "record.json").read_text())
     again = make_cards.CARDS["copa"].train(kept["seed"])

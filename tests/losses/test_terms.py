@@ -61,7 +61,7 @@ STAND_INS = {"alignment", "alignment_of_means"}  # these take texts where there 
 @pytest.fixture(autouse=True)
 def _quiet():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore", UserWarning)
         yield
 
 

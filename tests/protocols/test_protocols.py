@@ -47,7 +47,7 @@ SIX = [*NAMES, "red tree"]
 @pytest.fixture(autouse=True)
 def _quiet():
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore", UserWarning)
         yield
 
 

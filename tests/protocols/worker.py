@@ -17,7 +17,7 @@ from ..conftest import tiny_clip, tiny_images, tiny_processor
 from .test_protocols import COOP, SIX
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore", UserWarning)
     folder = sys.argv[1]
     # what was registered first is called last
     note = Path(folder, f"group-{os.environ['RANK']}")

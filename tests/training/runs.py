@@ -36,7 +36,7 @@ class Pointwise(Regularizer):
 def prompted_clip(seed: int = 3, **fields):
     torch.manual_seed(seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore", UserWarning)
         return get_peft_model(tiny_clip(), NPTConfig.ivlp(text_init=[6, 7, 8, 6], **fields))
 
 

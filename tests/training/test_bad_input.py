@@ -28,8 +28,6 @@ from peft_ncgeo.training.state import FILE_NAME
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit
 from .runs import Pointwise, lora_clip, ot_and_budget, prompted_clip, prototypes, trainer, vit, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
-
 
 def test_checkpoint_of_other_losses_is_refused(tmp_path):
     trainer(tmp_path, losses=ot_and_budget(), save_strategy="steps", save_steps=2).train()

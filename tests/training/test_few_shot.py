@@ -26,7 +26,6 @@ from ..conftest import pixels, tiny, tiny_images, tiny_processor, tiny_vit
 from ..contracts.test_copa_contract import BACKBONES, adapted, first_token
 from ..losses.batches import unit_rows
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 URL = {"steps": 40, "lr": 0.1, "weight_decay": 0.0, "optimizer": torch.optim.Adadelta}
 TEMPERATURE = math.exp(-2)
 LABELS = [2, 0, 1, 1, 0, 2, 2, 2, 0]  # unsorted, 3, 2 and 4 shots

@@ -9,10 +9,10 @@ from torch import nn
 from peft_ncgeo.losses import OTPreservation
 from peft_ncgeo.training.half_weights import HalfWeights
 
-from ..conftest import pixels, tiny_images
+from ..conftest import CHECKPOINTING, pixels, tiny_images
 from .runs import lora_clip, prompted_clip, trainer, vit, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 @pytest.mark.parametrize("build", [prompted_clip, lora_clip, vit])
@@ -21,7 +21,7 @@ def test_training_is_autocasts_own(tmp_path, monkeypatch, build, checkpointing):
     results = []
     for cast in (True, False):
         losses = [] if build is vit else [OTPreservation(weight=1.0)]
-        options = {"bf16": True, "max_steps": 4, "gradient_checkpointing": checkpointing}
+        options = {"bf16": True, "max_steps": 4, CHECKPOINTING: checkpointing}
         run = trainer(tmp_path, build(), losses, **options)
         if not cast:
             monkeypatch.setattr(HalfWeights, "__enter__", lambda self: self)

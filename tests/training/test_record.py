@@ -20,10 +20,7 @@ from peft_ncgeo.training.record import Part
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit
 from .runs import lora_clip, prompted_clip, trainer, vit, weights
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*all of them get prompts"),
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*all of them get prompts")
 NEW = ["red bird", "blue tree", "green cat"]
 SPEEDS = ("runtime", "second", "steps", "time")
 

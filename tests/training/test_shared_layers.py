@@ -11,10 +11,10 @@ from peft_ncgeo import NPTConfig
 from peft_ncgeo.losses import OTPreservation
 from peft_ncgeo.training.shared_layers import SharedLayers
 
-from ..conftest import tiny_clip
+from ..conftest import CHECKPOINTING, tiny_clip
 from .runs import Pointwise, trainer, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def later(first_layer: int, base=None, **fields):
@@ -39,7 +39,7 @@ def run_of(folder, model, share: bool, **options):
 
 
 @pytest.mark.parametrize("first_layer", [1, 2])
-@pytest.mark.parametrize("options", [{}, {"gradient_checkpointing": True}, {"bf16": True}])
+@pytest.mark.parametrize("options", [{}, {CHECKPOINTING: True}, {"bf16": True}])
 def test_training_is_the_same_to_the_last_bit(tmp_path, first_layer, options):
     results = []
     for share in (True, False):

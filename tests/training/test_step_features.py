@@ -12,10 +12,10 @@ from peft_ncgeo.data.images import LabelledImages
 from peft_ncgeo.losses import OTPreservation
 from peft_ncgeo.training.view_features import FixedViews, never_changes
 
-from ..conftest import NAMES, tiny_clip, tiny_images
+from ..conftest import CHECKPOINTING, NAMES, tiny_clip, tiny_images
 from .runs import Pointwise, lora_clip, prompted_clip, trainer, vit, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def text_only():
@@ -190,7 +190,7 @@ def test_backward_stops_at_the_first_prompt_also_under_checkpointing(tmp_path, f
             run.train()
         return counter.get_total_flops()
 
-    plain, checkpointed = flops(), flops(gradient_checkpointing=True)
-    whole = flops(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True})
+    plain, checkpointed = flops(), flops(**{CHECKPOINTING: True})
+    whole = flops(**{CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}})
     assert plain < checkpointed < 1.35 * plain
     assert checkpointed < 0.82 * whole

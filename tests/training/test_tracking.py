@@ -13,7 +13,7 @@ from peft_ncgeo.losses import LanguageCollapse, OTPreservation
 from ..conftest import tiny_images
 from .runs import trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def scalars(folder: Path) -> dict[tuple[str, int], float]:

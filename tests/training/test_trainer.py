@@ -11,10 +11,8 @@ from peft_ncgeo import NPTConfig, ZeroShotClassifier
 from peft_ncgeo.hub import load_adapter
 from peft_ncgeo.losses import OTPreservation
 
-from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor
+from ..conftest import CHECKPOINTING, NAMES, tiny_clip, tiny_images, tiny_processor
 from .runs import Pointwise, lora_clip, ot_and_budget, prompted_clip, trainer, vit, weights
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
 
 
 def test_accumulated_micro_batches_equal_one_batch(tmp_path):
@@ -180,7 +178,7 @@ def test_bf16(tmp_path, bf16):
 def test_gradient_checkpointing(tmp_path):
     results = []
     for enabled in (False, True):
-        run = trainer(tmp_path, losses=ot_and_budget(), max_steps=3, activation_checkpointing=enabled)
+        run = trainer(tmp_path, losses=ot_and_budget(), max_steps=3, **{CHECKPOINTING: enabled})
         run.train()
         results.append(weights(run.model))
     torch.testing.assert_close(*results)

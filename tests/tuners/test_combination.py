@@ -13,10 +13,7 @@ from peft_ncgeo.tuners.combination import spherical
 from ..conftest import tiny_clip, tiny_vit_classifier
 from ..contracts.test_peft_contract import CASES, Case, adapted, assert_same, outputs
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*all of them get prompts"),
-    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*all of them get prompts")
 METHODS = [
     "clip-ivlp",
     "clip-ivlp-first_layer",

@@ -36,7 +36,7 @@ from ..conftest import (
     tiny_vit_classifier,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing", "ignore:.*all of them get prompts")
+pytestmark = pytest.mark.filterwarnings("ignore:.*all of them get prompts")
 
 
 @torch.no_grad()

@@ -20,8 +20,6 @@ from peft_ncgeo.towers import find_towers, image_features, text_features
 
 from ..conftest import pixels, texts, tiny_clip, tiny_vit
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
-
 
 @pytest.fixture(scope="module")
 def vit_b16() -> CLIPModel:

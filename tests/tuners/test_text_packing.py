@@ -14,9 +14,9 @@ from peft_ncgeo import NPTConfig
 from peft_ncgeo.towers import text_features
 from peft_ncgeo.tuners.text_packing import lay_out
 
-from ..conftest import BOS, EOT, PAD, tiny_clip
+from ..conftest import BOS, EOT, PAD, checkpoint, tiny_clip
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 CONFIGS = {
     "coop": NPTConfig.coop(num_text_tokens=4),
     "ivlp": NPTConfig.ivlp(),
@@ -100,7 +100,7 @@ def test_under_gradient_checkpointing(reentrant):
     texts, results = class_texts(), []
     for pack in (True, False):
         model = prompted(CONFIGS["ivlp"], pack, dtype=torch.float64).train()
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        checkpoint(model, reentrant)
         results.append(passes(model, texts))
     torch.testing.assert_close(results[0], results[1], atol=1e-11, rtol=1e-11)
 
@@ -108,7 +108,7 @@ def test_under_gradient_checkpointing(reentrant):
 def test_checkpointed_layers_keep_their_mask_when_another_pass_comes_between():
     model = prompted(CONFIGS["ivlp"], True, dtype=torch.float64).train()
     expected = passes(model, class_texts())[1]
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint(model)
     model.zero_grad()
     features = text_features(model, **class_texts())
     with torch.no_grad():
@@ -211,7 +211,7 @@ def test_compiled_it_pads():
     model = prompted(CONFIGS["deep_text"], True).eval()
     texts = class_texts()
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore", UserWarning)
         expected = text_features(prompted(CONFIGS["deep_text"], False).eval(), **texts)
         compiled = torch.compile(lambda **inputs: text_features(model, **inputs), backend="eager")
         torch.testing.assert_close(compiled(**texts), expected)
