@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test interruptions quality style benchmark table cards
+.PHONY: demo test interruptions quality style benchmark table cards versions
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,3 +38,7 @@ table: $(INSTALLED)  ## write the last results of the examples into README.md
 
 cards: $(INSTALLED)  ## render hub_cards from their records; train those without one
 	$(BIN)/python examples/make_cards.py
+
+versions:  ## the tests with the declared lower bounds and with the newest releases, each in an environment of its own
+	$(PYTHON) tests/run_versions.py --python python3.10 --constraint constraints-oldest.txt
+	$(PYTHON) tests/run_versions.py

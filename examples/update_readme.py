@@ -3,6 +3,7 @@
 python examples/train_prompt_ot.py && python examples/compare_transport.py
 python examples/benchmark_base_new.py && python examples/benchmark_space_alignment.py
 python examples/benchmark_prototypes.py && python examples/adapt_copa.py
+python tests/run_versions.py --python python3.10 --constraint constraints-oldest.txt
 python examples/update_readme.py
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import statistics
 from pathlib import Path
@@ -233,6 +235,21 @@ def kept_episodes(results: EpisodeResults) -> dict:
     return {"note": results.note, "seen": results.seen, "accuracy": accuracy, "means": means}
 
 
+def write_versions(kept: Path, readme: str) -> str:
+    """What `tests/run_versions.py` found with each set of versions, the oldest first."""
+    results = [json.loads(path.read_text()) for path in kept.glob("*.json")]
+    if not results:
+        return readme
+    names = list(results[0]["versions"])
+    results.sort(key=lambda result: [[*map(int, re.findall(r"\d+", result["versions"][name]))] for name in names])
+    lines = [f"| {' | '.join(names)} | tests | passed | failed | skipped |", "|---" * (len(names) + 4) + "|"]
+    for result in results:
+        parts = ", ".join("all" if part == "tests" else f"`{part.removeprefix('tests/')}`" for part in result["tests"])
+        counts = (parts, result["passed"], len(result["failed"]), result["skipped"])
+        lines.append(f"| {' | '.join(map(str, (*result['versions'].values(), *counts)))} |")
+    return write_table(readme, "versions", "\n".join(lines) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--outputs", type=Path, default=ROOT / "outputs", help="where the runs left their results")
@@ -253,6 +270,7 @@ def main() -> None:
     for run, write in (("space_alignment", write_alignment), ("prototypes_table", write_prototypes)):
         if (args.outputs / run / "results.json").exists():
             args.readme.write_text(write(args.outputs / run, kept, args.readme.read_text()))
+    args.readme.write_text(write_versions(ROOT / "tests" / "versions", args.readme.read_text()))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 PACKAGE = Path(__file__).parents[1] / "peft_ncgeo"
 # each part -> the parts it may import; everything may import what its own row names, nothing else
@@ -80,6 +81,17 @@ def test_every_import_is_declared():
             for module in (m.split(".")[0] for m in modules):
                 if module not in sys.stdlib_module_names | {"peft_ncgeo"} | extras.get(path.stem, set()):
                     assert names.get(module, module).lower() in declared, (path, module)
+
+
+def test_the_oldest_set_is_the_declared_bounds():
+    """Of all that the tests import; the other tools are any version that is installed."""
+    root = PACKAGE.parent
+    bounds = dict(re.findall(r'"([A-Za-z0-9_-]+)>=([\d.]+)"', (root / "pyproject.toml").read_text()))
+    pins = dict(re.findall(r"^(\S+)==(\S+)$", (root / "constraints-oldest.txt").read_text(), flags=re.MULTILINE))
+    tools = {"build", "mypy", "resvg-py", "ruff", "scikit-learn", "setuptools"}
+    assert {name: Version(pin) for name, pin in pins.items()} == {
+        name: Version(bound) for name, bound in bounds.items() if name not in tools
+    }
 
 
 def test_importing_the_package_imports_no_trainer():
