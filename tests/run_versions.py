@@ -1,7 +1,7 @@
 """Run the tests with other versions: a new environment, the tests, and their counts as one file in tests/versions.
 
 python tests/run_versions.py --python python3.10 --constraint constraints-oldest.txt
-python tests/run_versions.py --python python3.12 --tests tests/tuners tests/contracts -- transformers==5.10.0 peft==0.21.0
+python tests/run_versions.py --python python3.12 --tests tests/tuners tests/losses -- transformers==5.10.1 peft==0.21.0
 python examples/update_readme.py
 """
 

@@ -147,7 +147,8 @@ class FewShotClassifier:
             raise ValueError(f"{repo_id} has no {PROTOTYPES}; write it with FewShotClassifier.save_pretrained.")
         try:
             with safe_open(folder / PROTOTYPES, "pt") as file:
-                prototypes, classes = file.get_tensor("prototypes"), json.loads(file.metadata()["classes"])
+                classes = json.loads(file.metadata()["classes"])
+                prototypes = file.get_tensor("prototypes").clone()  # else they are the file, and change with it
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{PROTOTYPES} in {repo_id} is damaged: {error}") from error
         layer: Any = copa_layer(model)

@@ -213,6 +213,19 @@ def test_round_trip(name, fields, labels, tmp_path):
     assert_same(FewShotClassifier.from_pretrained(str(tmp_path / "again"), BACKBONES[name].build()), classifier)
 
 
+def test_a_loaded_classifier_keeps_its_prototypes_when_its_files_are_written_over(folder):
+    loaded = FewShotClassifier.from_pretrained(folder, tiny_vit())
+    expected = loaded.predict_proba(images())
+    with (folder / PROTOTYPES).open("r+b") as file:
+        size = 4 * loaded.prototypes.numel()
+        file.seek(-size, 2)
+        file.write(bytes(size))
+    assert torch.equal(loaded.predict_proba(images()), expected)
+    for _ in range(2):
+        loaded.save_pretrained(folder)
+    assert torch.equal(FewShotClassifier.from_pretrained(folder, tiny_vit()).predict_proba(images()), expected)
+
+
 def test_what_the_files_hold(saved):
     classifier, folder = saved
     with safe_open(folder / PROTOTYPES, "pt") as file:
