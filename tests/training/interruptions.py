@@ -97,7 +97,7 @@ def train(
     case: str, output_dir: str, kill_at: int = -1, delay: float = 0.0, rank: int = 0, limit: int | None = None
 ) -> None:
     """Start a training, or go on with it. What it comes to is written when it has ended."""
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore", UserWarning)
     options = CASES[case]()
     if int(os.environ.get("RANK", 0)) == rank:
         options["callbacks"].append(Killer(kill_at, delay))

@@ -178,7 +178,7 @@ def run(name: str, options: dict[str, Any], output_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore")
+    warnings.simplefilter("ignore", UserWarning)
     for name, make in {**WHOLE, **ALONE}.items():
         torch.manual_seed(0)
         run(name, make(), Path(sys.argv[1]) / name)
