@@ -23,7 +23,12 @@ class WrapperModel(BaseTuner):
     target_module_mapping = {}  # noqa: RUF012  as PEFT declares it
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """PEFT's own, after a look at the adapters of other methods that the model holds already."""
+        """PEFT's own, after a look at the adapters of other methods that the model holds already.
+
+        The config alone says what is wrapped. PEFT would take a `state_dict`'s word for it, in which layers without
+        parameters of their own are missing: those that take vision prompts away again, or pack texts.
+        """
+        kwargs.pop("state_dict", None)
         if isinstance(model, PeftModel):
             raise ValueError("The model is a PeftModel; pass what is inside it, model.get_base_model().")
         for module in model.modules():

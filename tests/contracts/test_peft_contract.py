@@ -11,7 +11,14 @@ from functools import partial
 
 import pytest
 import torch
-from peft import AutoPeftModel, PeftModel, get_peft_model
+from peft import (
+    AutoPeftModel,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
 from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -356,6 +363,19 @@ def test_native_load_adapter(case, tmp_path):
     assert_same(outputs(loaded, case.slots), outputs(model, case.slots), case)
     loaded.disable_adapters()
     assert torch.equal(outputs(loaded, case.slots), base)
+
+
+@torch.no_grad()
+def test_injection_by_a_state_dict_is_injection_by_the_config(case, recwarn):
+    """PEFT offers both; layers that an adapter needs without a parameter in them are in no state dict."""
+    torch.manual_seed(3)
+    given = inject_adapter_in_model(case.config(), case.build())
+    tensors = get_peft_model_state_dict(given)
+    recwarn.clear()
+    injected = inject_adapter_in_model(case.config(), case.build(), state_dict=tensors)
+    assert not [w for w in recwarn if "inconsistency" in str(w.message)]
+    assert not set_peft_model_state_dict(injected, tensors).unexpected_keys
+    assert_same(outputs(injected.eval(), case.slots), outputs(given.eval(), case.slots), case)
 
 
 @torch.no_grad()
