@@ -183,3 +183,14 @@ def test_npt(own_set, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "adapter_model.safetensors").exists()
     run_example("train_npt.py", *short, "--dataset_name", str(own_set[0]), "--shots", "8", monkeypatch=monkeypatch)
     assert "8 to 1 a class" in capsys.readouterr().out
+
+
+def test_import_benchmark_compares_what_comes_on_top_of_an_empty_process(capsys, monkeypatch):
+    script = runpy.run_path(str(ROOT / "examples" / "benchmark_import.py"))
+    seconds = {script["NOTHING"]: 0.5, script["HOST"]: 4.5, script["PLUGIN"]: 5.5}
+    monkeypatch.setitem(script["main"].__globals__, "cpu_seconds", seconds.get)
+    monkeypatch.setattr(sys, "argv", ["benchmark_import.py"])
+    script["main"]()
+    host, plugin, ratio = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert (float(host[0]), float(plugin[0]), float(ratio[0])) == (4.0, 5.0, 1.25)
+    assert script["cpu_seconds"]("sum(range(10**6))") > 0
