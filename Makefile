@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test interruptions quality style benchmark table cards versions
+.PHONY: demo test interruptions quality style benchmark table cards versions coverage
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,9 @@ test: $(INSTALLED)
 
 interruptions: $(INSTALLED)  ## kill two trainings 25 times each and compare what they come to
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/training/test_interruptions.py --kills 25
+
+coverage: $(INSTALLED)  ## the tests, and which lines and branches none of them reaches
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov peft_ncgeo --cov-branch
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .
