@@ -59,6 +59,14 @@ def long_tailed(
     Raises:
         ValueError: both rules or neither, an argument out of range, fewer than two classes, or a class with fewer
             samples than `n_k`, named.
+
+    Example:
+
+    >>> from datasets import ClassLabel
+    >>> animals = Dataset.from_dict({"label": [0, 1, 2] * 16})
+    >>> tail = long_tailed(animals.cast_column("label", ClassLabel(names=["cat", "dog", "panda"])), tau=0.25)
+    >>> class_counts(tail).tolist(), realised_imbalance_factor(tail)
+    ([16, 8, 4], 4.0)
     """
     whole: Callable[[float], int]
     if tau is not None and imbalance_factor is None:

@@ -33,6 +33,16 @@ def base_new_split(dataset: Dataset, label_column: str = "label") -> DatasetDict
 
     Raises:
         ValueError: fewer than four classes, since either half needs two.
+
+    Example:
+
+    >>> animals = Dataset.from_dict({"image": list("abcde"), "label": [0, 1, 2, 3, 3]})
+    >>> animals = animals.cast_column("label", ClassLabel(names=["cat", "dog", "panda", "bird"]))
+    >>> halves = base_new_split(animals)
+    >>> {half: part.features["label"].names for half, part in halves.items()}
+    {'base': ['cat', 'dog'], 'new': ['panda', 'bird']}
+    >>> halves["new"]["label"][:]
+    [0, 1, 1]
     """
     count = len(class_names(dataset, label_column))
     if count < 4:

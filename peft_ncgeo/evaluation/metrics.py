@@ -44,6 +44,21 @@ def evaluate_groups(
 
     Raises:
         ValueError: other shapes, a label that is no class index, or what `class_groups` refuses.
+
+    Example:
+
+    >>> round(harmonic_mean(0.8, 0.6), 4)
+    0.6857
+
+    Example:
+
+    >>> evaluate_groups(predictions=[0, 1, 1, 2], labels=[0, 1, 2, 2], class_counts=[150, 50, 5])
+    {'many': 1.0, 'medium': 1.0, 'few': 0.5}
+
+    Example:
+
+    >>> accuracy([0, 0, 0, 0], [0, 0, 0, 1]), balanced_accuracy([0, 0, 0, 0], [0, 0, 0, 1])
+    (0.75, 0.5)
     """
     groups = class_groups(class_counts, thresholds)
     predictions, labels = np.asarray(predictions), np.asarray(labels)

@@ -32,12 +32,13 @@ class NeuralCollapse:
 
     Example:
 
-    ```python
-    collapse = NeuralCollapse(num_classes=10, dim=512)
-    for features, labels in batches:
-        collapse.update(features, labels)
-    collapse.all_reduce().compute(weights)["nc1"]
-    ```
+    >>> from peft_ncgeo.geometry import simplex_etf
+    >>> means, collapse = simplex_etf(num_classes=3, dim=2), NeuralCollapse(num_classes=3, dim=2)
+    >>> for noise in (0.1, -0.1):
+    ...     _ = collapse.update(means + noise, torch.tensor([0, 1, 2]))
+    >>> numbers = collapse.all_reduce().compute(weights=means)
+    >>> {name: round(numbers[name], 4) for name in ("nc1_trace", "nc2", "nc3", "nc4")}
+    {'nc1_trace': 0.02, 'nc2': 0.0, 'nc3': 0.0, 'nc4': 1.0}
 
     Reference: V. Papyan, X. Y. Han, D. L. Donoho, Prevalence of neural collapse during the terminal phase of deep
     learning training, PNAS 2020.

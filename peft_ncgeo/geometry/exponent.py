@@ -72,6 +72,15 @@ def error_exponent(means: Tensor, weights: Tensor, bias: Tensor | None = None) -
         ValueError: as [`class_exponents`] does.
 
     Reference: arXiv 2512.07844.
+
+    Example:
+
+    >>> from peft_ncgeo.geometry import simplex_etf
+    >>> means = simplex_etf(3, 2)
+    >>> round(float(error_exponent(means, weights=means)), 4)
+    0.375
+    >>> round(float(error_exponent(means, weights=-means)), 4)
+    0.0
     """
     return worst_exponent(class_exponents(means, weights, bias))
 
@@ -115,6 +124,14 @@ def exponent_ratio(means: Tensor, weights: Tensor, bias: Tensor | None = None) -
         ValueError: as [`class_exponents`] does.
 
     Reference: arXiv 2512.07844; the ratio is ours.
+
+    Example:
+
+    >>> means = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
+    >>> float(exponent_ratio(means, weights=means, bias=-means.square().sum(1) / 2))
+    1.0
+    >>> round(float(exponent_ratio(means, weights=means)), 2)
+    0.52
     """
     return share_of_best(error_exponent(means, weights, bias), means)
 

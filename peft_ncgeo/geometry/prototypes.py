@@ -79,6 +79,12 @@ def minority_margin(class_counts: Tensor | Sequence[int], dim: int, strength: fl
             so large that all but the rarest class have p = 0.
 
     Reference: J. Gill, V. Vakilian, C. Thrampoulidis, arXiv 2310.00893.
+
+    Example:
+
+    >>> w = minority_margin([100, 100, 1], dim=2)
+    >>> (w @ w.T).round(decimals=2).tolist()
+    [[1.0, 0.35, -0.82], [0.35, 1.0, -0.82], [-0.82, -0.82, 1.0]]
     """
     counts = torch.as_tensor(class_counts).detach().to("cpu", torch.float64)
     if counts.dim() != 1 or len(counts) < 2:

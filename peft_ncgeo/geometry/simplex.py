@@ -26,6 +26,12 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torc
         ValueError: fewer than two classes, or `d < K - 1`, where no simplex ETF exists.
 
     Reference: V. Papyan et al., Prevalence of neural collapse, PNAS 2020.
+
+    Example:
+
+    >>> etf = simplex_etf(num_classes=3, dim=8)
+    >>> (etf @ etf.T).round(decimals=4).tolist()
+    [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
     """
     if num_classes < 2:
         raise ValueError(f"A simplex ETF needs at least 2 classes, got {num_classes}.")
@@ -117,6 +123,14 @@ def gram_distance(a: Tensor, b: Tensor) -> Tensor:
 
     Raises:
         ValueError: different numbers of points.
+
+    Example:
+
+    >>> triangle, turned = simplex_etf(3, 2), 5 * simplex_etf(3, 8, seed=1)
+    >>> round(float(gram_distance(triangle, turned)), 4)
+    0.0
+    >>> round(float(gram_distance(triangle, torch.eye(3, dtype=torch.float64))), 4)
+    0.6058
     """
     if len(a) != len(b):
         raise ValueError(f"gram_distance compares as many points with as many, got {len(a)} and {len(b)}.")

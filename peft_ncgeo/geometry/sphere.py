@@ -30,6 +30,12 @@ def modality_gap(a: Tensor, b: Tensor) -> Tensor:
         A scalar in 0..2, in float32 or wider.
 
     Reference: W. Liang et al., Mind the Gap, NeurIPS 2022, arXiv 2203.02053.
+
+    Example:
+
+    >>> images, texts = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    >>> round(float(modality_gap(images, texts)), 4)
+    0.3162
     """
     return torch.linalg.vector_norm(unit(a).mean(0) - unit(b).mean(0))
 
@@ -56,6 +62,11 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
         ValueError: `a` and `b` differ in shape, or `t` does not broadcast.
 
     Reference: K. Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985.
+
+    Example:
+
+    >>> slerp(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 5.0]]), 1 / 3)
+    tensor([[1.7321, 1.0000]])
     """
     if a.shape != b.shape:
         raise ValueError(f"a and b must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}.")

@@ -41,6 +41,16 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
             the iterations did not reach the marginals.
 
     Reference: R. Flamary et al., POT: Python Optimal Transport, JMLR 2021.
+
+    Example:
+
+    >>> cost = torch.tensor([[3.0, 1.0], [1.0, 3.0]])
+    >>> transport_plan(cost)
+    tensor([[0.0000, 0.5000],
+            [0.5000, 0.0000]])
+    >>> transport_plan(cost, solver="entropic", epsilon=1.0)
+    tensor([[0.1345, 0.3655],
+            [0.3655, 0.1345]])
     """
     import ot  # here, since it takes a second and registering a method with PEFT needs none of it
 
@@ -84,6 +94,14 @@ def transport_cost(cost: Tensor, solver: str = "exact", epsilon: float | None = 
     """Transport value `<P, C>` of the plan, a scalar whose gradient with respect to `cost` is taken as the plan P.
 
     For the exact plan that is the gradient. The entropy is never part of the value.
+
+    Example:
+
+    >>> cost = torch.tensor([[3.0, 1.0], [1.0, 3.0]], requires_grad=True)
+    >>> transport_cost(cost).backward()
+    >>> cost.grad
+    tensor([[0.0000, 0.5000],
+            [0.5000, 0.0000]])
     """
     return (transport_plan(cost, solver, epsilon) * cost).sum()
 
