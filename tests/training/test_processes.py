@@ -55,7 +55,12 @@ def is_near(got, expected, what):
         if value.numel():
             largest = max(0.02, float(value.nan_to_num().abs().amax()))
             torch.testing.assert_close(
-                got[name], value, atol=1e-4 * largest, rtol=0, equal_nan=True, msg=lambda m, n=name: f"{what}, {n}: {m}"
+                got[name],
+                value,
+                atol=1e-4 * largest,
+                rtol=0,
+                equal_nan=True,
+                msg=lambda m, n=name: f"{what}, {n}: {m}",
             )
             shares.append(float((got[name] - value).nan_to_num().abs().amax()) / largest)
     return max(shares)
