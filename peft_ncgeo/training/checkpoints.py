@@ -55,7 +55,10 @@ def last_whole(output_dir: str | Path) -> str:
             break
     broken = ", ".join(f"{name} ({what})" for name, what in flaws.items() if what)
     if "" not in flaws.values():
-        raise ValueError(f"No valid checkpoint in {output_dir} to resume from{': ' if broken else '.'}{broken}")
+        raise ValueError(
+            f"No valid checkpoint in {output_dir} to resume from{': ' if broken else ''}{broken}. Leave out "
+            "resume_from_checkpoint to begin anew."
+        )
     if broken:
         warnings.warn(f"Not whole and left aside: {broken}. Training goes on from {path.name}.", stacklevel=3)
     return str(path)

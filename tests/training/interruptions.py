@@ -19,6 +19,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from peft_ncgeo import NPTConfig
 from peft_ncgeo.losses import LDAM, ClusterCollapse, OTPreservation, SpaceAlignment
 from peft_ncgeo.training import GeometryMonitor, GradientProjection, PromptAveraging, SlerpAlignment
+from peft_ncgeo.training.checkpoints import flaw
 
 from ..conftest import tiny_clip, tiny_images
 from .runs import lora_vit, ot_and_budget, trainer, weights
@@ -64,14 +65,21 @@ STEPS = 14
 
 
 class Killer(TrainerCallback):
-    """SIGKILL for this process, so many seconds after a step has begun."""
+    """SIGKILL for this process, so many seconds after a step has begun, or has ended: checkpoints are written then."""
 
-    def __init__(self, step: int, delay: float) -> None:
-        self.step, self.delay = step, delay
+    def __init__(self, step: int, delay: float, at_end: bool) -> None:
+        self.step, self.delay, self.at_end = step, delay, at_end
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            threading.Timer(self.delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        if state.global_step == self.step and not self.at_end:
+            self._kill()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step and self.at_end:
+            self._kill()
+
+    def _kill(self) -> None:
+        threading.Timer(self.delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 
 class FileLimit(TrainerCallback):
@@ -94,13 +102,19 @@ def run_limited(case: str, output_dir: str, size: int) -> None:
 
 
 def train(
-    case: str, output_dir: str, kill_at: int = -1, delay: float = 0.0, rank: int = 0, limit: int | None = None
+    case: str,
+    output_dir: str,
+    kill_at: int = -1,
+    delay: float = 0.0,
+    at_end: bool = False,
+    rank: int = 0,
+    limit: int | None = None,
 ) -> None:
     """Start a training, or go on with it. What it comes to is written when it has ended."""
     warnings.simplefilter("ignore", UserWarning)
     options = CASES[case]()
     if int(os.environ.get("RANK", 0)) == rank:
-        options["callbacks"].append(Killer(kill_at, delay))
+        options["callbacks"].append(Killer(kill_at, delay, at_end))
     if limit is not None:
         options["callbacks"].append(FileLimit(limit))
     processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -110,7 +124,7 @@ def train(
         augmentation="crop_flip",
         **{"train": tiny_images(30), "save_strategy": "steps", "save_steps": 2, "max_steps": STEPS, **options},
     )
-    run.train(resume_from_checkpoint=any(Path(output_dir).glob("checkpoint-*")) or None)
+    run.train(resume_from_checkpoint=any(not flaw(folder) for folder in Path(output_dir).glob("checkpoint-*")))
     result = {
         "weights": weights(run.model),
         "state": {f"{own.name}.{key}": v for own in run._stateful() for key, v in own.state_dict().items()},
@@ -124,4 +138,4 @@ def train(
 
 if __name__ == "__main__":
     case, output_dir, kill_at, delay, rank = sys.argv[1:]
-    train(case, output_dir, int(kill_at), float(delay), int(rank))
+    train(case, output_dir, int(kill_at), float(delay), rank=int(rank))

@@ -64,7 +64,8 @@ def test_killed_again_and_again(tmp_path, whole, case, kills, record_property):
     chance, step, killed, half_written = random.Random(f"{case} {kills}"), 0, 0, 0
     while killed < kills:
         at = chance.randint(step, step + max(1, (STEPS - 1 - step) // (kills - killed)))
-        exit_code = train(case, str(tmp_path), at, chance.uniform(0, 0.15))
+        at_end = chance.random() < 0.5
+        exit_code = train(case, str(tmp_path), at, chance.uniform(0, 0.05 if at_end else 0.15), at_end)
         if exit_code:
             assert exit_code == -signal.SIGKILL
             killed += 1
@@ -147,7 +148,7 @@ def again(folder: Path):
 
 def test_nothing_to_resume_from(tmp_path):
     run = again(tmp_path / "new")
-    with pytest.raises(ValueError, match=r"No valid checkpoint in .*new to resume from\.$"):
+    with pytest.raises(ValueError, match=r"No valid checkpoint in .*new to resume from\. Leave out resume_"):
         run.train(resume_from_checkpoint=True)
     (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match=r"Cannot resume from .*other: .*trainer_state.json"):
