@@ -207,14 +207,21 @@ def test_a_text_alike_to_its_end_with_others():
     torch.testing.assert_close(passes(packed, texts), passes(padded, texts), atol=1e-12, rtol=1e-12)
 
 
+def compiled_features(model, texts):
+    return torch.compile(lambda **inputs: text_features(model, **inputs), backend="eager")(**texts)
+
+
 def test_compiled_it_pads():
     model = prompted(CONFIGS["deep_text"], True).eval()
     texts = class_texts()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
+        try:
+            compiled_features(tiny_clip(), texts)
+        except TypeError as error:
+            pytest.skip(f"torch {torch.__version__} does not compile CLIP without prompts either: {error}")
         expected = text_features(prompted(CONFIGS["deep_text"], False).eval(), **texts)
-        compiled = torch.compile(lambda **inputs: text_features(model, **inputs), backend="eager")
-        torch.testing.assert_close(compiled(**texts), expected)
+        torch.testing.assert_close(compiled_features(model, texts), expected)
 
 
 # ---- what is remembered -------------------------------------------------------------------------------------------
