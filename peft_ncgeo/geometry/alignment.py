@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .checks import check
+from .checks import check, check_finite, check_number, check_shape, check_whole
 from .sphere import polar, rounding, slerp, tangent
 
 PUBLISHED_STEPS = 34000  # length of the run for which the paper quotes its rotation a step
@@ -35,8 +35,8 @@ def centred_means(means: Tensor, center: bool = True) -> Tensor:
     if not center:
         return means
     centred = means - means.sum(0) / seen.sum().clamp_min(1)
-    longest = torch.linalg.vector_norm(means.detach(), dim=1).amax()
-    apart = torch.linalg.vector_norm(centred.detach(), dim=1, keepdim=True) > rounding(means.dtype) * longest
+    length, _, _ = polar(means.detach())
+    apart = polar(centred.detach())[0] > rounding(means.dtype) * length.amax()
     return centred.where(seen & apart, torch.zeros_like(centred))
 
 
@@ -53,7 +53,7 @@ def alignment(weights: Tensor, means: Tensor, center: bool = True) -> Tensor:
         is 0.
 
     Raises:
-        ValueError: shapes are wrong, or a row of means is neither finite nor wholly nan.
+        ValueError: shapes are wrong, weights are not finite, or a row of means is neither finite nor wholly nan.
 
     Reference: arXiv 2512.07844.
     """
@@ -81,10 +81,17 @@ def rotate_towards_means(
         (K, d) in float32 or wider.
 
     Raises:
-        ValueError: shapes are wrong, or a row of means is neither finite nor wholly nan.
+        ValueError: shapes are wrong, weights, fraction or threshold are not finite, or a row of means is neither
+            finite nor wholly nan.
 
     Reference: arXiv 2512.07844.
     """
+    if not isinstance(fraction, Tensor):
+        check_number("fraction", fraction)
+    check_number("threshold", threshold)
+    if threshold != threshold:
+        raise ValueError(f"threshold={threshold} must be a cosine.")
+    check_shape("weights", weights, "K", "d")
     cosines = alignment(weights.detach(), means.detach(), center)
     mu = centred_means(means, center)
     fraction = torch.as_tensor(fraction, dtype=cosines.dtype, device=cosines.device)
@@ -117,10 +124,15 @@ def project_gradient(
         (K, d) in float32 or wider.
 
     Raises:
-        ValueError: shapes are wrong, a row of means is neither finite nor wholly nan, or gamma is not in [0, 1].
+        ValueError: shapes are wrong, gradient or weights are not finite, a row of means is neither finite nor wholly
+            nan, or gamma is not in [0, 1].
 
     Reference: arXiv 2512.07844.
     """
+    check_shape("gradient", gradient, "K", "d")
+    check_shape("weights", weights, "K", "d")
+    check_finite("gradient", gradient)
+    check_number("gamma", gamma)
     if gradient.shape != weights.shape:
         raise ValueError(f"gradient must have the weights' shape {tuple(weights.shape)}, got {tuple(gradient.shape)}.")
     if not 0 <= gamma <= 1:
@@ -153,6 +165,9 @@ def slerp_fraction(step: int, steps: int, alpha: float = 0.002) -> float:
 
     Reference: arXiv 2512.07844.
     """
+    check_number("alpha", alpha)
+    check_whole("step", step)
+    check_whole("steps", steps)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha={alpha} must be in [0, 1].")
     if steps < 1:
@@ -169,8 +184,7 @@ def seen_classes(means: Tensor) -> Tensor:
     Raises:
         ValueError: `means` is not a matrix, or a row is neither finite nor wholly nan.
     """
-    if means.dim() != 2:
-        raise ValueError(f"means must have shape (K, d), got {tuple(means.shape)}.")
+    check_shape("means", means, "K", "d")
     seen = means.isfinite().all(1)
     right = seen | means.isnan().all(1)
 
@@ -184,6 +198,9 @@ def seen_classes(means: Tensor) -> Tensor:
 
 def _directions(weights: Tensor, means: Tensor, center: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Unit rows of weights and mu, (K, d), and where neither is 0, (K, 1)."""
+    check_shape("weights", weights, "K", "d")
+    check_shape("means", means, "K", "d")
+    check_finite("weights", weights)
     if weights.shape != means.shape:
         raise ValueError(f"weights must have the means' shape {tuple(means.shape)}, got {tuple(weights.shape)}.")
     mu = centred_means(means, center)

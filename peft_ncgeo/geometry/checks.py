@@ -1,10 +1,12 @@
-"""Checks of values on a device: at once, or many of them in one copy to the host."""
+"""Checks of what callers pass: of types and shapes, and of values on a device, these many in one copy to the host."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar, Token
+from numbers import Integral, Real
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,54 @@ def maybe(condition: Tensor) -> bool:
 def number(value: Tensor) -> float | Tensor:
     """`value` () as a number; inside [`DeferredChecks`] a copy of it, left on its device."""
     return float(value) if _active.get() is None else value.clone()
+
+
+def check_number(name: str, value: Any) -> None:
+    """Refuse what is no real number, with a TypeError. The range is the caller's matter, nan included."""
+    if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.dim() == 0):
+        raise TypeError(f"{name} must be a number, got {_kind(value)}.")
+
+
+def check_whole(name: str, value: Any) -> None:
+    """Refuse what is no integer, with a TypeError."""
+    if not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {_kind(value)}.")
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Refuse what is no tensor of real numbers, with a TypeError."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {_kind(value)}.")
+    if value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name} must hold real numbers, got {value.dtype}.")
+
+
+def check_shape(name: str, value: Any, *axes: str) -> None:
+    """Refuse what is no tensor of real numbers with these axes, K and d for instance, none of them of length 0."""
+    check_tensor(name, value)
+    if value.dim() != len(axes):
+        raise ValueError(f"{name} must have shape ({', '.join(axes)}), got {tuple(value.shape)}.")
+    if not value.numel():
+        raise ValueError(f"{name} is empty: its shape is {tuple(value.shape)}.")
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Refuse values that are not finite; see [`check`]."""
+
+    def refuse() -> None:
+        raise ValueError(f"{name} has non-finite values.")
+
+    if value.is_floating_point():
+        check(value.isfinite().all(), refuse)
+
+
+def deferred() -> bool:
+    """Whether a [`check`] only notes what it is asked."""
+    return _active.get() is not None
+
+
+def _kind(value: Any) -> str:
+    return repr(value) if isinstance(value, float) else f"a value of type {type(value).__name__}"
 
 
 class DeferredChecks:

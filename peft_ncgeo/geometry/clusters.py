@@ -9,6 +9,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
+from .checks import check_finite, check_shape, check_whole
 from .sphere import unit
 
 _RESTARTS = 10
@@ -26,8 +27,14 @@ def cluster_features(features: Tensor, num_clusters: int, seed: int = 0) -> Tens
         Cluster numbers `(K,)` int64 from 0 without gaps, in order of first appearance, on the device of `features`.
 
     Raises:
-        ValueError: `num_clusters` below 1 or above K.
+        ValueError: `num_clusters` below 1 or above K; features that are not finite.
     """
+    check_shape("features", features, "K", "d")
+    check_finite("features", features)
+    check_whole("num_clusters", num_clusters)
+    check_whole("seed", seed)
+    if seed < 0:
+        raise ValueError(f"seed={seed} must not be negative.")
     if not 1 <= num_clusters <= len(features):
         raise ValueError(f"num_clusters={num_clusters} must be at least 1 and at most {len(features)}, the classes.")
     points = unit(features.detach().double()).cpu().numpy()

@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .checks import check_tensor, check_whole
 from .simplex import simplex_distance
+from .sphere import moderate
 
 CUT = 1e-10  # eigenvalues of the Gram matrix below this share of the largest are rounding
 ROUNDING = 1e-12  # and so are vectors shorter than this share of what they are differences of
@@ -45,6 +47,8 @@ class NeuralCollapse:
     """
 
     def __init__(self, num_classes: int, dim: int, keep_samples: bool = True) -> None:
+        check_whole("num_classes", num_classes)
+        check_whole("dim", dim)
         if num_classes < 1 or dim < 1:
             raise ValueError(f"num_classes={num_classes} and dim={dim} must be at least 1.")
         self.num_classes, self.dim, self.keep_samples = num_classes, dim, keep_samples
@@ -79,11 +83,13 @@ class NeuralCollapse:
             Itself.
 
         Raises:
-            ValueError: a shape is wrong, labels are not integers in 0..K-1, or features are not finite. Nothing has
-                been added then.
+            ValueError: a shape is wrong, labels are not integers in 0..K-1, or features are not finite or so large
+                that their squares are not. Nothing has been added then.
             RuntimeError: after [`all_reduce`].
         """
         self._check_local("update")
+        check_tensor("features", features)
+        check_tensor("labels", labels)
         if features.dim() != 2 or features.shape[1] != self.dim:
             raise ValueError(f"features must have shape (B, {self.dim}), got {tuple(features.shape)}.")
         if labels.shape != features.shape[:1] or labels.is_floating_point():
@@ -103,15 +109,19 @@ class NeuralCollapse:
         wrong = (~x.isfinite().all(1)).nonzero().flatten()
         if len(wrong):
             raise ValueError(f"features has non-finite entries in {len(wrong)} rows, first in row {int(wrong[0])}.")
+        origin = x.mean(0) if self._is_empty() else self._origin
+        x = x - origin
+        second = x.T @ x
+        if not second.isfinite().all():
+            raise ValueError("features differ by so much that float64 cannot hold the squares; scale them.")
         if self._is_empty():
             self._counts, self._sums, self._second = (
                 state.to(device) for state in (self._counts, self._sums, self._second)
             )
-            self._origin = x.mean(0)
-        x = x - self._origin
+            self._origin = origin
         self._counts.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
         self._sums.index_add_(0, labels, x)
-        self._second += x.T @ x
+        self._second += second
         if self.keep_samples:
             self._samples.append(features.detach().to("cpu", copy=True))
         return self
@@ -200,7 +210,8 @@ class NeuralCollapse:
             center_weights: False leaves W as it is.
 
         Raises:
-            ValueError: weights or bias have the wrong shape or non-finite entries, or there is a bias without weights.
+            ValueError: weights or bias have the wrong shape or non-finite entries, there is a bias without weights, or
+                class means differ by so little that float64 cannot hold the squares.
         """
         weights = self._check_classifier("weights", weights, (self.num_classes, self.dim))
         bias = self._check_classifier("bias", bias, (self.num_classes,))
@@ -222,6 +233,10 @@ class NeuralCollapse:
 
         gram = centered @ centered.T
         lengths = centered.norm(dim=1)
+        if lengths.max() < 1e-140:
+            raise ValueError(
+                "class means differ by so little that float64 cannot hold the squares; scale the features."
+            )
         directions = centered / lengths[:, None]
         pairs = (directions @ directions.T)[~torch.eye(k, dtype=torch.bool, device=gram.device)]
         within = (self._second - sums.T @ means) / n
@@ -238,6 +253,7 @@ class NeuralCollapse:
         ]
         if weights is not None:
             w = weights[present]
+            w = moderate(w.flatten()).view_as(w)
             if center_weights:
                 w = _centered(w, w.norm(dim=1).max())
             cosines = (w * directions).sum(1) / w.norm(dim=1)
@@ -285,6 +301,7 @@ class NeuralCollapse:
     def _check_classifier(self, name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
         if tensor is None:
             return None
+        check_tensor(name, tensor)
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}.")
         if not tensor.isfinite().all():

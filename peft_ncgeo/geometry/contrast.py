@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import check, maybe
-from .sphere import modality_gap, polar, unit
+from .checks import check, check_finite, check_number, check_shape, check_tensor, maybe
+from .sphere import modality_gap, moderate, polar, unit
 
 TEMPERATURE = math.exp(-2)  # of CoPA's code
 URL_TEMPERATURE = 0.1
@@ -40,7 +40,8 @@ def prototype_image_contrast(
         graph, for an index without samples.
 
     Raises:
-        ValueError: shapes do not fit, labels are not int64 in -1..K-1, or temperature is out of range.
+        ValueError: shapes do not fit, labels are not int64 in -1..K-1, temperature is out of range, or the value is
+            not finite, since a sample or the prototype of its class is not.
 
     Reference: H. Tian et al., Mind the Gap Between Prototypes and Images in Cross-domain Finetuning, NeurIPS 2024,
     arXiv 2410.12474.
@@ -54,7 +55,7 @@ def prototype_image_contrast(
         columns = s.logsumexp(-2).clamp_min(nothing)  # N = 0 gives -inf
         own = s.gather(-1, index[..., None]).squeeze(-1)
         value = (samples * (rows - 2 * own)).sum(-1) + (counts * columns).sum(-1)
-        return value / (2 * samples.sum(-1).clamp_min(1))
+        return _finite(value / (2 * samples.sum(-1).clamp_min(1)))
 
 
 def prototype_cross_entropy(
@@ -72,7 +73,7 @@ def prototype_cross_entropy(
         s, index, samples, counts = _scores(instances, prototypes, labels, temperature)
         s = s.masked_fill((counts == 0)[..., None, :], _nothing(s))
         value = s.logsumexp(-1) - s.gather(-1, index[..., None]).squeeze(-1)
-        return (samples * value).sum(-1) / samples.sum(-1).clamp_min(1)
+        return _finite((samples * value).sum(-1) / samples.sum(-1).clamp_min(1))
 
 
 def shared_head_gap_bound(features: Tensor, prototypes: Tensor, head: Tensor) -> Tensor:
@@ -95,10 +96,13 @@ def shared_head_gap_bound(features: Tensor, prototypes: Tensor, head: Tensor) ->
         A scalar in float32 or wider, in the units of the features times those of the head.
 
     Raises:
-        ValueError: shapes do not fit.
+        ValueError: shapes do not fit, values are not finite, or the bound is too large for a float.
 
     Reference: H. Tian et al., NeurIPS 2024, arXiv 2410.12474, the poster.
     """
+    for name, tensor in (("features", features), ("prototypes", prototypes), ("head", head)):
+        check_tensor(name, tensor)
+        check_finite(name, tensor)
     if features.dim() != 2 or prototypes.dim() != 2 or features.shape[1:] != prototypes.shape[1:]:
         raise ValueError(
             f"features and prototypes must have shapes (N, d) and (K, d), got {tuple(features.shape)} and "
@@ -115,7 +119,13 @@ def shared_head_gap_bound(features: Tensor, prototypes: Tensor, head: Tensor) ->
         head = head.to(dtype)
         _, columns, nonzero = polar(head.T)
         along = (columns * nonzero) @ delta  # cos(Delta, Theta^j) ||Delta||, with no division by a Delta of 0
-        return along.abs().max() * torch.linalg.vector_norm(head)
+        bound = along.abs().max() * polar(head.flatten())[0].squeeze() * head.any()
+
+    def refuse() -> None:
+        raise ValueError(f"The bound is too large for {dtype}; scale the features or the head.")
+
+    check(bound.isfinite(), refuse)
+    return bound
 
 
 def loss_against_gap(
@@ -149,13 +159,15 @@ def loss_against_gap(
     Reference: W. Liang et al., Mind the Gap, NeurIPS 2022, arXiv 2203.02053, for texts; H. Tian et al., NeurIPS 2024,
     arXiv 2410.12474, for prototypes.
     """
-    if instances.dim() != 2:
-        raise ValueError(f"instances must have shape (N, d), got {tuple(instances.shape)}.")
+    check_shape("instances", instances, "N", "d")
     check_temperature(temperature)
     _check(instances, prototypes, labels)
-    steps = torch.as_tensor(shifts, dtype=torch.float64, device="cpu")
+    try:
+        steps = torch.as_tensor(shifts, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"shifts must be a row of numbers, got a {type(shifts).__name__}.") from None
     if steps.dim() != 1 or not len(steps) or not steps.isfinite().all():
-        raise ValueError(f"shifts must be a row of finite numbers, got {shifts}.")
+        raise ValueError(f"shifts must be a row of finite numbers, got shape {tuple(steps.shape)} or others.")
     kept = labels >= 0
     if not kept.any():
         raise ValueError("No sample has a label, so there is no gap to shift.")
@@ -172,6 +184,7 @@ def loss_against_gap(
 
 def check_temperature(temperature: float) -> None:
     """Refuse a temperature that is not a finite number above 0."""
+    check_number("temperature", temperature)
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature={temperature} must be greater than 0 and finite.")
 
@@ -198,7 +211,21 @@ def _scores(
     instances = instances.to(dtype)
     # products (N, K) are divided by lengths, since scaling the features (N, d) takes longer
     lengths = torch.linalg.vector_norm(instances, dim=-1, keepdim=True).clamp_min(1e-12)  # as `unit` treats a row of 0
+    usual = (lengths > 1e-10) & (lengths < 1e15)
+    if maybe(~(usual | ~kept[..., None]).all()):
+        instances = moderate(instances)
+        lengths = torch.linalg.vector_norm(instances, dim=-1, keepdim=True).clamp_min(1e-12)
     return instances @ unit(prototypes).mT / lengths / temperature, index, samples, counts
+
+
+def _finite(value: Tensor) -> Tensor:
+    def refuse() -> None:
+        raise ValueError(
+            "The contrast is not finite: instances or prototypes hold nan or inf, or temperature is tiny."
+        )
+
+    check(value.detach().isfinite().all(), refuse)
+    return value
 
 
 def _nothing(scores: Tensor) -> float:
@@ -208,13 +235,15 @@ def _nothing(scores: Tensor) -> float:
 
 def _check(instances: Tensor, prototypes: Tensor, labels: Tensor) -> bool:
     """Whether there may be padding; ValueErrors for shapes that do not fit and labels that are none."""
+    for name, tensor in (("instances", instances), ("prototypes", prototypes), ("labels", labels)):
+        check_tensor(name, tensor)
     if instances.dim() < 2 or instances.dim() != prototypes.dim() or instances.shape[:-2] != prototypes.shape[:-2]:
         raise ValueError(
             f"instances and prototypes must have shapes (..., N, d) and (..., K, d), got {tuple(instances.shape)} and "
             f"{tuple(prototypes.shape)}."
         )
     classes, dim = prototypes.shape[-2:]
-    if dim != instances.shape[-1] or not classes:
+    if dim != instances.shape[-1] or not classes or not dim:
         raise ValueError(
             f"prototypes must have shape (..., K, {instances.shape[-1]}) with K >= 1, got {tuple(prototypes.shape)}."
         )

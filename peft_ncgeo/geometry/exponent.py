@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .alignment import seen_classes
+from .checks import check, check_number, check_tensor, check_whole
 from .sphere import rounding
 
 
@@ -25,24 +26,22 @@ def class_exponents(means: Tensor, weights: Tensor, bias: Tensor | None = None) 
         bias: (K,), default 0.
 
     Returns:
-        (K,) in float32 or wider, computed in float64 (on MPS in float32); nan for absent classes, and for all if fewer
-        than two are present.
+        (K,) in float64 (on MPS in float32), since squares of what float32 holds may leave its range; nan for absent
+        classes, and for all if fewer than two are present.
 
     Raises:
-        ValueError: shapes are wrong, a row of means is neither finite nor wholly nan, or weights or bias of classes
-            present are not finite.
+        ValueError: shapes are wrong, a row of means is neither finite nor wholly nan, weights or bias of classes
+            present are not finite, or an exponent is too large for a float.
 
     Reference: arXiv 2512.07844, for any means, weights and biases.
     """
     present = seen_classes(means)
-    dtype = _widest(means, weights)
     wide = _computing(means)
     mu, w = means[present].to(wide), _rows("weights", weights, means.shape, present).to(wide)
     b = mu.new_zeros(len(mu))
     if bias is not None:
-        dtype = torch.promote_types(dtype, bias.dtype)
         b = _rows("bias", bias, means.shape[:1], present).to(wide)
-    result = torch.full((len(means),), math.nan, dtype=dtype, device=means.device)
+    result = torch.full((len(means),), math.nan, dtype=wide, device=means.device)
     if len(mu) < 2:
         return result
     values = []
@@ -53,7 +52,7 @@ def class_exponents(means: Tensor, weights: Tensor, bias: Tensor | None = None) 
         margin = (difference * mu[c]).sum(1) + b[c] - b[others]
         reach = margin.clamp_min(0) / distance.where(distance > 0, torch.ones_like(distance))
         values.append(reach.where(distance > 0, torch.zeros_like(reach)).min().square() / 2)
-    return result.masked_scatter(present, torch.stack(values).to(dtype))
+    return result.masked_scatter(present, _within_range(torch.stack(values)))
 
 
 def error_exponent(means: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -66,7 +65,7 @@ def error_exponent(means: Tensor, weights: Tensor, bias: Tensor | None = None) -
         means, weights, bias: as for [`class_exponents`].
 
     Returns:
-        A scalar in float32 or wider; nan if fewer than two classes are present.
+        A scalar in float64 (on MPS in float32); nan if fewer than two classes are present.
 
     Raises:
         ValueError: as [`class_exponents`] does.
@@ -100,14 +99,15 @@ def optimal_exponent(means: Tensor) -> Tensor:
         means: (K, d), taken as they are; rows wholly nan are absent classes and left out.
 
     Returns:
-        A scalar in float32 or wider; nan if fewer than two classes are present.
+        A scalar in float64 (on MPS in float32); nan if fewer than two classes are present.
 
     Raises:
-        ValueError: `means` is not a matrix, or a row is neither finite nor wholly nan.
+        ValueError: `means` is not a matrix, a row is neither finite nor wholly nan, or the result is too large for a
+            float.
 
     Reference: arXiv 2512.07844.
     """
-    return (_least_distance(means).square() / 8).to(_widest(means))
+    return _within_range(_least_distance(means).square() / 8)
 
 
 def exponent_ratio(means: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -117,8 +117,8 @@ def exponent_ratio(means: Tensor, weights: Tensor, bias: Tensor | None = None) -
         means, weights, bias: as for [`class_exponents`].
 
     Returns:
-        A scalar in [0, 1], in float32 or wider; nan if two means coincide to rounding, or fewer than two classes are
-        present.
+        A scalar in [0, 1], in float64 (on MPS in float32); nan if two means coincide to rounding, or fewer than two
+        classes are present.
 
     Raises:
         ValueError: as [`class_exponents`] does.
@@ -142,7 +142,7 @@ def share_of_best(beta: Tensor, means: Tensor) -> Tensor:
     longest = torch.linalg.vector_norm(means.to(least.dtype), dim=1).nan_to_num().amax()
     if not least > rounding(_widest(means)) * longest:
         return beta.new_tensor(math.nan)
-    return (beta / (least.square() / 8)).to(beta.dtype).clamp_max(1)
+    return (beta / (least.square() / 8)).clamp_max(1)
 
 
 def misaligned_exponent(num_classes: int, theta: float, rotation: str = "orthogonal") -> float:
@@ -165,6 +165,8 @@ def misaligned_exponent(num_classes: int, theta: float, rotation: str = "orthogo
     """
     if rotation not in ("orthogonal", "span"):
         raise ValueError(f"rotation={rotation!r} must be 'orthogonal' or 'span'.")
+    check_whole("num_classes", num_classes)
+    check_number("theta", theta)
     fewest = 2 if rotation == "orthogonal" else 3
     if num_classes < fewest:
         raise ValueError(f"num_classes={num_classes} must be at least {fewest} for rotation={rotation!r}.")
@@ -187,6 +189,7 @@ def _least_distance(means: Tensor) -> Tensor:
 
 
 def _rows(name: str, tensor: Tensor, shape: torch.Size, present: Tensor) -> Tensor:
+    check_tensor(name, tensor)
     if tensor.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, as the means ask, got {tuple(tensor.shape)}.")
     rows = tensor[present]
@@ -200,6 +203,14 @@ def _widest(*tensors: Tensor) -> torch.dtype:
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
     return dtype
+
+
+def _within_range(exponents: Tensor) -> Tensor:
+    def refuse() -> None:
+        raise ValueError(f"An exponent is too large for {exponents.dtype}; scale the means.")
+
+    check(~exponents.isinf().any(), refuse)
+    return exponents
 
 
 def _computing(tensor: Tensor) -> torch.dtype:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .checks import check
 from .sphere import unit
 
 
@@ -36,7 +37,16 @@ class Heads(NamedTuple):
 def class_prototypes(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Mean feature of every class: (..., N, d) and labels (..., N) to (..., K, d).
 
-    Labels of -1 are padding. The prototype of a class without samples is 0.
+    Labels of -1 are padding. The prototype of a class without samples is 0. Sums are formed in float32 or wider.
+
+    Raises:
+        ValueError: a label outside -1..K-1.
     """
-    members = (labels[..., None] == torch.arange(num_classes, device=labels.device)).to(features)
-    return members.mT @ features / members.sum(-2).clamp_min(1)[..., None]
+
+    def refuse() -> None:
+        raise ValueError(f"labels must be in -1..{num_classes - 1}, got {int(labels.min())} to {int(labels.max())}.")
+
+    check(((labels >= -1) & (labels < num_classes)).all(), refuse)
+    wide = features.to(torch.promote_types(features.dtype, torch.float32))
+    members = (labels[..., None] == torch.arange(num_classes, device=labels.device)).to(wide)
+    return (members.mT @ wide / members.sum(-2).clamp_min(1)[..., None]).to(features.dtype)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .sphere import unit
+from .checks import check_finite, check_shape, check_whole
+from .sphere import moderate, unit
 
 
 def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -23,7 +24,7 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torc
         `(K, d)`.
 
     Raises:
-        ValueError: fewer than two classes, or `d < K - 1`, where no simplex ETF exists.
+        ValueError: fewer than two classes, or `d < K - 1`, where no simplex ETF exists; a dtype of whole numbers.
 
     Reference: V. Papyan et al., Prevalence of neural collapse, PNAS 2020.
 
@@ -33,8 +34,14 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torc
     >>> (etf @ etf.T).round(decimals=4).tolist()
     [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
     """
+    check_whole("num_classes", num_classes)
+    check_whole("dim", dim)
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"dtype={dtype} must be a floating dtype, as torch.float32 is.")
     if num_classes < 2:
         raise ValueError(f"A simplex ETF needs at least 2 classes, got {num_classes}.")
+    if dim < 1:
+        raise ValueError(f"dim={dim} must be at least 1.")
     if dim < num_classes - 1:
         raise ValueError(
             f"A simplex ETF of {num_classes} classes needs at least {num_classes - 1} dimensions, got {dim}; there "
@@ -47,7 +54,8 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torc
     q = (num_classes / (num_classes - 1)) ** 0.5 * q / (j * (j + 1)).sqrt()
     if seed is None:
         return torch.nn.functional.pad(q, (0, dim - num_classes + 1)).to(dtype)
-    generator = torch.Generator().manual_seed(seed)
+    check_whole("seed", seed)
+    generator = torch.Generator().manual_seed(seed % 2**64)
     v = torch.linalg.qr(torch.randn(dim, num_classes - 1, dtype=torch.float64, generator=generator)).Q
     return (q @ v.T).to(dtype)
 
@@ -75,7 +83,11 @@ def etf_deviation(points: Tensor) -> Tensor:
 
     `1/(K(K-1)) sum_{i != j} (cos(p_i, p_j) + 1/(K-1))^2` for `points` (K, d), K >= 2; a scalar.
     """
+    check_shape("points", points, "K", "d")
+    check_finite("points", points)
     k = len(points)
+    if k < 2:
+        raise ValueError("A simplex ETF needs at least 2 classes, got 1.")
     deviation = _cosines(points) + 1 / (k - 1)
     return deviation.square().masked_fill(_diagonal(deviation), 0).sum() / (k * (k - 1))
 
@@ -122,7 +134,7 @@ def gram_distance(a: Tensor, b: Tensor) -> Tensor:
         A scalar in 0..2 (0..sqrt(2) for non-zero points). Its gradient at 0 is 0.
 
     Raises:
-        ValueError: different numbers of points.
+        ValueError: different numbers of points, or values that are not finite.
 
     Example:
 
@@ -132,6 +144,9 @@ def gram_distance(a: Tensor, b: Tensor) -> Tensor:
     >>> round(float(gram_distance(triangle, torch.eye(3, dtype=torch.float64))), 4)
     0.6058
     """
+    for name, points in (("a", a), ("b", b)):
+        check_shape(name, points, "K", "d")
+        check_finite(name, points)
     if len(a) != len(b):
         raise ValueError(f"gram_distance compares as many points with as many, got {len(a)} and {len(b)}.")
     return torch.linalg.norm(_unit_gram(a) - _unit_gram(b))
@@ -184,9 +199,11 @@ def _diagonal(square: Tensor) -> Tensor:
 def _unit_gram(points: Tensor) -> Tensor:
     with torch.autocast(points.device.type, enabled=False):
         points = points.to(torch.promote_types(points.dtype, torch.float32))
+        points = moderate(points.flatten()).view_as(points)
         return _scaled(points @ points.T)
 
 
 def _scaled(matrix: Tensor) -> Tensor:
     # all points equal, then centred: 0 stays 0
+    matrix = moderate(matrix.flatten()).view_as(matrix)
     return matrix / torch.linalg.norm(matrix).clamp_min(torch.finfo(matrix.dtype).tiny)

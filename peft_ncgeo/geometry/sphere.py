@@ -6,17 +6,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .checks import check_finite, check_number, check_shape, check_tensor
+
 
 def unit(features: Tensor) -> Tensor:
-    """Rows of `(..., d)` scaled to length 1, computed in float32 or wider whatever autocast says."""
+    """Rows of `(..., d)` scaled to length 1, computed in float32 or wider whatever autocast says.
+
+    Rows of 0 stay 0 and get no gradient; so do those below 1e-30 (in float64 1e-300), whose own would overflow.
+    """
     with torch.autocast(features.device.type, enabled=False):
-        return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+        return F.normalize(moderate(features.to(torch.promote_types(features.dtype, torch.float32))), dim=-1)
+
+
+def moderate(rows: Tensor) -> Tensor:
+    """Rows `(..., d)` of float32 or wider, scaled where their squares would be infinite or 0; see [`unit`]."""
+    largest = rows.detach().abs().amax(-1, keepdim=True)
+    scale = largest / largest.clamp(1e-10, 1e15)  # 1, and so exact, for all but extreme rows
+    return rows / scale.where(largest > 1e8 * torch.finfo(rows.dtype).tiny, torch.inf)
 
 
 def cosine_logits(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     """CLIP's logits `s * cos(f_i, g_k)`, `s = exp(logit_scale)`: (B, d) and (K, d) to (B, K), in float32 or wider."""
     with torch.autocast(image.device.type, enabled=False):
-        image, text = unit(image), unit(text)
+        dtype = torch.promote_types(image.dtype, text.dtype)
+        image, text = unit(image.to(dtype)), unit(text.to(dtype))
         return logit_scale.to(image.dtype).exp() * image @ text.T
 
 
@@ -29,6 +42,9 @@ def modality_gap(a: Tensor, b: Tensor) -> Tensor:
     Returns:
         A scalar in 0..2, in float32 or wider.
 
+    Raises:
+        ValueError: no row, another width, or values that are not finite.
+
     Reference: W. Liang et al., Mind the Gap, NeurIPS 2022, arXiv 2203.02053.
 
     Example:
@@ -37,6 +53,11 @@ def modality_gap(a: Tensor, b: Tensor) -> Tensor:
     >>> round(float(modality_gap(images, texts)), 4)
     0.3162
     """
+    for name, features, rows in (("a", a, "n"), ("b", b, "m")):
+        check_shape(name, features, rows, "d")
+        check_finite(name, features)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"a and b must have the same width, got {tuple(a.shape)} and {tuple(b.shape)}.")
     return torch.linalg.vector_norm(unit(a).mean(0) - unit(b).mean(0))
 
 
@@ -59,7 +80,7 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
         `(..., d)` in float32 or wider, differentiable.
 
     Raises:
-        ValueError: `a` and `b` differ in shape, or `t` does not broadcast.
+        ValueError: `a` and `b` differ in shape, `t` does not broadcast, or something is not finite.
 
     Reference: K. Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985.
 
@@ -68,16 +89,22 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     >>> slerp(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 5.0]]), 1 / 3)
     tensor([[1.7321, 1.0000]])
     """
-    if a.shape != b.shape:
-        raise ValueError(f"a and b must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}.")
+    for name, rows in (("a", a), ("b", b)):
+        check_tensor(name, rows)
+        check_finite(name, rows)
+    if not isinstance(t, Tensor):
+        check_number("t", t)
+    if a.shape != b.shape or not a.dim() or not a.shape[-1]:
+        raise ValueError(f"a and b must have the same shape (..., d), got {tuple(a.shape)} and {tuple(b.shape)}.")
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     a, b = a.to(dtype), b.to(dtype)
     fraction = torch.as_tensor(t, dtype=dtype, device=a.device)
     try:
         fraction = fraction.expand(a.shape[:-1])[..., None]
     except RuntimeError:
-        rows = tuple(a.shape[:-1])
-        raise ValueError(f"t of shape {tuple(fraction.shape)} does not broadcast to {rows}, one a row.") from None
+        wanted = tuple(a.shape[:-1])
+        raise ValueError(f"t of shape {tuple(fraction.shape)} does not broadcast to {wanted}, one a row.") from None
+    check_finite("t", fraction)
     length, u, nonzero = polar(a)
     _, v, other_nonzero = polar(b)
     side, sine, cosine, spans = tangent(u, v)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import check_number, check_shape
+
 DEFAULT_EPSILON = 0.1
 
 
@@ -28,17 +30,17 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
     `eps = epsilon * mean(C)`, by Sinkhorn's iterations in the log domain. Both are solved in float64.
 
     Args:
-        cost: (n, m), finite.
+        cost: (n, m), finite; for "entropic" not negative.
         solver: "exact" or "entropic".
         epsilon: strength of the entropy relative to the mean cost; for "entropic" only, default 0.1.
 
     Returns:
-        Plan (n, m) in the dtype and on the device of `cost`, summing to 1. Where the mean cost is 0 the entropic plan
-        is the product of the marginals.
+        Plan (n, m) in float32 or wider, on the device of `cost`, summing to 1. Where the mean cost is 0 the entropic
+        plan is the product of the marginals.
 
     Raises:
-        ValueError: cost is not a non-empty matrix or not finite; the solver is unknown; or epsilon is so small that
-            the iterations did not reach the marginals.
+        ValueError: cost is not a non-empty matrix, not finite, or negative for "entropic"; the solver is unknown; the
+            exact solver gave up; or epsilon is so small that the iterations did not reach the marginals.
 
     Reference: R. Flamary et al., POT: Python Optimal Transport, JMLR 2021.
 
@@ -55,15 +57,22 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
     import ot  # here, since it takes a second and registering a method with PEFT needs none of it
 
     check_solver(solver, epsilon)
-    if cost.dim() != 2 or 0 in cost.shape:
-        raise ValueError(f"cost must be a matrix (n, m) with n, m >= 1, got shape {tuple(cost.shape)}.")
+    check_shape("cost", cost, "n", "m")
     values = cost.detach().double().cpu().numpy()
     if not np.isfinite(values).all():  # POT would return a plan, and a loss of 0, without a word
         raise ValueError("cost has non-finite entries.")
+    if solver == "entropic" and values.min() < 0:
+        raise ValueError(f"cost must not be negative for solver='entropic', its least entry is {values.min():.3g}.")
+    # to about 1, without rounding: POT starts from costs of its own, above 1, beside which 1e-20 is nothing
+    values = np.ldexp(values, -int(np.frexp(np.abs(values).max())[1]))
     n, m = values.shape
     a, b = np.full(n, 1 / n), np.full(m, 1 / m)
     if solver == "exact":
-        plan = ot.emd(a, b, values)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the log says it too
+            plan, log = ot.emd(a, b, values, numItermax=10_000_000, log=True)
+        if log["warning"]:
+            raise ValueError(f"The exact solver gave up on a cost of shape ({n}, {m}): {log['warning']}")
     elif values.mean() == 0:
         plan = np.outer(a, b)
     else:
@@ -79,11 +88,13 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
                 f"epsilon={epsilon} is too small: after 2000 iterations the marginals are off by {error:.1%}; use a "
                 "larger one or solver='exact'."
             )
-    return torch.from_numpy(plan).to(cost)
+    return torch.from_numpy(plan).to(cost.device, torch.promote_types(cost.dtype, torch.float32))
 
 
 def check_solver(solver: str, epsilon: float | None) -> None:
     """Refuse an unknown solver and an epsilon that it has no use for."""
+    if epsilon is not None:
+        check_number("epsilon", epsilon)
     if solver not in ("exact", "entropic"):
         raise ValueError(f"solver={solver!r} must be 'exact' or 'entropic'.")
     if epsilon is not None and (solver == "exact" or not (epsilon > 0 and math.isfinite(epsilon))):

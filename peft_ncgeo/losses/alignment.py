@@ -70,8 +70,8 @@ class SpaceAlignment(Regularizer):
             )
 
     def forward(self, batch: GeometryBatch) -> Tensor:
-        (means,) = batch.need("class_means")
-        (weights,) = batch.need("text_features" if batch.classifier_weight is None else "classifier_weight")
+        head = "text_features" if batch.classifier_weight is None else "classifier_weight"
+        means, weights = batch.need("class_means", head)
         if self.detach_means and means.requires_grad and not weights.requires_grad and not self._warned:
             self._warned = True  # means have a gradient while training only
             warnings.warn(f"{self.name} moves nothing: neither texts nor means get a gradient.", stacklevel=2)

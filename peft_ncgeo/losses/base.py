@@ -12,7 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..geometry.checks import check, number
+from ..geometry.checks import check, check_finite, check_number, check_shape, deferred, number
+
+# Axes with one letter have one length: B images, K classes, T templates and S of the frozen model, d the width.
+_AXES = {
+    "image_features": "Bd",
+    "text_features": "Kd",
+    "labels": "B",
+    "logits": "BK",
+    "frozen_image_features": "Bd",
+    "frozen_text_features": "Kd",
+    "template_features": "KTd",
+    "frozen_template_features": "KSd",
+    "classifier_weight": "Kd",
+    "class_means": "Kd",
+    "class_counts": "K",
+}
 
 
 @dataclass
@@ -25,7 +40,7 @@ class GeometryBatch:
 
     image_features: Tensor | None = None  # (B, d)
     text_features: Tensor | None = None  # (K, d)
-    labels: Tensor | None = None  # (B,) int64
+    labels: Tensor | None = None  # (B,) integers
     logits: Tensor | None = None  # (B, K)
     logit_scale: Tensor | None = None  # (), its exp multiplies the cosines
     frozen_image_features: Tensor | None = None  # (B, d), the model with its adapter off, no gradient
@@ -38,24 +53,71 @@ class GeometryBatch:
     progress: float | None = None  # share of training done, 0 to 1
 
     def need(self, *fields: str) -> list[Any]:
-        """The named fields' values.
+        """The named fields' values; labels as int64.
 
         Raises:
-            ValueError: naming the field, where one is None or not finite. In the trainer the latter is said once all
-                terms are computed, before the step.
+            ValueError: naming the field, where one is None, empty, of another shape than the others ask for, or not
+                finite. In the trainer the latter is said once all terms are computed, before the step.
+            TypeError: a field is no tensor of real numbers, or labels are not integers.
         """
-        values = []
+        values: list[Any] = []
+        lengths: dict[str, tuple[str, int]] = {}
         for field in fields:
             value = getattr(self, field)
             if value is None:
                 raise ValueError(f"This loss needs GeometryBatch.{field}, which is None.")
-            if isinstance(value, Tensor) and value.is_floating_point():
-                finite = torch.isfinite(value)
-                if field == "class_means":
-                    finite |= value.isnan().all(-1, keepdim=True)
-                check(finite.all(), partial(_refuse, field))
+            if field in _AXES:
+                check_shape(field, value, *_AXES[field])
+                for axis, length in zip(_AXES[field], value.shape, strict=True):
+                    other, wanted = lengths.setdefault(axis, (field, length))
+                    if wanted != length:
+                        raise ValueError(f"{field} has {axis} = {length}, but {other} has {axis} = {wanted}.")
+            elif field == "logit_scale":
+                check_shape(field, value, *["1"] * getattr(value, "ndim", 0))
+                if value.numel() != 1:
+                    raise ValueError(f"logit_scale must be one number, got shape {tuple(value.shape)}.")
+            elif field == "progress":
+                check_number(field, value)
+                if not 0 <= value <= 1:
+                    raise ValueError(f"progress={value} must be a share of training, 0 to 1.")
+            if field == "labels":
+                if value.is_floating_point():
+                    raise TypeError(f"labels must be integers, got {value.dtype}.")
+                value = value.long()
+            elif field == "class_means" and value.is_floating_point():
+                check((value.isfinite() | value.isnan().all(-1, keepdim=True)).all(), partial(_refuse, field))
+            elif isinstance(value, Tensor):
+                check_finite(field, value)
             values.append(value)
         return values
+
+
+def class_indices(labels: Tensor, num_classes: int, lowest: int = 0) -> Tensor:
+    """Labels (B,), of which an error names one outside `lowest`..K-1.
+
+    Clamped: a device may not survive an index out of range until the check is read.
+    """
+    low, high = labels.aminmax()
+
+    def refuse() -> None:
+        wrong = int(low if low < lowest else high)
+        raise ValueError(f"labels must be in {lowest}..{num_classes - 1}, got {wrong}.")
+
+    check((low >= lowest) & (high < num_classes), refuse)
+    return labels.clamp(lowest, num_classes - 1)
+
+
+def finite_value(name: str, value: Tensor) -> Tensor:
+    """A term's value; a FloatingPointError where it is not finite. In the trainer that is said with the step."""
+
+    def refuse() -> None:
+        raise FloatingPointError(
+            f"{name} is {value.detach().flatten().tolist()[0]}; its input or settings are extreme."
+        )
+
+    if not deferred():
+        check(value.detach().isfinite().all(), refuse)
+    return value
 
 
 def _refuse(field: str) -> None:
@@ -84,6 +146,8 @@ class Regularizer(nn.Module):
 
     Raises:
         ValueError: neither or both of `weight` and `budget` given, or a value out of range.
+        TypeError: a value that is no number, a name that is no string.
+        FloatingPointError: when called, where the value is not finite although the batch is.
     """
 
     default_name = "regularizer"
@@ -99,15 +163,28 @@ class Regularizer(nn.Module):
         max_step: float | None = None,
     ) -> None:
         super().__init__()
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"{type(self).__name__}: name must be a string, got {type(name).__name__}.")
         self.name = name or self.default_name
         if "." in self.name:
             raise ValueError(f"Loss name {self.name!r} must not hold a dot: dots part names in checkpoints.")
         if (weight is None) == (budget is None):
             raise ValueError(f"{type(self).__name__} takes exactly one of weight and budget.")
-        if weight is not None and not callable(weight) and not math.isfinite(weight):
-            raise ValueError(f"{type(self).__name__}: weight={weight} must be finite.")
-        if budget is not None and not (budget > 0 and math.isfinite(budget)):
-            raise ValueError(f"{type(self).__name__}: budget={budget} must be greater than 0 and finite.")
+        if weight is not None and not callable(weight):
+            check_number("weight", weight)
+            if not math.isfinite(weight):
+                raise ValueError(f"{type(self).__name__}: weight={weight} must be finite.")
+        if budget is not None:
+            check_number("budget", budget)
+            if not (budget > 0 and math.isfinite(budget)):
+                raise ValueError(f"{type(self).__name__}: budget={budget} must be greater than 0 and finite.")
+        check_number("step_size", step_size)
+        if not 0 <= step_size < math.inf:
+            raise ValueError(f"{type(self).__name__}: step_size={step_size} must be at least 0 and finite.")
+        if max_step is not None:
+            check_number("max_step", max_step)
+            if not max_step > 0:
+                raise ValueError(f"{type(self).__name__}: max_step={max_step} must be greater than 0.")
         self.weight, self.budget = weight, budget
         self.step_size, self.max_step = step_size, max_step
         self.metrics: dict[str, Tensor] = {}
@@ -121,6 +198,9 @@ class Regularizer(nn.Module):
         A term checks here that it fits the model, and reads what it was not told.
         """
 
+    def __call__(self, batch: GeometryBatch) -> Tensor:
+        return finite_value(self.name, super().__call__(batch))
+
     def forward(self, batch: GeometryBatch) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} must define forward(batch).")
 
@@ -131,7 +211,9 @@ class Regularizer(nn.Module):
         """
         if self.budget is not None:
             return number(self.multiplier)
-        factor = float(self.weight(progress) if callable(self.weight) else self.weight)  # type: ignore[arg-type]
+        given: Any = self.weight(progress) if callable(self.weight) else self.weight
+        check_number(f"weight of {self.name}", given)
+        factor = float(given)
         if not math.isfinite(factor):
             raise ValueError(f"weight of {self.name} is {factor} after {progress:.0%} of training.")
         return factor
@@ -156,19 +238,26 @@ class Regularizer(nn.Module):
             value: the constrained part of the term at this optimiser step, averaged over micro-batches and processes.
 
         Raises:
-            ValueError: the value is not finite. The multiplier stays as it was.
+            ValueError: the value is not one finite number, or so far above the budget that the multiplier would not
+                be finite. The multiplier stays as it was.
         """
         if self.budget is None:
             return
         # all stays on the device, with the digits of Python's numbers where it has them
         wide = torch.float32 if self.multiplier.device.type == "mps" else torch.float64
-        value = torch.as_tensor(value).to(self.multiplier.device, wide).reshape(())
+        if not isinstance(value, Tensor):
+            check_number(self.name, value)
+        value = torch.as_tensor(value).to(self.multiplier.device, wide)
+        if value.numel() != 1:
+            raise ValueError(f"{self.name} must be one number, got shape {tuple(value.shape)}.")
+        value = value.reshape(())
         self.check_constrained(value)
         excess = value / self.budget - 1
         if self.max_step is not None:
             excess = excess.clamp_max(self.max_step)
         raised = (self.multiplier + (self.step_size * excess).to(self.multiplier)).clamp_min(0)
-        self.multiplier.copy_(raised.where(torch.isfinite(value), self.multiplier))
+        check(raised.isfinite() | ~value.isfinite(), partial(self._refuse_multiplier, value))
+        self.multiplier.copy_(raised.where(raised.isfinite() & value.isfinite(), self.multiplier))
         if not self._warned:
             check(self.multiplier <= 100, partial(self._warn_of_budget, value))
 
@@ -178,6 +267,12 @@ class Regularizer(nn.Module):
 
     def _refuse_value(self, value: Tensor) -> None:
         raise ValueError(f"{self.name} is {float(value)}; its multiplier stays at {float(self.multiplier):.4g}.")
+
+    def _refuse_multiplier(self, value: Tensor) -> None:
+        raise ValueError(
+            f"lambda/{self.name} would not be finite: the value {float(value):.3g} is too far above the budget "
+            f"{self.budget:.3g}; raise it or set max_step."
+        )
 
     def _warn_of_budget(self, value: Tensor) -> None:
         self._warned = True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..geometry.checks import check
-from .base import GeometryBatch
+from ..geometry.checks import check, check_number
+from .base import GeometryBatch, class_indices, finite_value
 
 
 class CrossEntropy(nn.Module):
@@ -19,7 +21,8 @@ class CrossEntropy(nn.Module):
     | labels | (B,) |
 
     Raises:
-        ValueError: naming the field, where one is missing or not finite.
+        ValueError: naming the field, where one is missing or not finite; labels outside 0..K-1.
+        FloatingPointError: the value is not finite although logits are.
 
     Example: `GeometryTrainer(..., classification_loss=CrossEntropy())`, which is the default.
     """
@@ -30,7 +33,9 @@ class CrossEntropy(nn.Module):
     def forward(self, batch: GeometryBatch) -> Tensor:
         logits, labels = batch.need("logits", "labels")
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(self.adjusted(logits, batch), labels, self.class_weights(batch))
+        labels = class_indices(labels, logits.shape[1])  # PyTorch leaves out -100
+        value = F.cross_entropy(self.adjusted(logits, batch), labels, self.class_weights(batch))
+        return finite_value(self.name, value)
 
     def adjusted(self, logits: Tensor, batch: GeometryBatch) -> Tensor:
         """What the softmax is taken of, (B, K)."""
@@ -68,11 +73,20 @@ class LogitAdjustment(CrossEntropy):
 
     def __init__(self, tau: float = 1.0) -> None:
         super().__init__()
+        check_number("tau", tau)
+        if not math.isfinite(tau):
+            raise ValueError(f"tau={tau} must be finite.")
         self.tau = tau
 
     def adjusted(self, logits: Tensor, batch: GeometryBatch) -> Tensor:
         counts = _counts(batch, logits)
-        return logits + self.tau * (counts / counts.sum()).log()
+        adjustment = self.tau * (counts / counts.sum()).log()
+
+        def refuse() -> None:
+            raise ValueError(f"tau={self.tau} times the log shares of class_counts is not finite; lower tau.")
+
+        check(adjustment.isfinite().all(), refuse)
+        return logits + adjustment
 
 
 class BalancedSoftmax(LogitAdjustment):
@@ -114,8 +128,8 @@ class LDAM(CrossEntropy):
         beta: of the effective number, in [0, 1).
 
     Raises:
-        ValueError: a field missing or not finite, named; a class without training samples; a share or beta out of
-            range.
+        ValueError: a field missing or not finite, named; a class without training samples; a margin, scale, share or
+            beta out of range.
 
     Reference: K. Cao et al., Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss, NeurIPS 2019,
     arXiv 1906.07413.
@@ -134,6 +148,14 @@ class LDAM(CrossEntropy):
         beta: float = 0.9999,
     ) -> None:
         super().__init__()
+        for name, value in (("max_margin", max_margin), ("scale", scale)):
+            if value is not None:
+                check_number(name, value)
+                if not 0 <= value < math.inf:
+                    raise ValueError(f"{name}={value} must be at least 0 and finite.")
+        if reweight_after is not None:
+            check_number("reweight_after", reweight_after)
+        check_number("beta", beta)
         if reweight_after is not None and not 0 <= reweight_after <= 1:
             raise ValueError(f"reweight_after={reweight_after} must be a share of training, 0 to 1.")
         if not 0 <= beta < 1:
@@ -147,8 +169,9 @@ class LDAM(CrossEntropy):
         if self.reweight_after is None or batch.need("progress")[0] < self.reweight_after:
             return None
         (logits,) = batch.need("logits")
-        counts = _counts(batch, logits).double()  # 1 - beta^n loses four digits in float32
-        weights = (1 - self.beta) / (1 - self.beta**counts)
+        counts = _counts(batch, logits).double()  # 1 - beta^n loses four digits in float32, and more as beta nears 1
+        rest = counts.new_tensor(self.beta - 1)
+        weights = rest / torch.expm1(counts * rest.log1p())
         return weights.to(torch.promote_types(logits.dtype, torch.float32))
 
     def adjusted(self, logits: Tensor, batch: GeometryBatch) -> Tensor:
@@ -158,7 +181,7 @@ class LDAM(CrossEntropy):
         if self.scale is not None:
             scale = self.scale
         elif batch.logit_scale is not None:
-            scale = batch.logit_scale.detach().to(logits).exp()
+            scale = batch.need("logit_scale")[0].detach().to(logits).exp()
         (labels,) = batch.need("labels")
         own = labels[:, None] == torch.arange(logits.shape[1], device=labels.device)
         return logits - own * (scale * margins)
@@ -166,9 +189,16 @@ class LDAM(CrossEntropy):
 
 def _counts(batch: GeometryBatch, logits: Tensor) -> Tensor:
     (counts,) = batch.need("class_counts")
+    if len(counts) != logits.shape[1]:
+        raise ValueError(f"class_counts must be {logits.shape[1]} numbers, one a class, got {len(counts)}.")
 
     def refuse() -> None:
         raise ValueError(f"Class {int((counts < 1).nonzero()[0])} has no training samples in class_counts.")
 
+    def refuse_sum() -> None:
+        raise ValueError("class_counts are too large: their sum is not finite.")
+
     check((counts >= 1).all(), refuse)
-    return counts.to(torch.promote_types(logits.dtype, torch.float32))
+    counts = counts.to(torch.promote_types(logits.dtype, torch.float32))
+    check(counts.sum().isfinite(), refuse_sum)
+    return counts

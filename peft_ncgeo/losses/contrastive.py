@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..geometry.checks import check
+from ..geometry.checks import check, check_finite, check_number, check_shape
 from ..geometry.contrast import TEMPERATURE, check_temperature, prototype_image_contrast
 from ..geometry.sphere import unit
-from .base import GeometryBatch, Regularizer
+from .base import GeometryBatch, Regularizer, class_indices
 
 
 class PrototypeSupCon(Regularizer):
@@ -68,6 +68,8 @@ class PrototypeSupCon(Regularizer):
     ) -> None:
         weight = 1.0 if weight is None and budget is None else weight
         super().__init__(weight, budget, name, step_size, max_step)
+        if copies is not None:
+            check_number("copies", copies)
         if copies is not None and not (copies >= 0 and math.isfinite(copies)):
             raise ValueError(f"copies={copies} must be at least 0 and finite.")
         if temperature is not None:
@@ -75,7 +77,10 @@ class PrototypeSupCon(Regularizer):
         self.copies, self.temperature = copies, temperature
         self._head: Any = None
         self.prototypes: Tensor | None
-        self.register_buffer("prototypes", None if prototypes is None else unit(torch.as_tensor(prototypes).detach()))
+        if prototypes is not None:
+            check_shape("prototypes", prototypes, "K", "d")
+            check_finite("prototypes", prototypes)
+        self.register_buffer("prototypes", None if prototypes is None else unit(prototypes.detach()))
         self.requires = () if prototypes is not None else ("classifier_weight",)
 
     def bind(self, classifier: Any) -> None:
@@ -93,12 +98,19 @@ class PrototypeSupCon(Regularizer):
 
     def forward(self, batch: GeometryBatch) -> Tensor:
         copies, temperature = self._setting("copies"), self._setting("temperature")
-        features, labels = batch.need("image_features", "labels")
-        prototypes = batch.need("classifier_weight")[0] if self.prototypes is None else self.prototypes
+        if self.prototypes is None:
+            features, labels, prototypes = batch.need("image_features", "labels", "classifier_weight")
+        else:
+            (features, labels), prototypes = batch.need("image_features", "labels"), self.prototypes
+            if prototypes.shape[1] != features.shape[1]:
+                raise ValueError(
+                    f"{self.name}: image_features have width {features.shape[1]}, the prototypes "
+                    f"{prototypes.shape[1]}."
+                )
         labels = _with_prototype(self.name, labels, len(prototypes))
         with torch.autocast(features.device.type, enabled=False):
             h = unit(features)
-            w = unit(prototypes.to(h))
+            w = unit(prototypes).to(h)
             samples, classes = h @ h.T / temperature, h @ w.T / temperature  # (B, B), (B, K)
         own = torch.eye(len(h), dtype=torch.bool, device=h.device)
         others = samples.masked_fill(own, -math.inf)
@@ -170,17 +182,17 @@ class PrototypeImageContrast(Regularizer):
 
     def forward(self, batch: GeometryBatch) -> Tensor:
         features, labels, means = batch.need("image_features", "labels", "class_means")
-        labels = _with_prototype(self.name, labels, len(means))
+        labels = _with_prototype(self.name, labels, len(means), lowest=-1)
         seen = ~means.isnan().all(-1)
-        labels = labels.where(seen[labels.clamp_min(0)] | (labels < 0), -1)
+        labels = labels.where(seen[labels.clamp_min(0)], -1)
         return prototype_image_contrast(features, means, labels, self.temperature)
 
 
-def _with_prototype(name: str, labels: Tensor, prototypes: int) -> Tensor:
+def _with_prototype(name: str, labels: Tensor, prototypes: int, lowest: int = 0) -> Tensor:
     """The labels, all of which have one of as many prototypes; an error names one that has none."""
 
     def refuse() -> None:
         raise ValueError(f"{name}: label {int(labels.max())} has no prototype among {prototypes}.")
 
     check(labels.max() < prototypes, refuse)
-    return labels.clamp_max(prototypes - 1)  # a device may not survive an index out of range until the check is read
+    return class_indices(labels, prototypes, lowest)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..geometry.checks import check_whole
 from ..geometry.clusters import cluster_features
 from ..geometry.simplex import (
     centred_directions,
@@ -21,7 +22,7 @@ from ..geometry.simplex import (
 )
 from ..geometry.sphere import unit
 from ..geometry.transport import check_solver, grouped_transport_plans
-from .base import GeometryBatch, Regularizer
+from .base import GeometryBatch, Regularizer, class_indices
 
 
 class _TextSimplex(Regularizer):
@@ -135,6 +136,7 @@ class GeometricDebiasing(_TextSimplex):
     def forward(self, batch: GeometryBatch) -> Tensor:
         image, text, labels = batch.need("image_features", "text_features", "labels")
         self._look(text)
+        labels = class_indices(labels, len(text))
         image, text = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (image, text))
         if len(labels) < 3:
             return 0 * (image.sum() + text.sum())
@@ -198,12 +200,11 @@ class ModalityIsomorphism(Regularizer):
         self.requires = ("text_features",) if method == "mean" else ("template_features",)
 
     def forward(self, batch: GeometryBatch) -> Tensor:
-        image, labels = batch.need("image_features", "labels")
+        image, labels, text = batch.need("image_features", "labels", *self.requires)
+        labels = class_indices(labels, len(text))
         image = unit(image)
         if self.method == "sinkhorn":
-            (texts,) = batch.need("template_features")
-            return self._transported(image, unit(texts), labels)
-        (text,) = batch.need("text_features")
+            return self._transported(image, unit(text).to(image), labels)
         squares = (image - unit(text)[labels]).square().sum(-1)
         per_class, counts = _class_means(squares[:, None], labels, len(text))
         return per_class.sum() / (counts > 0).sum()
@@ -268,6 +269,8 @@ class ClusterCollapse(_TextSimplex):
         super().__init__(weight, budget, name, step_size, max_step)
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction={reduction!r} must be 'mean' or 'sum'.")
+        if num_clusters is not None:
+            check_whole("num_clusters", num_clusters)
         if num_clusters is not None and num_clusters < 1:
             raise ValueError(f"num_clusters={num_clusters} must be at least 1.")
         self.num_clusters, self.reduction, self.seed = num_clusters, reduction, seed
@@ -277,7 +280,7 @@ class ClusterCollapse(_TextSimplex):
         (text,) = batch.need("text_features")
         self._look(text)
         if not len(self.clusters):
-            self._find_clusters(*batch.need("frozen_text_features"))
+            self._find_clusters(batch.need("text_features", "frozen_text_features")[1])
         if len(self.clusters) != len(text):
             raise ValueError(
                 f"{self.name} has clusters of {len(self.clusters)} classes, the batch has {len(text)}; make a new "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..geometry.checks import check_number
 from ..geometry.sphere import cosine_logits, unit
 from .base import GeometryBatch, Regularizer
 
@@ -61,6 +63,11 @@ class PointwisePreservation(Regularizer):
         max_step: float | None = None,
     ) -> None:
         super().__init__(weight, budget, name, step_size, max_step)
+        weights = {"text_weight": text_weight, "image_weight": image_weight, "prediction_weight": prediction_weight}
+        for key, value in weights.items():
+            check_number(key, value)
+            if not math.isfinite(value):
+                raise ValueError(f"{key}={value} must be finite.")
         if kl_reduction not in ("batchmean", "mean"):
             raise ValueError(f"kl_reduction={kl_reduction!r} must be 'batchmean' or 'mean'.")
         self.text_weight, self.image_weight, self.prediction_weight = text_weight, image_weight, prediction_weight

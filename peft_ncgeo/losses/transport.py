@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..geometry.checks import check_whole
 from ..geometry.sphere import unit
 from ..geometry.transport import check_solver, half_squared_distances, identity_share, transport_plan
-from .base import GeometryBatch, Regularizer
+from .base import GeometryBatch, Regularizer, class_indices
 
 # which halves of a pair are put together into one transport problem
 _PROBLEMS = {
@@ -84,6 +85,7 @@ class OTPreservation(Regularizer):
         if modality not in _PROBLEMS:
             raise ValueError(f"modality={modality!r} must be one of {', '.join(_PROBLEMS)}.")
         check_solver(solver, epsilon)
+        check_whole("memory_size", memory_size)
         if memory_size < 0:
             raise ValueError(f"memory_size={memory_size} must not be negative.")
         self.modality, self.solver, self.epsilon, self.memory_size = modality, solver, epsilon, memory_size
@@ -94,8 +96,12 @@ class OTPreservation(Regularizer):
         self._floor = torch.zeros(())
 
     def forward(self, batch: GeometryBatch) -> Tensor:
-        sides = [torch.stack([self._half(batch, who + half) for half in self.halves], 1) for who in ("", "frozen_")]
-        pairs = torch.stack(sides)
+        fields = [f"{who}{half}_features" for who in ("", "frozen_") for half in self.halves]
+        labels, *features = batch.need("labels", *fields)
+        if "text" in self.halves:
+            labels = class_indices(labels, len(features[-1]))
+        points = [unit(x)[labels] if "text" in field else unit(x) for field, x in zip(fields, features, strict=True)]
+        pairs = torch.stack(points, 1).unflatten(1, (2, -1)).transpose(0, 1)
         size = pairs.shape[1]
         remembered = self.memory.to(pairs) if self.memory.shape[1] else pairs[:, :0].detach()
         everything = torch.cat([pairs, remembered], dim=1)
@@ -125,8 +131,3 @@ class OTPreservation(Regularizer):
 
     def constrained(self, value: Tensor) -> Tensor:
         return value - self._floor
-
-    def _half(self, batch: GeometryBatch, kind: str) -> Tensor:
-        features, labels = batch.need(f"{kind}_features", "labels")
-        features = unit(features)
-        return features[labels] if kind.endswith("text") else features
