@@ -35,8 +35,8 @@ def centred_means(means: Tensor, center: bool = True) -> Tensor:
     if not center:
         return means
     centred = means - means.sum(0) / seen.sum().clamp_min(1)
-    length, _, _ = polar(means.detach())
-    apart = polar(centred.detach())[0] > rounding(means.dtype) * length.amax()
+    longest = _lengths(means).amax()
+    apart = _lengths(centred) > rounding(means.dtype) * longest
     return centred.where(seen & apart, torch.zeros_like(centred))
 
 
@@ -208,3 +208,9 @@ def _directions(weights: Tensor, means: Tensor, center: bool) -> tuple[Tensor, T
     _, w, nonzero = polar(weights.to(dtype))
     _, mu, apart = polar(mu.to(dtype))
     return w, mu, nonzero & apart
+
+
+def _lengths(rows: Tensor) -> Tensor:
+    """Of rows (K, d), (K, 1): also where squares would leave the range of floats."""
+    length, _, nonzero = polar(rows.detach())
+    return length * nonzero
