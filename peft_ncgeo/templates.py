@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .values import shown
 
 DEFAULT_TEMPLATE = "a photo of a {}."  # CLIP's own, where neither an adapter nor an argument names one
 
@@ -19,13 +23,18 @@ def find_tokenizer(name_or_path: str | None) -> PreTrainedTokenizerBase | None:
         return None
 
 
+def check_template(template: Any, name: str = "template") -> None:
+    """Refuse what is not a text with one place for the class name."""
+    if not isinstance(template, str) or template.count("{}") != 1:
+        raise ValueError(f"{name}={shown(template)} must hold '{{}}' once, where the class name goes.")
+
+
 def padded_template(template: str, num_text_tokens: int, tokenizer: PreTrainedTokenizerBase) -> str:
     """The template with placeholder words in front, so that at least `num_text_tokens` tokens precede the name.
 
     Example: `padded_template("a photo of a {}.", 6, tokenizer)` is `"X X a photo of a {}."`; with 4 it is unchanged.
     """
-    if template.count("{}") != 1:
-        raise ValueError(f"template={template!r} must hold '{{}}' once, where the class name goes.")
+    check_template(template)
     prefix = template.split("{}")[0].rstrip()
     missing = num_text_tokens - len(tokenizer(prefix, add_special_tokens=False).input_ids)
     return f"{_PLACEHOLDER} " * max(0, missing) + template

@@ -13,11 +13,12 @@ from packaging.version import Version
 
 PACKAGE = Path(__file__).parents[1] / "peft_ncgeo"
 # each part -> the parts it may import; everything may import what its own row names, nothing else
-BASE = {"towers", "templates", "adapters"}
+BASE = {"towers", "templates", "adapters", "values"}
 ALLOWED = {
     "towers": set(),
-    "templates": set(),
+    "templates": {"values"},
     "adapters": set(),
+    "values": set(),
     "geometry": set(),
     "losses": {"geometry"},
     "tuners": {"geometry", *BASE},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from datasets import ClassLabel, Dataset, Image
 
+from ..values import shown
+
 
 def class_names(dataset: Dataset, label_column: str = "label") -> list[str]:
     """The names of the set's `ClassLabel` column.
@@ -15,13 +17,16 @@ def class_names(dataset: Dataset, label_column: str = "label") -> list[str]:
     if not isinstance(dataset, Dataset):
         raise TypeError(f"Expected a datasets.Dataset, got {type(dataset).__name__}.")
     if label_column not in dataset.column_names:
-        raise ValueError(f"No label column {label_column!r} among {dataset.column_names}; name it in label_column.")
+        columns = f"{shown(label_column)} among {shown(dataset.column_names)}"
+        raise ValueError(f"No label column {columns}; name it in label_column.")
     feature = dataset.features[label_column]
     if not isinstance(feature, ClassLabel):
         raise ValueError(
             f"Column {label_column!r} is not a ClassLabel but {type(feature).__name__}; "
             f'convert it with dataset.class_encode_column("{label_column}").'
         )
+    if not feature.names:
+        raise ValueError(f"Column {label_column!r} names no classes; give its ClassLabel the names.")
     return list(feature.names)
 
 
@@ -43,7 +48,8 @@ def check_dataset(
     """
     names = class_names(dataset, label_column)
     if image_column not in dataset.column_names:
-        raise ValueError(f"No image column {image_column!r} among {dataset.column_names}; name it in image_column.")
+        columns = f"{shown(image_column)} among {shown(dataset.column_names)}"
+        raise ValueError(f"No image column {columns}; name it in image_column.")
     if not isinstance(dataset.features[image_column], Image):
         raise ValueError(
             f"Column {image_column!r} is not of type datasets.Image; convert it with "
@@ -64,6 +70,6 @@ def check_dataset(
     if every_class and (counts == 0).any():
         absent = [names[i] for i in np.flatnonzero(counts == 0)]
         raise ValueError(
-            f"Class {absent[0]!r} has no samples ({len(absent)} such classes); leave it out of the ClassLabel."
+            f"Class {shown(absent[0])} has no samples ({len(absent)} such classes); leave it out of the ClassLabel."
         )
     return names

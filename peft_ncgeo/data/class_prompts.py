@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ..templates import padded_template, placeholder_ids
+from ..values import check_whole_number, shown
 
 
 def class_prompts(
@@ -33,9 +35,11 @@ def class_prompts(
         `input_ids` and `attention_mask`, each `(K, L)` int64.
 
     Raises:
-        ValueError: naming the class, when there are none, a name is empty or given twice (also as the same tokens:
-            two equal texts never separate), does not fit into `max_length`, or would be overwritten because the
-            tokenizer joins it with the words in front of it.
+        TypeError: no list of names.
+        ValueError: naming the class, when there are none, a name is empty (also for the tokenizer) or given twice
+            (also as the same tokens: two equal texts never separate), holds a token such as [EOT] that means something
+            else to the model, does not fit into `max_length`, or would be overwritten because the tokenizer joins it
+            with the words in front of it.
 
     Example:
 
@@ -44,36 +48,65 @@ def class_prompts(
     features = model.get_text_features(**texts).pooler_output
     ```
     """
-    if isinstance(names, str):
-        raise TypeError(f"class names must be a list of names, got the single string {names!r}.")
-    names = list(names)
+    names = list_names(names)
     if not names:
         raise ValueError("class_prompts needs at least one class name.")
-    for i, name in enumerate(names):
-        if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"Class {i} has the name {name!r}; names must be non-empty strings.")
-    limit = max_length or tokenizer.model_max_length
+    check_whole_number("num_text_tokens", num_text_tokens, least=0)
+    limit = tokenizer.model_max_length if max_length is None else max_length
+    check_whole_number("max_length", limit, least=1)
+    if num_text_tokens > limit:
+        raise ValueError(f"num_text_tokens={num_text_tokens} leaves no room for a name among {limit} slots.")
     padded = padded_template(template, num_text_tokens, tokenizer)
     # replace, not format: a name or template may hold braces of its own
-    rows = tokenizer([padded.replace("{}", name.replace("_", " ")) for name in names]).input_ids
+    nameless, *rows = tokenizer([padded.replace("{}", name.replace("_", " ")) for name in ["", *names]]).input_ids
     expected = placeholder_ids(template, num_text_tokens, tokenizer)
-    if num_text_tokens and rows[0][0] != tokenizer.bos_token_id:
+    if num_text_tokens and nameless[0] != tokenizer.bos_token_id:
         raise ValueError("Text prompts need a tokenizer that puts one [BOS] token in front, as CLIP's does.")
 
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     first_with: dict[tuple[int, ...], str] = {}
     for name, row in zip(names, rows, strict=True):
         if len(row) > limit:
             raise ValueError(
-                f"Class name {name!r} would be cut off: its text has {len(row)} tokens and the model takes {limit}; "
-                "shorten the name or the template, or use fewer text tokens."
+                f"Class name {shown(name)} would be cut off: its text has {len(row)} tokens and the model takes "
+                f"{limit}; shorten the name or the template, or use fewer text tokens."
             )
         if list(row[1 : 1 + num_text_tokens]) != expected:
             raise ValueError(
-                f"Class name {name!r} would be overwritten by prompts: the tokenizer joins it with the words in front "
-                f"of it in {template!r}; put a space before '{{}}'."
+                f"Class name {shown(name)} would be overwritten by prompts: the tokenizer joins it with the words in "
+                f"front of it in {shown(template)}; put a space before '{{}}'."
+            )
+        if row == nameless:
+            raise ValueError(f"Class name {shown(name)} is no word to the tokenizer, which passes it over; rename it.")
+        if not special.isdisjoint(row[1:-1]):
+            raise ValueError(
+                f"Class name {shown(name)} or {shown(template)} holds a token that begins or ends a text, and the "
+                "model would not read all of it; take it out."
             )
         if tuple(row) in first_with:
-            other = first_with[tuple(row)]
-            raise ValueError(f"Duplicate class names: {other!r} and {name!r} give the same text and cannot separate.")
+            other = shown(first_with[tuple(row)])
+            raise ValueError(
+                f"Duplicate class names: {other} and {shown(name)} give the same text and cannot separate."
+            )
         first_with[tuple(row)] = name
     return tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
+
+
+def list_names(names: Any) -> list[str]:
+    """Class names as a list, in their order.
+
+    Raises:
+        TypeError: something that has no order, or no names at all.
+        ValueError: a name that is no string or empty, or that is no text.
+    """
+    if isinstance(names, str):
+        raise TypeError(f"class names must be a list of names, got the single string {shown(names)}.")
+    if not isinstance(names, Iterable) or isinstance(names, bytes | Mapping | Set):
+        raise TypeError(f"class names must be a list of names, got {type(names).__name__}.")
+    names = list(names)
+    for i, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"Class {i} has the name {shown(name)}; names must be non-empty strings.")
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise ValueError(f"Class {i} has the name {shown(name)} with half a letter in it; write it anew.")
+    return names

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset
 
+from ..values import check_whole_number
 from .checks import class_names
-from .sampling import check_whole_number, label_array
+from .sampling import label_array, rows_of_classes
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,12 +166,10 @@ class EpisodeSampler:
 def _rows_of_classes(dataset: Dataset, label_column: str) -> list[np.ndarray]:
     """The rows of each class, ascending; a label outside the names is an error."""
     names, labels = class_names(dataset, label_column), label_array(dataset, label_column)
-    outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
+    outside = np.flatnonzero(labels < 0)
     if len(outside):
         raise ValueError(
-            f"Sample {outside[0]} has {'no label' if labels[outside[0]] == -1 else f'label {labels[outside[0]]}'}, "
-            f"outside the {len(names)} class names ({len(outside)} such samples); remove unlabelled samples."
+            f"Sample {outside[0]} has no label, outside the {len(names)} class names ({len(outside)} such samples); "
+            "remove unlabelled samples."
         )
-    # one sort, since a comparison of all labels with each class would be slow for a thousand classes
-    order = np.argsort(labels, kind="stable").astype(np.int64)
-    return np.split(order, np.cumsum(np.bincount(labels, minlength=len(names)))[:-1])
+    return rows_of_classes(labels, len(names))

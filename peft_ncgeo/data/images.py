@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from ..values import reason
 from .sampling import label_array
 
 
@@ -39,12 +40,57 @@ def crop_flip(image: Image.Image, rng: np.random.Generator, size: tuple[int, int
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any 8- or 16-bit image as RGB. Pillow alone would turn every 16-bit value above 255 white."""
+    """Any 8- or 16-bit image as RGB. Pillow alone would turn every 16-bit value above 255 white.
+
+    Raises:
+        TypeError: no PIL image.
+        ValueError: it has no pixels, cannot be decoded, or has numbers of no known range.
+    """
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"An image must be a PIL image, got {type(image).__name__}.")
+    if not all(image.size):
+        raise ValueError(f"An image of {image.width} x {image.height} has no pixels; leave it out.")
     if image.mode == "F":
         raise ValueError("An image of floating-point numbers has no known range; convert it to 8 bits first.")
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    return image.convert("RGB")
+    try:
+        if not image.mode.startswith("I"):
+            return image.convert("RGB")
+        numbers = np.asarray(image)
+    except Exception as error:  # each of Pillow's decoders has errors of its own
+        raise ValueError(f"An image cannot be read, its file may be damaged: {reason(error)}") from error
+    if numbers.min() < 0 or numbers.max() > 65535:
+        raise ValueError("An image of more than 16 bits has no known range; convert it to 8 bits first.")
+    return Image.fromarray((numbers // 257).astype(np.uint8)).convert("RGB")
+
+
+def rgb_images(images: Sequence[Image.Image], first: int = 0) -> list[Image.Image]:
+    """[`to_rgb`] of each; an error names the image by its number, counted from `first`."""
+    found = []
+    for i, image in enumerate(images, first):
+        try:
+            found.append(to_rgb(image))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"Image {i}: {error}") from error
+    return found
+
+
+def list_images(images: Any, kinds: str = "PIL images") -> list[Image.Image]:
+    """One PIL image or several as a list.
+
+    Args:
+        kinds: what the caller takes, for the error.
+
+    Raises:
+        TypeError: something else.
+    """
+    if not isinstance(images, Iterable) or isinstance(images, str | bytes | Mapping):
+        images = [images]
+    images = list(images)
+    for image in images:
+        if not isinstance(image, Image.Image):
+            hint = "; open files with PIL.Image.open" if isinstance(image, str | Path) else ""
+            raise TypeError(f"images must be {kinds}, got {type(image).__name__}{hint}.")
+    return images
 
 
 def image_processor(processor: Any) -> Any:
@@ -140,7 +186,7 @@ class LabelledImages(torch.utils.data.Dataset):
         except Exception as error:
             raise ValueError(
                 f"Sample {index} gives no image in column {self.image_column!r} or no label: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {reason(error)}"
             ) from error
         if self.augment is not None:
             image = self.augment(image, np.random.default_rng((self.seed, *drawn_from)))

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from datasets import Dataset
 
+from ..values import check_whole_number, is_number, shown
 from .checks import class_names
-from .sampling import check_whole_number, draw, label_array
+from .sampling import draw, label_array
 
 
 def class_counts(dataset: Dataset, label_column: str = "label") -> np.ndarray:
@@ -70,12 +71,11 @@ def long_tailed(
     """
     whole: Callable[[float], int]
     if tau is not None and imbalance_factor is None:
-        if not 0 < tau <= 1:
-            raise ValueError(f"tau={tau} must be above 0 and at most 1.")
+        if not is_number(tau) or not 0 < tau <= 1:
+            raise ValueError(f"tau={shown(tau)} must be above 0 and at most 1.")
         last, whole, n_max = tau, round, 16 if n_max is None else n_max
     elif imbalance_factor is not None and tau is None:
-        if not 1 <= imbalance_factor < math.inf:
-            raise ValueError(f"imbalance_factor={imbalance_factor} must be a finite number of at least 1.")
+        _check_ratio("imbalance_factor", imbalance_factor)
         last, whole = 1 / imbalance_factor, int
     else:
         raise ValueError("long_tailed needs exactly one of tau and imbalance_factor.")
@@ -103,8 +103,7 @@ def step_imbalanced(
     Raises:
         ValueError: an argument out of range, fewer than two classes, or a class with too few samples, named.
     """
-    if not 1 <= ratio < math.inf:
-        raise ValueError(f"ratio={ratio} must be a finite number of at least 1.")
+    _check_ratio("ratio", ratio)
     classes, n_max = _sizes(dataset, n_max, label_column)
     large = math.ceil(classes / 2)
     counts = [n_max] * large + [int(_tidy(n_max / ratio))] * (classes - large)
@@ -118,6 +117,11 @@ def _draw_tail(dataset: Dataset, counts: Sequence[int], seed: int, shuffle: bool
         # the third number keeps this stream apart from the classes' own: (seed, c) equals (seed, c, 0)
         counts = np.random.default_rng((seed, 0, 1)).permutation(counts).tolist()
     return draw(dataset, counts, seed, label_column, mend="lower n_max")
+
+
+def _check_ratio(name: str, value: float) -> None:
+    if not is_number(value) or value < 1:
+        raise ValueError(f"{name}={shown(value)} must be a finite number of at least 1.")
 
 
 def _tidy(number: float) -> float:
@@ -139,5 +143,5 @@ def _sizes(dataset: Dataset, n_max: int | None, label_column: str) -> tuple[int,
 def _counts_without_gaps(dataset: Dataset, label_column: str) -> np.ndarray:
     names, counts = class_names(dataset, label_column), class_counts(dataset, label_column)
     if not counts.all():
-        raise ValueError(f"Class {names[counts.argmin()]!r} has no samples; leave it out of the ClassLabel.")
+        raise ValueError(f"Class {shown(names[counts.argmin()])} has no samples; leave it out of the ClassLabel.")
     return counts

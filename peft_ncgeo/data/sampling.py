@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, Image
 
+from ..values import shown
 from .checks import class_names
 
 
@@ -27,17 +27,26 @@ def draw(dataset: Dataset, counts: Sequence[int], seed: int, label_column: str, 
     Raises:
         ValueError: a class with fewer samples than asked for, named.
     """
-    labels = label_array(dataset, label_column)
-    for c, name in enumerate(class_names(dataset, label_column)):
-        if (available := np.count_nonzero(labels == c)) < counts[c]:
-            raise ValueError(f"Class {name!r} has {available} samples, fewer than the {counts[c]} asked for; {mend}.")
+    names, labels = class_names(dataset, label_column), label_array(dataset, label_column)
+    available = np.bincount(labels[labels >= 0], minlength=len(names))
+    for name, size, count in zip(names, available, counts, strict=True):
+        if size < count:
+            raise ValueError(f"Class {shown(name)} has {size} samples, fewer than the {count} asked for; {mend}.")
     order = content_order(dataset)
     chosen: list[int] = []
-    for c, count in enumerate(counts):
-        ranked = order[labels[order] == c]
+    for c, (ranked, count) in enumerate(zip(rows_of_classes(labels, len(names), order), counts, strict=True)):
         first = np.random.default_rng((seed, c)).permutation(len(ranked))[:count]
         chosen += ranked[np.sort(first)].tolist()
     return dataset.select(chosen)
+
+
+def rows_of_classes(labels: np.ndarray, num_classes: int, order: np.ndarray | None = None) -> list[np.ndarray]:
+    """The rows of each class, ascending or as they come in `order`; labels of -1 are in none."""
+    order = np.arange(len(labels), dtype=np.int64) if order is None else order
+    order = order[labels[order] >= 0]
+    # one sort, since a comparison of all labels with each class would be slow for a thousand classes
+    order = order[np.argsort(labels[order], kind="stable")]
+    return np.split(order, np.cumsum(np.bincount(labels[order], minlength=num_classes))[:-1])
 
 
 def content_order(dataset: Dataset) -> np.ndarray:
@@ -61,15 +70,20 @@ def content_order(dataset: Dataset) -> np.ndarray:
 
 
 def label_array(dataset: Dataset, label_column: str = "label") -> np.ndarray:
-    """Labels (N,) as int64, -1 where there is none."""
-    labels = dataset.with_format(None)[label_column][:]
-    return np.array([-1 if label is None else label for label in labels], dtype=np.int64)
+    """Labels (N,) as int64, -1 where there is none.
 
-
-def check_whole_number(name: str, value: Any, least: int) -> None:
-    """Refuse what is not a whole number of at least `least`, by name."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
+    Raises:
+        ValueError: a label outside the class names.
+    """
+    count, labels = len(class_names(dataset, label_column)), dataset.with_format(None)[label_column][:]
+    found = np.array([-1 if label is None else label for label in labels], dtype=np.int64)
+    outside = np.flatnonzero((found < -1) | (found >= count))
+    if len(outside):
+        raise ValueError(
+            f"Sample {outside[0]} has label {found[outside[0]]}, outside the {count} class names ({len(outside)} such "
+            "samples); remove them, or give the ClassLabel all names."
+        )
+    return found
 
 
 def _stored(dataset: Dataset, column: str, part: str | None = None) -> Iterator[Any]:

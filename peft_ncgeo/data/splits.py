@@ -7,20 +7,23 @@ from collections.abc import Sequence
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
+from ..values import check_whole_number
 from .checks import class_names
-from .sampling import check_whole_number, draw
+from .sampling import draw, label_array
 
 
 def select_classes(dataset: Dataset, classes: Sequence[int], label_column: str = "label") -> Dataset:
     """The samples of `classes` (indices), renumbered 0.. in the order given, under their own names only."""
     names = class_names(dataset, label_column)
     new_number = {c: i for i, c in enumerate(classes)}
-    labels = dataset.with_format(None)[label_column][:]
+    labels = label_array(dataset, label_column).tolist()
     kept = [i for i, label in enumerate(labels) if label in new_number]
     feature = ClassLabel(names=[names[c] for c in classes])
     renumbered = [new_number.get(label) for label in labels]
     # the column first and the selection last: the other way round would copy every image
-    return dataset.remove_columns(label_column).add_column(label_column, renumbered, feature=feature).select(kept)
+    unused = max(dataset.column_names, key=len) + "_"  # a set that lost all of its columns would lose its rows too
+    dataset = dataset.add_column(unused, renumbered, feature=feature).remove_columns(label_column)
+    return dataset.rename_column(unused, label_column).select(kept)
 
 
 def base_new_split(dataset: Dataset, label_column: str = "label") -> DatasetDict:

@@ -19,7 +19,9 @@ from ..data.images import find_processor
 from ..geometry.contrast import TEMPERATURE
 from ..geometry.heads import Heads
 from ..tuners.copa import CoPAConfig, CoPALayer, Residual
-from .image_features import ImageFeatures
+from ..tuners.tensors import check_tensors
+from ..values import reason, shown
+from .image_features import ImageFeatures, check_rows
 
 PROTOTYPES = "prototypes.safetensors"
 
@@ -82,13 +84,16 @@ class FewShotClassifier:
         """Features (N, d) before the head, of PIL images or pixels (N, C, H, W).
 
         Raises:
-            ValueError: the residual adapters that the classifier was trained with are no longer in the model.
+            TypeError, ValueError: something that is no image or cannot be read; features that are not finite; the
+                residual adapters that the classifier was trained with are no longer in the model.
         """
         maps = {name: tensor for name, tensor in self._weights.items() if ".ncgeo_copa_residual." in name}
         if not maps.keys() <= dict(self.model.named_parameters()).keys():
             raise ValueError(f"The adapter {self._adapter!r} was taken out of the model; load the classifier again.")
         with _only(self.model, self._adapter):
-            return self._encoder.embed(images, batch_size, maps)
+            features = self._encoder.embed(images, batch_size, maps)
+        check_rows(features, "features of image", range(len(features)))
+        return features
 
     @torch.no_grad()
     def predict_proba(self, images: Any, batch_size: int = 64) -> Tensor:
@@ -149,8 +154,11 @@ class FewShotClassifier:
             with safe_open(folder / PROTOTYPES, "pt") as file:
                 classes = json.loads(file.metadata()["classes"])
                 prototypes = file.get_tensor("prototypes").clone()  # else they are the file, and change with it
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{PROTOTYPES} in {repo_id} is damaged: {error}") from error
+            check_tensors({"prototypes": prototypes})
+            if not isinstance(classes, list) or not all(isinstance(name, str | int) for name in classes):
+                raise ValueError(f"its classes are {shown(classes)}")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{PROTOTYPES} in {repo_id} is damaged: {reason(error)}") from error
         layer: Any = copa_layer(model)
         heads = Heads(*(head.detach().to(prototypes.dtype, copy=True) for head in layer.heads))
         if prototypes.dim() != 2 or prototypes.shape[1] != layer.width:

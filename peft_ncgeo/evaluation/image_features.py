@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,9 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
-from ..data.images import image_processor, to_rgb
+from ..data.images import image_processor, list_images, rgb_images
 from ..towers import find_pooling, unwrap
 from ..tuners.copa import CoPALayer
+from ..values import check_whole_number, reason, shown
 
 
 class ImageFeatures(nn.Module):
@@ -47,6 +48,11 @@ class ImageFeatures(nn.Module):
         run = getattr(model, "get_image_features", model)  # a whole CLIP would ask for texts
         try:
             run(pixel_values=pixel_values.to(first.device, first.dtype))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError) as error:  # torch's of channels, Transformers' of sizes
+            shape = tuple(pixel_values.shape)
+            raise ValueError(f"{type(model).__name__} takes no pixels of shape {shape}: {reason(error)}") from error
         finally:
             handle.remove()
         (features,) = seen
@@ -55,8 +61,11 @@ class ImageFeatures(nn.Module):
         )  # of all tokens; ResNet's (B, d, 1, 1)
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
-    def pixels(self, images: Any) -> Tensor:
+    def pixels(self, images: Any, first: int = 0) -> Tensor:
         """Pixels (N, C, H, W) of one PIL image, several, or of a tensor that holds them already.
+
+        Args:
+            first: number of the first image, by which errors name one.
 
         Raises:
             TypeError, ValueError: something that is none of these, or images for which no processor is known.
@@ -68,7 +77,7 @@ class ImageFeatures(nn.Module):
                     f"{images.dtype} of shape {tuple(images.shape)}."
                 )
             return images
-        rgb = [to_rgb(image) for image in self.listed(images)]
+        rgb = rgb_images(self.listed(images), first)
         return self._image_processor()(images=rgb, return_tensors="pt")["pixel_values"]
 
     def listed(self, images: Any) -> list[Image.Image]:
@@ -77,10 +86,7 @@ class ImageFeatures(nn.Module):
         Raises:
             TypeError, ValueError: something else, or none.
         """
-        images = [images] if isinstance(images, Image.Image) else list(images)
-        for image in images:
-            if not isinstance(image, Image.Image):
-                raise TypeError(f"images must be PIL images or pixels (N, C, H, W), got {type(image).__name__}.")
+        images = list_images(images, "PIL images or pixels (N, C, H, W)")
         if not images:
             raise ValueError("There are no images.")
         return images
@@ -92,13 +98,12 @@ class ImageFeatures(nn.Module):
         Args:
             weights: tensors that stand in for the model's own of these names.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1.")
+        check_whole_number("batch_size", batch_size, least=1)
         images = images if isinstance(images, Tensor) and len(images) else self.listed(images)  # which refuses none
         tensors = {f"model.{name}": tensor for name, tensor in (weights or {}).items()}
         starts = range(0, len(images), batch_size)
         bar = tqdm(starts, desc="Embedding", unit="batch", leave=False, disable=len(starts) < 10)
-        batches = (self.pixels(images[start : start + batch_size]) for start in bar)
+        batches = (self.pixels(images[start : start + batch_size], start) for start in bar)
         with evaluation_mode(self.model):
             return torch.cat([functional_call(self, tensors, (batch,)) for batch in batches])
 
@@ -128,3 +133,13 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def check_rows(rows: Tensor, what: str, names: Sequence[Any]) -> None:
+    """Refuse rows (N, d) that are not finite, naming the first: the best of them would be the first class."""
+    wrong = (~rows.isfinite().all(-1)).nonzero()
+    if len(wrong):
+        raise ValueError(
+            f"The {what} {shown(names[int(wrong[0])])} are not finite; the pixels, or the weights of the model or its "
+            "adapter, are damaged."
+        )

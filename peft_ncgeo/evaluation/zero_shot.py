@@ -12,12 +12,14 @@ from tqdm.auto import tqdm
 from transformers import AutoProcessor
 
 from ..adapters import adapter_layers, adapter_parameters
-from ..data.class_prompts import class_prompts
-from ..data.images import find_processor, to_rgb
+from ..data.class_prompts import class_prompts, list_names
+from ..data.images import find_processor, list_images, rgb_images
 from ..geometry.sphere import cosine_logits
-from ..templates import DEFAULT_TEMPLATE
+from ..templates import DEFAULT_TEMPLATE, check_template
 from ..towers import check_text_tower, image_features, reads_text, text_features, text_positions, unwrap
 from ..tuners.prompt_config import active_prompt_config
+from ..values import check_whole_number, shown
+from .image_features import check_rows
 
 
 class ZeroShotClassifier:
@@ -42,6 +44,10 @@ class ZeroShotClassifier:
         if not reads_text(model):
             raise ValueError(f"{type(unwrap(model)).__name__} reads no text, so class names mean nothing to it.")
         check_text_tower(model)
+        if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+            raise TypeError(f"processor must be the model's CLIPProcessor, got {type(processor).__name__}.")
+        if template is not None:
+            check_template(template)
         self.model, self.processor = model.eval(), processor
         self._template = template
         self._text_features: dict[tuple[str, ...], Tensor] = {}
@@ -86,46 +92,44 @@ class ZeroShotClassifier:
         """Class probabilities, `softmax_k(exp(logit_scale) * cos(f_i, g_k))`: (N, K) float32 on the CPU.
 
         Raises:
-            ValueError: fewer than two names, or names that [`class_prompts`] refuses.
+            TypeError, ValueError: fewer than two names, or names that [`class_prompts`] refuses; something that is no
+                image or cannot be read, by its number; features that are not finite.
         """
-        images = [images] if isinstance(images, Image.Image) else list(images)
-        for image in images:
-            if not isinstance(image, Image.Image):
-                raise TypeError(
-                    f"images must be PIL images, got {type(image).__name__}; open files with PIL.Image.open."
-                )
-        text = self.text_features(class_names)
+        check_whole_number("batch_size", batch_size, least=1)
+        images, text = list_images(images), self.text_features(class_names)
         starts = range(0, len(images), batch_size)
         logits = [text.new_zeros(0, len(text), dtype=torch.float32)]
         for start in tqdm(starts, desc="Classifying", disable=len(starts) < 10):
-            batch = [to_rgb(image) for image in images[start : start + batch_size]]
+            batch = rgb_images(images[start : start + batch_size], start)
             pixels = self.processor.image_processor(images=batch, return_tensors="pt")["pixel_values"]
             features = image_features(self.model, pixels.to(self._device))
             logits.append(cosine_logits(features, text, unwrap(self.model).logit_scale).float())
+            check_rows(logits[-1], "logits of image", range(start, len(images)))
         return torch.cat(logits).softmax(dim=-1).cpu()
 
     def predict(
         self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int = 64
     ) -> list[str]:
         """The most probable name for each image."""
-        best = self.predict_proba(images, class_names, batch_size).argmax(dim=-1)
-        return [class_names[i] for i in best.tolist()]
+        names = list_names(class_names)
+        best = self.predict_proba(images, names, batch_size).argmax(dim=-1)
+        return [names[i] for i in best.tolist()]
 
     @torch.no_grad()
     def text_features(self, class_names: Sequence[str]) -> Tensor:
         """Raw text features (K, d) of the names in the template, computed once for each list of names."""
-        if isinstance(class_names, str):
-            raise TypeError(f"class_names must be a list of names, got the single string {class_names!r}.")
-        if len(class_names) < 2:
-            raise ValueError(f"Classification needs at least two class names, got {list(class_names)}.")
+        key = tuple(list_names(class_names))
+        if len(key) < 2:
+            raise ValueError(f"Classification needs at least two class names, got {shown(list(key))}.")
         self.model.eval()
         self._forget_if_changed()
-        key = tuple(class_names)
         if key not in self._text_features:
             config = active_prompt_config(self.model)
             slots = config.num_text_tokens if config else 0
             texts = class_prompts(key, self.template, slots, self.processor.tokenizer, text_positions(self.model))
-            self._text_features[key] = text_features(self.model, **texts.to(self._device))
+            found = text_features(self.model, **texts.to(self._device))
+            check_rows(found, "text features of class", key)
+            self._text_features[key] = found
         return self._text_features[key]
 
     @property

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from ..geometry.contrast import TEMPERATURE, prototype_cross_entropy, prototype_image_contrast
 from ..geometry.heads import Heads, class_prototypes
 from ..tuners.copa import CoPAConfig
+from ..values import check_whole_number, is_number, shown
 
 Objective = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 ADAPTER_LR = 0.1  # of the heads' learning rate, as TSA's maps learn beside CoPA's heads
@@ -63,8 +64,12 @@ def fit_heads(
             f"features must be (N, d) or (E, N, d) with a label a row, got {tuple(features.shape)} and labels "
             f"{tuple(labels.shape)}."
         )
-    if not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"steps={steps} must be a whole number of at least 0.")
+    check_whole_number("steps", steps, least=0)
+    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("adapter_lr", adapter_lr)):
+        if not is_number(value) or value < 0:
+            raise ValueError(f"{name}={shown(value)} must be a finite number of at least 0.")
+    if not callable(optimizer):
+        raise TypeError(f"optimizer must be one of torch's, such as torch.optim.Adam, got {shown(optimizer)}.")
     finite = features.isfinite().all(-1) | (labels < 0)
     if not finite.all():
         raise ValueError(f"The features of support image {(~finite).nonzero()[0].tolist()[-1]} are not finite.")

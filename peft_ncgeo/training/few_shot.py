@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from ..evaluation.image_features import ImageFeatures, evaluation_mode
 from ..geometry.heads import class_prototypes
 from ..geometry.sphere import modality_gap
 from ..tuners.copa import CoPAConfig, Residual
+from ..values import shown
 from .episodes import ADAPTER_LR, fit_heads, head_settings
 
 
@@ -124,7 +125,8 @@ def adapt(
 
 def _classes(labels: Sequence[Any] | Tensor) -> tuple[list[Any], Tensor]:
     """The classes in order, and each image's place among them."""
-    if getattr(labels, "ndim", 1) != 1:
+    row = isinstance(labels, Iterable) and not isinstance(labels, str | bytes | Mapping | Set)
+    if not row or getattr(labels, "ndim", 1) != 1:
         raise ValueError("support_labels must be a row of labels, one for each image.")
     names = [label.item() if hasattr(label, "item") else label for label in labels]
     kinds = {type(name) for name in names}
@@ -133,7 +135,7 @@ def _classes(labels: Sequence[Any] | Tensor) -> tuple[list[Any], Tensor]:
         raise TypeError(f"support_labels must be all whole numbers or all words, got {found}.")
     classes = sorted(set(names))
     if len(classes) < 2:
-        raise ValueError(f"Classification needs at least two classes, got {classes}.")
+        raise ValueError(f"Classification needs at least two classes, got {shown(classes)}.")
     places = {name: i for i, name in enumerate(classes)}
     return classes, torch.tensor([places[name] for name in names])
 

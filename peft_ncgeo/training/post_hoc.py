@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from ..adapters import adapter_layers, adapter_parameters
 from ..data.checks import check_dataset
-from ..data.images import ImageCollator, LabelledImages, image_processor, to_rgb
+from ..data.images import ImageCollator, LabelledImages, image_processor, rgb_images
 from ..evaluation import ZeroShotClassifier
 from ..evaluation.metrics import accuracy, balanced_accuracy
 from ..geometry.alignment import alignment, rotate_towards_means
@@ -292,7 +292,7 @@ class _Encoder:
         return nn.functional.linear(features, rows.to(features), None if bias is None else bias.to(features))
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
-        pixels = self._image_processor()(images=[to_rgb(image) for image in images], return_tensors="pt")
+        pixels = self._image_processor()(images=rgb_images(images), return_tensors="pt")
         return self._encode(pixels["pixel_values"]).cpu()
 
     def _encode(self, pixel_values: Tensor) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from peft import PeftConfig
 from torch import nn
 
 from ..adapters import adapter_layers
+from ..templates import check_template
+from ..values import check_flag, check_names, check_path, check_whole_number, is_number, shown
 
 
 @dataclass
@@ -83,15 +85,19 @@ class PromptConfig(PeftConfig):
             "first_layer": 0,
         }
         for name, least in least_values.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
-        if self.init_std < 0:
-            raise ValueError(f"init_std={self.init_std} must not be negative.")
-        if self.template.count("{}") != 1:
-            raise ValueError(f"template={self.template!r} must hold '{{}}' once, where the class name goes.")
+            check_whole_number(name, getattr(self, name), least)
+            setattr(self, name, int(getattr(self, name)))  # numpy's too, which no JSON file could hold
+        if not is_number(self.init_std) or self.init_std < 0:
+            raise ValueError(f"init_std={shown(self.init_std)} must be a finite number of at least 0.")
+        self.init_std = float(self.init_std)
+        check_template(self.template)
+        for name in ("init_weights", "pack_text"):
+            check_flag(name, getattr(self, name))
+        if self.text_init is not None and not isinstance(self.text_init, str):
+            self.text_init = _token_ids("text_init", self.text_init)
+        self.tokenizer_name_or_path = check_path("tokenizer_name_or_path", self.tokenizer_name_or_path)
         if self.coupling not in ("independent", "coupled"):
-            raise ValueError(f"coupling={self.coupling!r} must be 'independent' or 'coupled'.")
+            raise ValueError(f"coupling={shown(self.coupling)} must be 'independent' or 'coupled'.")
         if self.coupling == "coupled":
             counts = (self.num_text_tokens, self.num_vision_tokens)
             if counts[0] != counts[1]:
@@ -99,10 +105,16 @@ class PromptConfig(PeftConfig):
             depths = (self.text_depth, self.vision_depth)
             if depths[1] > depths[0]:
                 raise ValueError(f"coupling='coupled' needs vision_depth <= text_depth, got text, vision {depths}.")
-        if isinstance(self.exclude_modules, str):
-            self.exclude_modules = [self.exclude_modules]
+        self.exclude_modules = check_names("exclude_modules", self.exclude_modules)
+        self.modules_to_save = check_names("modules_to_save", self.modules_to_save)
+        if self.token_ids is not None:
+            written = {"of", "text_init", "placeholders"}
+            if not isinstance(self.token_ids, dict) or not written <= self.token_ids.keys():
+                raise ValueError(f"token_ids={shown(self.token_ids)} is not for setting by hand; leave it out.")
+            for name in ("text_init", "placeholders"):
+                _token_ids(f"token_ids[{name!r}]", self.token_ids[name])
         # Ids that came with the other fields, from a file, are kept; a config made by hand gets its own per model.
-        self.is_loaded = self.token_ids is not None and self.token_ids.get("of") == self._tokenised_fields()
+        self.is_loaded = self.token_ids is not None and self.token_ids["of"] == self._tokenised_fields()
 
     def _tokenised_fields(self) -> list:
         return [self.text_init, self.template, self.num_text_tokens]
@@ -120,6 +132,14 @@ class PromptConfig(PeftConfig):
     def placeholder_ids(self) -> list[int]:
         """Tokens that stand in slots `1..num_text_tokens` of a text; empty where no tokenizer was found."""
         return (self.token_ids or {}).get("placeholders", [])
+
+
+def _token_ids(name: str, value: Any) -> list[int]:
+    """A list of ids; words and bytes are none, though one can walk through them."""
+    ids = value.tolist() if hasattr(value, "tolist") else value  # a tensor or an array
+    if not isinstance(ids, list | tuple) or not all(type(i) is int and i >= 0 for i in ids):
+        raise ValueError(f"{name}={shown(value)} must be token ids, whole numbers of at least 0.")
+    return list(ids)
 
 
 def active_prompt_config(model: nn.Module) -> PromptConfig | None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..templates import find_tokenizer, placeholder_ids
 from ..towers import Tower, find_towers
+from ..values import shown
 from .prompt_config import PromptConfig
 from .prompt_layer import (
     PromptLayer,
@@ -42,8 +43,15 @@ class PromptModel(WrapperModel):
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
         """Turn the config's phrase and template into token ids; a loaded config has them already."""
-        if peft_config.num_text_tokens and not peft_config.inference_mode and not peft_config.is_loaded:
-            _write_token_ids(peft_config, getattr(self.model, "name_or_path", None))
+        if peft_config.num_text_tokens and not peft_config.is_loaded:
+            if peft_config.inference_mode and peft_config.token_ids is not None:
+                written = ", ".join(map(shown, peft_config.token_ids["of"]))
+                raise ValueError(
+                    "The adapter's config was changed since it was written, or is damaged: text_init, template and "
+                    f"num_text_tokens were {written}. Put them back, or take token_ids out."
+                )
+            if not peft_config.inference_mode:
+                _write_token_ids(peft_config, getattr(self.model, "name_or_path", None))
         return peft_config
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
@@ -149,6 +157,6 @@ def _phrase_ids(phrase: str | list[int] | None, tokenizer: PreTrainedTokenizerBa
 
 def _start_from_phrase(prompt: Tensor, token_embedding: nn.Embedding, ids: list[int]) -> None:
     ids = ids[: prompt.shape[0]]
-    if max(ids) >= token_embedding.num_embeddings or min(ids) < 0:
+    if max(ids) >= token_embedding.num_embeddings:
         raise ValueError(f"text_init holds token id {max(ids)}, but the model knows {token_embedding.num_embeddings}.")
     prompt[: len(ids)] = token_embedding.weight[ids].detach().to(prompt)

@@ -12,7 +12,9 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from ..towers import unwrap
+from ..values import shown
 from .combination import adapter_tensors, check_combination, combined_tensors, is_prompt
+from .tensors import check_tensors
 from .wrapper import Wrapper
 
 
@@ -31,6 +33,10 @@ class WrapperModel(BaseTuner):
         kwargs.pop("state_dict", None)
         if isinstance(model, PeftModel):
             raise ValueError("The model is a PeftModel; pass what is inside it, model.get_base_model().")
+        config: Any = self.peft_config[adapter_name]
+        for name in config.modules_to_save or ():
+            if not any(path.endswith(name) for path, _ in model.named_modules()):  # PEFT would save nothing
+                raise ValueError(f"modules_to_save names {shown(name)}, which {type(model).__name__} does not have.")
         for module in model.modules():
             if isinstance(module, Wrapper) and not module.adapter_layer_names[0].startswith(self.prefix):
                 raise ValueError(
@@ -123,7 +129,8 @@ class WrapperModel(BaseTuner):
         wanted = {cls._remove_adapter_name_from_key(key, adapter_name).removeprefix(_PEFT) for key in expected}
         renamed = {_PEFT + _today(key.removeprefix(_PEFT), wanted): value for key, value in state_dict.items()}
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, renamed)
-        given = {key: value.shape for key, value in remapped.items() if cls.prefix in key}
+        own = {key: value for key, value in remapped.items() if cls.prefix in key}
+        given = {key: value.shape for key, value in own.items()}
         wrong = [
             *(f"missing {key}" for key in expected.keys() - given.keys()),
             *(f"unexpected {key}" for key in given.keys() - expected.keys()),
@@ -139,6 +146,7 @@ class WrapperModel(BaseTuner):
                 f"The adapter does not fit {type(unwrap(model)).__name__}, it was made for another architecture or "
                 f"depth: {shown}."
             )
+        check_tensors(own)
         return remapped
 
 

@@ -129,7 +129,7 @@ def test_pictures_one_or_many_in_batches():
         ([], ValueError, "There are no images."),
         (images(1)[:0], ValueError, "There are no images."),
         (images(1)[0], ValueError, "Pixels must be floating-point numbers (N, C, H, W)"),
-        ("photo.png", TypeError, "images must be PIL images or pixels (N, C, H, W), got str."),
+        ("photo.png", TypeError, "images must be PIL images or pixels (N, C, H, W), got str;"),
         (list(images(2)), TypeError, "got Tensor."),
         (list(tiny_images(2)["image"]), ValueError, "No image processor lies where the model came from"),
     ],

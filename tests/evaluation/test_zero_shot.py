@@ -91,7 +91,7 @@ def test_refusals():
         classifier().predict(IMAGES, ["cat"])
     with pytest.raises(ValueError, match="Duplicate class names"):
         classifier().predict(IMAGES, ["cat", "cat"])
-    with pytest.raises(TypeError, match="class_names must be a list of names, got the single string 'cat'"):
+    with pytest.raises(TypeError, match="class names must be a list of names, got the single string 'cat'"):
         classifier().predict(IMAGES, "cat")
     with pytest.raises(TypeError, match="images must be PIL images, got str"):
         classifier().predict(["a.png"], NAMES)

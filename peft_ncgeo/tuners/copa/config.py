@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from peft import PeftConfig, PeftType
 
 from ...geometry.contrast import TEMPERATURE, URL_TEMPERATURE
+from ...values import check_flag, check_names, check_whole_number, is_number, shown
 
 
 @dataclass
@@ -67,14 +67,14 @@ class CoPAConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType["NCGEO_COPA"]
-        width = self.num_features
-        if width is not None and (isinstance(width, bool) or not isinstance(width, int) or width < 1):
-            raise ValueError(f"num_features={width!r} must be a whole number of at least 1.")
+        if self.num_features is not None:
+            check_whole_number("num_features", self.num_features, least=1)
+            self.num_features = int(self.num_features)
+        check_flag("shared", self.shared)
+        check_flag("residual_adapters", self.residual_adapters)
+        self.modules_to_save = check_names("modules_to_save", self.modules_to_save)
         if self.temperature is None:
             self.temperature = URL_TEMPERATURE if self.shared else TEMPERATURE
-        if (
-            isinstance(self.temperature, bool)
-            or not isinstance(self.temperature, int | float)
-            or not 0 < self.temperature < math.inf
-        ):
-            raise ValueError(f"temperature={self.temperature!r} must be greater than 0 and finite.")
+        if not is_number(self.temperature) or self.temperature <= 0:
+            raise ValueError(f"temperature={shown(self.temperature)} must be greater than 0 and finite.")
+        self.temperature = float(self.temperature)

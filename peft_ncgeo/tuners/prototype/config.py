@@ -14,6 +14,7 @@ from ...geometry.prototypes import minority_margin
 from ...geometry.simplex import simplex_etf
 from ...geometry.sphere import unit
 from ...towers import HEAD
+from ...values import check_flag, check_whole_number, is_number, reason, shown
 from ..prompt_config import PromptConfig
 
 GEOMETRIES = ("etf", "minority_margin")
@@ -82,20 +83,24 @@ class PrototypeConfig(PromptConfig):
         if self.geometry is not None and not isinstance(self.geometry, str):
             self.geometry = self._check_given(self.geometry)
         elif self.geometry not in (*GEOMETRIES, _GIVEN):
-            raise ValueError(f"geometry={self.geometry!r} must be one of {GEOMETRIES} or a tensor (K, d).")
+            raise ValueError(f"geometry={shown(self.geometry)} must be one of {GEOMETRIES} or a tensor (K, d).")
         self.projection_dim = 128 if self.projection_dim is None else self.projection_dim
         for name, least in (("num_classes", 2), ("projection_dim", 1), ("prototypes_per_class", 0)):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}.")
-        if not isinstance(self.temperature, int | float) or not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature!r} must be greater than 0 and finite.")
+            if getattr(self, name) is not None or least == 0:
+                check_whole_number(name, getattr(self, name), least)
+                setattr(self, name, int(getattr(self, name)))
+        if not is_number(self.temperature) or self.temperature <= 0:
+            raise ValueError(f"temperature={shown(self.temperature)} must be greater than 0 and finite.")
+        if not is_number(self.margin_strength):
+            raise ValueError(f"margin_strength={shown(self.margin_strength)} must be a finite number.")
+        self.temperature, self.margin_strength = float(self.temperature), float(self.margin_strength)
+        check_flag("trainable", self.trainable)
         if isinstance(self.geometry, str) and self.geometry == "minority_margin" and self.class_counts is None:
             raise ValueError("geometry='minority_margin' needs class_counts, the training images of each class.")
         if self.class_counts is not None:
-            counts = torch.as_tensor(self.class_counts)  # numpy's and torch's integers too
-            if counts.dim() != 1 or counts.is_floating_point():
-                raise ValueError(f"class_counts={self.class_counts} must be whole numbers, one a class.")
+            counts = _numbers("class_counts", self.class_counts)
+            if counts.dim() != 1 or counts.is_floating_point() or counts.dtype == torch.bool or (counts < 0).any():
+                raise ValueError(f"class_counts={shown(self.class_counts)} must be whole numbers, one a class.")
             self.class_counts = counts.tolist()
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,7 +109,7 @@ class PrototypeConfig(PromptConfig):
         return {**fields, "geometry": self.geometry if isinstance(self.geometry, str) else _GIVEN}
 
     def _check_given(self, geometry: Any) -> Tensor:
-        points = torch.as_tensor(geometry).detach().double().cpu()
+        points = _numbers("geometry", geometry).detach().double().cpu()
         if points.dim() != 2 or len(points) < 2:
             raise ValueError(f"geometry must be prototypes (K, d) of at least 2 classes, got {tuple(points.shape)}.")
         wrong = ~(points.isfinite().all(1) & points.any(1))
@@ -134,3 +139,14 @@ class PrototypeConfig(PromptConfig):
         if self.geometry == "etf":
             return simplex_etf(classes, dim)
         return minority_margin(torch.tensor(self.class_counts), dim, self.margin_strength)
+
+
+def _numbers(name: str, value: Any) -> Tensor:
+    """A list, an array or a tensor of real numbers as a tensor."""
+    try:
+        found = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{name}={shown(value)} must be an array of numbers ({reason(error)}).") from error
+    if found.is_complex():
+        raise ValueError(f"{name} must be real numbers, got {found.dtype}.")
+    return found
