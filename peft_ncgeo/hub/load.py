@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, load_peft_weights
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
+from ..data.class_prompts import list_names
 from ..evaluation.few_shot import PROTOTYPES
-from ..towers import HEAD
+from ..towers import HEAD, linear_classifier
+from ..values import check_path, reason
 from .errors import hub_errors
 
 CLASS_NAMES = "class_names.json"  # beside an image classifier's adapter: what its outputs are called
@@ -56,32 +60,59 @@ def load_adapter(
             fit the model, where any missing or unexpected weight is named.
     """
     folder = fetch_adapter(repo_id, revision, token)
-    config = read_config(folder, repo_id)
-    try:
-        if not isinstance(base_model, nn.Module):
-            base_model = _load_base(config, base_model, folder, token)
-        given = load_peft_weights(str(folder), device="cpu")
-        model = PeftModel.from_pretrained(base_model, str(folder), config=config).eval()
-    except SafetensorError as error:
-        raise ValueError(f"The adapter file in {repo_id} is damaged or truncated ({error}).") from error
-    except KeyError as error:  # PEFT looks the weights of modules_to_save up by name
-        raise ValueError(f"The adapter file in {repo_id} does not fit the model: missing {error}.") from error
-    except RuntimeError as error:  # torch lists the tensors whose shapes differ, one a line
-        differing = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
-        if not differing:
-            raise
-        raise ValueError(f"The adapter file in {repo_id} does not fit the model: {differing[0]}") from error
-    differing = sorted(get_peft_model_state_dict(model).keys() ^ given.keys())
-    if differing:
-        which = "unexpected" if differing[0] in given else "missing"
-        raise ValueError(
-            f"The adapter file in {repo_id} does not fit the model: {which} {differing[0]} (of {len(differing)})."
-        )
-    names = _class_names(folder)
+    config, given, names = read_config(folder, repo_id), _read_weights(folder, repo_id), _class_names(folder)
+    if not isinstance(base_model, nn.Module):
+        base_model = _load_base(config, check_path("base_model", base_model), folder, token)
+    with _as_before(base_model):
+        model = _put_on(base_model, config, folder, given, f"The adapter file in {repo_id} does not fit the model")
+        head = linear_classifier(model)
+        if names and head is not None and len(head.weight) != len(names):
+            outputs = len(head.weight)
+            raise ValueError(f"{CLASS_NAMES} beside the adapter has {len(names)} names, the model {outputs} outputs.")
     if names:
         labels: Any = model.get_base_model().config
         labels.id2label, labels.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    return model.eval()
+
+
+def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, Tensor], unfit: str) -> PeftModel:
+    try:
+        model = PeftModel.from_pretrained(base, str(folder), config=config)  # type: ignore[arg-type]
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except KeyError as error:  # PEFT looks the weights of modules_to_save up by name
+        raise ValueError(f"{unfit}: missing {error}.") from error
+    except Exception as error:  # of torch, which lists tensors whose shapes differ, or of any method of PEFT
+        lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        raise ValueError(f"{unfit}: {lines[0] if lines else reason(error)}") from error
+    loaded = get_peft_model_state_dict(model)
+    differing = sorted(loaded.keys() ^ given.keys())
+    if differing:
+        which = "unexpected" if differing[0] in given else "missing"
+        raise ValueError(f"{unfit}: {which} {differing[0]} (of {len(differing)}).")
+    for name, tensor in given.items():
+        if tensor.is_floating_point() != loaded[name].is_floating_point():
+            raise ValueError(f"{unfit}: {name} is of {tensor.dtype}, the model's of {loaded[name].dtype}.")
     return model
+
+
+@contextmanager
+def _as_before(model: nn.Module) -> Iterator[None]:
+    """Take an adapter that could not be loaded out again: its prompts would be random ones."""
+    children = [(module, dict(module._modules)) for module in model.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    attributes = vars(model).copy()
+    try:
+        yield
+    except Exception:
+        for module, held in children:
+            module._modules.clear()
+            module._modules.update(held)
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
+        for name in vars(model).keys() - attributes.keys():
+            delattr(model, name)
+        raise
 
 
 def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str | None = None) -> Path:
@@ -90,6 +121,8 @@ def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str |
     Raises:
         OSError, ValueError: as [`load_adapter`].
     """
+    if not isinstance(repo_id, str | os.PathLike):
+        raise TypeError(f"repo_id must be a folder or a repository of the Hub, got {type(repo_id).__name__}.")
     folder = Path(repo_id)
     if not folder.is_dir():
         # and never the gigabytes of a whole model
@@ -120,13 +153,28 @@ def read_config(folder: Path, repo_id: str | Path) -> PeftConfig:
         ValueError: it is damaged, or of a type that PEFT does not know.
     """
     try:
-        return PeftConfig.from_pretrained(str(folder))
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise ValueError(f"{CONFIG_NAME} in {repo_id} is damaged: {error}") from error
+        config = PeftConfig.from_pretrained(str(folder))
+        check_path("base_model_name_or_path", config.base_model_name_or_path)
+        if config.peft_type is None:
+            raise ValueError("it names no peft_type")
     except KeyError as error:
         raise ValueError(
             f"The adapter in {repo_id} is of the type {error}, which PEFT does not know; import the package with it."
         ) from error
+    except Exception as error:  # of whatever stands in the file in a field's place
+        raise ValueError(f"{CONFIG_NAME} in {repo_id} is damaged: {reason(error)}") from error
+    return config
+
+
+def _read_weights(folder: Path, repo_id: str | Path) -> dict[str, Tensor]:
+    try:
+        given = load_peft_weights(str(folder), device="cpu")
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ValueError(f"The adapter file in {repo_id} is damaged or truncated ({reason(error)}).") from error
+    for name, tensor in given.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"The adapter file in {repo_id} is damaged: {name} has numbers that are not finite.")
+    return given
 
 
 def holds_head(keys: Iterable[str]) -> bool:
@@ -139,17 +187,22 @@ def _load_base(config: PeftConfig, name_or_path: str | None, folder: Path, token
     if not name_or_path:
         raise ValueError("The adapter's config names no base model; pass base_model.")
     name, names = str(name_or_path), _class_names(folder)
-    class_name = (config.auto_mapping or {}).get("base_model_class", "AutoModel")
-    base_class = getattr(transformers, class_name, transformers.AutoModel)
+    mapping = config.auto_mapping if isinstance(config.auto_mapping, dict) else {}
+    base_class: Any = getattr(transformers, str(mapping.get("base_model_class")), None)
+    if not hasattr(base_class, "from_pretrained"):
+        base_class = transformers.AutoModel
     with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, "pt") as tensors:
         brings_head = holds_head(tensors.keys())
     options = {"num_labels": len(names), "ignore_mismatched_sizes": True} if names and brings_head else {}
     try:
         model, told = base_class.from_pretrained(name, token=token, output_loading_info=True, **options)
-    except (OSError, HFValidationError, SafetensorError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = f"Its file is damaged or truncated: {reason}" if isinstance(error, SafetensorError) else reason
-        raise OSError(f"The base model {name} cannot be loaded; pass base_model. ({reason})") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of the Hub, of safetensors, or of a config in which anything may stand
+        damaged = "Its file is damaged or truncated: " if isinstance(error, SafetensorError) else ""
+        raise OSError(
+            f"The base model {name} cannot be loaded; pass base_model. ({damaged}{reason(error)})"
+        ) from error
     missing = any(key.split(".")[0] == HEAD for key in told["missing_keys"])
     if not brings_head and (missing or (names and model.config.num_labels != len(names))):
         raise ValueError(f"Neither the adapter nor {name} holds the head; pass base_model, with one that was trained.")
@@ -162,6 +215,6 @@ def _class_names(folder: Path) -> list[str]:
     if not file.is_file():
         return []
     try:
-        return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{CLASS_NAMES} beside the adapter is damaged: {error}") from error
+        return list_names(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{CLASS_NAMES} beside the adapter is damaged: {reason(error)}") from error
