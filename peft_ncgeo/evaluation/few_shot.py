@@ -155,7 +155,8 @@ class FewShotClassifier:
                 classes = json.loads(file.metadata()["classes"])
                 prototypes = file.get_tensor("prototypes").clone()  # else they are the file, and change with it
             check_tensors({"prototypes": prototypes})
-            if not isinstance(classes, list) or not all(isinstance(name, str | int) for name in classes):
+            known = isinstance(classes, list) and all(isinstance(name, str | int) for name in classes)
+            if not known or len(set(classes)) < max(2, len(classes)):
                 raise ValueError(f"its classes are {shown(classes)}")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{PROTOTYPES} in {repo_id} is damaged: {reason(error)}") from error

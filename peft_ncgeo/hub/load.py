@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, load_peft_weights
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..data.class_prompts import list_names
@@ -62,7 +62,7 @@ def load_adapter(
     folder = fetch_adapter(repo_id, revision, token)
     config, given, names = read_config(folder, repo_id), _read_weights(folder, repo_id), _class_names(folder)
     if not isinstance(base_model, nn.Module):
-        base_model = _load_base(config, check_path("base_model", base_model), folder, token)
+        base_model = _load_base(config, check_path("base_model", base_model), given, names, token)
     with _as_before(base_model):
         model = _put_on(base_model, config, folder, given, f"The adapter file in {repo_id} does not fit the model")
         head = linear_classifier(model)
@@ -182,27 +182,25 @@ def holds_head(keys: Iterable[str]) -> bool:
     return any(f".{HEAD}." in key for key in keys)
 
 
-def _load_base(config: PeftConfig, name_or_path: str | None, folder: Path, token: str | None) -> nn.Module:
+def _load_base(
+    config: PeftConfig, name_or_path: str | None, given: dict[str, Tensor], names: list[str], token: str | None
+) -> nn.Module:
     name_or_path = name_or_path or config.base_model_name_or_path
     if not name_or_path:
         raise ValueError("The adapter's config names no base model; pass base_model.")
-    name, names = str(name_or_path), _class_names(folder)
+    name, brings_head = str(name_or_path), holds_head(given)
     mapping = config.auto_mapping if isinstance(config.auto_mapping, dict) else {}
     base_class: Any = getattr(transformers, str(mapping.get("base_model_class")), None)
     if not hasattr(base_class, "from_pretrained"):
         base_class = transformers.AutoModel
-    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, "pt") as tensors:
-        brings_head = holds_head(tensors.keys())
     options = {"num_labels": len(names), "ignore_mismatched_sizes": True} if names and brings_head else {}
     try:
         model, told = base_class.from_pretrained(name, token=token, output_loading_info=True, **options)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of the Hub, of safetensors, or of a config in which anything may stand
-        damaged = "Its file is damaged or truncated: " if isinstance(error, SafetensorError) else ""
-        raise OSError(
-            f"The base model {name} cannot be loaded; pass base_model. ({damaged}{reason(error)})"
-        ) from error
+        said = f"Its file is damaged or truncated: {error}" if isinstance(error, SafetensorError) else reason(error)
+        raise OSError(f"The base model {name} cannot be loaded; pass base_model. ({said})") from error
     missing = any(key.split(".")[0] == HEAD for key in told["missing_keys"])
     if not brings_head and (missing or (names and model.config.num_labels != len(names))):
         raise ValueError(f"Neither the adapter nor {name} holds the head; pass base_model, with one that was trained.")
