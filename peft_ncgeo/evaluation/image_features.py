@@ -70,24 +70,26 @@ class ImageFeatures(nn.Module):
         Raises:
             TypeError, ValueError: something that is none of these, or images for which no processor is known.
         """
+        images = self.listed(images)
         if isinstance(images, Tensor):
-            if images.dim() != 4 or not images.is_floating_point():
-                raise ValueError(
-                    "Pixels must be floating-point numbers (N, C, H, W) as an image processor gives them, got "
-                    f"{images.dtype} of shape {tuple(images.shape)}."
-                )
             return images
-        rgb = rgb_images(self.listed(images), first)
+        rgb = rgb_images(images, first)
         return self._image_processor()(images=rgb, return_tensors="pt")["pixel_values"]
 
-    def listed(self, images: Any) -> list[Image.Image]:
-        """One PIL image or several as a list.
+    def listed(self, images: Any) -> list[Image.Image] | Tensor:
+        """One PIL image or several as a list, or pixels (N, C, H, W) as they are.
 
         Raises:
             TypeError, ValueError: something else, or none.
         """
-        images = list_images(images, "PIL images or pixels (N, C, H, W)")
-        if not images:
+        if not isinstance(images, Tensor):
+            images = list_images(images, "PIL images or pixels (N, C, H, W)")
+        elif images.dim() != 4 or not images.is_floating_point():
+            raise ValueError(
+                "Pixels must be floating-point numbers (N, C, H, W) as an image processor gives them, got "
+                f"{images.dtype} of shape {tuple(images.shape)}."
+            )
+        if not len(images):
             raise ValueError("There are no images.")
         return images
 
@@ -99,7 +101,7 @@ class ImageFeatures(nn.Module):
             weights: tensors that stand in for the model's own of these names.
         """
         check_whole_number("batch_size", batch_size, least=1)
-        images = images if isinstance(images, Tensor) and len(images) else self.listed(images)  # which refuses none
+        images = self.listed(images)
         tensors = {f"model.{name}": tensor for name, tensor in (weights or {}).items()}
         starts = range(0, len(images), batch_size)
         bar = tqdm(starts, desc="Embedding", unit="batch", leave=False, disable=len(starts) < 10)

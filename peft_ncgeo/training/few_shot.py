@@ -75,7 +75,7 @@ def adapt(
     ```
     """
     encoder = ImageFeatures(model, processor)
-    images = support_images if isinstance(support_images, Tensor) else encoder.listed(support_images)
+    images = encoder.listed(support_images)
     classes, labels = _classes(support_labels)
     if len(labels) != len(images):
         raise ValueError(f"There are {len(images)} support images and {len(labels)} labels.")

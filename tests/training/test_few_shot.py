@@ -676,7 +676,7 @@ BAD = {
     "fewer_labels": (ValueError, NINE, LABELS[:8], {}, "There are 9 support images and 8 labels."),
     "more_labels": (ValueError, NINE[:8], LABELS, {}, "There are 8 support images and 9 labels."),
     "no_list": (ValueError, [], LABELS, {}, "There are no images."),
-    "no_tensor": (ValueError, NINE[:0], LABELS, {}, "There are 0 support images and 9 labels."),
+    "no_tensor": (ValueError, NINE[:0], LABELS, {}, "There are no images."),
     "no_labels": (ValueError, NINE, [], {}, "at least two classes, got []"),
     "paths": (TypeError, ["a.png"] * 9, LABELS, {}, "images must be PIL images or pixels (N, C, H, W), got str;"),
     "arrays": (TypeError, NINE.numpy(), LABELS, {}, "got ndarray."),
