@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test interruptions quality style benchmark table cards versions coverage
+.PHONY: demo test interruptions promises quality style benchmark table cards versions coverage
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,12 @@ interruptions: $(INSTALLED)  ## kill two trainings 25 times each and compare wha
 
 coverage: $(INSTALLED)  ## the tests, and which lines and branches none of them reaches
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov peft_ncgeo --cov-branch
+
+promises: $(INSTALLED)  ## what README promises, each with what the tests found: coverage, and 25 kills a training
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --kills 25 --junitxml build/tests.xml \
+		--cov peft_ncgeo --cov-branch --cov-report json:build/coverage.json
+	$(BIN)/python examples/benchmark_import.py > build/import.txt
+	$(BIN)/python -m tests.promises
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .
