@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..values import reason
 from .sharing import SharingTrainer
 from .state import load_state, save_state, saved_by, writing
 
@@ -37,7 +38,7 @@ def flaw(folder: str | Path) -> str:
             json.loads(path.with_name("adapter_config.json").read_text())
             safe_open(path, "pt").__exit__(None, None, None)  # its header says how long the file is
     except (OSError, ValueError, BadZipFile, SafetensorError) as error:
-        return " ".join(str(error).split()) or type(error).__name__
+        return reason(error)
     return "" if adapters else "it holds no adapter_model.safetensors"
 
 
@@ -95,8 +96,9 @@ class CheckpointingTrainer(SharingTrainer):
             if self.args.save_only_model or not flaw(folder):
                 raise
             shutil.rmtree(folder, ignore_errors=True)
-            reason = " ".join(str(error).split())
-            raise OSError(f"{folder} could not be written ({reason}); the checkpoints before it are whole.") from error
+            raise OSError(
+                f"{folder} could not be written ({reason(error)}); the checkpoints before it are whole."
+            ) from error
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

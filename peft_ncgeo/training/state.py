@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..values import reason
+
 FILE_NAME = "geometry_state.safetensors"
 
 
@@ -30,7 +32,7 @@ def writing(folder: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: torch's
-        raise OSError(f"{folder} could not be written: {' '.join(str(error).split())}") from error
+        raise OSError(f"{folder} could not be written: {reason(error)}") from error
 
 
 def save_state(owners: Iterable[Stateful], folder: str | Path, processes: int = 1) -> None:
@@ -69,4 +71,4 @@ def load_state(owners: Iterable[Stateful], folder: str | Path) -> None:
             try:
                 own.load_state_dict(parts[own.name])
             except RuntimeError as error:
-                raise ValueError(f"{path} does not fit {own.name}: {' '.join(str(error).split())}") from error
+                raise ValueError(f"{path} does not fit {own.name}: {reason(error)}") from error
