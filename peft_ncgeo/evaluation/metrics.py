@@ -3,25 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 
 def accuracy(predictions: ArrayLike, labels: ArrayLike) -> float:
-    """Share of samples whose prediction is the label; both (N,)."""
-    return float(np.mean(np.asarray(predictions) == np.asarray(labels)))
+    """Share of samples whose prediction is the label; both (N,) class indices, or both names.
+
+    Raises:
+        ValueError: other shapes, or no samples.
+        TypeError: what is neither indices nor names.
+
+    Example:
+
+    >>> accuracy([0, 0, 0, 0], [0, 0, 0, 1]), balanced_accuracy([0, 0, 0, 0], [0, 0, 0, 1])
+    (0.75, 0.5)
+    """
+    predictions, labels = _pairs(predictions, labels)
+    return float(np.mean(predictions == labels))
 
 
 def balanced_accuracy(predictions: ArrayLike, labels: ArrayLike) -> float:
-    """Mean over the classes with samples of the share of each predicted right; both (N,)."""
-    predictions, labels = np.asarray(predictions), np.asarray(labels)
-    return float(np.mean([np.mean(predictions[labels == c] == c) for c in np.unique(labels)]))
+    """Mean over the classes with samples of the share of each predicted right; see [`accuracy`]."""
+    predictions, labels = _pairs(predictions, labels)
+    _, classes = np.unique(labels, return_inverse=True)
+    return float(np.mean(np.bincount(classes, predictions == labels) / np.bincount(classes)))
 
 
 def harmonic_mean(base: float, new: float) -> float:
-    """`H = 2 b n / (b + n)` of base and new accuracy; 0 where both are 0."""
-    return 2 * base * new / (base + new) if base + new else 0.0
+    """`H = 2 b n / (b + n)` of base and new accuracy; 0 where both are 0.
+
+    Raises:
+        ValueError: a value that is negative or not finite.
+        TypeError: a value that is no number.
+
+    Example:
+
+    >>> round(harmonic_mean(0.8, 0.6), 4)
+    0.6857
+    """
+    for name, value in (("base", base), ("new", new)):
+        if not isinstance(value, Real):
+            raise TypeError(f"{name} must be an accuracy, got a value of type {type(value).__name__}.")
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name}={value} must be an accuracy of at least 0.")
+    # in this order nothing overflows, and products of tiny numbers do not vanish
+    return 2 * min(base, new) * (max(base, new) / (base + new)) if base + new else 0.0
 
 
 def evaluate_groups(
@@ -44,31 +74,21 @@ def evaluate_groups(
 
     Raises:
         ValueError: other shapes, a label that is no class index, or what `class_groups` refuses.
-
-    Example:
-
-    >>> round(harmonic_mean(0.8, 0.6), 4)
-    0.6857
+        TypeError: predictions or labels that are no numbers, or what `class_groups` refuses.
 
     Example:
 
     >>> evaluate_groups(predictions=[0, 1, 1, 2], labels=[0, 1, 2, 2], class_counts=[150, 50, 5])
     {'many': 1.0, 'medium': 1.0, 'few': 0.5}
-
-    Example:
-
-    >>> accuracy([0, 0, 0, 0], [0, 0, 0, 1]), balanced_accuracy([0, 0, 0, 0], [0, 0, 0, 1])
-    (0.75, 0.5)
     """
     groups = class_groups(class_counts, thresholds)
-    predictions, labels = np.asarray(predictions), np.asarray(labels)
-    if predictions.ndim != 1 or predictions.shape != labels.shape:
-        raise ValueError(
-            f"predictions and labels must both be (N,) class indices, got {predictions.shape} and {labels.shape}; "
-            "take the argmax of logits."
-        )
+    predictions, labels = _pairs(predictions, labels, empty=True)
+    if not len(labels):
+        return dict.fromkeys(groups)
+    if labels.dtype.kind == "U":
+        raise TypeError(f"labels must be class indices, got {labels[0]!r}.")
     classes = sum(map(len, groups.values()))
-    unknown = labels[~np.isin(labels, np.arange(classes))]
+    unknown = labels[(labels < 0) | (labels >= classes)]
     if len(unknown):
         raise ValueError(f"Label {unknown[0]} is no index of the {classes} classes that class_counts counts.")
     members = {group: np.isin(labels, indices) for group, indices in groups.items()}
@@ -86,16 +106,60 @@ def class_groups(class_counts: ArrayLike, thresholds: Sequence[float] | str = (2
         class_counts: (K,) numbers of training samples.
 
     Raises:
-        ValueError: counts that are not (K,) or negative, or thresholds that are neither.
+        ValueError: counts that are not (K,), negative or not finite, or thresholds that are neither.
+        TypeError: counts that are no numbers.
     """
-    counts = np.asarray(class_counts, dtype=np.float64)
-    if counts.ndim != 1 or not len(counts) or not (counts >= 0).all():
-        raise ValueError(f"class_counts must be one number of at least 0 for each class, got {counts.tolist()}.")
+    counts = _array("class_counts", class_counts)
+    if counts.dtype.kind not in "iuf" and counts.size:
+        raise TypeError(f"class_counts must be one number for each class, got {counts.dtype}.")
+    counts = counts.astype(np.float64)
+    if counts.ndim != 1 or not len(counts):
+        raise ValueError(f"class_counts must be one number of at least 0 for each class, got shape {counts.shape}.")
+    wrong = np.flatnonzero(~((counts >= 0) & (counts < np.inf)))
+    if len(wrong):
+        c = wrong[0]
+        raise ValueError(
+            f"class_counts must be one number of at least 0 for each class, class_counts[{c}] is {counts[c]:g}."
+        )
     if isinstance(thresholds, str) and thresholds == "thirds":
         many, medium, few = np.array_split(np.argsort(-counts, kind="stable"), 3)
         return {"many": many, "medium": medium, "few": few}
-    if isinstance(thresholds, str) or len(thresholds) != 2 or not thresholds[0] < thresholds[1]:
-        raise ValueError(f'thresholds={thresholds!r} must be (low, high) with low < high, or "thirds".')
-    low, high = thresholds
+    low, high = _low_and_high(thresholds)
     parts = {"many": counts > high, "medium": (low < counts) & (counts <= high), "few": counts <= low}
     return {group: np.flatnonzero(part) for group, part in parts.items()}
+
+
+def _low_and_high(thresholds: Any) -> tuple[float, float]:
+    pair = list(thresholds) if isinstance(thresholds, (Sequence, np.ndarray)) else []
+    if len(pair) != 2 or not all(isinstance(value, Real) for value in pair) or not pair[0] < pair[1]:
+        raise ValueError(f'thresholds={repr(thresholds)[:80]} must be (low, high) with low < high, or "thirds".')
+    return pair[0], pair[1]
+
+
+def _pairs(predictions: ArrayLike, labels: ArrayLike, empty: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Both as (N,) arrays whose entries can be compared."""
+    one, other = _array("predictions", predictions), _array("labels", labels)
+    if one.ndim != 1 or one.shape != other.shape:
+        raise ValueError(
+            f"predictions and labels must both be (N,) class indices, got {one.shape} and {other.shape}; "
+            "take the argmax of logits."
+        )
+    if not len(one) and not empty:
+        raise ValueError("There are no samples.")
+    for name, array in (("Prediction", one), ("Label", other)):
+        wrong = array[~np.isfinite(array) | (array != np.round(array))] if array.dtype.kind == "f" else ()
+        if len(wrong):
+            raise ValueError(f"{name} {wrong[0]} is no index of a class.")
+    if len(one) and not any(one.dtype.kind in kinds and other.dtype.kind in kinds for kinds in ("U", "iubf")):
+        raise TypeError(
+            f"predictions and labels must both be class indices or both be names, got {one.dtype} and {other.dtype}."
+        )
+    return one, other
+
+
+def _array(name: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except Exception as error:  # of any library whose array or tensor this is
+        reason = str(error).split("\n")[0][:200]
+        raise TypeError(f"{name} must be an array of numbers: {reason}") from None

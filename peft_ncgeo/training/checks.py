@@ -115,3 +115,15 @@ def check_term(name: str, value: Tensor, step: int) -> None:
         raise FloatingPointError(f"loss/{name} is {value.item()} at step {step}; no step was taken.")
 
     check(torch.isfinite(value), refuse)
+
+
+def check_total(total: Tensor, step: int) -> None:
+    """The weighted sum of terms that are finite must be finite too."""
+
+    def refuse() -> None:
+        raise FloatingPointError(
+            f"The weighted sum of the losses is {total.item()} at step {step}, though each is finite; no step was "
+            "taken. Lower a weight, or raise a budget."
+        )
+
+    check(torch.isfinite(total), refuse)

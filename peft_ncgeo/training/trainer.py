@@ -25,7 +25,7 @@ from .alignment import GradientProjection
 from .arguments import GeometryTrainingArguments
 from .callbacks import GeometryMonitor, NewViews
 from .checkpoints import CheckpointingTrainer
-from .checks import check_arguments, check_losses, check_templates, check_term
+from .checks import check_arguments, check_losses, check_templates, check_term, check_total
 from .class_means import ClassMeans
 from .gathering import batch_sizes, gather_batch
 from .half_weights import HalfWeights
@@ -260,6 +260,7 @@ class GeometryTrainer(CheckpointingTrainer):
                 self._logged[f"lambda/{loss.name}"].append(torch.as_tensor(factor))
                 for key, metric in loss.metrics.items():
                     self._logged[key].append(metric.detach())
+            check_total(total.detach(), self.state.global_step + 1)
         self._checks.read()
         return (total, {"logits": batch.logits}) if return_outputs else total
 

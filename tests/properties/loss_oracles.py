@@ -33,7 +33,7 @@ def assignment(u, v):
     return cost[rows, columns].mean()
 
 
-def sinkhorn_plan(cost, epsilon, iterations=1000):
+def sinkhorn_plan(cost, epsilon, iterations=300):
     """The entropic plan between uniform marginals, in the log domain."""
     n, m = cost.shape
     if cost.mean() == 0 or 1 in cost.shape:

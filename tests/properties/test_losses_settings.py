@@ -21,9 +21,8 @@ from .terms import in_float64
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-CLASSES = [
-    getattr(losses, name) for name in losses.__all__ if name not in ("CrossEntropy", "GeometryBatch", "Regularizer")
-]
+OTHERS = ("CrossEntropy", "GeometryBatch", "Regularizer")
+CLASSES = [getattr(losses, name) for name in losses.__all__ if name not in OTHERS]
 NUMBERS = st.one_of(
     st.sampled_from([0, -1, 1, 3, 0.5, 1e-30, 1e-6, 1e6, 1e30, 1e300, -1e30, math.nan, math.inf, True]),
     st.sampled_from(NO_NUMBERS),
@@ -130,7 +129,8 @@ def test_contrast_at_any_temperature_is_the_formulas(copies, temperature):
     assert float(other) == pytest.approx(oracles.prototype_image(wide, temperature), rel=1e-9, abs=1e-9)
 
 
-@given(epsilon=st.sampled_from([1e-8, 1e-3, 0.1, 1.0, 1e3, 1e6]), seed=st.integers(0, 2))
+@settings(max_examples=10)
+@given(epsilon=st.sampled_from([1e-8, 0.01, 0.1, 1.0, 1e6]), seed=st.integers(0, 1))
 def test_transport_at_any_epsilon_is_the_formulas_or_refused(epsilon, seed):
     batch = random_batch(seed=seed)
     wide = in_float64(batch)
