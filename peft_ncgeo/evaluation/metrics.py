@@ -147,7 +147,7 @@ def _pairs(predictions: ArrayLike, labels: ArrayLike, empty: bool = False) -> tu
     if not len(one) and not empty:
         raise ValueError("There are no samples.")
     for name, array in (("Prediction", one), ("Label", other)):
-        wrong = array[~np.isfinite(array) | (array != np.round(array))] if array.dtype.kind == "f" else ()
+        wrong: Any = array[~np.isfinite(array) | (array != np.round(array))] if array.dtype.kind == "f" else []
         if len(wrong):
             raise ValueError(f"{name} {wrong[0]} is no index of a class.")
     if len(one) and not any(one.dtype.kind in kinds and other.dtype.kind in kinds for kinds in ("U", "iubf")):

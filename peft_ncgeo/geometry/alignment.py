@@ -92,6 +92,7 @@ def rotate_towards_means(
     if threshold != threshold:
         raise ValueError(f"threshold={threshold} must be a cosine.")
     check_shape("weights", weights, "K", "d")
+    check_shape("means", means, "K", "d")
     cosines = alignment(weights.detach(), means.detach(), center)
     mu = centred_means(means, center)
     fraction = torch.as_tensor(fraction, dtype=cosines.dtype, device=cosines.device)

@@ -225,6 +225,8 @@ class NeuralCollapse:
         counts, sums = self._counts[present], self._sums[present]
         k, n = len(counts), counts.sum()
         means = sums / counts[:, None]
+        if k and 0 < (means - means.mean(0)).abs().max() < 1e-140:
+            raise ValueError("class means differ by too little for float64 to hold the squares; scale the features.")
         centered = _centered(means, (self._second.trace() / n).sqrt())
         if k < 2 or not centered.any():
             why = f"{k} classes have samples" if k < 2 else "all class means are equal"
@@ -233,10 +235,6 @@ class NeuralCollapse:
 
         gram = centered @ centered.T
         lengths = centered.norm(dim=1)
-        if lengths.max() < 1e-140:
-            raise ValueError(
-                "class means differ by so little that float64 cannot hold the squares; scale the features."
-            )
         directions = centered / lengths[:, None]
         pairs = (directions @ directions.T)[~torch.eye(k, dtype=torch.bool, device=gram.device)]
         within = (self._second - sums.T @ means) / n

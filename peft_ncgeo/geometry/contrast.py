@@ -46,6 +46,7 @@ def prototype_image_contrast(
     Reference: H. Tian et al., Mind the Gap Between Prototypes and Images in Cross-domain Finetuning, NeurIPS 2024,
     arXiv 2410.12474.
     """
+    check_tensor("instances", instances)
     with torch.autocast(instances.device.type, enabled=False):
         s, index, samples, counts = _scores(instances, prototypes, labels, temperature)
         nothing = _nothing(s)
@@ -69,6 +70,7 @@ def prototype_cross_entropy(
     Reference: W.-H. Li, X. Liu, H. Bilen, Universal Representation Learning from Multiple Domains for Few-shot
     Classification, ICCV 2021, arXiv 2103.13841.
     """
+    check_tensor("instances", instances)
     with torch.autocast(instances.device.type, enabled=False):
         s, index, samples, counts = _scores(instances, prototypes, labels, temperature)
         s = s.masked_fill((counts == 0)[..., None, :], _nothing(s))

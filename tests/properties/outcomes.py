@@ -37,9 +37,9 @@ def assert_said_well(error: Exception, *exceptions: type[Exception]) -> None:
     """That the package itself raised this error, and said in one line what is wrong."""
     told = "".join(traceback.format_exception(error))
     last = traceback.extract_tb(error.__traceback__)[-1]
-    inside = PACKAGE in Path(last.filename).resolve().parents
+    assert PACKAGE in Path(last.filename).resolve().parents, f"raised outside the package:\n{told}"
     # what a function in C raises has the frame of its caller
-    assert inside and (last.line or "").startswith("raise"), f"raised outside the package:\n{told}"
+    assert (last.line or "").startswith("raise"), f"raised outside the package:\n{told}"
     assert isinstance(error, exceptions or REFUSALS), f"{type(error).__name__} is no refusal:\n{told}"
     message = str(error)
     assert message.strip(), f"an error without a word:\n{told}"

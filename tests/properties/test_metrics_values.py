@@ -170,9 +170,9 @@ def test_the_collapse_metric_is_finite_or_says_why_not(data, seed):
     n = data.draw(st.integers(1, 9))
     x = data.draw(features(n, 3, torch.float64))
     labels = rng.integers(data.draw(st.sampled_from([-1, 0])), 3, n)
-    weights = data.draw(
-        st.sampled_from([None, rng.standard_normal((3, 3)), np.full((3, 3), np.nan), "head", np.ones(3)])
-    )
+    heads, no_heads = [None, rng.standard_normal((3, 3))], [np.full((3, 3), np.nan), "head", np.ones(3)]
+    k = data.draw(st.integers(0, 4))
+    weights = [*heads, *no_heads][k]
     metric = NeuralCollapseMetric()
     results = said_well(lambda: metric.compute(predictions=x.numpy(), references=labels, weights=weights))
     assert (results is None) == (labels.min() < 0 or k >= len(heads))
