@@ -8,10 +8,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets import ClassLabel, Dataset, Image, load_dataset
 
+from ..templates import check_template
+from ..values import check_whole_number, is_number, reason, shown
 from .splits import select_classes
+from .yaml_files import read_yaml
+
+_WORDS = ("first_synonym", "split_camel_case")
 
 
 @dataclass(frozen=True)
@@ -51,22 +55,44 @@ class DatasetSource:
         Raises:
             ValueError: one line that names the file and what is wrong.
         """
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise ValueError(f"Data set {path} cannot be read: {' '.join(str(error).split())}") from error
+        content = read_yaml(path, "Data set")
         if not isinstance(content, dict):
             raise ValueError(f"Data set {path} must hold keys such as path and num_classes.")
         unknown = set(content) - {f.name for f in fields(cls)}
         if unknown:
-            raise ValueError(f"Data set {path} has the unknown key {sorted(unknown)[0]!r}.")
+            raise ValueError(f"Data set {path} has the unknown key {shown(sorted(unknown, key=str)[0])}.")
         missing = {"path", "num_classes"} - set(content)
         if missing:
             raise ValueError(f"Data set {path} lacks {', '.join(sorted(missing))}.")
-        words = ("first_synonym", "split_camel_case")
-        if isinstance(content.get("class_names"), str) and content["class_names"] not in words:
-            raise ValueError(f"Data set {path}: class_names must be a mapping, {words[0]} or {words[1]}.")
-        return cls(**content)
+        try:
+            return cls(**content)
+        except ValueError as error:
+            raise ValueError(f"Data set {path}: {error}") from error
+
+    def __post_init__(self) -> None:
+        for name in ("path", "image_column", "label_column"):
+            if not isinstance(getattr(self, name), str) or not getattr(self, name):
+                raise ValueError(f"{name}={shown(getattr(self, name))} must be a name.")
+        for name in ("name", "revision", "train_split", "test_split"):
+            if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}={shown(getattr(self, name))} must be a name, or null.")
+        if self.image_column == self.label_column:
+            raise ValueError(f"image_column and label_column are both {shown(self.image_column)}; name two columns.")
+        check_whole_number("num_classes", self.num_classes, least=1)
+        for name in ("shots", "n_max"):
+            if getattr(self, name) is not None:
+                check_whole_number(name, getattr(self, name), least=1)
+        factor = self.imbalance_factor
+        if factor is not None and (not is_number(factor) or factor < 1):
+            raise ValueError(f"imbalance_factor={shown(factor)} must be a finite number of at least 1.")
+        check_template(self.template)
+        fixes = self.class_names
+        pairs = fixes.items() if isinstance(fixes, dict) else ()
+        if not (fixes is None or isinstance(fixes, dict) or fixes in _WORDS):
+            raise ValueError(f"class_names={shown(fixes)} must be a mapping, {_WORDS[0]} or {_WORDS[1]}.")
+        for old, new in pairs:
+            if not isinstance(old, str) or not isinstance(new, str | None):
+                raise ValueError(f"class_names has {shown(old)}: {shown(new)}, which must be words; quote numbers.")
 
     def load(self, part: str, folder: str | Path | None = None) -> Dataset:
         """The "train" or "test" part with the columns `image` and `label`, the latter with the prompts' names.
@@ -79,7 +105,9 @@ class DatasetSource:
         Raises:
             ValueError: the set has no such part, or its classes are others than described.
         """
-        split = {"train": self.train_split, "test": self.test_split}[part]
+        if part not in ("train", "test"):
+            raise ValueError(f"part={shown(part)} must be 'train' or 'test'.")
+        split = self.train_split if part == "train" else self.test_split
         if split is None:
             raise ValueError(f"{self.path} has no split to {part} on.")
         if folder is None:
@@ -92,17 +120,21 @@ class DatasetSource:
 
     def prepare(self, dataset: Dataset) -> Dataset:
         """Columns and class names as the library wants them; see [`DatasetSource.load`]."""
+        if not isinstance(dataset, Dataset):
+            raise TypeError(f"Expected a datasets.Dataset, got {type(dataset).__name__}.")
         for column in (self.image_column, self.label_column):
             if column not in dataset.column_names:
-                raise ValueError(f"{self.path} has no column {column!r} among {dataset.column_names}.")
+                raise ValueError(f"{self.path} has no column {column!r} among {shown(dataset.column_names)}.")
         dataset = dataset.select_columns([self.image_column, self.label_column])
-        dataset = dataset.rename_columns(
-            {old: new for old, new in ((self.image_column, "image"), (self.label_column, "label")) if old != new}
-        )
-        if not isinstance(dataset.features["image"], Image):
-            dataset = dataset.cast_column("image", Image())
-        if not isinstance(dataset.features["label"], ClassLabel):
-            dataset = dataset.class_encode_column("label")
+        try:
+            dataset = dataset.rename_columns({self.image_column: "image", self.label_column: "label"})
+            if not isinstance(dataset.features["image"], Image):
+                dataset = dataset.cast_column("image", Image())
+            if not isinstance(dataset.features["label"], ClassLabel):
+                dataset = dataset.class_encode_column("label")
+        except Exception as error:  # of pyarrow, for what is neither
+            columns = f"{self.image_column!r} and {self.label_column!r}"
+            raise ValueError(f"{self.path}: columns {columns} are no images and classes ({reason(error)}).") from error
         names = self.prompt_names(dataset.features["label"].names)
         kept = [i for i, name in enumerate(names) if name is not None]
         if len(kept) != self.num_classes:
@@ -113,6 +145,9 @@ class DatasetSource:
         wordnet = [name for name in chosen if re.fullmatch(r"n\d{8}", name)]
         if wordnet:
             raise ValueError(f"{self.path} calls a class {wordnet[0]}, a WordNet number; give its classes words.")
+        twice = [name for name, count in Counter(chosen).items() if count > 1]
+        if twice:
+            raise ValueError(f"{self.path} would have two classes named {shown(twice[0])}; name them apart.")
         return dataset.cast_column("label", ClassLabel(names=chosen))
 
     def prompt_names(self, names: list[str]) -> list[str | None]:
@@ -126,9 +161,10 @@ class DatasetSource:
         if self.class_names == "first_synonym":
             return list(_first_synonyms(names))
         fixes: dict[str, Any] = self.class_names or {}  # type: ignore[assignment]
-        strange = [name for name in fixes if name not in names]
+        known = set(names)
+        strange = [name for name in fixes if name not in known]
         if strange:
-            raise ValueError(f"{self.path} has no class {strange[0]!r} to rename.")
+            raise ValueError(f"{self.path} has no class {shown(strange[0])} to rename.")
         return [fixes.get(name, name) for name in names]
 
 

@@ -12,8 +12,8 @@ args: {num_train_epochs: 40, learning_rate: 0.005} # defaults of the script's ar
 from __future__ import annotations
 
 import inspect
-import re
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -21,15 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import peft
-import yaml
 from peft import PeftConfig
 from torch import nn
 from transformers import HfArgumentParser, TrainerCallback
 
 from .. import losses as loss_names
+from ..data.yaml_files import read_yaml
 from ..losses import CrossEntropy, Regularizer
 from ..tuners.npt import NPTConfig
 from ..tuners.prototype import PrototypeConfig
+from ..values import reason, shown
 from .alignment import GradientProjection, SlerpAlignment
 from .callbacks import GeometryMonitor, PromptAveraging
 
@@ -43,17 +44,6 @@ _ALL_LOSSES = {name: getattr(loss_names, name) for name in loss_names.__all__}
 _LOSSES = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, Regularizer) and c is not Regularizer}
 _CLASSIFICATION = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, CrossEntropy)}
 _CALLBACKS = {c.__name__: c for c in (GeometryMonitor, GradientProjection, PromptAveraging, SlerpAlignment)}
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads 5e-3 as a number, as YAML 1.2 does and PyYAML does not."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
 
 
 @dataclass
@@ -85,12 +75,8 @@ class Recipe:
         Raises:
             ValueError: one line that names the file, the unknown key or name, and the nearest right one.
         """
-        path = Path(path)
-        try:
-            content = yaml.load(path.read_text(encoding="utf-8"), _Loader) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise ValueError(f"Recipe {path} cannot be read: {' '.join(str(error).split())}") from error
-        return cls.from_dict(path.stem, content, str(path))
+        content = read_yaml(path, "Recipe")
+        return cls.from_dict(Path(path).stem, {} if content is None else content, str(path))
 
     @classmethod
     def from_dict(cls, name: str, content: dict[str, Any], path: str | None = None) -> Recipe:
@@ -100,7 +86,7 @@ class Recipe:
             raise ValueError(f"Recipe {path} must hold the keys {', '.join(_KEYS)}.")
         try:
             _known(content, _KEYS, "key")
-            recipe = cls(name=name, args=dict(content.get("args") or {}), source=content)
+            recipe = cls(name=name, args=dict(_mapping(content.get("args"), "args")), source=content)
             if content.get("peft"):
                 recipe.config = _maker(content["peft"], _CONFIGS)
             terms = [_maker(term, _LOSSES) for term in _list(content, "losses")]
@@ -112,14 +98,27 @@ class Recipe:
             recipe.callbacks = lambda: [make() for make in callbacks]
             for make in (recipe.config, recipe.losses, recipe.classification_loss, recipe.callbacks):
                 _ = make and make()  # values are checked now
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"Recipe {path}: {error}") from error
+        except Exception as error:  # PEFT's configs check what they are given in ways of their own
+            raise ValueError(f"Recipe {path}: {reason(error)}") from error
         return recipe
 
     def set_defaults(self, parser: HfArgumentParser) -> None:
         """Make `args` the parser's defaults, so that the command line still overrides them."""
         self.check_args(action.dest for action in parser._actions if action.dest != "help")
+        for action in parser._actions:
+            if action.type is not None and self.args.get(action.dest) is not None:
+                self._check_value(action.dest, self.args[action.dest], action.type)
         parser.set_defaults(**self.args)
+
+    def _check_value(self, name: str, value: Any, read: Any) -> None:
+        """What is no text the parser takes unseen, so 2.5 for a whole number."""
+        for word in value if isinstance(value, list) else [value]:
+            try:
+                if not isinstance(word, dict):
+                    read(str(word))
+            except (TypeError, ValueError, ArgumentTypeError) as error:
+                kind = getattr(read, "__name__", "of its kind").replace("string_to_bool", "bool")
+                raise ValueError(f"Recipe {self.name}: argument {name}={shown(word)} is no {kind}.") from error
 
     def check_args(self, known: Iterable[str]) -> None:
         """Refuse arguments that are not among those `known`, naming the nearest."""
@@ -143,7 +142,7 @@ def parse_with_recipe(
     recipe = None
     for i, word in enumerate(argv):
         if word.split("=")[0] == "--recipe":
-            recipe = Recipe.read(word.partition("=")[2] or argv[i + 1])
+            recipe = Recipe.read(word.partition("=")[2] or "".join(argv[i + 1 : i + 2]))
             recipe.set_defaults(parser)
     return parser.parse_args_into_dataclasses(args=argv), recipe
 
@@ -160,16 +159,23 @@ def _known(given: Iterable[str], right: Iterable[str], what: str) -> None:
     for name in given:
         if name not in right:
             near = get_close_matches(str(name), right, n=1, cutoff=0)
-            raise ValueError(f"unknown {what} {name!r}; did you mean {near[0]!r}?")
+            hint = f"did you mean {near[0]!r}?" if near else "there is none."
+            raise ValueError(f"unknown {what} {shown(name)}; {hint}")
+
+
+def _mapping(value: Any, what: str) -> dict[Any, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"{what} must be a mapping such as {{name: value}}, got {shown(value)}.")
+    return value or {}
 
 
 def _maker(entry: Any, names: dict[str, Any]) -> Callable[[], Any]:
     """`{Name: {field: value}}`, or `Name` alone, as a function without arguments."""
     entry = {entry: {}} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or len(entry) != 1:
-        raise ValueError(f"{entry!r} must be one name with its fields, such as {{{next(iter(names))}: {{}}}}.")
+        raise ValueError(f"{shown(entry)} must be one name with its fields, such as {{{next(iter(names))}: {{}}}}.")
     (name, fields), *_ = entry.items()
-    fields = fields or {}
+    fields = _mapping(fields, f"the fields of {name}")
     owner, _, preset = str(name).partition(".")
     _known([owner], names, "name")
     target = names[owner]

@@ -103,7 +103,7 @@ def test_a_part_that_is_not_there():
     [
         ("path: a\n", "lacks num_classes"),
         ("path: a\nnum_classes: 2\nclasses: 3", "unknown key 'classes'"),
-        ("path: a\nnum_classes: 2\nclass_names: upper", "class_names must be"),
+        ("path: a\nnum_classes: 2\nclass_names: upper", "class_names=.upper. must be"),
         ("- a", "must hold keys"),
         ("path: [", "cannot be read"),
     ],

@@ -408,9 +408,9 @@ def test_a_damaged_adapter(folder):
 
 def test_a_model_of_another_width_or_depth(folder):
     wide = tiny(ViTModel, ViTConfig(**{**VIT, "hidden_size": 48}))
-    assert refused(folder, wide) == "num_features=32, but the features of ViTModel have 48."
+    assert "does not fit the model: num_features=32, but the features of ViTModel have 48." in refused(folder, wide)
     assert "does not fit" in refused(folder, tiny(ViTModel, ViTConfig(**{**VIT, "num_hidden_layers": 2})))
-    assert refused(folder, BACKBONES["resnet"].build()) == "num_features=32, but the features of ResNetModel have 16."
+    assert "num_features=32, but the features of ResNetModel have 16." in refused(folder, BACKBONES["resnet"].build())
 
 
 def test_a_folder_that_is_none(tmp_path):
