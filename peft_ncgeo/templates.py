@@ -18,9 +18,11 @@ def find_tokenizer(name_or_path: str | None) -> PreTrainedTokenizerBase | None:
     if not name_or_path:
         return None
     try:
-        return AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     except (OSError, ValueError, KeyError):
         return None
+    # For a CLIP saved without its tokenizer Transformers makes one up that knows no words.
+    return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
 
 
 def check_template(template: Any, name: str = "template") -> None:

@@ -148,6 +148,15 @@ def test_no_tokenizer_is_one_warning_that_names_the_field():
     assert len(named) == 1
 
 
+def test_a_model_saved_without_its_tokenizer_has_none(tmp_path):
+    """Transformers gives one for it that turns every word into its unknown token."""
+    tiny_clip().save_pretrained(tmp_path)
+    config = NPTConfig(num_text_tokens=4, text_init="a photo of a")
+    with pytest.warns(UserWarning, match="No tokenizer found for text_init='a photo of a'"):
+        get_peft_model(CLIPModel.from_pretrained(tmp_path), config)
+    assert config.phrase_ids == config.placeholder_ids == []
+
+
 def test_a_depth_beyond_the_tower_is_one_warning():
     with pytest.warns(UserWarning, match="text_depth=12 > 3, vision_depth=12 > 4 layers of CLIPModel") as caught:
         get_peft_model(tiny_clip(), NPTConfig.prompt_ot(text_init=[6]))
