@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test interruptions promises quality style benchmark table cards versions coverage
+.PHONY: demo test interruptions promises quality style benchmark table cards versions coverage peft-suite
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -14,8 +14,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## Prompt-OT on the built-in images: table and adapters in outputs/prompt_ot
 	OMP_NUM_THREADS=2 $(BIN)/accelerate launch --config_file examples/accelerate/cpu_1proc.yaml examples/train_prompt_ot.py
 
-# One process a core, of one thread each: tests of one file stay together.
+# One process a core, of one thread each: tests of one file stay together. Where PEFT's own tests cannot be had (the
+# `-` in front), those alone are skipped, and say why.
 test: $(INSTALLED)
+	-$(BIN)/python tests/contracts/fetch_peft_suite.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 interruptions: $(INSTALLED)  ## kill two trainings 25 times each and compare what they come to
@@ -29,6 +31,10 @@ promises: $(INSTALLED)  ## what README promises, each with what the tests found:
 		--cov peft_ncgeo --cov-branch --cov-report json:build/coverage.json
 	$(BIN)/python examples/benchmark_import.py > build/import.txt
 	$(BIN)/python -m tests.promises
+
+peft-suite: $(INSTALLED)  ## PEFT's own tests on this package's methods, with the count and what does not apply
+	-$(BIN)/python tests/contracts/fetch_peft_suite.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v tests/contracts/test_peft_suite.py
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .

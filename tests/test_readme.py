@@ -45,5 +45,5 @@ def test_files_and_targets_named_in_readme_exist():
     for path in set(re.findall(r"(?:examples|peft_ncgeo)/[\w/.]+", README)):
         assert (root / path.rstrip(".")).exists(), path
     makefile = (root / "Makefile").read_text()
-    for target in set(re.findall(r"make (\w+)", README)):
+    for target in set(re.findall(r"make ([\w-]+)", README)):
         assert f"\n{target}:" in makefile, target

@@ -10,6 +10,7 @@ import inspect
 import sys
 import traceback
 import types
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -35,20 +36,19 @@ def import_files(names: Iterable[str]) -> tuple[dict[str, types.ModuleType], lis
     absent = importlib.util.find_spec("diffusers") is None
     if absent:  # one class is asked of it, whose instances a few tests treat in another way
         sys.modules["diffusers"] = types.ModuleType("diffusers")
-        sys.modules["diffusers"].StableDiffusionPipeline = type("StableDiffusionPipeline", (), {})  # type: ignore
+        sys.modules["diffusers"].StableDiffusionPipeline = type("StableDiffusionPipeline", (), {})
     modules, problems = {}, []
-    try:
-        for name in ("testing_utils", *names):
-            try:
+    for name in ("testing_utils", *names):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 modules[name] = importlib.import_module(f"{PACKAGE}.{name}")
-            except Exception as error:
-                problems.append(f"{name}.py cannot be imported ({type(error).__name__}: {error})")
-            # an image from the network, asked for while a file is imported
-            sys.modules[f"{PACKAGE}.testing_utils"].load_cat_image = lambda: Image.new("RGB", (16, 16))
-    finally:
-        if absent:
-            del sys.modules["diffusers"]
-    modules.pop("testing_utils", None)
+        except Exception as error:
+            problems.append(f"{name}.py cannot be imported ({type(error).__name__}: {error})")
+        if name == "testing_utils" and name in modules:  # a file asks for an image from the network as it is imported
+            modules.pop(name).load_cat_image = lambda: Image.new("RGB", (16, 16))
+    if absent:
+        del sys.modules["diffusers"]
     return modules, problems
 
 
@@ -107,7 +107,7 @@ def _no_network() -> None:
 def prepare(patch: pytest.MonkeyPatch, module: types.ModuleType, case: Case) -> None:
     """What the tests find around them: no network, our models, and weights away from the identity where asked for."""
     patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    patch.setitem(sys.modules[f"{PACKAGE}.testing_utils"]._HUB_MODEL_ACCESSES, saved(case), 0)  # type: ignore
+    patch.setitem(sys.modules[f"{PACKAGE}.testing_utils"]._HUB_MODEL_ACCESSES, saved(case), 0)
     stand_ins = {
         "DeepMLP": functools.partial(made_up_network, case),
         "MLP": functools.partial(made_up_network, case),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from dataclasses import dataclass, field
@@ -175,13 +176,19 @@ def plain_resnet() -> str:
     return str(path)
 
 
+@functools.cache
+def loaded(path: str, **options: Any) -> OneTensor:
+    """The model in a folder, whose class the folder's name tells."""
+    case = next(case for case in CASES if case.name == Path(path).name)
+    return case.model_cls.from_pretrained(path, **options)
+
+
 class Models:
-    """Stands where PEFT's tests have an Auto class; finds the class by the folder's name."""
+    """Stands where PEFT's tests have an Auto class. They load a model some 1500 times, mostly what a copy gives."""
 
     @staticmethod
     def from_pretrained(path: str, **options: Any) -> OneTensor:
-        case = next(case for case in CASES if case.name == Path(path).name)
-        return case.model_cls.from_pretrained(path, **options)
+        return copy.deepcopy(loaded(path, **options))
 
 
 def made_up_network(case: Case, *args: Any, **kwargs: Any) -> OneTensor:

@@ -27,6 +27,18 @@ if not TESTS.exists():
 
 from .peft_suite import ARGUMENTS, MODELS, ending, import_files, methods, parametrized, prepare
 
+# By their words, since the tests look at warnings too.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:.*{words}")
+    for words in (
+        "is_gradient_checkpointing",
+        "gradient_checkpointing_enable",
+        "was active which is now deleted",
+        "Class-scoped fixtures defined as instance methods",
+        "NO_SHARD",
+        "a `runtime_config` key",
+    )
+]
 READ = "0.21.2"  # the version whose suite this file was written for
 # PEFT's files with tests for every method, in the order in which a check that several of them call is run once.
 FILES = {
@@ -238,7 +250,7 @@ def adopt(test: Callable, cases: list[Case]) -> Callable:
         if entry is not None:
             pytest.fail(f"It passes; take it out of the list: {entry}", pytrace=False)
 
-    run.pytestmark = [  # type: ignore[attr-defined]
+    run.pytestmark = [
         *marks,
         pytest.mark.parametrize(ours, [pytest.param(*[case] * len(ours), id=case.name) for case in cases]),
     ]
@@ -259,29 +271,34 @@ LABELS: list[tuple[str, Case]] = []
 MODULES, PROBLEMS = import_files(FILES)
 
 
+def checks(test: Callable) -> tuple[frozenset, frozenset]:
+    """Which of the checks that PEFT's files share a test calls, and with which keywords."""
+    code = test.__code__
+    names = frozenset(name for name in code.co_names if name.startswith("_test_"))
+    return names, frozenset(value for value in code.co_consts if isinstance(value, tuple))
+
+
 def adopted_classes() -> Iterator[type]:
     """PEFT's test classes with their tests for all methods and no others."""
-    checked: set[str] = set()
+    done: set[tuple] = set()  # in the files so far
     for name, module in MODULES.items():
         classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
-        found = 0
+        found = set()
         for cls in classes:
             tests = {n: test for n, test in vars(cls).items() if n.startswith("test") and callable(test)}
-            run = {}
-            for test_name, test in tests.items():
-                if for_all_methods(test):
-                    found += 1
-                    calls = {n for n in test.__code__.co_names if n.startswith("_test_")}
-                    if not calls or calls - checked:
-                        run[test_name] = adopt(test, FILES[name])
-                    checked |= calls
+            general = {n: test for n, test in tests.items() if for_all_methods(test)}
+            run = {n: adopt(t, FILES[name]) for n, t in general.items() if not checks(t)[0] or checks(t) not in done}
             if run:
                 yield type(cls.__name__, (cls,), {**dict.fromkeys(tests), **AROUND, **run})
+            found |= {checks(test) for test in general.values()}
+        done |= found
         if not found:
             PROBLEMS.append(f"{name}.py has no test for all methods")
 
 
 for adopted in adopted_classes():
+    if adopted.__name__ in globals():
+        PROBLEMS.append(f"two files have a class {adopted.__name__}")
     globals()[adopted.__name__] = adopted
 
 

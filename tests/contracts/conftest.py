@@ -1,0 +1,33 @@
+"""The count of PEFT's own tests at the end of a run."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from .fetch_peft_suite import VERSION
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """A line for each of our methods; with `-v` the reasons of what does not apply, too."""
+    outcomes = {"passed": "passed", "xfailed": "not applicable", "failed": "failed"}
+    counts: Counter[tuple[str, str]] = Counter()
+    reasons: Counter[str] = Counter()
+    for outcome, told in outcomes.items():
+        for report in terminalreporter.stats.get(outcome, []):
+            method = re.search(r"test_peft_suite\.py::.*\[(?:.*-)?(NPT|PROTOTYPE|COPA)-", report.nodeid)
+            if method:
+                counts[method[1], told] += 1
+                reasons[getattr(report, "wasxfail", "")] += 1
+    if not counts:
+        return
+    terminalreporter.section(f"PEFT {VERSION}'s own tests")
+    for method in sorted({method for method, _ in counts}):
+        told = ", ".join(f"{counts[method, told]} {told}" for told in outcomes.values() if counts[method, told])
+        terminalreporter.line(f"NCGEO_{method}: {told}")
+    if config.get_verbosity() >= 0:
+        for reason, count in reasons.most_common():
+            if reason:
+                terminalreporter.line(f"{count:5} not applicable: {reason}")
