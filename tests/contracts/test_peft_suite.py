@@ -214,33 +214,45 @@ def entry_for(text: str, case: Case) -> NotApplicable | None:
     return next(entries, None)
 
 
+def ours(names: list[str], values: list) -> bool:
+    """Whether parameters are those that the cases give."""
+    return len(methods(values)) >= METHODS or bool(MODELS & set(names))
+
+
 def for_all_methods(test: Callable) -> bool:
-    return test.__name__ not in NOT_RUN and any(len(methods(values)) >= METHODS for _, values, _ in parametrized(test))
+    """Whether a test names enough methods; and takes what the cases can give, which is told where it does not."""
+    if test.__name__ in NOT_RUN or all(len(methods(values)) < METHODS for _, values, _ in parametrized(test)):
+        return False
+    taken = [name for names, values, _ in parametrized(test) if ours(names, values) for name in names]
+    strange = sorted(set(taken) - ARGUMENTS.keys())
+    if strange:
+        PROBLEMS.append(f"{test.__name__} takes {', '.join(strange)}")
+    return not strange
 
 
 def adopt(test: Callable, cases: list[Case]) -> Callable:
     """The test with our cases in the place of PEFT's, and its other parameters as they are."""
-    ours: list[str] = []
+    given: list[str] = []
     others: dict[str, list] = {}
     marks = []
     for names, values, mark in parametrized(test):
-        if len(methods(values)) >= METHODS or MODELS & set(names):
-            ours += names
+        if ours(names, values):
+            given += names
         else:
             marks.append(mark)
             others |= {name: [v if len(names) == 1 else v[i] for v in values] for i, name in enumerate(names)}
-    alone = len(ours) == 1
+    alone = len(given) == 1
 
     @functools.wraps(test)
-    def run(self: Any, **given: Any) -> None:
-        case = given[ours[0]]
-        rest = {name: value for name, value in given.items() if name not in ours}
+    def run(self: Any, **arguments: Any) -> None:
+        case = arguments[given[0]]
+        rest = {name: value for name, value in arguments.items() if name not in given}
         entry = entry_for(label(test, {name: rest[name] for name in others}), case)
         self.case = case
         try:
             with pytest.MonkeyPatch.context() as patch:
                 prepare(patch, sys.modules[test.__module__], case)
-                test(self, **rest, **{name: ARGUMENTS[name](case, alone) for name in ours})
+                test(self, **rest, **{name: ARGUMENTS[name](case, alone) for name in given})
         except (Exception, pytest.skip.Exception, pytest.fail.Exception) as error:
             if entry is not None and re.search(entry.says, ending(error)):
                 pytest.xfail(entry.reason)
@@ -252,11 +264,10 @@ def adopt(test: Callable, cases: list[Case]) -> Callable:
 
     run.pytestmark = [
         *marks,
-        pytest.mark.parametrize(ours, [pytest.param(*[case] * len(ours), id=case.name) for case in cases]),
+        pytest.mark.parametrize(given, [pytest.param(*[case] * len(given), id=case.name) for case in cases]),
     ]
     for values in itertools.product(*others.values()):
         LABELS.extend((label(test, dict(zip(others, values, strict=True))), case) for case in cases)
-    PROBLEMS.extend(f"{test.__name__} takes {name}" for name in ours if name not in ARGUMENTS)
     return run
 
 
