@@ -1,0 +1,116 @@
+"""Errors that stand for themselves: one line each, which names the thing, where no other test comes by."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from peft import get_peft_model
+from tokenizers import processors
+from torch import nn
+
+from peft_ncgeo import CoPAConfig, GeometryTrainer, NPTConfig, PrototypeConfig
+from peft_ncgeo.data import DatasetSource, class_prompts
+from peft_ncgeo.data.images import input_size
+from peft_ncgeo.evaluation import FewShotClassifier
+from peft_ncgeo.geometry.heads import Heads
+from peft_ncgeo.losses import GeometryBatch, Regularizer
+from peft_ncgeo.towers import find_residual_places
+from peft_ncgeo.training.class_means import ClassMeans
+from peft_ncgeo.training.measure import record_few_shot
+
+from .conftest import tiny_clip, tiny_images, tiny_processor, tiny_vit, tiny_vit_classifier
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+
+
+def test_text_prompts_need_a_first_token():
+    tokenizer = tiny_processor().tokenizer
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
+    )
+    assert class_prompts(["cat"], "a photo of a {}.", 0, tokenizer).input_ids.shape == (1, 7)
+    with pytest.raises(ValueError, match=r"Text prompts need a tokenizer that puts one \[BOS\] token in front"):
+        class_prompts(["cat"], "a photo of a {}.", 2, tokenizer)
+
+
+def test_an_image_processor_says_its_size():
+    assert input_size(SimpleNamespace(size={"shortest_edge": 7})) == (7, 7)
+    with pytest.raises(ValueError, match="SimpleNamespace does not say which size of images it makes"):
+        input_size(SimpleNamespace(size={"longest_edge": 7}))
+
+
+def test_class_names_are_words():
+    source = DatasetSource(path="somewhere", num_classes=2)
+    with pytest.raises(
+        ValueError, match="somewhere calls a class n01440764, a WordNet number; give its classes words"
+    ):
+        source.prepare(tiny_images(4, ["tench", "n01440764"]))
+
+
+def test_prototypes_stand_in_for_a_linear_head():
+    model = tiny_vit_classifier()
+    model.classifier = nn.Sequential(nn.LayerNorm(32))
+    with pytest.raises(ValueError, match="Sequential holds no linear layer, so the width of its features is not"):
+        get_peft_model(model, PrototypeConfig())
+
+
+class Mixer(nn.Module):
+    """A vision tower whose layers mix tokens by something else than attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embeddings = nn.Module()
+        self.embeddings.patch_embedding = nn.Conv2d(3, 4, 2)
+        self.layers = nn.ModuleList([nn.ModuleDict({"mixing": nn.Linear(4, 4), "mlp": nn.Linear(4, 4)})])
+
+
+def test_residual_adapters_stand_beside_attention_and_mlp():
+    with pytest.raises(ValueError, match="layers.0 of Mixer has no attention and MLP for residual adapters"):
+        find_residual_places(Mixer())
+
+
+def test_a_term_defines_its_formula():
+    with pytest.raises(NotImplementedError, match=r"Half must define forward\(batch\)"):
+        type("Half", (Regularizer,), {})(weight=1.0)(GeometryBatch())
+
+
+def test_nothing_was_merged():
+    model = get_peft_model(tiny_clip(), NPTConfig(num_vision_tokens=2))
+    with pytest.raises(ValueError, match="never merged, so there is nothing to unmerge"):
+        model.unmerge_adapter()
+
+
+def test_class_means_stay_finite():
+    means = ClassMeans(2)
+    with pytest.raises(ValueError, match="image_features has non-finite values; class means stay as they were"):
+        means.update(torch.tensor([[1.0, float("nan")]]), torch.tensor([0]))
+    assert means.means.shape == (2, 0)
+
+
+def test_the_trainer_needs_a_processor():
+    model = get_peft_model(tiny_clip(), NPTConfig(num_vision_tokens=2))
+    with pytest.raises(ValueError, match="GeometryTrainer needs processing_class, the model's processor"):
+        GeometryTrainer(model, train_dataset=tiny_images())
+
+
+def test_a_record_is_of_the_classifiers_classes():
+    model = get_peft_model(tiny_vit(), CoPAConfig())
+    heads = Heads.identity(torch.zeros(1, 32))
+    classifier = FewShotClassifier(model, heads, torch.eye(2, 32), ["cat", "dog"])
+    with pytest.raises(ValueError, match=r"classes \['cat', 'bird'\] are not the classifier's \['cat', 'dog'\]"):
+        record_few_shot(classifier, tiny_images(4, ["cat", "bird"]))
+
+
+def test_a_combination_that_cannot_be_added_leaves_no_config_behind(monkeypatch):
+    model = get_peft_model(tiny_clip(), NPTConfig(num_vision_tokens=2), adapter_name="one")
+    model.add_adapter("two", NPTConfig(num_vision_tokens=2))
+
+    def fail(self, *args) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(type(model.base_model), "inject_adapter", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        model.add_weighted_adapter(["one", "two"], [0.5, 0.5], "both")
+    assert list(model.peft_config) == ["one", "two"]
