@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from tokenizers import processors
 from torch import nn
 
@@ -15,10 +15,14 @@ from peft_ncgeo.data import DatasetSource, class_prompts
 from peft_ncgeo.data.images import input_size
 from peft_ncgeo.evaluation import FewShotClassifier
 from peft_ncgeo.geometry.heads import Heads
+from peft_ncgeo.hub import load_adapter
+from peft_ncgeo.hub.errors import hub_errors
+from peft_ncgeo.hub.push import _base_on_hub
 from peft_ncgeo.losses import GeometryBatch, Regularizer
 from peft_ncgeo.towers import find_residual_places
 from peft_ncgeo.training.class_means import ClassMeans
 from peft_ncgeo.training.measure import record_few_shot
+from peft_ncgeo.training.state import load_state, save_state
 
 from .conftest import tiny_clip, tiny_images, tiny_processor, tiny_vit, tiny_vit_classifier
 
@@ -101,6 +105,41 @@ def test_a_record_is_of_the_classifiers_classes():
     classifier = FewShotClassifier(model, heads, torch.eye(2, 32), ["cat", "dog"])
     with pytest.raises(ValueError, match=r"classes \['cat', 'bird'\] are not the classifier's \['cat', 'dog'\]"):
         record_few_shot(classifier, tiny_images(4, ["cat", "bird"]))
+
+
+def test_the_state_of_another_number_of_classes_is_refused(tmp_path):
+    means = ClassMeans(2)
+    means.update(torch.eye(2), torch.tensor([0, 1]))
+    save_state([means], tmp_path)
+    with pytest.raises(ValueError, match="does not fit class_means: it holds 2 classes, the data set 3"):
+        load_state([ClassMeans(3)], tmp_path)
+
+
+def test_errors_of_ones_own_are_not_the_hubs():
+    with pytest.raises(KeyError, match="own"), hub_errors("The upload failed"):
+        raise KeyError("own")
+    with pytest.raises(OSError, match="^The upload failed: the file broke off$"), hub_errors("The upload failed"):
+        raise RuntimeError("\nthe file broke off\nand more")
+
+
+def test_a_base_model_that_cannot_be_looked_up_is_no_wrong_name(monkeypatch):
+    def fail(self, name: str) -> None:
+        raise OSError("the line broke")
+
+    monkeypatch.setattr("peft_ncgeo.hub.push.HfApi.model_info", fail)
+    with pytest.raises(OSError, match="^base_model_id='user/base' cannot be looked up: the line broke$"):
+        _base_on_hub("user/base", True, None)
+
+
+def test_an_error_of_torch_is_not_one_of_the_file(tmp_path, monkeypatch):
+    get_peft_model(tiny_clip(), NPTConfig(num_vision_tokens=2)).save_pretrained(tmp_path)
+
+    def fail(*args, **kwargs) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(PeftModel, "from_pretrained", fail)
+    with pytest.raises(RuntimeError, match="^no memory$"):
+        load_adapter(tmp_path, tiny_clip())
 
 
 def test_a_combination_that_cannot_be_added_leaves_no_config_behind(monkeypatch):
