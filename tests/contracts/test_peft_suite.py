@@ -75,7 +75,7 @@ NOT_APPLICABLE = [
         "test_merge_layers_multi",
         EVERY,
         NO_MERGE + r"|assert not torch.allclose\(outputs_adapter_1, outputs_adapter_2",
-        "As above; and CoPA's adapters are equal at the start, where a test does not ask for other weights.",
+        "Merging is refused; before that, CoPA's adapters are equal where a test does not ask for other weights.",
     ),
     NotApplicable(
         "test_forward_b?float16(_no_autocast)?",
