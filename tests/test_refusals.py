@@ -15,10 +15,12 @@ from peft_ncgeo.data import DatasetSource, class_prompts
 from peft_ncgeo.data.images import input_size
 from peft_ncgeo.evaluation import FewShotClassifier
 from peft_ncgeo.geometry.heads import Heads
+from peft_ncgeo.geometry.simplex import clustered_etf_deviation
+from peft_ncgeo.geometry.transport import class_transport_plans
 from peft_ncgeo.hub import load_adapter
 from peft_ncgeo.hub.errors import hub_errors
 from peft_ncgeo.hub.push import _base_on_hub
-from peft_ncgeo.losses import GeometryBatch, Regularizer
+from peft_ncgeo.losses import GeometryBatch, PointwisePreservation, Regularizer
 from peft_ncgeo.towers import find_residual_places
 from peft_ncgeo.training.class_means import ClassMeans
 from peft_ncgeo.training.measure import record_few_shot
@@ -78,6 +80,19 @@ def test_residual_adapters_stand_beside_attention_and_mlp():
 def test_a_term_defines_its_formula():
     with pytest.raises(NotImplementedError, match=r"Half must define forward\(batch\)"):
         type("Half", (Regularizer,), {})(weight=1.0)(GeometryBatch())
+
+
+def test_settings_of_formulas_are_known():
+    with pytest.raises(ValueError, match="kl_reduction='sum' must be 'batchmean' or 'mean'"):
+        PointwisePreservation(weight=1.0, kl_reduction="sum")
+    with pytest.raises(ValueError, match="reduction='max' must be 'mean' or 'sum'"):
+        clustered_etf_deviation(torch.eye(3), torch.tensor([0, 0, 1]), "max")
+
+
+def test_many_small_transport_problems_are_finite():
+    cost = torch.tensor([[[1.0, float("inf")], [0.0, 1.0]]])
+    with pytest.raises(ValueError, match="cost has non-finite entries"):
+        class_transport_plans(cost, torch.full((1, 2), 0.5), torch.full((1, 2), 0.5))
 
 
 def test_nothing_was_merged():
