@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import processors
 from torch import nn
+from transformers import CLIPConfig
 
 from peft_ncgeo import CoPAConfig, GeometryTrainer, NPTConfig, PrototypeConfig
 from peft_ncgeo.data import DatasetSource, class_prompts
@@ -17,14 +18,15 @@ from peft_ncgeo.evaluation import FewShotClassifier
 from peft_ncgeo.geometry.heads import Heads
 from peft_ncgeo.geometry.simplex import clustered_etf_deviation
 from peft_ncgeo.geometry.transport import class_transport_plans
-from peft_ncgeo.hub import load_adapter
+from peft_ncgeo.hub import hypothesis_template, load_adapter
 from peft_ncgeo.hub.errors import hub_errors
-from peft_ncgeo.hub.push import _base_on_hub
+from peft_ncgeo.hub.push import _base_on_hub, _check_base
 from peft_ncgeo.losses import GeometryBatch, PointwisePreservation, Regularizer
 from peft_ncgeo.towers import find_residual_places
 from peft_ncgeo.training.class_means import ClassMeans
 from peft_ncgeo.training.measure import record_few_shot
 from peft_ncgeo.training.state import load_state, save_state
+from peft_ncgeo.tuners.npt import NPTModel
 
 from .conftest import tiny_clip, tiny_images, tiny_processor, tiny_vit, tiny_vit_classifier
 
@@ -114,6 +116,27 @@ def test_the_trainer_needs_a_processor():
         GeometryTrainer(model, train_dataset=tiny_images())
 
 
+def test_class_names_need_a_tokenizer():
+    model = get_peft_model(tiny_clip(), NPTConfig(num_vision_tokens=2))
+    with pytest.raises(
+        ValueError, match="processing_class has no tokenizer to read class names with; pass the CLIPPr"
+    ):
+        GeometryTrainer(model, train_dataset=tiny_images(), processing_class=tiny_processor().image_processor)
+
+
+def test_a_template_for_prompts_needs_a_tokenizer(tmp_path):
+    config = NPTConfig(num_text_tokens=2, base_model_name_or_path=str(tmp_path))
+    with pytest.raises(ValueError, match="No tokenizer is found with the adapter or its base model; pass tokenizer"):
+        hypothesis_template(config)
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
+def test_adapters_go_into_the_model_and_not_into_what_holds_it():
+    model = get_peft_model(tiny_clip(), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=r"The model is a PeftModel; pass what is inside it, model.get_base_model"):
+        NPTModel(model, NPTConfig(num_vision_tokens=2), "default")
+
+
 def test_a_record_is_of_the_classifiers_classes():
     model = get_peft_model(tiny_vit(), CoPAConfig())
     heads = Heads.identity(torch.zeros(1, 32))
@@ -144,6 +167,16 @@ def test_a_base_model_that_cannot_be_looked_up_is_no_wrong_name(monkeypatch):
     monkeypatch.setattr("peft_ncgeo.hub.push.HfApi.model_info", fail)
     with pytest.raises(OSError, match="^base_model_id='user/base' cannot be looked up: the line broke$"):
         _base_on_hub("user/base", True, None)
+
+
+def test_a_base_model_of_another_size_is_refused(tmp_path):
+    tiny_clip().save_pretrained(tmp_path)
+    config = CLIPConfig.from_pretrained(tmp_path)
+    config.vision_config.num_hidden_layers += 1
+    config.save_pretrained(tmp_path)
+    model = get_peft_model(tiny_clip(), NPTConfig(num_vision_tokens=2))
+    with pytest.raises(ValueError, match="differs from the model in num_hidden_layers"):
+        _check_base(model, str(tmp_path), None)
 
 
 def test_an_error_of_torch_is_not_one_of_the_file(tmp_path, monkeypatch):
