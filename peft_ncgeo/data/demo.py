@@ -12,9 +12,10 @@ import functools
 import io
 import json
 import math
+from collections.abc import Iterable
 from numbers import Integral
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -113,7 +114,7 @@ def load_demo(split: str = "report", shots: int = 16, seed: int = 1) -> Demo:
 
 
 @functools.lru_cache(maxsize=1)
-def load_concepts() -> dict:
+def load_concepts() -> dict[str, Any]:
     """The concept table: `concepts` (a list of `name, keywords, group, subgroup, hexcode`) and `splits`.
 
     `splits[split]["base" | "new"]` are lists of 30 class names, each the name of one concept.
@@ -231,7 +232,7 @@ def load_photographs(part: str) -> Dataset:
     return image_dataset(np.repeat(images[..., None], 3, axis=-1), labels.tolist(), FASHION_NAMES)
 
 
-def image_dataset(images, labels: list[int], names) -> Dataset:
+def image_dataset(images: Iterable[np.ndarray], labels: list[int], names: Iterable[str]) -> Dataset:
     encoded = []
     for image in images:
         buffer = io.BytesIO()

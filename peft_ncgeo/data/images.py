@@ -113,7 +113,7 @@ def find_processor(kind: Any, *places: str | Path | None, token: str | None = No
 Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
-class LabelledImages(torch.utils.data.Dataset):
+class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
     """RGB images and labels of a `datasets` set, each view drawn from (seed, epoch, index) alone.
 
     So every process, every worker and a resumed run see the same views. A sampler that draws an image several times

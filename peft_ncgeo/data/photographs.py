@@ -6,7 +6,7 @@ reach 73 (ViT) and 80.5 per cent (ResNet), and 83 on raw pixels. A small-scale d
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import DatasetDict
@@ -26,7 +26,7 @@ from .demo import ASSETS, FASHION_NAMES, load_photographs
 TRAIN_PER_CLASS = 250  # of the 300 carried photographs a class; the rest are for validation
 
 # Classifier, bare backbone, and what to load that with.
-_ARCHITECTURES: dict[str, tuple[type[PreTrainedModel], type[PreTrainedModel], dict]] = {
+_ARCHITECTURES: dict[str, tuple[type[PreTrainedModel], type[PreTrainedModel], dict[str, Any]]] = {
     "vit": (ViTForImageClassification, ViTModel, {"add_pooling_layer": False}),
     "resnet": (ResNetForImageClassification, ResNetModel, {}),
 }

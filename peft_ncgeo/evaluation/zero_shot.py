@@ -51,7 +51,7 @@ class ZeroShotClassifier:
         self.model, self.processor = model.eval(), processor
         self._template = template
         self._text_features: dict[tuple[str, ...], Tensor] = {}
-        self._state: tuple = ()
+        self._state: tuple[Any, ...] = ()
         self._weights: list[Tensor] = []
 
     @classmethod

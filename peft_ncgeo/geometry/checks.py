@@ -89,7 +89,7 @@ class DeferredChecks:
 
     def __init__(self) -> None:
         self.noted: list[tuple[Tensor, Callable[[], None]]] = []
-        self._token: Token | None = None
+        self._token: Token[DeferredChecks | None] | None = None
 
     def __enter__(self) -> DeferredChecks:
         self._token = _active.set(self)

@@ -57,7 +57,7 @@ def base_to_new(
     base = base_new_split(train, label_column)["base"] if isinstance(train, Dataset) else None
 
     def task(seed: int, tail: Mapping[str, Any]) -> Task:
-        images = train(seed, tail.get("n_max") or 16) if base is None else base  # type: ignore[operator]
+        images = train(seed, tail.get("n_max") or 16) if base is None else base
         chosen = long_tailed(images, **tail, seed=seed, shuffle_classes=True, label_column=label_column)
         flat = tail.get("tau") == 1 or tail.get("imbalance_factor") == 1
         return Task(chosen, halves, None if flat else "base", thresholds)

@@ -302,7 +302,7 @@ class _Encoder:
         if isinstance(dataset, Dataset):
             images = LabelledImages(dataset, self.image_column, self.label_column)
             collator = ImageCollator(self._image_processor())
-            dataset = DataLoader(images, self.batch_size, collate_fn=collator)  # type: ignore[arg-type]
+            dataset = DataLoader(images, self.batch_size, collate_fn=collator)
         total = len(dataset) if hasattr(dataset, "__len__") else None
         for batch in tqdm(dataset, desc="Encoding", total=total, disable=total is not None and total < 10):
             if not {"pixel_values", "labels"} <= set(batch):

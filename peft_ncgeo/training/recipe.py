@@ -130,7 +130,7 @@ class Recipe:
 
 def parse_with_recipe(
     parser: HfArgumentParser, argv: Sequence[str] | None = None, default: str | Path | None = None
-) -> tuple[tuple, Recipe | None]:
+) -> tuple[tuple[Any, ...], Recipe | None]:
     """Parse the command line over the recipe that its `--recipe` names, or over the `default` one.
 
     Returns:

@@ -47,7 +47,7 @@ class SharedLayers:
             yield
             return
 
-        def record(module: nn.Module, args: tuple) -> None:
+        def record(module: nn.Module, args: tuple[Any, ...]) -> None:
             self.entered = args[0].detach() if args else None
 
         handle = self.layers[-1].register_forward_pre_hook(record)

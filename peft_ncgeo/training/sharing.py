@@ -22,7 +22,7 @@ class SharingTrainer(Trainer):
     was given. Here an upload is the adapter, the processor and the card.
     """
 
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # The base model has its processor. A tokenizer beside the adapter makes AutoPeftModel ask CLIPModel for input
         # embeddings, which it does not give.
         processing_class, self.processing_class = self.processing_class, None

@@ -95,7 +95,7 @@ class StepFeatures:
         }
         return {field: read(device) for field, read in readers.items() if field in self.required}
 
-    def look_ahead(self, images: LabelledImages, collate: Callable, steps: int) -> None:
+    def look_ahead(self, images: LabelledImages, collate: Callable[..., dict[str, Any]], steps: int) -> None:
         """Encode every view now, if `steps` optimiser steps will see each more than once on average."""
         args = self.args
         seen = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size

@@ -83,7 +83,7 @@ class GeometryTrainer(CheckpointingTrainer):
         processing_class: Any = None,
         losses: Sequence[Regularizer] = (),
         classification_loss: nn.Module | None = CrossEntropy(),  # noqa: B008  it has no state
-        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         args = GeometryTrainingArguments() if args is None else args

@@ -15,7 +15,7 @@ from ..data.images import LabelledImages
 from .gathering import gather_batch, world_size
 
 
-class FixedViews(Dataset):
+class FixedViews(Dataset[dict[str, Any]]):
     """Every `step`-th view of the images from `first` on."""
 
     def __init__(self, images: LabelledImages, first: int, step: int) -> None:
@@ -46,7 +46,7 @@ class ViewFeatures:
     def __init__(
         self,
         images: LabelledImages,
-        collate: Callable,
+        collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
         encode: Callable[[Tensor], Tensor],
         device: torch.device,
         batch_size: int,

@@ -71,7 +71,7 @@ class PromptConfig(PeftConfig):
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules trained and saved whole beside the prompts."}
     )
-    token_ids: dict[str, list] | None = field(
+    token_ids: dict[str, list[Any]] | None = field(
         default=None, metadata={"help": "Tokens of `text_init` and `template`, written when the adapter is created."}
     )
 
@@ -116,7 +116,7 @@ class PromptConfig(PeftConfig):
         # Ids that came with the other fields, from a file, are kept; a config made by hand gets its own per model.
         self.is_loaded = self.token_ids is not None and self.token_ids["of"] == self._tokenised_fields()
 
-    def _tokenised_fields(self) -> list:
+    def _tokenised_fields(self) -> list[Any]:
         return [self.text_init, self.template, self.num_text_tokens]
 
     def write_token_ids(self, phrase: list[int], placeholders: list[int]) -> None:

@@ -123,7 +123,7 @@ class TextEmbeddingsWithPrompt(PromptLayer):
                 self._read(input_ids, position_ids)
                 layout = self.packing.layout
         if layout is not None:
-            input_ids, position_ids = input_ids.flatten()[layout.tokens], layout.positions  # type: ignore[union-attr]
+            input_ids, position_ids = input_ids.flatten()[layout.tokens], layout.positions
         if inputs_embeds is None:
             inputs_embeds = self.base_layer.token_embedding(input_ids)
         prompt = self.active_prompt(inputs_embeds)

@@ -41,7 +41,7 @@ class Place:
 class PromptModel(WrapperModel):
     """Puts the prompts of a [`PromptConfig`] into a model. Each PEFT type with prompts has a child with its prefix."""
 
-    def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         """Turn the config's phrase and template into token ids; a loaded config has them already."""
         if peft_config.num_text_tokens and not peft_config.is_loaded:
             if peft_config.inference_mode and peft_config.token_ids is not None:

@@ -102,11 +102,11 @@ class _Texts:
     input_ids: Tensor
     values: Tensor
     version: int
-    asked: tuple
+    asked: tuple[int, bool, bool]
     eot: list[int]
     layout: Layout | None
 
-    def is_(self, input_ids: Tensor, asked: tuple) -> bool:
+    def is_(self, input_ids: Tensor, asked: tuple[int, bool, bool]) -> bool:
         mine = self.input_ids
         if self.asked != asked or mine.device != input_ids.device:
             return False
@@ -152,7 +152,7 @@ class TextPacking:
         return texts.eot
 
     @torch.inference_mode(False)  # what is remembered may be trained with next
-    def _look(self, input_ids: Tensor, asked: tuple) -> _Texts:
+    def _look(self, input_ids: Tensor, asked: tuple[int, bool, bool]) -> _Texts:
         slots, replaced, packed = asked
         ids = input_ids.cpu()
         score = ids if self.eot_token_id == 2 else (ids == self.eot_token_id).int()

@@ -16,7 +16,7 @@ class CoPAModel(WrapperModel):
 
     prefix = "ncgeo_copa_"
 
-    def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         return peft_config
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
