@@ -40,8 +40,8 @@ def prototype_image_contrast(
         graph, for an index without samples.
 
     Raises:
-        ValueError: shapes do not fit, labels are not int64 in -1..K-1, temperature is out of range, or the value is
-            not finite, since a sample or the prototype of its class is not.
+        ValueError: shapes do not fit, labels are not int64 in -1..K-1, or temperature is out of range.
+        FloatingPointError: the value is not finite, since a sample or the prototype of its class is not.
 
     Reference: H. Tian et al., Mind the Gap Between Prototypes and Images in Cross-domain Finetuning, NeurIPS 2024,
     arXiv 2410.12474.
@@ -222,7 +222,7 @@ def _scores(
 
 def _finite(value: Tensor) -> Tensor:
     def refuse() -> None:
-        raise ValueError(
+        raise FloatingPointError(
             "The contrast is not finite: instances or prototypes hold nan or inf, or temperature is tiny."
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from functools import partial
@@ -93,31 +92,35 @@ def adapt(
         if maps:
             pixels = encoder.pixels(images).clone()  # made in inference mode it could not be trained on
             embed = partial(encoder.embed_with_gradient, pixels, batch_size)
-        heads = fit_heads(
-            before,
-            labels,
-            steps,
-            lr,
-            weight_decay,
-            **settings,
-            optimizer=optimizer,
-            embed=embed,
-            maps=[module.weight for module in maps],
-            adapter_lr=adapter_lr,
-        )
+        diverged = ValueError(f"The loss or the features are not finite after {steps} steps; lower lr={lr}.")
+        try:
+            heads = fit_heads(
+                before,
+                labels,
+                steps,
+                lr,
+                weight_decay,
+                **settings,
+                optimizer=optimizer,
+                embed=embed,
+                maps=[module.weight for module in maps],
+                adapter_lr=adapter_lr,
+            )
+        except FloatingPointError:
+            raise diverged from None
         if layer is not None:
             layer.set_heads(*heads)
         after = encoder.embed(images, batch_size) if maps else before
         prototypes = class_prototypes(after, labels, len(classes))
         inputs = after @ heads.image, prototypes @ heads.prototype
+        lengths = torch.cat([torch.linalg.vector_norm(part, dim=-1) for part in inputs])
+        if not lengths.isfinite().all():
+            raise diverged
         metrics = {
             "loss": float(settings["objective"](*inputs, labels, config.temperature)),
             "gap_before": float(modality_gap(before, class_prototypes(before, labels, len(classes)))),
             "gap_after": float(modality_gap(*inputs)),
         }
-        lengths = torch.cat([torch.linalg.vector_norm(part, dim=-1) for part in inputs])
-        if not (math.isfinite(metrics["loss"]) and lengths.isfinite().all()):
-            raise ValueError(f"The loss or the features are not finite after {steps} steps; lower lr={lr}.")
     told = {"steps": steps, "lr": lr, "weight_decay": weight_decay, "optimizer": optimizer.__name__}
     weights = copa_weights(model)
     return FewShotClassifier(model, heads, prototypes, classes, config.temperature, processor, weights, metrics, told)

@@ -217,6 +217,14 @@ def test_a_constrained_part_that_is_not_finite_is_refused_before_the_step(tmp_pa
     assert float(run.losses[0].factor()) == 1
 
 
+def test_a_sum_of_finite_terms_that_is_not_finite_is_refused_before_the_step(tmp_path):
+    run = trainer(tmp_path, losses=[Pointwise(weight=3e38, text_weight=1e6)])
+    before = weights(run.model)
+    with pytest.raises(FloatingPointError, match="weighted sum of the losses is inf at step 1.*Lower a weight"):
+        run.train()
+    torch.testing.assert_close(weights(run.model), before)
+
+
 def test_checks_tell_in_their_order_and_once():
     told: list[str] = []
     wrong, right = torch.tensor(False), torch.tensor(True)
