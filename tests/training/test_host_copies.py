@@ -218,7 +218,11 @@ def test_a_constrained_part_that_is_not_finite_is_refused_before_the_step(tmp_pa
 
 
 def test_a_sum_of_finite_terms_that_is_not_finite_is_refused_before_the_step(tmp_path):
-    run = trainer(tmp_path, losses=[Pointwise(weight=3e38, text_weight=1e6)])
+    class Large(Pointwise):
+        def forward(self, batch: GeometryBatch) -> Tensor:
+            return 10 + super().forward(batch)
+
+    run = trainer(tmp_path, losses=[Large(weight=3e38)])
     before = weights(run.model)
     with pytest.raises(FloatingPointError, match="weighted sum of the losses is inf at step 1.*Lower a weight"):
         run.train()
