@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..tuners.npt import NPTConfig
+from ..tuners.tensors import check_tensors
+from ..values import reason
 
 _TEXT, _VISION = "text_model", "vision_model"
 _Found = dict[tuple[str, int], dict[str, Tensor]]  # (tower, layer) -> parameters there
@@ -65,15 +66,25 @@ def import_prompts(path: str | Path, format: str, template: str = "a photo of a 
         raise ValueError(f"format={format!r} must be one of {', '.join(_READERS)}.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # of the zip file, of the pickle in it, or of what that asks for
+        raise ValueError(f"{path} cannot be read as weights: {reason(error)}") from error
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
-    state = {re.sub(r"^(module\.)?(prompt_learner\.)?", "", key): value for key, value in state.items()}
-    found = _READERS[format](state) if isinstance(state.get("ctx"), Tensor) else {}
+    state = state if isinstance(state, dict) else {}
+    prefix = re.compile(r"^(module\.)?(prompt_learner\.)?")
+    state = {prefix.sub("", key): value for key, value in state.items() if isinstance(key, str)}
+    try:
+        found = _READERS[format](state) if isinstance(state.get("ctx"), Tensor) else {}
+    except KeyError as error:
+        raise ValueError(f"{path} holds no prompts in the layout of {format!r}: it lacks {error}.") from error
     if not found:
         raise ValueError(f"{path} holds no prompts in the layout of {format!r}.")
-    if state["ctx"].dim() != 2:
+    if state["ctx"].dim() == 3:
         raise ValueError(f"{path} has a context for each class (CSC); it says nothing about other classes.")
+    for (tower, layer), parameters in found.items():
+        for name, value in parameters.items():
+            if not isinstance(value, Tensor) or value.dim() != 2 - name.endswith("bias") or not value.numel():
+                kind = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"{path}: the {name} of {tower}, layer {layer}, is no matrix but {kind}.")
     depths = {tower: 1 + max((i for t, i in found if t == tower), default=0) for tower in (_TEXT, _VISION)}
     at_input = found.get((_VISION, 0), {})
     coupled = "coupling.weight" in at_input
@@ -87,11 +98,16 @@ def import_prompts(path: str | Path, format: str, template: str = "a photo of a 
         template=template,
     )
     adapter = {
-        f"base_model.model.{tower}.{f'encoder.layers.{i}' if i else 'embeddings'}.ncgeo_npt_{name}": value.float()
+        f"base_model.model.{tower}.{f'encoder.layers.{i}' if i else 'embeddings'}.ncgeo_npt_{name}": value
         for (tower, i), parameters in found.items()
         for name, value in parameters.items()
     }
-    return ImportedPrompts(config, {key: value.contiguous() for key, value in adapter.items()})
+    try:
+        check_tensors(adapter)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    # copies: what shares memory, as a checkpoint may have it, cannot be saved
+    return ImportedPrompts(config, {key: value.float().contiguous().clone() for key, value in adapter.items()})
 
 
 def _read_coop(state: dict[str, Tensor]) -> _Found:
