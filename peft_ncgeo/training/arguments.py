@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from ..values import check_flag, check_whole_number, shown
+
 # argument and variable of `accelerate launch` that ask for it
 SHARDED = {
     "FSDP": ("fsdp", "ACCELERATE_USE_FSDP"),
@@ -97,9 +99,9 @@ class GeometryTrainingArguments(TrainingArguments):
             # Threads of a process group that outlives the interpreter may need Python once more and abort the process.
             atexit.register(self.distributed_state.destroy_process_group)
         if self.augmentation not in ("none", "crop_flip"):
-            raise ValueError(f"augmentation={self.augmentation!r} must be 'none' or 'crop_flip'.")
-        if self.num_views < 0:
-            raise ValueError(f"num_views={self.num_views} must be at least 0.")
+            raise ValueError(f"augmentation={shown(self.augmentation)} must be 'none' or 'crop_flip'.")
+        check_whole_number("num_views", self.num_views, least=0)
+        check_flag("class_balanced_sampling", self.class_balanced_sampling)
         started = int(os.environ.get("WORLD_SIZE", 1))
         if started > 1 and self.world_size == 1:
             raise RuntimeError(

@@ -13,6 +13,7 @@ from transformers.trainer_utils import HubStrategy
 from ..geometry.checks import check
 from ..losses import Regularizer
 from ..towers import classification_head, linear_classifier, reads_text, unwrap
+from ..values import shown
 from .arguments import GeometryTrainingArguments
 
 # GeometryBatch fields that GeometryTrainer fills
@@ -63,9 +64,11 @@ def check_templates(args: GeometryTrainingArguments, required: set[str]) -> None
     """Templates must have a place for the name, and a loss that reads them."""
     for name, reader in (("student_templates", "template_features"), ("frozen_templates", "frozen_te")):
         templates = getattr(args, name) or []
+        if not isinstance(templates, list | tuple):
+            raise ValueError(f"{name}={shown(templates)} must be a list of templates.")
         for template in templates:
-            if template.count("{}") != 1:
-                raise ValueError(f"{name}: {template!r} must hold '{{}}' once, where the class name goes.")
+            if not isinstance(template, str) or template.count("{}") != 1:
+                raise ValueError(f"{name}: {shown(template)} must hold '{{}}' once, where the class name goes.")
         if templates and not any(field.startswith(reader) for field in required):
             raise ValueError(f"{name} is given, but no loss reads it.")
 
@@ -77,6 +80,10 @@ def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification
             raise TypeError(f"losses take Regularizer terms; {type(loss).__name__} belongs to classification_loss.")
     if isinstance(classification_loss, Regularizer):
         raise TypeError(f"{type(classification_loss).__name__} belongs to losses, where its weight or budget counts.")
+    if classification_loss is not None and not isinstance(classification_loss, nn.Module):
+        raise TypeError(
+            f"classification_loss must be one module such as CrossEntropy(), got {shown(classification_loss)}."
+        )
     terms = [*losses, *([] if classification_loss is None else [classification_loss])]
     if not terms:
         raise ValueError("Nothing to train: pass losses or a classification_loss.")
