@@ -77,7 +77,7 @@ def load_adapter(
 
 def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, Tensor], unfit: str) -> PeftModel:
     try:
-        model = PeftModel.from_pretrained(base, str(folder), config=config)  # type: ignore[arg-type]
+        model = PeftModel.from_pretrained(base, str(folder), config=config)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except KeyError as error:  # PEFT looks the weights of modules_to_save up by name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
@@ -59,14 +60,14 @@ class EvenBatches(BatchSampler):
     def __len__(self) -> int:
         return -(-super().__len__() // self.processes) * self.processes
 
-    def __iter__(self) -> Iterator[list]:
+    def __iter__(self) -> Iterator[list[Any]]:
         for batch in super().__iter__():
             yield batch + [None] * (self.batch_size - len(batch))
         for _ in range(len(self) - super().__len__()):
             yield [None] * self.batch_size
 
 
-def count_once(loader: DataLoader) -> None:
+def count_once(loader: DataLoader[Any]) -> None:
     """Let no image of an epoch count twice in a loader that Accelerate has made for several processes."""
     shard = loader.batch_sampler
     if isinstance(shard, BatchSamplerShard) and not shard.drop_last:

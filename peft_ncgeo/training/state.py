@@ -67,6 +67,11 @@ def load_state(owners: Iterable[Stateful], folder: str | Path) -> None:
     if expected != parts.keys():
         raise ValueError(f"{path} was written for other losses: it differs in {sorted(expected ^ parts.keys())}.")
     for own in owners:
+        now = own.state_dict()
+        for name, value in parts.get(own.name, {}).items():
+            kinds = [(tensor.is_floating_point(), tensor.dim()) for tensor in (value, now.get(name, value))]
+            if kinds[0] != kinds[1]:  # its length may differ, and its precision
+                raise ValueError(f"{path} does not fit {own.name}: its {name} is {value.dtype} {tuple(value.shape)}.")
         if own.name in parts:
             try:
                 own.load_state_dict(parts[own.name])

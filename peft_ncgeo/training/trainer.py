@@ -58,7 +58,7 @@ class GeometryTrainer(CheckpointingTrainer):
         eval_dataset: one such set, or a dict of them; each is classified over its own names. A dict with "base" and
             "new" also gives their harmonic mean.
         processing_class: the model's processor (for a classification model: its image processor).
-        losses: [`Regularizer`] terms with different names.
+        losses: [`Regularizer`] terms with different names, or one.
         classification_loss: None leaves the classification term out.
         compute_metrics: default: accuracy and balanced accuracy.
 
@@ -81,14 +81,15 @@ class GeometryTrainer(CheckpointingTrainer):
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: Any = None,
-        losses: Sequence[Regularizer] = (),
+        losses: Sequence[Regularizer] | Regularizer = (),
         classification_loss: nn.Module | None = CrossEntropy(),  # noqa: B008  it has no state
         compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         **kwargs: Any,
     ) -> None:
         args = GeometryTrainingArguments() if args is None else args
         check_arguments(args, kwargs)
-        self.losses, self.classification_loss = list(losses), classification_loss
+        self.losses = [losses] if isinstance(losses, Regularizer) else list(losses)
+        self.classification_loss = classification_loss
         self.task = ClassificationTask(model, processing_class, args)
         check_losses(model, self.losses, classification_loss)
         self.class_names = [] if train_dataset is None else self.task.names(train_dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from peft_ncgeo.training.state import FILE_NAME, load_state, save_state
@@ -28,3 +29,12 @@ def test_what_was_read_stays_when_the_checkpoint_is_written_over(tmp_path):
         file.seek(-4 * 300, 2)
         file.write(bytes(4 * 300))
     assert memory.held["mean"].mean() == 1.0
+
+
+@pytest.mark.parametrize("damaged", [torch.ones(3, 3), torch.ones(3, dtype=torch.int64)])
+def test_a_state_of_another_kind_is_refused(tmp_path, damaged):
+    other = Memory(0.0)
+    other.held["mean"] = damaged
+    save_state([other], tmp_path)
+    with pytest.raises(ValueError, match="does not fit memory: its mean is "):
+        load_state([Memory(1.0)], tmp_path)
