@@ -102,9 +102,10 @@ class NeuralCollapseMetric(evaluate.Metric):
             raise ValueError(f"predictions must be features of one width, got widths {sorted(map(str, widths))}.")
         width = widths.pop()
         labels = torch.tensor(references.to_numpy())
-        weights, bias = (None if a is None else torch.as_tensor(a, dtype=torch.float64) for a in (weights, bias))
+        weights, bias = _float64("weights", weights), _float64("bias", bias)
         if num_classes is None:
-            num_classes = int(labels.max().clamp_min(0)) + 1 if weights is None else len(weights)
+            rows = () if weights is None else weights.shape[:1]
+            num_classes = rows[0] if rows else int(labels.max().clamp_min(0)) + 1
         collapse = NeuralCollapse(num_classes, width, keep_samples=weights is not None)
         start = 0
         for chunk in predictions.chunks:
@@ -116,3 +117,10 @@ class NeuralCollapseMetric(evaluate.Metric):
                 raise ValueError(f"In samples {start} to {end - 1}: {error}") from None
             start = end
         return collapse.compute(weights, bias, center_weights)
+
+
+def _float64(name: str, values: ArrayLike | torch.Tensor | None) -> torch.Tensor | None:
+    try:
+        return None if values is None else torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be an array of numbers, got a {type(values).__name__}.") from None
