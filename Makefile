@@ -24,9 +24,11 @@ interruptions: $(INSTALLED)  ## kill two trainings 25 times each and compare wha
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/training/test_interruptions.py --kills 25
 
 coverage: $(INSTALLED)  ## the tests, and which lines and branches none of them reaches
+	-$(BIN)/python tests/contracts/fetch_peft_suite.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov peft_ncgeo --cov-branch
 
 promises: $(INSTALLED)  ## what README promises, each with what the tests found: coverage, and 25 kills a training
+	-$(BIN)/python tests/contracts/fetch_peft_suite.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --kills 25 --junitxml build/tests.xml \
 		--cov peft_ncgeo --cov-branch --cov-report json:build/coverage.json
 	$(BIN)/python examples/benchmark_import.py > build/import.txt

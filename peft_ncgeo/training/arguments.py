@@ -44,6 +44,8 @@ class GeometryTrainingArguments(TrainingArguments):
         num_views: views of each image that augmentation draws, taken in turn; 0: another one in every epoch. Features
             that stay as they are (the frozen model's, and a tuned CLIP's whose image tower is not trained) are then
             computed once a view, as they are without augmentation.
+        restore_callback_states_from_checkpoint: resume with the patience of early stopping, say, as it was saved; it
+            counts for more than what the callback is made with now.
     """
 
     image_column: str = field(default="image", metadata={"help": "Column that holds images."})

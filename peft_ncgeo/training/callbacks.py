@@ -28,7 +28,8 @@ class NewViews(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         loader, epoch = kwargs["train_dataloader"], int(state.epoch or 0)
-        loader.set_epoch(epoch)
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(epoch)
         loader.dataset.set_epoch(epoch)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections import Counter
@@ -17,29 +18,32 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..values import reason
 from .sharing import SharingTrainer
-from .state import load_state, save_state, saved_by, writing
+from .state import FILE_NAME, is_of_writing, load_state, save_state, writing
 
 
 def flaw(folder: str | Path) -> str:
     """What keeps a training from going on from this checkpoint, "" for a whole one.
 
-    `trainer_state.json` is written last, when every process has written its own; files are looked at all the same,
-    since a copy may have been cut short.
+    `trainer_state.json` is written last, when every process has written its own file; the others are looked at all the
+    same, since a copy may have been cut short.
     """
     folder = Path(folder)
     try:
         json.loads((folder / TRAINER_STATE_NAME).read_text())
-        processes = saved_by(folder)
-        random_states = ["rng_state.pth"] if processes == 1 else [f"rng_state_{i}.pth" for i in range(processes)]
-        for name in (OPTIMIZER_NAME, SCHEDULER_NAME, *random_states):
-            ZipFile(folder / name).close()  # its table of contents is its end
+        random_states = list(folder.glob("rng_state*.pth"))  # of this machine's processes
+        for path in (folder / OPTIMIZER_NAME, folder / SCHEDULER_NAME, *random_states):
+            ZipFile(path).close()  # its table of contents is its end
         adapters = list(folder.rglob("adapter_model.safetensors"))
         for path in adapters:
             json.loads(path.with_name("adapter_config.json").read_text())
+        for path in (folder / FILE_NAME, *adapters):
             safe_open(path, "pt").__exit__(None, None, None)  # its header says how long the file is
+    except FileNotFoundError as error:
+        return f"it has no {Path(error.filename or FILE_NAME).name}, as where save_only_model is on"
     except (OSError, ValueError, BadZipFile, SafetensorError) as error:
         return reason(error)
-    return "" if adapters else "it holds no adapter_model.safetensors"
+    missing = [name for name, found in (("rng_state.pth", random_states), ("adapter", adapters)) if not found]
+    return f"it has no {missing[0]}" if missing else ""
 
 
 def last_whole(output_dir: str | Path) -> str:
@@ -48,9 +52,11 @@ def last_whole(output_dir: str | Path) -> str:
     Raises:
         ValueError: there is none, with the reason.
     """
-    found = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.name.split("-")[1].isdigit()]
+    names = [path.name for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
+    steps = [int(found[1]) for name in names if (found := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", name))]
     flaws = {}
-    for path in sorted(found, key=lambda path: int(path.name.split("-")[1]), reverse=True):
+    for step in sorted(steps, reverse=True):
+        path = Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
         flaws[path.name] = flaw(path)
         if not flaws[path.name]:
             break
@@ -92,8 +98,8 @@ class CheckpointingTrainer(SharingTrainer):
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         try:
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            if self.args.save_only_model or not flaw(folder):
+        except Exception as error:
+            if not is_of_writing(error) or self.args.save_only_model or not flaw(folder):
                 raise
             shutil.rmtree(folder, ignore_errors=True)
             raise OSError(
@@ -103,7 +109,7 @@ class CheckpointingTrainer(SharingTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            save_state(self._stateful(), output_dir, self.args.world_size)
+            save_state(self._stateful(), output_dir)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

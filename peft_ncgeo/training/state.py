@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,20 +31,21 @@ def writing(folder: str | Path) -> Iterator[None]:
     """Turn whatever fails while a folder is written, on a full disk say, into one `OSError` that names it."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # RuntimeError: torch's
+    except Exception as error:
+        if not is_of_writing(error):
+            raise
         raise OSError(f"{folder} could not be written: {reason(error)}") from error
 
 
-def save_state(owners: Iterable[Stateful], folder: str | Path, processes: int = 1) -> None:
-    """Write everybody's tensors under `<name>.<tensor>`, and how many processes are training."""
+def is_of_writing(error: Exception) -> bool:
+    """Whether this is the error of a file that could not be written; torch's writer has no class of its own for it."""
+    return isinstance(error, OSError | SafetensorError) or "inline_container" in str(error)
+
+
+def save_state(owners: Iterable[Stateful], folder: str | Path) -> None:
+    """Write everybody's tensors under `<name>.<tensor>`."""
     state = {f"{own.name}.{key}": value.contiguous() for own in owners for key, value in own.state_dict().items()}
-    save_file(state, Path(folder) / FILE_NAME, {"processes": str(processes)})
-
-
-def saved_by(folder: str | Path) -> int:
-    """How many processes were training when this checkpoint was written."""
-    with safe_open(Path(folder) / FILE_NAME, "pt") as file:
-        return int((file.metadata() or {}).get("processes", 1))
+    save_file(state, Path(folder) / FILE_NAME)
 
 
 def load_state(owners: Iterable[Stateful], folder: str | Path) -> None:

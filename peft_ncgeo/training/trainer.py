@@ -61,6 +61,8 @@ class GeometryTrainer(CheckpointingTrainer):
         losses: [`Regularizer`] terms with different names, or one.
         classification_loss: None leaves the classification term out.
         compute_metrics: default: accuracy and balanced accuracy.
+        data_collator: default: the processor's pixels. On several processes it meets labels of -100 in the last batch,
+            in rows that only fill it up.
 
     Logged while training: `loss/ce`, and for each term `loss/<name>`, `lambda/<name>` (its factor) and the scalars it
     notes itself, each the mean since the last log.

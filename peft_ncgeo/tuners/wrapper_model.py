@@ -34,9 +34,9 @@ class WrapperModel(BaseTuner):
         if isinstance(model, PeftModel):
             raise ValueError("The model is a PeftModel; pass what is inside it, model.get_base_model().")
         config: Any = self.peft_config[adapter_name]
-        for name in config.modules_to_save or ():
-            if not any(path.endswith(name) for path, _ in model.named_modules()):  # PEFT would save nothing
-                raise ValueError(f"modules_to_save names {shown(name)}, which {type(model).__name__} does not have.")
+        names = tuple(config.modules_to_save or ())  # PEFT adds its own to them, two for a task_type
+        if names and not any(path.endswith(names) for path, _ in model.named_modules()):  # and would save nothing
+            raise ValueError(f"modules_to_save names {shown(names[0])}, which {type(model).__name__} does not have.")
         for module in model.modules():
             if isinstance(module, Wrapper) and not module.adapter_layer_names[0].startswith(self.prefix):
                 raise ValueError(

@@ -23,7 +23,7 @@ def launch(tmp_path: Path, *options: str) -> subprocess.CompletedProcess:
     script.write_text(SCRIPT)
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", *options, str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=900)
 
 
 @pytest.mark.parametrize(
@@ -34,6 +34,7 @@ def test_fields(name, processes, use_cpu):
     config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
     assert (config.num_processes, config.use_cpu, config.mixed_precision) == (processes, use_cpu, "no")
     assert config.distributed_type == ("MULTI_GPU" if processes > 1 else "NO")
+    assert getattr(config, "gpu_ids", None) == {"gpu_1proc": "0", "gpu_multi": "all"}.get(name)
     assert len(list(FOLDER.glob("*.yaml"))) == 4
 
 

@@ -18,7 +18,7 @@ from peft_ncgeo import NPTConfig
 from peft_ncgeo.data import class_prompts, load_demo
 from peft_ncgeo.towers import find_towers, image_features, text_features
 
-from ..conftest import pixels, texts, tiny_clip, tiny_vit
+from ..conftest import pixels, texts, tiny_clip, tiny_vit, tiny_vit_classifier
 
 
 @pytest.fixture(scope="module")
@@ -287,3 +287,16 @@ def test_towers_are_found_under_wrappers():
 def test_demo_tokenizer_is_found_by_the_models_path():
     demo = load_demo(shots=1)
     assert AutoTokenizer.from_pretrained(demo.model.name_or_path)("a photo of a", add_special_tokens=False).input_ids
+
+
+def test_a_task_type_that_names_a_head_of_another_model_too(tmp_path):
+    """PEFT's `SEQ_CLS` keeps "classifier" and "score", of which a model has one."""
+    images = pixels(2)
+    model = get_peft_model(tiny_vit_classifier(), NPTConfig.vpt(vision_depth=2, task_type="SEQ_CLS"))
+    with torch.no_grad():
+        model.base_model.model.classifier.modules_to_save["default"].weight.mul_(3)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny_vit_classifier(), tmp_path)
+    assert torch.equal(loaded.base_model(images).logits, model.base_model(images).logits)
+    with pytest.raises(ValueError, match="modules_to_save names 'score', which ViTForImageClassification does not"):
+        get_peft_model(tiny_vit_classifier(), NPTConfig.vpt(vision_depth=2, modules_to_save=["score"]))
