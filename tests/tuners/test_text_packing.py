@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
 
 from peft_ncgeo import NPTConfig
@@ -218,8 +219,10 @@ def test_compiled_it_pads():
         warnings.simplefilter("ignore", UserWarning)
         try:
             compiled_features(tiny_clip(), texts)
-        except TypeError as error:
-            pytest.skip(f"torch {torch.__version__} does not compile CLIP without prompts either: {error}")
+        except (TypeError, TorchDynamoException) as error:
+            pytest.skip(
+                f"torch {torch.__version__} does not compile CLIP without prompts either: {type(error).__name__}"
+            )
         expected = text_features(prompted(CONFIGS["deep_text"], False).eval(), **texts)
         torch.testing.assert_close(compiled_features(model, texts), expected)
 
@@ -297,7 +300,9 @@ def test_flops_fall_with_the_tokens():
         model = prompted(CONFIGS["ivlp"], pack)
         with FlopCounterMode(display=False) as counter:
             passes(model, texts)
-        counts.append(counter.get_total_flops())
+        # of the layers' products: newer torch counts attention on CPU too, which packed rows are longer in
+        flops = counter.get_flop_counts()["Global"]
+        counts.append(flops[torch.ops.aten.addmm] + flops[torch.ops.aten.mm])
     assert counts[0] < 0.45 * counts[1]  # 4 tokens of 14 on average are a text's own
 
 
