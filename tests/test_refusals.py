@@ -183,10 +183,10 @@ def test_an_error_of_torch_is_not_one_of_the_file(tmp_path, monkeypatch):
     get_peft_model(tiny_clip(), NPTConfig(num_vision_tokens=2)).save_pretrained(tmp_path)
 
     def fail(*args, **kwargs) -> None:
-        raise RuntimeError("no memory")
+        raise torch.OutOfMemoryError("no memory")
 
     monkeypatch.setattr(PeftModel, "from_pretrained", fail)
-    with pytest.raises(RuntimeError, match="^no memory$"):
+    with pytest.raises(torch.OutOfMemoryError, match="^no memory$"):
         load_adapter(tmp_path, tiny_clip())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,15 @@ def check_templates(args: GeometryTrainingArguments, required: set[str]) -> None
                 raise ValueError(f"{name}: {shown(template)} must hold '{{}}' once, where the class name goes.")
         if templates and not any(field.startswith(reader) for field in required):
             raise ValueError(f"{name} is given, but no loss reads it.")
+
+
+def list_losses(losses: Any) -> list[Any]:
+    """The terms as a list; one alone is taken too."""
+    if isinstance(losses, Regularizer):
+        return [losses]
+    if not isinstance(losses, Iterable):
+        raise TypeError(f"losses must be a list of Regularizer terms, got {shown(losses)}.")
+    return list(losses)
 
 
 def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification_loss: nn.Module | None) -> None:

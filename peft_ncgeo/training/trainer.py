@@ -25,7 +25,7 @@ from .alignment import GradientProjection
 from .arguments import GeometryTrainingArguments
 from .callbacks import GeometryMonitor, NewViews
 from .checkpoints import CheckpointingTrainer
-from .checks import check_arguments, check_losses, check_templates, check_term, check_total
+from .checks import check_arguments, check_losses, check_templates, check_term, check_total, list_losses
 from .class_means import ClassMeans
 from .gathering import batch_sizes, gather_batch
 from .half_weights import HalfWeights
@@ -90,7 +90,7 @@ class GeometryTrainer(CheckpointingTrainer):
     ) -> None:
         args = GeometryTrainingArguments() if args is None else args
         check_arguments(args, kwargs)
-        self.losses = [losses] if isinstance(losses, Regularizer) else list(losses)
+        self.losses = list_losses(losses)
         self.classification_loss = classification_loss
         self.task = ClassificationTask(model, processing_class, args)
         check_losses(model, self.losses, classification_loss)

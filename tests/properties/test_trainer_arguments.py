@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
-from peft_ncgeo.losses import OTPreservation
+from peft_ncgeo.losses import LDAM
 
 from ..conftest import tiny_images, tiny_processor
 from ..training.runs import lora_clip
@@ -34,7 +34,7 @@ def model():
 @example(name="frozen_templates", value="a {}.")
 @example(name="num_views", value=1.5)
 @example(name="class_balanced_sampling", value="no")
-@example(name="losses", value=OTPreservation(weight=1.0))
+@example(name="losses", value=[LDAM()])
 def test_one_thing_of_another_kind(tmp_path_factory, model, name, value):
     folder = str(tmp_path_factory.getbasetemp())
     made = {"model": model, "train_dataset": IMAGES, "processing_class": tiny_processor()}
