@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -68,8 +70,7 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
     n, m = values.shape
     a, b = np.full(n, 1 / n), np.full(m, 1 / m)
     if solver == "exact":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the log says it too
+        with _without_pots_words():  # the log says it too
             plan, log = ot.emd(a, b, values, numItermax=10_000_000, log=True)
         if log["warning"]:
             raise ValueError(f"The exact solver gave up on a cost of shape ({n}, {m}): {log['warning']}")
@@ -77,10 +78,8 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
         plan = np.outer(a, b)
     else:
         epsilon = DEFAULT_EPSILON if epsilon is None else epsilon
-        with warnings.catch_warnings():
-            for category in (UserWarning, RuntimeWarning):  # POT's word on convergence; the marginals say more
-                warnings.simplefilter("ignore", category)
-            reg = epsilon * float(values.mean())
+        reg = epsilon * float(values.mean())
+        with _without_pots_words():  # on convergence; the marginals say more
             plan = ot.solve(values, a, b, reg=reg, max_iter=2000, tol=1e-5).plan
         error = max(np.abs(n * plan.sum(1) - 1).max(), np.abs(m * plan.sum(0) - 1).max())
         if not error < 0.01:
@@ -89,6 +88,14 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
                 "larger one or solver='exact'."
             )
     return torch.from_numpy(plan).to(cost.device, torch.promote_types(cost.dtype, torch.float32))
+
+
+@contextmanager
+def _without_pots_words() -> Iterator[None]:
+    with warnings.catch_warnings():
+        for category in (UserWarning, RuntimeWarning):  # not the deprecations
+            warnings.simplefilter("ignore", category)
+        yield
 
 
 def check_solver(solver: str, epsilon: float | None) -> None:

@@ -41,7 +41,8 @@ def import_files(names: Iterable[str]) -> tuple[dict[str, types.ModuleType], lis
     for name in ("testing_utils", *names):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+                for category in (UserWarning, DeprecationWarning, FutureWarning):  # PEFT's own affair
+                    warnings.simplefilter("ignore", category)
                 modules[name] = importlib.import_module(f"{PACKAGE}.{name}")
         except Exception as error:
             problems.append(f"{name}.py cannot be imported ({type(error).__name__}: {error})")

@@ -19,7 +19,7 @@ from peft_ncgeo.hub import hypothesis_template, load_adapter
 from ..conftest import pixels, texts, tiny_clip, tiny_vit, tiny_vit_classifier
 from .outcomes import said_well
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 CONFIG, WEIGHTS, PROTOTYPES = "adapter_config.json", "adapter_model.safetensors", "prototypes.safetensors"
 PROMPTS = {"num_text_tokens": 3, "num_vision_tokens": 2, "text_init": [6, 7, 8], "template": "the {}."}
 KINDS: dict[str, tuple[Any, Any]] = {

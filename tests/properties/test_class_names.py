@@ -22,7 +22,7 @@ from ..conftest import WORDS, tiny_clip, tiny_images, tiny_processor
 from ..training.runs import lora_clip, trainer
 from .outcomes import said_well
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 TOKENIZERS = {
     "words": tiny_processor().tokenizer,
     "bytes": CLIPProcessor.from_pretrained(ASSETS / "mini_clip").tokenizer,

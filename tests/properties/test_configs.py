@@ -18,7 +18,7 @@ from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig
 from ..conftest import pixels, texts, tiny_clip, tiny_vit_classifier
 from .outcomes import said_well
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 MODELS = {"clip": tiny_clip(), "vit": tiny_vit_classifier()}
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 wild = (

@@ -21,7 +21,7 @@ from . import loss_oracles as oracles
 from .outcomes import said_well
 from .tensors import NO_NUMBERS, features, no_labels, seeds, spoilt, unit_rows, wide
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
 sizes = st.integers(1, 5)
 

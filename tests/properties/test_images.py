@@ -23,7 +23,7 @@ from ..conftest import NAMES, pixels, tiny_clip, tiny_images, tiny_processor, ti
 from ..training.runs import lora_clip, trainer
 from .outcomes import said_well
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 BYTES = {"L": 1, "P": 1, "LA": 2, "La": 2, "PA": 2, "RGB": 3, "YCbCr": 3, "HSV": 3, "LAB": 3}  # a pixel
 BYTES |= {"RGBA": 4, "RGBa": 4, "RGBX": 4, "CMYK": 4, "F": 4, "I": 4, "I;16": 2, "I;16L": 2, "I;16B": 2}
 SIZES = [(0, 0), (0, 5), (5, 0), (1, 1), (1, 9), (9, 1), (3, 7), (7, 3), (2, 2), (600, 3), (3, 600)]

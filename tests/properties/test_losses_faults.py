@@ -17,7 +17,7 @@ from .outcomes import said_well
 from .tensors import no_labels, spoilt
 from .terms import TERMS, batches, names
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
 AXES = {
     "image_features": "Bd",

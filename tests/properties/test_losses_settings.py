@@ -19,7 +19,7 @@ from .outcomes import said_well
 from .tensors import NO_NUMBERS
 from .terms import in_float64
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
 OTHERS = ("CrossEntropy", "GeometryBatch", "Regularizer")
 CLASSES = [getattr(losses, name) for name in losses.__all__ if name not in OTHERS]

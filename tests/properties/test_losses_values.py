@@ -15,7 +15,7 @@ from peft_ncgeo.geometry.checks import DeferredChecks
 from .tensors import seeds
 from .terms import TERMS, batches, in_float64, names
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
 
 @pytest.mark.parametrize("name", TERMS)

@@ -17,7 +17,7 @@ from peft_ncgeo.evaluation.metrics import accuracy, balanced_accuracy, class_gro
 from .outcomes import said_well
 from .tensors import features, seeds
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 
 KINDS = ("int8", "uint8", "int32", "int64", "float32", "float64")
 NO_ARRAYS = (

@@ -25,7 +25,7 @@ from peft_ncgeo.training import Recipe, parse_with_recipe
 from ..conftest import tiny_clip, tiny_images
 from .outcomes import said_well
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RECIPES = [path.read_text() for path in sorted((EXAMPLES / "recipes").glob("*.yaml"))]
 SOURCES = [path.read_text() for path in sorted((EXAMPLES / "datasets").glob("*.yaml")) if path.stat().st_size < 900]

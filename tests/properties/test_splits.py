@@ -23,7 +23,7 @@ from peft_ncgeo.data import (
 
 from .outcomes import said_well
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 wild = st.none() | st.booleans() | st.integers() | st.floats() | words | st.just([1]) | st.just(10**30)
 

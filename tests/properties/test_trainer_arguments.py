@@ -14,7 +14,7 @@ from ..conftest import tiny_images, tiny_processor
 from ..training.runs import lora_clip
 from .outcomes import said_well
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 IMAGES = tiny_images(10)
 wild = st.integers(-2, 3) | st.floats() | st.text(max_size=3) | st.lists(st.integers(0, 1), min_size=1, max_size=2)
 wild |= st.sampled_from([object(), b"x", [None], {"image": [1]}, IMAGES.to_iterable_dataset(), Dataset.from_dict({})])

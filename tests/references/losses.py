@@ -152,7 +152,7 @@ def losses() -> dict[str, list[float]]:
     """Everything of this file by its name, `losses/<loss>(<variant>)/<what>`."""
     found = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what a tiny batch cannot do
+        warnings.simplefilter("ignore", UserWarning)  # of what a tiny batch cannot do
         for name, make, own in _cases():
             found |= {f"losses/{name}/{what}": numbers for what, numbers in _measured(make(), own)}
         found |= {f"losses/{name}": numbers for name, numbers in _budgets()}

@@ -140,7 +140,7 @@ def presets() -> dict[str, list[float]]:
     """Everything of this file by its name, `presets/<config>(<variant>)/<what>`."""
     found = {}
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore", UserWarning)
         tokenizer = tiny_processor().tokenizer
         tokenizer.save_pretrained(folder)
         tokenizer.name_or_path = folder
