@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from peft_ncgeo.geometry import slerp
+from peft_ncgeo.geometry.sphere import unit
 
 from .test_simplex import points
 
@@ -139,3 +141,27 @@ def test_gradients_where_no_plane_is_defined():
     assert t.grad[:4].abs().max() == 0
     assert b.grad[4].abs().min() > 0
     assert all(x.grad.isfinite().all() for x in (a, b, t))
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+@pytest.mark.parametrize("beside", [[], [1e30, 1e-30, 0.0]])
+def test_ordinary_rows_have_the_bits_of_torchs_own_whatever_is_beside_them(on_host, beside, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: not on_host)  # which may no more look than a device
+    rows, scales = points(40, 12).float(), torch.tensor([1.0] * 40 + beside)
+    rows = torch.cat([rows, rows[: len(beside)]]) * scales[:, None]
+    ours, torchs = rows.clone().requires_grad_(), rows[:40].clone().requires_grad_()
+    found, expected = unit(ours), F.normalize(torchs, dim=-1)
+    weights = points(len(rows), 12, seed=1).float()
+    (found * weights).sum().backward()
+    (expected * weights[:40]).sum().backward()
+    assert torch.equal(found[:40], expected)
+    assert torch.equal(ours.grad[:40], torchs.grad)
+    if beside:
+        assert not found[-1].any()
+        assert not ours.grad[-1].any()
+        torch.testing.assert_close(found[40:42], expected[:2])
+        u = expected[:2].detach()
+        across = weights[40:42] - (u * weights[40:42]).sum(-1, keepdim=True) * u
+        torch.testing.assert_close(
+            ours.grad[40:42] * scales[40:42, None], across / rows[:2].norm(dim=-1, keepdim=True)
+        )

@@ -69,8 +69,8 @@ class HostCopies(TorchDispatchMode):
 
     def _note(self, name):
         frames = [f for f in traceback.extract_stack() if "/torch/" not in f.filename and f.filename != __file__]
-        # Transformers' own, and packed texts that are compared by value on a CPU that is one
-        if not frames[-1].filename.endswith(("masking_utils.py", "text_packing.py")):
+        # Transformers' own, and what is looked at on a CPU that is one: packed texts and the lengths of rows
+        if not frames[-1].filename.endswith(("masking_utils.py", "text_packing.py", "sphere.py")):
             self.places.append(f"{name} at {frames[-1].filename.rsplit('/', 1)[-1]}:{frames[-1].lineno}")
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
