@@ -104,8 +104,9 @@ class ZeroShotClassifier:
             pixels = self.processor.image_processor(images=batch, return_tensors="pt")["pixel_values"]
             features = image_features(self.model, pixels.to(self._device))
             logits.append(cosine_logits(features, text, unwrap(self.model).logit_scale).float())
-            check_rows(logits[-1], "logits of image", range(start, len(images)))
-        return torch.cat(logits).softmax(dim=-1).cpu()
+        found = torch.cat(logits)
+        check_rows(found, "logits of image", range(len(images)))  # once: a look waits for the device
+        return found.softmax(dim=-1).cpu()
 
     def predict(
         self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int = 64

@@ -5,7 +5,8 @@ import torch
 from peft import get_peft_model
 
 from peft_ncgeo import NPTConfig, ZeroShotClassifier
-from peft_ncgeo.evaluation import harmonic_mean
+from peft_ncgeo.evaluation import harmonic_mean, zero_shot
+from peft_ncgeo.evaluation.image_features import check_rows
 from peft_ncgeo.evaluation.metrics import accuracy, balanced_accuracy
 from peft_ncgeo.geometry.sphere import cosine_logits
 
@@ -38,6 +39,19 @@ def test_predictions_are_names():
     assert c.predict(IMAGES[0], NAMES) == c.predict(IMAGES[:1], NAMES)
     assert c.predict([], NAMES) == []
     assert c.predict_proba([], NAMES).shape == (0, 5)
+
+
+def test_images_are_checked_together_and_the_damaged_one_is_named(monkeypatch):
+    model = tiny_clip()
+    real, checked = zero_shot.image_features, []
+    damage = iter([1.0, 1.0, float("nan"), float("nan")])
+    monkeypatch.setattr(zero_shot, "image_features", lambda *given: real(*given) * next(damage))
+    monkeypatch.setattr(
+        zero_shot, "check_rows", lambda rows, *told: (checked.append(len(rows)), check_rows(rows, *told))
+    )
+    with pytest.raises(ValueError, match="The logits of image 4 are not finite"):
+        ZeroShotClassifier(model, tiny_processor()).predict_proba(IMAGES, NAMES, batch_size=2)
+    assert checked == [len(NAMES), len(IMAGES)]
 
 
 def test_text_features_are_kept_until_something_changes():
