@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from ..geometry.checks import DeferredChecks
 from ..geometry.contrast import TEMPERATURE, prototype_cross_entropy, prototype_image_contrast
 from ..geometry.heads import Heads, class_prototypes
 from ..tuners.copa import CoPAConfig
@@ -58,6 +59,7 @@ def fit_heads(
 
     Raises:
         ValueError: features that are not finite, shapes that do not fit, a value out of range.
+        FloatingPointError: the loss was not finite in one of the steps.
     """
     if features.dim() not in (2, 3) or features.shape[:-1] != labels.shape:
         raise ValueError(
@@ -82,8 +84,9 @@ def fit_heads(
     if maps:
         groups.append({"params": list(maps), "lr": adapter_lr * lr})
     optimise = optimizer(groups, lr=lr, weight_decay=weight_decay)
+    checks = DeferredChecks()  # read once, after the last step: what diverges stays so
     # autocast would keep what it casts, and train heads that the loss no longer sees
-    with torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
+    with checks, torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
         for _ in tqdm(range(steps), desc="Adapting", unit="step", leave=False, disable=embed is None):
             optimise.zero_grad()
             if embed is not None:
@@ -91,6 +94,7 @@ def fit_heads(
                 prototypes = class_prototypes(features, labels, prototypes.shape[-2])
             objective(features @ heads.image, prototypes @ heads.prototype, labels, temperature).sum().backward()
             optimise.step()
+    checks.read()
     return Heads(*(head.detach() for head in heads))
 
 

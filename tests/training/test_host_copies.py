@@ -22,7 +22,7 @@ from peft_ncgeo.losses import (
     Regularizer,
     SpaceAlignment,
 )
-from peft_ncgeo.training import GradientProjection, SlerpAlignment
+from peft_ncgeo.training import GradientProjection, SlerpAlignment, fit_heads
 
 from .runs import Pointwise, lora_vit, prompted_clip, prototypes, trainer, weights, whole_family
 
@@ -247,3 +247,24 @@ def test_checks_tell_in_their_order_and_once():
     assert isinstance(number(wrong), float)
     assert not maybe(wrong)
     assert maybe(right)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_heads_are_fitted_without_a_copy_in_any_step(anew, monkeypatch):
+    torch.manual_seed(0)
+    features, labels = torch.randn(12, 6), torch.arange(12) % 3
+    found = []
+    for steps in (2, 9):
+        copies = HostCopies(monkeypatch)
+        with copies.counting():
+            embed = (lambda: features * 1.0) if anew else None
+            fit_heads(features, labels, steps, optimizer=torch.optim.SGD, embed=embed)
+        monkeypatch.undo()
+        found.append(copies.places)
+    assert len(found[0]) == len(found[1]), found
+
+
+def test_heads_that_diverge_are_refused_after_the_last_step():
+    features, labels = 1e3 * torch.randn(12, 6), torch.arange(12) % 3
+    with pytest.raises(FloatingPointError, match="The contrast is not finite"):
+        fit_heads(features, labels, 5, lr=1e38, optimizer=torch.optim.SGD)
