@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .checks import check, check_finite, check_number, check_shape, check_tensor, maybe
-from .sphere import modality_gap, moderate, polar, unit
+from .sphere import modality_gap, moderate, ordinary, polar, unit
 
 TEMPERATURE = math.exp(-2)  # of CoPA's code
 URL_TEMPERATURE = 0.1
@@ -213,8 +213,7 @@ def _scores(
     instances = instances.to(dtype)
     # products (N, K) are divided by lengths, since scaling the features (N, d) takes longer
     lengths = torch.linalg.vector_norm(instances, dim=-1, keepdim=True).clamp_min(1e-12)  # as `unit` treats a row of 0
-    usual = (lengths > 1e-10) & (lengths < 1e15)
-    if maybe(~(usual | ~kept[..., None]).all()):
+    if not ordinary(lengths.detach().masked_fill(~kept[..., None], 1)):
         instances = moderate(instances)
         lengths = torch.linalg.vector_norm(instances, dim=-1, keepdim=True).clamp_min(1e-12)
     return instances @ unit(prototypes).mT / lengths / temperature, index, samples, counts

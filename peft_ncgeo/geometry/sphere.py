@@ -16,11 +16,20 @@ def unit(features: Tensor) -> Tensor:
     """
     with torch.autocast(features.device.type, enabled=False):
         rows = features.to(torch.promote_types(features.dtype, torch.float32))
-        if rows.device.type == "cpu" and not torch.compiler.is_compiling():  # where a look is free: one pass less
+        if _may_look(rows):  # one pass less
             lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-            if ((lengths > 1e-10) & (lengths < 1e15)).all():
+            if ordinary(lengths):
                 return rows / lengths
         return F.normalize(moderate(rows), dim=-1)
+
+
+def ordinary(lengths: Tensor) -> bool:
+    """Whether [`moderate`] leaves all rows of these lengths as they are; False where telling takes a wait."""
+    return _may_look(lengths) and bool(((lengths > 1e-10) & (lengths < 1e15)).all())
+
+
+def _may_look(rows: Tensor) -> bool:
+    return rows.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def moderate(rows: Tensor) -> Tensor:
