@@ -7,8 +7,17 @@ from numbers import Integral, Real
 from os import PathLike
 from typing import Any
 
+import torch
+
 _LONGEST = 80  # characters of a value in a message
 _LONGEST_REASON = 250  # characters of another error's words
+# Errors that say nothing about a file or an input: a package that is missing, memory, the device.
+OF_THE_MACHINE: tuple[type[BaseException], ...] = (
+    ImportError,
+    MemoryError,
+    torch.OutOfMemoryError,
+    *([torch.AcceleratorError] if hasattr(torch, "AcceleratorError") else []),  # torch 2.8's
+)
 
 
 def check_whole_number(name: str, value: Any, least: int) -> None:

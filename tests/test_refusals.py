@@ -7,14 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from torch import nn
-from transformers import CLIPConfig
+from transformers import CLIPConfig, CLIPModel
 
 from peft_ncgeo import CoPAConfig, GeometryTrainer, NPTConfig, PrototypeConfig
 from peft_ncgeo.data import DatasetSource, class_prompts
 from peft_ncgeo.data.images import input_size
 from peft_ncgeo.evaluation import FewShotClassifier
+from peft_ncgeo.evaluation.image_features import ImageFeatures
 from peft_ncgeo.geometry.heads import Heads
 from peft_ncgeo.geometry.simplex import clustered_etf_deviation
 from peft_ncgeo.geometry.transport import class_transport_plans
@@ -27,6 +29,7 @@ from peft_ncgeo.training.class_means import ClassMeans
 from peft_ncgeo.training.measure import record_few_shot
 from peft_ncgeo.training.state import load_state, save_state
 from peft_ncgeo.tuners.npt import NPTModel
+from peft_ncgeo.values import OF_THE_MACHINE
 
 from .conftest import tiny_clip, tiny_images, tiny_processor, tiny_vit, tiny_vit_classifier
 
@@ -179,15 +182,37 @@ def test_a_base_model_of_another_size_is_refused(tmp_path):
         _check_base(model, str(tmp_path), None)
 
 
-def test_an_error_of_torch_is_not_one_of_the_file(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError, ImportError, MemoryError, *OF_THE_MACHINE[2:]])
+def test_an_error_of_the_machine_is_none_of_the_file_or_the_pixels(error, tmp_path, monkeypatch):
     get_peft_model(tiny_clip(), NPTConfig(num_vision_tokens=2)).save_pretrained(tmp_path)
 
     def fail(*args, **kwargs) -> None:
-        raise torch.OutOfMemoryError("no memory")
+        raise error("no memory")
 
     monkeypatch.setattr(PeftModel, "from_pretrained", fail)
-    with pytest.raises(torch.OutOfMemoryError, match="^no memory$"):
+    with pytest.raises(error, match="^no memory$"):
         load_adapter(tmp_path, tiny_clip())
+    if error is not RuntimeError:  # torch's of channels is one
+        monkeypatch.setattr(CLIPModel, "from_pretrained", fail)
+        with pytest.raises(error, match="^no memory$"):
+            load_adapter(tmp_path, "base")
+        backbone = tiny_vit()
+        monkeypatch.setattr(backbone, "forward", fail)
+        with pytest.raises(error, match="^no memory$"):
+            ImageFeatures(backbone).embed(torch.zeros(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("value", [1.0, torch.nan])
+def test_numbers_of_eight_bits_are_read_or_refused_in_a_line(value, tmp_path):
+    get_peft_model(tiny_clip(), NPTConfig(num_vision_tokens=2)).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = {name: torch.full_like(t, value).to(torch.float8_e4m3fn) for name, t in load_file(file).items()}
+    save_file(tensors, file)
+    if value == value:
+        load_adapter(tmp_path, tiny_clip())
+    else:
+        with pytest.raises(ValueError, match="has numbers that are not finite"):
+            load_adapter(tmp_path, tiny_clip())
 
 
 def test_a_combination_that_cannot_be_added_leaves_no_config_behind(monkeypatch):

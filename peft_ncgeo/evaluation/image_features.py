@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor
 from ..data.images import image_processor, list_images, rgb_images
 from ..towers import find_pooling, unwrap
 from ..tuners.copa import CoPALayer
-from ..values import check_whole_number, reason, shown
+from ..values import OF_THE_MACHINE, check_whole_number, reason, shown
 
 
 class ImageFeatures(nn.Module):
@@ -48,7 +48,7 @@ class ImageFeatures(nn.Module):
         run = getattr(model, "get_image_features", model)  # a whole CLIP would ask for texts
         try:
             run(pixel_values=pixel_values.to(first.device, first.dtype))
-        except torch.OutOfMemoryError:
+        except OF_THE_MACHINE:
             raise
         except (RuntimeError, ValueError) as error:  # torch's of channels, Transformers' of sizes
             shape = tuple(pixel_values.shape)

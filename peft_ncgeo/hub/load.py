@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
@@ -21,7 +20,8 @@ from torch import Tensor, nn
 from ..data.class_prompts import list_names
 from ..evaluation.few_shot import PROTOTYPES
 from ..towers import HEAD, linear_classifier
-from ..values import check_path, reason
+from ..tuners.tensors import is_finite
+from ..values import OF_THE_MACHINE, check_path, reason
 from .errors import hub_errors
 
 CLASS_NAMES = "class_names.json"  # beside an image classifier's adapter: what its outputs are called
@@ -78,12 +78,14 @@ def load_adapter(
 def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, Tensor], unfit: str) -> PeftModel:
     try:
         model = PeftModel.from_pretrained(base, str(folder), config=config)
-    except (MemoryError, torch.OutOfMemoryError):
+    except OF_THE_MACHINE:
         raise
     except KeyError as error:  # PEFT looks the weights of modules_to_save up by name
         raise ValueError(f"{unfit}: missing {error}.") from error
     except Exception as error:  # of torch, which lists tensors whose shapes differ, or of any method of PEFT
         lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        if type(error) is RuntimeError and not lines:
+            raise
         raise ValueError(f"{unfit}: {lines[0] if lines else reason(error)}") from error
     loaded = get_peft_model_state_dict(model)
     differing = sorted(loaded.keys() ^ given.keys())
@@ -172,7 +174,7 @@ def _read_weights(folder: Path, repo_id: str | Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"The adapter file in {repo_id} is damaged or truncated ({reason(error)}).") from error
     for name, tensor in given.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor.is_floating_point() and not is_finite(tensor):
             raise ValueError(f"The adapter file in {repo_id} is damaged: {name} has numbers that are not finite.")
     return given
 
@@ -196,7 +198,7 @@ def _load_base(
     options = {"num_labels": len(names), "ignore_mismatched_sizes": True} if names and brings_head else {}
     try:
         model, told = base_class.from_pretrained(name, token=token, output_loading_info=True, **options)
-    except (MemoryError, torch.OutOfMemoryError):
+    except OF_THE_MACHINE:
         raise
     except Exception as error:  # of the Hub, of safetensors, or of a config in which anything may stand
         said = f"Its file is damaged or truncated: {error}" if isinstance(error, SafetensorError) else reason(error)

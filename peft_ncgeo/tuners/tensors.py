@@ -12,5 +12,10 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise ValueError(f"{name} is of {tensor.dtype}, where floating-point numbers belong.")
-        if not tensor.isfinite().all():
+        if not is_finite(tensor):
             raise ValueError(f"{name} has numbers that are not finite.")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether floating-point numbers are all finite, also those of 8 bits, for which torch cannot tell."""
+    return bool((tensor.float() if tensor.element_size() == 1 else tensor).isfinite().all())
