@@ -12,6 +12,7 @@ from transformers.trainer_utils import HubStrategy
 
 from ..geometry.checks import check
 from ..losses import Regularizer
+from ..templates import is_template
 from ..towers import classification_head, linear_classifier, reads_text, unwrap
 from ..values import shown
 from .arguments import GeometryTrainingArguments
@@ -67,7 +68,7 @@ def check_templates(args: GeometryTrainingArguments, required: set[str]) -> None
         if not isinstance(templates, list | tuple):
             raise ValueError(f"{name}={shown(templates)} must be a list of templates.")
         for template in templates:
-            if not isinstance(template, str) or template.count("{}") != 1:
+            if not is_template(template):
                 raise ValueError(f"{name}: {shown(template)} must hold '{{}}' once, where the class name goes.")
         if templates and not any(field.startswith(reader) for field in required):
             raise ValueError(f"{name} is given, but no loss reads it.")

@@ -270,6 +270,8 @@ def test_templates_must_be_read_and_have_a_place_for_the_name(tmp_path, field):
         trainer(tmp_path, **{field: ["the {}."]})
     with pytest.raises(ValueError, match=f"{field}: 'the' must hold '{{}}' once"):
         trainer(tmp_path, **{field: ["the"]})
+    with pytest.raises(ValueError, match=f"{field}: 3 must hold '{{}}' once"):
+        trainer(tmp_path, **{field: [3]})
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
