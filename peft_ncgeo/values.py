@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Integral, Real
 from os import PathLike
 from typing import Any
@@ -20,21 +21,64 @@ OF_THE_MACHINE: tuple[type[BaseException], ...] = (
 )
 
 
-def check_whole_number(name: str, value: Any, least: int) -> None:
-    """Refuse what is not a whole number of at least `least`, by name."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name}={shown(value)} must be a whole number of at least {least}.")
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """The value as Python's integer; numpy's and tensors' of one number are taken too.
+
+    Raises:
+        TypeError: another kind of value; True and False are no numbers.
+        ValueError: less than `least`.
+    """
+    wanted = "a whole number" if least is None else f"a whole number of at least {least}"
+    plain = _plain(value)
+    if isinstance(plain, bool) or not isinstance(plain, Integral):
+        raise TypeError(f"{name}={shown(value)} must be {wanted}.")
+    number = int(plain)
+    if least is not None and number < least:
+        raise ValueError(f"{name}={shown(value)} must be {wanted}.")
+    return number
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+def real_number(
+    name: str, value: Any, wanted: str = "a finite number", fits: Callable[[float], bool] = math.isfinite
+) -> float:
+    """The value as Python's float; numpy's and tensors' of one number are taken too.
+
+    Args:
+        wanted: what it must be, in the words of the message.
+        fits: whether a number is that.
+
+    Raises:
+        TypeError: another kind of value; True and False are no numbers.
+        ValueError: a number that does not fit.
+    """
+    plain = _plain(value)
+    if isinstance(plain, bool) or not isinstance(plain, Real):
+        raise TypeError(f"{name}={shown(value)} must be {wanted}.")
+    try:
+        number = float(plain)
+    except OverflowError:  # of integers
+        number = math.inf if plain > 0 else -math.inf  # type: ignore[operator]
+    if not fits(number):
+        raise ValueError(f"{name}={shown(value)} must be {wanted}.")
+    return number
 
 
-def check_flag(name: str, value: Any) -> None:
-    """Refuse what is neither True nor False, by name: of words, "false" too would count as true."""
-    if not isinstance(value, bool):
+def positive(name: str, value: Any) -> float:
+    """The value as a finite float above 0; see [`real_number`]."""
+    return real_number(name, value, "greater than 0 and finite", lambda number: 0 < number < math.inf)
+
+
+def not_negative(name: str, value: Any) -> float:
+    """The value as a finite float of at least 0; see [`real_number`]."""
+    return real_number(name, value, "a finite number of at least 0", lambda number: 0 <= number < math.inf)
+
+
+def flag(name: str, value: Any) -> bool:
+    """The value as Python's True or False. Others are refused, by name: of words, "false" too would count as true."""
+    plain = _plain(value)
+    if not isinstance(plain, bool):
         raise ValueError(f"{name}={shown(value)} must be True or False.")
+    return plain
 
 
 def check_names(name: str, value: Any) -> list[str] | None:
@@ -52,6 +96,11 @@ def check_path(name: str, value: Any) -> str | None:
     if value is not None and not isinstance(value, str | PathLike):
         raise ValueError(f"{name}={shown(value)} must be a name or a path.")
     return None if value is None else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """What an array or tensor of one number holds; any other value as it is."""
+    return value.item() if hasattr(value, "item") and getattr(value, "shape", None) in ((), (1,)) else value
 
 
 def shown(value: Any) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ..templates import padded_template, placeholder_ids
-from ..values import check_whole_number, shown
+from ..values import shown, whole_number
 
 
 def class_prompts(
@@ -51,9 +51,8 @@ def class_prompts(
     names = list_names(names)
     if not names:
         raise ValueError("class_prompts needs at least one class name.")
-    check_whole_number("num_text_tokens", num_text_tokens, least=0)
-    limit = tokenizer.model_max_length if max_length is None else max_length
-    check_whole_number("max_length", limit, least=1)
+    num_text_tokens = whole_number("num_text_tokens", num_text_tokens, least=0)
+    limit = whole_number("max_length", tokenizer.model_max_length if max_length is None else max_length, least=1)
     if num_text_tokens > limit:
         raise ValueError(f"num_text_tokens={num_text_tokens} leaves no room for a name among {limit} slots.")
     padded = padded_template(template, num_text_tokens, tokenizer)
@@ -101,7 +100,7 @@ def list_names(names: Any) -> list[str]:
     """
     if isinstance(names, str):
         raise TypeError(f"class names must be a list of names, got the single string {shown(names)}.")
-    if not isinstance(names, Iterable) or isinstance(names, bytes | Mapping | Set):
+    if not isinstance(names, Iterable) or isinstance(names, bytes | Mapping | set | frozenset):
         raise TypeError(f"class names must be a list of names, got {type(names).__name__}.")
     names = list(names)
     for i, name in enumerate(names):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from datasets import Dataset
 
-from ..values import check_whole_number, is_number, shown
+from ..values import real_number, shown, whole_number
 from .checks import class_names
 from .sampling import draw, label_array
 
@@ -71,12 +71,10 @@ def long_tailed(
     """
     whole: Callable[[float], int]
     if tau is not None and imbalance_factor is None:
-        if not is_number(tau) or not 0 < tau <= 1:
-            raise ValueError(f"tau={shown(tau)} must be above 0 and at most 1.")
-        last, whole, n_max = tau, round, 16 if n_max is None else n_max
+        last = real_number("tau", tau, "above 0 and at most 1", lambda value: 0 < value <= 1)
+        whole, n_max = round, 16 if n_max is None else n_max
     elif imbalance_factor is not None and tau is None:
-        _check_ratio("imbalance_factor", imbalance_factor)
-        last, whole = 1 / imbalance_factor, int
+        last, whole = 1 / imbalance("imbalance_factor", imbalance_factor), int
     else:
         raise ValueError("long_tailed needs exactly one of tau and imbalance_factor.")
     classes, n_max = _sizes(dataset, n_max, label_column)
@@ -103,7 +101,7 @@ def step_imbalanced(
     Raises:
         ValueError: an argument out of range, fewer than two classes, or a class with too few samples, named.
     """
-    _check_ratio("ratio", ratio)
+    ratio = imbalance("ratio", ratio)
     classes, n_max = _sizes(dataset, n_max, label_column)
     large = math.ceil(classes / 2)
     counts = [n_max] * large + [int(_tidy(n_max / ratio))] * (classes - large)
@@ -111,7 +109,7 @@ def step_imbalanced(
 
 
 def _draw_tail(dataset: Dataset, counts: Sequence[int], seed: int, shuffle: bool, label_column: str) -> Dataset:
-    check_whole_number("seed", seed, least=0)
+    seed = whole_number("seed", seed, least=0)
     counts = [max(1, count) for count in counts]
     if shuffle:
         # the third number keeps this stream apart from the classes' own: (seed, c) equals (seed, c, 0)
@@ -119,9 +117,9 @@ def _draw_tail(dataset: Dataset, counts: Sequence[int], seed: int, shuffle: bool
     return draw(dataset, counts, seed, label_column, mend="lower n_max")
 
 
-def _check_ratio(name: str, value: float) -> None:
-    if not is_number(value) or value < 1:
-        raise ValueError(f"{name}={shown(value)} must be a finite number of at least 1.")
+def imbalance(name: str, value: float) -> float:
+    """A number of at least 1, the size of a class over that of another; refused by name where it is none."""
+    return real_number(name, value, "a finite number of at least 1", lambda value: 1 <= value < math.inf)
 
 
 def _tidy(number: float) -> float:
@@ -136,8 +134,7 @@ def _sizes(dataset: Dataset, n_max: int | None, label_column: str) -> tuple[int,
         raise ValueError(f"Column {label_column!r} has {len(names)} class; imbalance needs at least two.")
     if n_max is None:
         n_max = int(_counts_without_gaps(dataset, label_column).min())
-    check_whole_number("n_max", n_max, least=1)
-    return len(names), n_max
+    return len(names), whole_number("n_max", n_max, least=1)
 
 
 def _counts_without_gaps(dataset: Dataset, label_column: str) -> np.ndarray:

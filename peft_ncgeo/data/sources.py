@@ -11,7 +11,8 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Image, load_dataset
 
 from ..templates import check_template
-from ..values import check_whole_number, is_number, reason, shown
+from ..values import reason, shown, whole_number
+from .long_tails import imbalance
 from .splits import select_classes
 from .yaml_files import read_yaml
 
@@ -66,7 +67,7 @@ class DatasetSource:
             raise ValueError(f"Data set {path} lacks {', '.join(sorted(missing))}.")
         try:
             return cls(**content)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"Data set {path}: {error}") from error
 
     def __post_init__(self) -> None:
@@ -78,13 +79,12 @@ class DatasetSource:
                 raise ValueError(f"{name}={shown(getattr(self, name))} must be a name, or null.")
         if self.image_column == self.label_column:
             raise ValueError(f"image_column and label_column are both {shown(self.image_column)}; name two columns.")
-        check_whole_number("num_classes", self.num_classes, least=1)
+        whole_number("num_classes", self.num_classes, least=1)
         for name in ("shots", "n_max"):
             if getattr(self, name) is not None:
-                check_whole_number(name, getattr(self, name), least=1)
-        factor = self.imbalance_factor
-        if factor is not None and (not is_number(factor) or factor < 1):
-            raise ValueError(f"imbalance_factor={shown(factor)} must be a finite number of at least 1.")
+                whole_number(name, getattr(self, name), least=1)
+        if self.imbalance_factor is not None:
+            imbalance("imbalance_factor", self.imbalance_factor)
         check_template(self.template)
         fixes = self.class_names
         pairs = fixes.items() if isinstance(fixes, dict) else ()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from ..values import check_whole_number
+from ..values import whole_number
 from .checks import class_names
 from .sampling import draw, label_array
 
@@ -68,7 +68,6 @@ def few_shot(dataset: Dataset, shots: int, seed: int = 0, label_column: str = "l
     Raises:
         ValueError: shots below 1, a seed below 0, or a class with fewer samples, named.
     """
-    check_whole_number("shots", shots, least=1)
-    check_whole_number("seed", seed, least=0)
+    shots, seed = whole_number("shots", shots, least=1), whole_number("seed", seed, least=0)
     counts = [shots] * len(class_names(dataset, label_column))
     return draw(dataset, counts, seed, label_column, mend="lower shots")

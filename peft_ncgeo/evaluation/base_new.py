@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ..data.checks import check_dataset
 from ..data.images import LabelledImages
-from ..values import check_whole_number
+from ..values import whole_number
 from .metrics import accuracy, harmonic_mean
 from .zero_shot import ZeroShotClassifier
 
@@ -48,7 +48,7 @@ def evaluate_base_new(
         raise TypeError(
             f'splits must map "base" and "new" to data sets, got {type(splits).__name__}; see base_new_split.'
         )
-    check_whole_number("batch_size", batch_size, least=1)
+    batch_size = whole_number("batch_size", batch_size, least=1)
     for half in ("base", "new"):
         if half not in splits:
             raise ValueError(

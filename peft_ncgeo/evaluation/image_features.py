@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor
 from ..data.images import image_processor, list_images, rgb_images
 from ..towers import find_pooling, unwrap
 from ..tuners.copa import CoPALayer
-from ..values import OF_THE_MACHINE, check_whole_number, reason, shown
+from ..values import OF_THE_MACHINE, reason, shown, whole_number
 
 
 class ImageFeatures(nn.Module):
@@ -100,7 +100,7 @@ class ImageFeatures(nn.Module):
         Args:
             weights: tensors that stand in for the model's own of these names.
         """
-        check_whole_number("batch_size", batch_size, least=1)
+        batch_size = whole_number("batch_size", batch_size, least=1)
         images = self.listed(images)
         tensors = {f"model.{name}": tensor for name, tensor in (weights or {}).items()}
         starts = range(0, len(images), batch_size)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ..values import real_number, reason, shown
 
 
 def accuracy(predictions: ArrayLike, labels: ArrayLike) -> float:
@@ -45,11 +48,10 @@ def harmonic_mean(base: float, new: float) -> float:
     >>> round(harmonic_mean(0.8, 0.6), 4)
     0.6857
     """
-    for name, value in (("base", base), ("new", new)):
-        if not isinstance(value, Real):
-            raise TypeError(f"{name} must be an accuracy, got a value of type {type(value).__name__}.")
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name}={value} must be an accuracy of at least 0.")
+    base, new = (
+        real_number(name, value, "an accuracy of at least 0", lambda value: 0 <= value < math.inf)
+        for name, value in (("base", base), ("new", new))
+    )
     # in this order nothing overflows, and products of tiny numbers do not vanish
     return 2 * min(base, new) * (max(base, new) / (base + new)) if base + new else 0.0
 
@@ -130,10 +132,15 @@ def class_groups(class_counts: ArrayLike, thresholds: Sequence[float] | str = (2
 
 
 def _low_and_high(thresholds: Any) -> tuple[float, float]:
-    pair = list(thresholds) if isinstance(thresholds, (Sequence, np.ndarray)) else []
-    if len(pair) != 2 or not all(isinstance(value, Real) for value in pair) or not pair[0] < pair[1]:
-        raise ValueError(f'thresholds={repr(thresholds)[:80]} must be (low, high) with low < high, or "thirds".')
-    return pair[0], pair[1]
+    pair = list(thresholds) if isinstance(thresholds, (Sequence, np.ndarray, Tensor)) else []
+    wanted = f'thresholds={shown(thresholds)} must be (low, high) with low < high, or "thirds".'
+    try:
+        low, high = (real_number("threshold", value, "a number", lambda _: True) for value in pair)
+    except (TypeError, ValueError):
+        raise ValueError(wanted) from None
+    if not low < high:
+        raise ValueError(wanted)
+    return low, high
 
 
 def _pairs(predictions: ArrayLike, labels: ArrayLike, empty: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +166,8 @@ def _pairs(predictions: ArrayLike, labels: ArrayLike, empty: bool = False) -> tu
 
 def _array(name: str, values: Any) -> np.ndarray:
     try:
-        return np.asarray(values)
+        array = np.asarray(values)
     except Exception as error:  # of any library whose array or tensor this is
-        reason = str(error).split("\n")[0][:200]
-        raise TypeError(f"{name} must be an array of numbers: {reason}") from None
+        raise TypeError(f"{name} must be an array of numbers: {reason(error)}") from None
+    words = array.dtype == object and all(isinstance(value, str) for value in array.flat)
+    return array.astype(str) if words else array  # as pandas holds names

@@ -18,7 +18,7 @@ from ..geometry.sphere import cosine_logits
 from ..templates import DEFAULT_TEMPLATE, check_template
 from ..towers import check_text_tower, image_features, reads_text, text_features, text_positions, unwrap
 from ..tuners.prompt_config import active_prompt_config
-from ..values import check_whole_number, shown
+from ..values import shown, whole_number
 from .image_features import check_rows
 
 
@@ -95,7 +95,7 @@ class ZeroShotClassifier:
             TypeError, ValueError: fewer than two names, or names that [`class_prompts`] refuses; something that is no
                 image or cannot be read, by its number; features that are not finite.
         """
-        check_whole_number("batch_size", batch_size, least=1)
+        batch_size = whole_number("batch_size", batch_size, least=1)
         images, text = list_images(images), self.text_features(class_names)
         starts = range(0, len(images), batch_size)
         logits = [text.new_zeros(0, len(text), dtype=torch.float32)]

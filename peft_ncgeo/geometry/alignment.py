@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from .checks import check, check_finite, check_number, check_shape, check_whole
+from ..values import real_number, whole_number
+from .checks import check, check_finite, check_shape, numbers
 from .sphere import polar, rounding, slerp, tangent
 
 PUBLISHED_STEPS = 34000  # length of the run for which the paper quotes its rotation a step
@@ -63,7 +65,7 @@ def alignment(weights: Tensor, means: Tensor, center: bool = True) -> Tensor:
 
 
 def rotate_towards_means(
-    weights: Tensor, means: Tensor, fraction: float | Tensor, threshold: float = 1.0, center: bool = True
+    weights: Tensor, means: Tensor, fraction: ArrayLike | Tensor, threshold: float = 1.0, center: bool = True
 ) -> Tensor:
     """SpA-SLERP: where `cos(w_c, mu_c) <= threshold`, w_c rotated towards mu_c by a fraction of their angle.
 
@@ -86,16 +88,12 @@ def rotate_towards_means(
 
     Reference: arXiv 2512.07844.
     """
-    if not isinstance(fraction, Tensor):
-        check_number("fraction", fraction)
-    check_number("threshold", threshold)
-    if threshold != threshold:
-        raise ValueError(f"threshold={threshold} must be a cosine.")
+    threshold = real_number("threshold", threshold, "a cosine", lambda value: not math.isnan(value))
     check_shape("weights", weights, "K", "d")
     check_shape("means", means, "K", "d")
     cosines = alignment(weights.detach(), means.detach(), center)
     mu = centred_means(means, center)
-    fraction = torch.as_tensor(fraction, dtype=cosines.dtype, device=cosines.device)
+    fraction = numbers("fraction", fraction).to(cosines.device, cosines.dtype)
     if fraction.shape not in ((), cosines.shape):
         raise ValueError(f"fraction must be a number or ({len(cosines)},), got shape {tuple(fraction.shape)}.")
     return slerp(weights, mu, fraction.where(cosines <= threshold, torch.zeros_like(fraction)))
@@ -133,11 +131,9 @@ def project_gradient(
     check_shape("gradient", gradient, "K", "d")
     check_shape("weights", weights, "K", "d")
     check_finite("gradient", gradient)
-    check_number("gamma", gamma)
+    gamma = real_number("gamma", gamma, "in [0, 1]", lambda value: 0 <= value <= 1)
     if gradient.shape != weights.shape:
         raise ValueError(f"gradient must have the weights' shape {tuple(weights.shape)}, got {tuple(gradient.shape)}.")
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma={gamma} must be in [0, 1].")
     w, mu, defined = _directions(weights, means, center)
     g = gradient.to(torch.promote_types(gradient.dtype, w.dtype))
     away, _, _, spans = tangent(w, mu)
@@ -166,13 +162,8 @@ def slerp_fraction(step: int, steps: int, alpha: float = 0.002) -> float:
 
     Reference: arXiv 2512.07844.
     """
-    check_number("alpha", alpha)
-    check_whole("step", step)
-    check_whole("steps", steps)
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha={alpha} must be in [0, 1].")
-    if steps < 1:
-        raise ValueError(f"steps={steps} must be at least 1.")
+    alpha = real_number("alpha", alpha, "in [0, 1]", lambda value: 0 <= value <= 1)
+    step, steps = whole_number("step", step), whole_number("steps", steps, least=1)
     if not 0 <= step <= steps:
         raise ValueError(f"step={step} must be in 0..{steps}.")
     share = alpha * math.sin(math.pi * step / (2 * steps)) ** 2  # (1 - cos x)/2 = sin^2(x/2), exact for small x

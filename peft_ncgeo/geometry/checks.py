@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar, Token
-from numbers import Integral, Real
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,22 +33,24 @@ def number(value: Tensor) -> float | Tensor:
     return float(value) if _active.get() is None else value.clone()
 
 
-def check_number(name: str, value: Any) -> None:
-    """Refuse what is no real number, with a TypeError. The range is the caller's matter, nan included."""
-    if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.dim() == 0):
-        raise TypeError(f"{name} must be a number, got {_kind(value)}.")
+def numbers(name: str, value: Any) -> Tensor:
+    """A tensor of real numbers, or a number, a row or an array of such as one, in all its digits.
 
-
-def check_whole(name: str, value: Any) -> None:
-    """Refuse what is no integer, with a TypeError."""
-    if not isinstance(value, Integral):
-        raise TypeError(f"{name} must be a whole number, got {_kind(value)}.")
+    Raises:
+        TypeError: anything else.
+    """
+    try:
+        value = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name} must be numbers, got a value of type {type(value).__name__}.") from None
+    check_tensor(name, value)
+    return value
 
 
 def check_tensor(name: str, value: Any) -> None:
     """Refuse what is no tensor of real numbers, with a TypeError."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {_kind(value)}.")
+        raise TypeError(f"{name} must be a tensor, got a value of type {type(value).__name__}.")
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} must hold real numbers, got {value.dtype}.")
 
@@ -75,10 +77,6 @@ def check_finite(name: str, value: Tensor) -> None:
 def deferred() -> bool:
     """Whether a [`check`] only notes what it is asked."""
     return _active.get() is not None
-
-
-def _kind(value: Any) -> str:
-    return repr(value) if isinstance(value, float) else f"a value of type {type(value).__name__}"
 
 
 class DeferredChecks:

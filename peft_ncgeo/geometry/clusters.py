@@ -9,7 +9,8 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from .checks import check_finite, check_shape, check_whole
+from ..values import whole_number
+from .checks import check_finite, check_shape
 from .sphere import unit
 
 _RESTARTS = 10
@@ -31,10 +32,7 @@ def cluster_features(features: Tensor, num_clusters: int, seed: int = 0) -> Tens
     """
     check_shape("features", features, "K", "d")
     check_finite("features", features)
-    check_whole("num_clusters", num_clusters)
-    check_whole("seed", seed)
-    if seed < 0:
-        raise ValueError(f"seed={seed} must not be negative.")
+    num_clusters, seed = whole_number("num_clusters", num_clusters), whole_number("seed", seed, least=0)
     if not 1 <= num_clusters <= len(features):
         raise ValueError(f"num_clusters={num_clusters} must be at least 1 and at most {len(features)}, the classes.")
     points = unit(features.detach().double()).cpu().numpy()

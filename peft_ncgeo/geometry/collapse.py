@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .checks import check_tensor, check_whole
+from ..values import whole_number
+from .checks import check_tensor
 from .simplex import simplex_distance
 from .sphere import moderate
 
@@ -47,8 +48,7 @@ class NeuralCollapse:
     """
 
     def __init__(self, num_classes: int, dim: int, keep_samples: bool = True) -> None:
-        check_whole("num_classes", num_classes)
-        check_whole("dim", dim)
+        num_classes, dim = whole_number("num_classes", num_classes), whole_number("dim", dim)
         if num_classes < 1 or dim < 1:
             raise ValueError(f"num_classes={num_classes} and dim={dim} must be at least 1.")
         self.num_classes, self.dim, self.keep_samples = num_classes, dim, keep_samples

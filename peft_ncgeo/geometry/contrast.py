@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .checks import check, check_finite, check_number, check_shape, check_tensor, maybe
+from ..values import positive
+from .checks import check, check_finite, check_shape, check_tensor, maybe, numbers
 from .sphere import modality_gap, moderate, ordinary, polar, unit
 
 TEMPERATURE = math.exp(-2)  # of CoPA's code
@@ -164,12 +165,13 @@ def loss_against_gap(
     check_shape("instances", instances, "N", "d")
     check_temperature(temperature)
     _check(instances, prototypes, labels)
-    try:
-        steps = torch.as_tensor(shifts, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"shifts must be a row of numbers, got a {type(shifts).__name__}.") from None
-    if steps.dim() != 1 or not len(steps) or not steps.isfinite().all():
-        raise ValueError(f"shifts must be a row of finite numbers, got shape {tuple(steps.shape)} or others.")
+    steps = numbers("shifts", shifts).detach().to("cpu", torch.float64)
+    if steps.dim() != 1 or not len(steps):
+        raise ValueError(f"shifts must be a row of finite numbers, got shape {tuple(steps.shape)}.")
+    wrong = (~steps.isfinite()).nonzero()
+    if len(wrong):
+        i = int(wrong[0])
+        raise ValueError(f"shifts must be a row of finite numbers, shifts[{i}] is {float(steps[i])}.")
     kept = labels >= 0
     if not kept.any():
         raise ValueError("No sample has a label, so there is no gap to shift.")
@@ -184,11 +186,9 @@ def loss_against_gap(
     return torch.stack(gaps), torch.stack(losses)
 
 
-def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that is not a finite number above 0."""
-    check_number("temperature", temperature)
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature={temperature} must be greater than 0 and finite.")
+def check_temperature(temperature: float) -> float:
+    """The temperature as Python's number; refused where it is not finite and above 0."""
+    return positive("temperature", temperature)
 
 
 def _scores(

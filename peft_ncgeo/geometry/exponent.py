@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from ..values import real_number, whole_number
 from .alignment import seen_classes
-from .checks import check, check_number, check_tensor, check_whole
+from .checks import check, check_tensor
 from .sphere import rounding
 
 
@@ -165,14 +166,11 @@ def misaligned_exponent(num_classes: int, theta: float, rotation: str = "orthogo
     """
     if rotation not in ("orthogonal", "span"):
         raise ValueError(f"rotation={rotation!r} must be 'orthogonal' or 'span'.")
-    check_whole("num_classes", num_classes)
-    check_number("theta", theta)
+    k = whole_number("num_classes", num_classes)
+    theta = real_number("theta", theta, "in [0, pi], in radians", lambda value: 0 <= value <= math.pi)
     fewest = 2 if rotation == "orthogonal" else 3
-    if num_classes < fewest:
-        raise ValueError(f"num_classes={num_classes} must be at least {fewest} for rotation={rotation!r}.")
-    if not 0 <= theta <= math.pi:
-        raise ValueError(f"theta={theta} must be in [0, pi], in radians.")
-    k = num_classes
+    if k < fewest:
+        raise ValueError(f"num_classes={k} must be at least {fewest} for rotation={rotation!r}.")
     if rotation == "orthogonal":
         return k / (4 * (k - 1)) * max(math.cos(theta), 0.0) ** 2
     phi0 = math.acos(math.sqrt(k / (2 * (k - 1))))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import check_number, check_tensor, check_whole
+from ..values import not_negative, whole_number
+from .checks import check_tensor, numbers
 from .simplex import welch_bound
 from .sphere import unit
 
@@ -33,7 +34,7 @@ def prototypes_from_gram(gram: Tensor, dim: int) -> Tensor:
     Reference: J. Gill, V. Vakilian, C. Thrampoulidis, arXiv 2310.00893, whose prototypes may have any geometry.
     """
     check_tensor("gram", gram)
-    check_whole("dim", dim)
+    dim = whole_number("dim", dim)
     if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or not len(gram):
         raise ValueError(f"gram must be a square matrix, got shape {tuple(gram.shape)}.")
     tolerance = max(TOLERANCE, 16 * torch.finfo(torch.promote_types(gram.dtype, torch.float32)).eps)
@@ -89,12 +90,9 @@ def minority_margin(class_counts: Tensor | Sequence[int], dim: int, strength: fl
     >>> (w @ w.T).round(decimals=2).tolist()
     [[1.0, 0.35, -0.82], [0.35, 1.0, -0.82], [-0.82, -0.82, 1.0]]
     """
-    try:
-        counts = torch.as_tensor(class_counts).detach().to("cpu", torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"class_counts must be a row of numbers, got a {type(class_counts).__name__}.") from None
-    check_whole("dim", dim)
-    check_number("strength", strength)
+    counts = numbers("class_counts", class_counts).detach().to("cpu", torch.float64)
+    dim = whole_number("dim", dim, least=1)
+    strength = not_negative("strength", strength)
     if counts.dim() != 1 or len(counts) < 2:
         raise ValueError(f"class_counts must name at least 2 classes, got shape {tuple(counts.shape)}.")
     k = len(counts)
@@ -102,10 +100,6 @@ def minority_margin(class_counts: Tensor | Sequence[int], dim: int, strength: fl
     if len(wrong):
         c = int(wrong[0])
         raise ValueError(f"class_counts must be at least 1 and finite, class_counts[{c}] is {float(counts[c]):g}.")
-    if not 0 <= strength < float("inf"):
-        raise ValueError(f"strength={strength} must be at least 0 and finite.")
-    if dim < 1:
-        raise ValueError(f"dim={dim} must be at least 1.")
     if dim < k - 1:
         raise ValueError(
             f"Prototypes of {k} classes with minority margins need at least {k - 1} dimensions, got {dim}; there "

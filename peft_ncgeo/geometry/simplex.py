@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .checks import check_finite, check_shape, check_whole
+from ..values import whole_number
+from .checks import check_finite, check_shape
 from .sphere import moderate, unit
 
 
@@ -34,8 +35,7 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torc
     >>> (etf @ etf.T).round(decimals=4).tolist()
     [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
     """
-    check_whole("num_classes", num_classes)
-    check_whole("dim", dim)
+    num_classes, dim = whole_number("num_classes", num_classes), whole_number("dim", dim)
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype={dtype} must be a floating dtype, as torch.float32 is.")
     if num_classes < 2:
@@ -54,8 +54,7 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torc
     q = (num_classes / (num_classes - 1)) ** 0.5 * q / (j * (j + 1)).sqrt()
     if seed is None:
         return torch.nn.functional.pad(q, (0, dim - num_classes + 1)).to(dtype)
-    check_whole("seed", seed)
-    generator = torch.Generator().manual_seed(seed % 2**64)
+    generator = torch.Generator().manual_seed(whole_number("seed", seed) % 2**64)
     v = torch.linalg.qr(torch.randn(dim, num_classes - 1, dtype=torch.float64, generator=generator)).Q
     return (q @ v.T).to(dtype)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
-from .checks import check_finite, check_number, check_shape, check_tensor
+from .checks import check_finite, check_shape, check_tensor, numbers
 
 
 def unit(features: Tensor) -> Tensor:
@@ -75,7 +76,7 @@ def modality_gap(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vector_norm(unit(a).mean(0) - unit(b).mean(0))
 
 
-def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
+def slerp(a: Tensor, b: Tensor, t: ArrayLike | Tensor) -> Tensor:
     """Rows of `a` rotated towards those of `b` by a fraction of the angle between them, each keeping its length.
 
     With `theta = angle(a, b)` and e the unit vector orthogonal to a, in the plane of both, on b's side:
@@ -87,8 +88,8 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
 
     Args:
         a, b: `(..., d)`, of one shape. The length of b's rows does not matter.
-        t: fraction of the angle, a number or a tensor that broadcasts to the rows' shape `(...)`; usually in [0, 1],
-            any real number rotates on.
+        t: fraction of the angle, a number, or an array or tensor that broadcasts to the rows' shape `(...)`; usually
+            in [0, 1], any real number rotates on.
 
     Returns:
         `(..., d)` in float32 or wider, differentiable.
@@ -106,13 +107,11 @@ def slerp(a: Tensor, b: Tensor, t: float | Tensor) -> Tensor:
     for name, rows in (("a", a), ("b", b)):
         check_tensor(name, rows)
         check_finite(name, rows)
-    if not isinstance(t, Tensor):
-        check_number("t", t)
     if a.shape != b.shape or not a.dim() or not a.shape[-1]:
         raise ValueError(f"a and b must have the same shape (..., d), got {tuple(a.shape)} and {tuple(b.shape)}.")
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     a, b = a.to(dtype), b.to(dtype)
-    fraction = torch.as_tensor(t, dtype=dtype, device=a.device)
+    fraction = numbers("t", t).to(a.device, dtype)
     try:
         fraction = fraction.expand(a.shape[:-1])[..., None]
     except RuntimeError:

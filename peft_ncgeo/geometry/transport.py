@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import check_number, check_shape
+from ..values import real_number
+from .checks import check_shape
 
 DEFAULT_EPSILON = 0.1
 
@@ -100,12 +101,11 @@ def _without_pots_words() -> Iterator[None]:
 
 def check_solver(solver: str, epsilon: float | None) -> None:
     """Refuse an unknown solver and an epsilon that it has no use for."""
-    if epsilon is not None:
-        check_number("epsilon", epsilon)
     if solver not in ("exact", "entropic"):
         raise ValueError(f"solver={solver!r} must be 'exact' or 'entropic'.")
-    if epsilon is not None and (solver == "exact" or not (epsilon > 0 and math.isfinite(epsilon))):
-        raise ValueError(f"epsilon={epsilon} must be None, or with solver='entropic' a number greater than 0.")
+    if epsilon is not None:
+        wanted = "None, or with solver='entropic' a number greater than 0"
+        real_number("epsilon", epsilon, wanted, lambda value: solver == "entropic" and 0 < value < math.inf)
 
 
 def transport_cost(cost: Tensor, solver: str = "exact", epsilon: float | None = None) -> Tensor:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..geometry.checks import check, check_finite, check_number, check_shape, deferred, number
+from ..geometry.checks import check, check_finite, check_shape, deferred, number
+from ..values import not_negative, positive, real_number
 
 # Axes with one letter have one length: B images, K classes, T templates and S of the frozen model, d the width.
 _AXES = {
@@ -77,9 +78,7 @@ class GeometryBatch:
                 if value.numel() != 1:
                     raise ValueError(f"logit_scale must be one number, got shape {tuple(value.shape)}.")
             elif field == "progress":
-                check_number(field, value)
-                if not 0 <= value <= 1:
-                    raise ValueError(f"progress={value} must be a share of training, 0 to 1.")
+                value = real_number(field, value, "a share of training, 0 to 1", lambda share: 0 <= share <= 1)
             if field == "labels":
                 if value.is_floating_point():
                     raise TypeError(f"labels must be integers, got {value.dtype}.")
@@ -92,15 +91,18 @@ class GeometryBatch:
         return values
 
 
-def class_indices(labels: Tensor, num_classes: int, lowest: int = 0) -> Tensor:
+def class_indices(labels: Tensor, num_classes: int, lowest: int = 0, owner: str | None = None) -> Tensor:
     """Labels (B,), of which an error names one outside `lowest`..K-1.
 
-    Clamped: a device may not survive an index out of range until the check is read.
+    Clamped: a device may not survive an index out of range until the check is read. `owner` is the term whose K
+    prototypes the labels name, for the error.
     """
     low, high = labels.aminmax()
 
     def refuse() -> None:
         wrong = int(low if low < lowest else high)
+        if owner is not None and wrong >= num_classes:
+            raise ValueError(f"{owner}: label {wrong} has no prototype among {num_classes}.")
         raise ValueError(f"labels must be in {lowest}..{num_classes - 1}, got {wrong}.")
 
     check((low >= lowest) & (high < num_classes), refuse)
@@ -163,30 +165,22 @@ class Regularizer(nn.Module):
         max_step: float | None = None,
     ) -> None:
         super().__init__()
+        own = type(self).__name__
         if name is not None and not isinstance(name, str):
-            raise TypeError(f"{type(self).__name__}: name must be a string, got {type(name).__name__}.")
+            raise TypeError(f"{own}: name must be a string, got {type(name).__name__}.")
         self.name = name or self.default_name
         if "." in self.name:
             raise ValueError(f"Loss name {self.name!r} must not hold a dot: dots part names in checkpoints.")
         if (weight is None) == (budget is None):
-            raise ValueError(f"{type(self).__name__} takes exactly one of weight and budget.")
+            raise ValueError(f"{own} takes exactly one of weight and budget.")
         if weight is not None and not callable(weight):
-            check_number("weight", weight)
-            if not math.isfinite(weight):
-                raise ValueError(f"{type(self).__name__}: weight={weight} must be finite.")
+            weight = real_number(f"{own}: weight", weight, "finite")
         if budget is not None:
-            check_number("budget", budget)
-            if not (budget > 0 and math.isfinite(budget)):
-                raise ValueError(f"{type(self).__name__}: budget={budget} must be greater than 0 and finite.")
-        check_number("step_size", step_size)
-        if not 0 <= step_size < math.inf:
-            raise ValueError(f"{type(self).__name__}: step_size={step_size} must be at least 0 and finite.")
+            budget = positive(f"{own}: budget", budget)
         if max_step is not None:
-            check_number("max_step", max_step)
-            if not max_step > 0:
-                raise ValueError(f"{type(self).__name__}: max_step={max_step} must be greater than 0.")
-        self.weight, self.budget = weight, budget
-        self.step_size, self.max_step = step_size, max_step
+            max_step = real_number(f"{own}: max_step", max_step, "greater than 0", lambda x: x > 0)
+        self.weight, self.budget, self.max_step = weight, budget, max_step
+        self.step_size = not_negative(f"{own}: step_size", step_size)
         self.metrics: dict[str, Tensor] = {}
         self.register_buffer("multiplier", torch.ones(()))
         self._warned = False
@@ -212,8 +206,7 @@ class Regularizer(nn.Module):
         if self.budget is not None:
             return number(self.multiplier)
         given: Any = self.weight(progress) if callable(self.weight) else self.weight
-        check_number(f"weight of {self.name}", given)
-        factor = float(given)
+        factor = real_number(f"weight of {self.name}", given, "a number", lambda _: True)
         if not math.isfinite(factor):
             raise ValueError(f"weight of {self.name} is {factor} after {progress:.0%} of training.")
         return factor
@@ -246,7 +239,7 @@ class Regularizer(nn.Module):
         # all stays on the device, with the digits of Python's numbers where it has them
         wide = torch.float32 if self.multiplier.device.type == "mps" else torch.float64
         if not isinstance(value, Tensor):
-            check_number(self.name, value)
+            value = real_number(self.name, value, "a number", lambda _: True)
         value = torch.as_tensor(value).to(self.multiplier.device, wide)
         if value.numel() != 1:
             raise ValueError(f"{self.name} must be one number, got shape {tuple(value.shape)}.")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..geometry.checks import check, check_number
+from ..geometry.checks import check
+from ..values import not_negative, real_number
 from .base import GeometryBatch, class_indices, finite_value
 
 
@@ -73,10 +72,7 @@ class LogitAdjustment(CrossEntropy):
 
     def __init__(self, tau: float = 1.0) -> None:
         super().__init__()
-        check_number("tau", tau)
-        if not math.isfinite(tau):
-            raise ValueError(f"tau={tau} must be finite.")
-        self.tau = tau
+        self.tau = real_number("tau", tau, "finite")
 
     def adjusted(self, logits: Tensor, batch: GeometryBatch) -> Tensor:
         counts = _counts(batch, logits)
@@ -148,20 +144,13 @@ class LDAM(CrossEntropy):
         beta: float = 0.9999,
     ) -> None:
         super().__init__()
-        for name, value in (("max_margin", max_margin), ("scale", scale)):
-            if value is not None:
-                check_number(name, value)
-                if not 0 <= value < math.inf:
-                    raise ValueError(f"{name}={value} must be at least 0 and finite.")
+        self.max_margin = not_negative("max_margin", max_margin)
+        self.scale = None if scale is None else not_negative("scale", scale)
+        self.reweight_after = reweight_after
         if reweight_after is not None:
-            check_number("reweight_after", reweight_after)
-        check_number("beta", beta)
-        if reweight_after is not None and not 0 <= reweight_after <= 1:
-            raise ValueError(f"reweight_after={reweight_after} must be a share of training, 0 to 1.")
-        if not 0 <= beta < 1:
-            raise ValueError(f"beta={beta} must be at least 0 and below 1.")
-        self.max_margin, self.scale = max_margin, scale
-        self.reweight_after, self.beta = reweight_after, beta
+            wanted = "a share of training, 0 to 1"
+            self.reweight_after = real_number("reweight_after", reweight_after, wanted, lambda value: 0 <= value <= 1)
+        self.beta = real_number("beta", beta, "at least 0 and below 1", lambda value: 0 <= value < 1)
         if reweight_after is not None:
             self.requires = (*self.requires, "progress")
 

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..geometry.checks import check, check_finite, check_number, check_shape
+from ..geometry.checks import check_finite, check_shape, numbers
 from ..geometry.contrast import TEMPERATURE, check_temperature, prototype_image_contrast
 from ..geometry.sphere import unit
+from ..values import not_negative
 from .base import GeometryBatch, Regularizer, class_indices
 
 
@@ -57,7 +59,7 @@ class PrototypeSupCon(Regularizer):
 
     def __init__(
         self,
-        prototypes: Tensor | None = None,
+        prototypes: ArrayLike | Tensor | None = None,
         copies: float | None = None,
         temperature: float | None = None,
         weight: float | Callable[[float], float] | None = None,
@@ -69,15 +71,14 @@ class PrototypeSupCon(Regularizer):
         weight = 1.0 if weight is None and budget is None else weight
         super().__init__(weight, budget, name, step_size, max_step)
         if copies is not None:
-            check_number("copies", copies)
-        if copies is not None and not (copies >= 0 and math.isfinite(copies)):
-            raise ValueError(f"copies={copies} must be at least 0 and finite.")
+            copies = not_negative("copies", copies)
         if temperature is not None:
-            check_temperature(temperature)
+            temperature = check_temperature(temperature)
         self.copies, self.temperature = copies, temperature
         self._head: Any = None
         self.prototypes: Tensor | None
         if prototypes is not None:
+            prototypes = numbers("prototypes", prototypes)
             check_shape("prototypes", prototypes, "K", "d")
             check_finite("prototypes", prototypes)
         self.register_buffer("prototypes", None if prototypes is None else unit(prototypes.detach()))
@@ -107,7 +108,7 @@ class PrototypeSupCon(Regularizer):
                     f"{self.name}: image_features have width {features.shape[1]}, the prototypes "
                     f"{prototypes.shape[1]}."
                 )
-        labels = _with_prototype(self.name, labels, len(prototypes))
+        labels = class_indices(labels, len(prototypes), owner=self.name)
         with torch.autocast(features.device.type, enabled=False):
             h = unit(features)
             w = unit(prototypes).to(h)
@@ -177,22 +178,11 @@ class PrototypeImageContrast(Regularizer):
     ) -> None:
         weight = 1.0 if weight is None and budget is None else weight
         super().__init__(weight, budget, name, step_size, max_step)
-        check_temperature(temperature)
-        self.temperature = temperature
+        self.temperature = check_temperature(temperature)
 
     def forward(self, batch: GeometryBatch) -> Tensor:
         features, labels, means = batch.need("image_features", "labels", "class_means")
-        labels = _with_prototype(self.name, labels, len(means), lowest=-1)
+        labels = class_indices(labels, len(means), lowest=-1, owner=self.name)
         seen = ~means.isnan().all(-1)
         labels = labels.where(seen[labels.clamp_min(0)], -1)
         return prototype_image_contrast(features, means, labels, self.temperature)
-
-
-def _with_prototype(name: str, labels: Tensor, prototypes: int, lowest: int = 0) -> Tensor:
-    """The labels, all of which have one of as many prototypes; an error names one that has none."""
-
-    def refuse() -> None:
-        raise ValueError(f"{name}: label {int(labels.max())} has no prototype among {prototypes}.")
-
-    check(labels.max() < prototypes, refuse)
-    return class_indices(labels, prototypes, lowest)

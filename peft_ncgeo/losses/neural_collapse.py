@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..geometry.checks import check_whole
 from ..geometry.clusters import cluster_features
 from ..geometry.simplex import (
     centred_directions,
@@ -22,6 +21,7 @@ from ..geometry.simplex import (
 )
 from ..geometry.sphere import unit
 from ..geometry.transport import check_solver, grouped_transport_plans
+from ..values import whole_number
 from .base import GeometryBatch, Regularizer, class_indices
 
 
@@ -269,11 +269,8 @@ class ClusterCollapse(_TextSimplex):
         super().__init__(weight, budget, name, step_size, max_step)
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction={reduction!r} must be 'mean' or 'sum'.")
-        if num_clusters is not None:
-            check_whole("num_clusters", num_clusters)
-        if num_clusters is not None and num_clusters < 1:
-            raise ValueError(f"num_clusters={num_clusters} must be at least 1.")
-        self.num_clusters, self.reduction, self.seed = num_clusters, reduction, seed
+        self.num_clusters = None if num_clusters is None else whole_number("num_clusters", num_clusters, least=1)
+        self.reduction, self.seed = reduction, whole_number("seed", seed, least=0)
         self.register_buffer("clusters", torch.empty(0, dtype=torch.int64))  # (K,) once they are known
 
     def forward(self, batch: GeometryBatch) -> Tensor:

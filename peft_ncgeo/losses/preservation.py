@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..geometry.checks import check_number
 from ..geometry.sphere import cosine_logits, unit
+from ..values import real_number
 from .base import GeometryBatch, Regularizer
 
 
@@ -63,14 +62,11 @@ class PointwisePreservation(Regularizer):
         max_step: float | None = None,
     ) -> None:
         super().__init__(weight, budget, name, step_size, max_step)
-        weights = {"text_weight": text_weight, "image_weight": image_weight, "prediction_weight": prediction_weight}
-        for key, value in weights.items():
-            check_number(key, value)
-            if not math.isfinite(value):
-                raise ValueError(f"{key}={value} must be finite.")
         if kl_reduction not in ("batchmean", "mean"):
             raise ValueError(f"kl_reduction={kl_reduction!r} must be 'batchmean' or 'mean'.")
-        self.text_weight, self.image_weight, self.prediction_weight = text_weight, image_weight, prediction_weight
+        self.text_weight = real_number("text_weight", text_weight, "finite")
+        self.image_weight = real_number("image_weight", image_weight, "finite")
+        self.prediction_weight = real_number("prediction_weight", prediction_weight, "finite")
         self.kl_reduction = kl_reduction
 
     def forward(self, batch: GeometryBatch) -> Tensor:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..geometry.checks import check_whole
 from ..geometry.sphere import unit
 from ..geometry.transport import check_solver, half_squared_distances, identity_share, transport_plan
+from ..values import whole_number
 from .base import GeometryBatch, Regularizer, class_indices
 
 # which halves of a pair are put together into one transport problem
@@ -85,10 +85,8 @@ class OTPreservation(Regularizer):
         if modality not in _PROBLEMS:
             raise ValueError(f"modality={modality!r} must be one of {', '.join(_PROBLEMS)}.")
         check_solver(solver, epsilon)
-        check_whole("memory_size", memory_size)
-        if memory_size < 0:
-            raise ValueError(f"memory_size={memory_size} must not be negative.")
-        self.modality, self.solver, self.epsilon, self.memory_size = modality, solver, epsilon, memory_size
+        self.memory_size = whole_number("memory_size", memory_size, least=0)
+        self.modality, self.solver, self.epsilon = modality, solver, epsilon
         self.halves = ("image", "text") if modality == "separate" else _PROBLEMS[modality][0]
         self.requires = tuple(f"frozen_{half}_features" for half in self.halves)
         # (2, M', h, d): student and frozen, pairs, halves, width; nothing remembered yet

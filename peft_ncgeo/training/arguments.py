@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from ..values import check_flag, check_whole_number, shown
+from ..values import flag, shown, whole_number
 
 # argument and variable of `accelerate launch` that ask for it
 SHARDED = {
@@ -102,8 +102,8 @@ class GeometryTrainingArguments(TrainingArguments):
             atexit.register(self.distributed_state.destroy_process_group)
         if self.augmentation not in ("none", "crop_flip"):
             raise ValueError(f"augmentation={shown(self.augmentation)} must be 'none' or 'crop_flip'.")
-        check_whole_number("num_views", self.num_views, least=0)
-        check_flag("class_balanced_sampling", self.class_balanced_sampling)
+        self.num_views = whole_number("num_views", self.num_views, least=0)
+        self.class_balanced_sampling = flag("class_balanced_sampling", self.class_balanced_sampling)
         started = int(os.environ.get("WORLD_SIZE", 1))
         if started > 1 and self.world_size == 1:
             raise RuntimeError(

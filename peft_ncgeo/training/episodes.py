@@ -14,7 +14,7 @@ from ..geometry.checks import DeferredChecks
 from ..geometry.contrast import TEMPERATURE, prototype_cross_entropy, prototype_image_contrast
 from ..geometry.heads import Heads, class_prototypes
 from ..tuners.copa import CoPAConfig
-from ..values import check_whole_number, is_number, shown
+from ..values import not_negative, shown, whole_number
 
 Objective = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 ADAPTER_LR = 0.1  # of the heads' learning rate, as TSA's maps learn beside CoPA's heads
@@ -66,10 +66,11 @@ def fit_heads(
             f"features must be (N, d) or (E, N, d) with a label a row, got {tuple(features.shape)} and labels "
             f"{tuple(labels.shape)}."
         )
-    check_whole_number("steps", steps, least=0)
-    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("adapter_lr", adapter_lr)):
-        if not is_number(value) or value < 0:
-            raise ValueError(f"{name}={shown(value)} must be a finite number of at least 0.")
+    steps = whole_number("steps", steps, least=0)
+    lr, weight_decay, adapter_lr = (
+        not_negative(name, value)
+        for name, value in (("lr", lr), ("weight_decay", weight_decay), ("adapter_lr", adapter_lr))
+    )
     if not callable(optimizer):
         raise TypeError(f"optimizer must be one of torch's, such as torch.optim.Adam, got {shown(optimizer)}.")
     finite = features.isfinite().all(-1) | (labels < 0)

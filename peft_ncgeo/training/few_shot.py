@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -78,6 +78,7 @@ def adapt(
     classes, labels = _classes(support_labels)
     if len(labels) != len(images):
         raise ValueError(f"There are {len(images)} support images and {len(labels)} labels.")
+    called = getattr(getattr(optimizer, "func", optimizer), "__name__", shown(optimizer))  # also of a partial
     layer: Any = copa_layer(model)
     configs: Any = getattr(model, "peft_config", {})
     config: Any = CoPAConfig() if layer is None else configs[layer.active_name]
@@ -121,14 +122,14 @@ def adapt(
             "gap_before": float(modality_gap(before, class_prototypes(before, labels, len(classes)))),
             "gap_after": float(modality_gap(*inputs)),
         }
-    told = {"steps": steps, "lr": lr, "weight_decay": weight_decay, "optimizer": optimizer.__name__}
+    told = {"steps": int(steps), "lr": float(lr), "weight_decay": float(weight_decay), "optimizer": called}
     weights = copa_weights(model)
     return FewShotClassifier(model, heads, prototypes, classes, config.temperature, processor, weights, metrics, told)
 
 
 def _classes(labels: Sequence[Any] | Tensor) -> tuple[list[Any], Tensor]:
     """The classes in order, and each image's place among them."""
-    row = isinstance(labels, Iterable) and not isinstance(labels, str | bytes | Mapping | Set)
+    row = isinstance(labels, Iterable) and not isinstance(labels, str | bytes | Mapping | set | frozenset)
     if not row or getattr(labels, "ndim", 1) != 1:
         raise ValueError("support_labels must be a row of labels, one for each image.")
     names = [label.item() if hasattr(label, "item") else label for label in labels]

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..adapters import adapter_layers
 from ..templates import check_template
-from ..values import check_flag, check_names, check_path, check_whole_number, is_number, shown
+from ..values import check_names, check_path, flag, not_negative, shown, whole_number
 
 
 @dataclass
@@ -85,14 +85,11 @@ class PromptConfig(PeftConfig):
             "first_layer": 0,
         }
         for name, least in least_values.items():
-            check_whole_number(name, getattr(self, name), least)
-            setattr(self, name, int(getattr(self, name)))  # numpy's too, which no JSON file could hold
-        if not is_number(self.init_std) or self.init_std < 0:
-            raise ValueError(f"init_std={shown(self.init_std)} must be a finite number of at least 0.")
-        self.init_std = float(self.init_std)
+            setattr(self, name, whole_number(name, getattr(self, name), least))  # no JSON file could hold numpy's
+        self.init_std = not_negative("init_std", self.init_std)
         check_template(self.template)
         for name in ("init_weights", "pack_text"):
-            check_flag(name, getattr(self, name))
+            setattr(self, name, flag(name, getattr(self, name)))
         if self.text_init is not None and not isinstance(self.text_init, str):
             self.text_init = _token_ids("text_init", self.text_init)
         self.tokenizer_name_or_path = check_path("tokenizer_name_or_path", self.tokenizer_name_or_path)
@@ -137,9 +134,12 @@ class PromptConfig(PeftConfig):
 def _token_ids(name: str, value: Any) -> list[int]:
     """A list of ids; words and bytes are none, though one can walk through them."""
     ids = value.tolist() if hasattr(value, "tolist") else value  # a tensor or an array
-    if not isinstance(ids, list | tuple) or not all(type(i) is int and i >= 0 for i in ids):
+    if not isinstance(ids, list | tuple):
         raise ValueError(f"{name}={shown(value)} must be token ids, whole numbers of at least 0.")
-    return list(ids)
+    try:
+        return [whole_number("id", i, least=0) for i in ids]
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={shown(value)} must be token ids, whole numbers of at least 0.") from None
 
 
 def active_prompt_config(model: nn.Module) -> PromptConfig | None:

@@ -690,7 +690,7 @@ BAD = {
     "missing": (TypeError, NINE, [*LABELS[:8], None], {}, "all whole numbers or all words, got NoneType, int."),
     "tuples": (TypeError, NINE, [(c,) for c in LABELS], {}, "all whole numbers or all words, got tuple."),
     "steps": (ValueError, NINE, LABELS, {"steps": -1}, "steps=-1 must be a whole number of at least 0."),
-    "half_a_step": (ValueError, NINE, LABELS, {"steps": 1.5}, "steps=1.5 must be a whole number of at least 0."),
+    "half_a_step": (TypeError, NINE, LABELS, {"steps": 1.5}, "steps=1.5 must be a whole number of at least 0."),
     "no_batch": (ValueError, NINE, LABELS, {"batch_size": 0}, "batch_size=0 must be a whole number of at least 1."),
     "bytes": (ValueError, NINE.to(torch.uint8), LABELS, {}, "Pixels must be floating-point numbers"),
     "label_rows": (ValueError, NINE, torch.zeros(9, 2), {}, "support_labels must be a row of labels"),

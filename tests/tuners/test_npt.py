@@ -201,7 +201,7 @@ def test_init_std():
     ],
 )
 def test_bad_fields(fields, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         NPTConfig(**fields)
 
 

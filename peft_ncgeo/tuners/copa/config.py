@@ -8,7 +8,7 @@ from typing import ClassVar
 from peft import PeftConfig, PeftType
 
 from ...geometry.contrast import TEMPERATURE, URL_TEMPERATURE
-from ...values import check_flag, check_names, check_whole_number, is_number, shown
+from ...values import check_names, flag, positive, whole_number
 
 
 @dataclass
@@ -68,13 +68,10 @@ class CoPAConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType["NCGEO_COPA"]
         if self.num_features is not None:
-            check_whole_number("num_features", self.num_features, least=1)
-            self.num_features = int(self.num_features)
-        check_flag("shared", self.shared)
-        check_flag("residual_adapters", self.residual_adapters)
+            self.num_features = whole_number("num_features", self.num_features, least=1)
+        self.shared = flag("shared", self.shared)
+        self.residual_adapters = flag("residual_adapters", self.residual_adapters)
         self.modules_to_save = check_names("modules_to_save", self.modules_to_save)
         if self.temperature is None:
             self.temperature = URL_TEMPERATURE if self.shared else TEMPERATURE
-        if not is_number(self.temperature) or self.temperature <= 0:
-            raise ValueError(f"temperature={shown(self.temperature)} must be greater than 0 and finite.")
-        self.temperature = float(self.temperature)
+        self.temperature = positive("temperature", self.temperature)

@@ -14,7 +14,7 @@ from ...geometry.prototypes import minority_margin
 from ...geometry.simplex import simplex_etf
 from ...geometry.sphere import unit
 from ...towers import HEAD
-from ...values import check_flag, check_whole_number, is_number, reason, shown
+from ...values import flag, positive, real_number, reason, shown, whole_number
 from ..prompt_config import PromptConfig
 
 GEOMETRIES = ("etf", "minority_margin")
@@ -85,16 +85,13 @@ class PrototypeConfig(PromptConfig):
         elif self.geometry not in (*GEOMETRIES, _GIVEN):
             raise ValueError(f"geometry={shown(self.geometry)} must be one of {GEOMETRIES} or a tensor (K, d).")
         self.projection_dim = 128 if self.projection_dim is None else self.projection_dim
-        for name, least in (("num_classes", 2), ("projection_dim", 1), ("prototypes_per_class", 0)):
-            if getattr(self, name) is not None or least == 0:
-                check_whole_number(name, getattr(self, name), least)
-                setattr(self, name, int(getattr(self, name)))
-        if not is_number(self.temperature) or self.temperature <= 0:
-            raise ValueError(f"temperature={shown(self.temperature)} must be greater than 0 and finite.")
-        if not is_number(self.margin_strength):
-            raise ValueError(f"margin_strength={shown(self.margin_strength)} must be a finite number.")
-        self.temperature, self.margin_strength = float(self.temperature), float(self.margin_strength)
-        check_flag("trainable", self.trainable)
+        if self.num_classes is not None:  # else the model's
+            self.num_classes = whole_number("num_classes", self.num_classes, least=2)
+        self.projection_dim = whole_number("projection_dim", self.projection_dim, least=1)
+        self.prototypes_per_class = whole_number("prototypes_per_class", self.prototypes_per_class, least=0)
+        self.temperature = positive("temperature", self.temperature)
+        self.margin_strength = real_number("margin_strength", self.margin_strength)
+        self.trainable = flag("trainable", self.trainable)
         if isinstance(self.geometry, str) and self.geometry == "minority_margin" and self.class_counts is None:
             raise ValueError("geometry='minority_margin' needs class_counts, the training images of each class.")
         if self.class_counts is not None:
