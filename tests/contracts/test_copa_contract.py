@@ -233,7 +233,7 @@ def test_defaults():
     ids=str,
 )
 def test_values_out_of_range(fields, expected):
-    assert message(lambda: CoPAConfig(**fields)) == expected
+    assert message(lambda: CoPAConfig(**fields), (TypeError, ValueError)) == expected
 
 
 @pytest.mark.parametrize(
