@@ -6,6 +6,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Image
 
 from ..values import shown
+from .class_prompts import list_names
 
 
 def class_names(dataset: Dataset, label_column: str = "label") -> list[str]:
@@ -27,7 +28,7 @@ def class_names(dataset: Dataset, label_column: str = "label") -> list[str]:
         )
     if not feature.names:
         raise ValueError(f"Column {label_column!r} names no classes; give its ClassLabel the names.")
-    return list(feature.names)
+    return list_names(feature.names)
 
 
 def check_dataset(

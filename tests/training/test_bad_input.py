@@ -78,6 +78,12 @@ def test_bad_data_is_named(tmp_path, train, message):
         trainer(tmp_path, train=train())
 
 
+def test_a_blank_class_is_refused_before_a_head_is_trained(tmp_path):
+    """Its name would be saved, and refused when the adapter is loaded."""
+    with pytest.raises(ValueError, match="Class 1 has the name ' '; names must be non-empty strings"):
+        trainer(tmp_path, vit(), train=tiny_images(10, ["cat", " ", "dog", "hen", "owl"]))
+
+
 def test_bad_evaluation_data_is_named(tmp_path):
     with pytest.raises(ValueError, match="No image column"):
         trainer(tmp_path, eval_dataset={"base": tiny_images(10), "new": tiny_images(10).rename_column("image", "x")})
