@@ -14,7 +14,7 @@ from ..geometry.checks import DeferredChecks
 from ..geometry.contrast import TEMPERATURE, prototype_cross_entropy, prototype_image_contrast
 from ..geometry.heads import Heads, class_prototypes
 from ..tuners.copa import CoPAConfig
-from ..values import not_negative, shown, whole_number
+from ..values import not_negative, reason, shown, whole_number
 
 Objective = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 ADAPTER_LR = 0.1  # of the heads' learning rate, as TSA's maps learn beside CoPA's heads
@@ -84,7 +84,12 @@ def fit_heads(
     groups: list[dict[str, Any]] = [{"params": learned}]
     if maps:
         groups.append({"params": list(maps), "lr": adapter_lr * lr})
-    optimise = optimizer(groups, lr=lr, weight_decay=weight_decay)
+    try:
+        optimise = optimizer(groups, lr=lr, weight_decay=weight_decay)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"optimizer must take lr and weight_decay, as torch.optim.Adam does: {reason(error)}"
+        ) from error
     checks = DeferredChecks()  # read once, after the last step: what diverges stays so
     # autocast would keep what it casts, and train heads that the loss no longer sees
     with checks, torch.enable_grad(), torch.autocast(features.device.type, enabled=False):

@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[2]
 SEVERAL = (2, 3)
 
 
-def launch(processes: int, output_dir: Path) -> None:
+def launch(processes: int, output_dir: Path, module: str = "tests.training.processes") -> None:
     command = [sys.executable]
     if processes > 1:
         config = ROOT / "examples" / "accelerate" / "cpu_2proc.yaml"
         command += ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
         command += ["--num_processes", str(processes)]
-    command += ["-m", "tests.training.processes", str(output_dir), str(processes)]
+    command += ["-m", module, str(output_dir), str(processes)]
     result = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=900
     )
