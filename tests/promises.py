@@ -39,7 +39,8 @@ def read_tests(report: Path) -> list[Case]:
         notes: dict[str, list[float]] = {}
         for note in case.iter("property"):
             notes.setdefault(str(note.get("name")), []).append(float(str(note.get("value"))))
-        tests.append(Case("/".join(parts[: stop + 1]) + ".py", str(case.get("name")), outcome, notes))
+        name = "::".join([*parts[stop + 1 :], str(case.get("name"))])
+        tests.append(Case("/".join(parts[: stop + 1]) + ".py", name, outcome, notes))
     return tests
 
 
@@ -156,14 +157,21 @@ def table(tests: Sequence[Case], covered: float, import_ratio: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--report", type=Path, default=ROOT / "build" / "tests.xml", help="pytest's JUnit file")
+    parser.add_argument(
+        "--reports",
+        type=Path,
+        nargs="+",
+        default=[ROOT / "build" / "tests.xml"],
+        help="pytest's JUnit files; of a test that was run again the last one counts",
+    )
     parser.add_argument("--coverage", type=Path, default=ROOT / "build" / "coverage.json")
     parser.add_argument("--import_times", type=Path, default=ROOT / "build" / "import.txt")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     args = parser.parse_args()
     covered = json.loads(args.coverage.read_text())["totals"]["percent_covered"]
     (ratio,) = re.findall(r"([\d.]+)\s+ratio", args.import_times.read_text())
-    text = table(read_tests(args.report), covered, float(ratio))
+    tests = {(test.file, test.name): test for report in args.reports for test in read_tests(report)}
+    text = table(list(tests.values()), covered, float(ratio))
     before, after = (f"<!-- {mark}promises table -->" for mark in ("", "end of "))
     head, rest = args.readme.read_text().split(before)
     args.readme.write_text(f"{head}{before}\n{text}{after}{rest.split(after)[1]}")

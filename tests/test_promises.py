@@ -52,9 +52,9 @@ def test_a_report_is_read(report):
     assert {test.file for test in report} == {"part/test_some.py"}
     assert {test.name: test.outcome for test in report} == {
         "test_passes": "passed",
-        "test_fails": "failure",
-        "test_skipped": "skipped",
-        "test_listed": "not applicable",
+        "TestOther::test_fails": "failure",
+        "TestOther::test_skipped": "skipped",
+        "TestOther::test_listed": "not applicable",
         "test_error[a-b]": "error",
     }
     assert report[0].notes == {"cases": [3, 4]}
@@ -64,7 +64,7 @@ def test_a_report_is_read(report):
 
 
 def test_a_promise_without_tests_or_with_one_that_failed_is_no_promise(report):
-    with pytest.raises(ValueError, match="part/test_some.py: failed: part/test_some.py::test_fails, .*test_error"):
+    with pytest.raises(ValueError, match="failed: part/test_some.py::TestOther::test_fails, .*test_error"):
         find(report, ("part/test_some.py",))
     with pytest.raises(ValueError, match="part/test_so: no tests"):
         find(report, ("part/test_so",))

@@ -39,7 +39,8 @@ def writing(folder: str | Path) -> Iterator[None]:
 
 def is_of_writing(error: Exception) -> bool:
     """Whether this is the error of a file that could not be written; torch's writer has no class of its own for it."""
-    return isinstance(error, OSError | SafetensorError) or "inline_container" in str(error)
+    of_torch = any(part in str(error) for part in ("inline_container", "iostream error"))
+    return of_torch or isinstance(error, OSError | SafetensorError)
 
 
 def save_state(owners: Iterable[Stateful], folder: str | Path) -> None:

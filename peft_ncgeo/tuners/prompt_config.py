@@ -111,10 +111,14 @@ class PromptConfig(PeftConfig):
             for name in ("text_init", "placeholders"):
                 _token_ids(f"token_ids[{name!r}]", self.token_ids[name])
         # Ids that came with the other fields, from a file, are kept; a config made by hand gets its own per model.
-        self.is_loaded = self.token_ids is not None and self.token_ids["of"] == self._tokenised_fields()
+        self.is_loaded = self.token_ids is not None and not self.has_changed()
 
     def _tokenised_fields(self) -> list[Any]:
         return [self.text_init, self.template, self.num_text_tokens]
+
+    def has_changed(self) -> bool:
+        """Whether the fields are others than those that `token_ids` were written for."""
+        return self.token_ids is not None and self.token_ids["of"] != self._tokenised_fields()
 
     def write_token_ids(self, phrase: list[int], placeholders: list[int]) -> None:
         """Note the tokens of `text_init` and of slots `1..num_text_tokens`."""

@@ -44,7 +44,7 @@ class PromptModel(WrapperModel):
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         """Turn the config's phrase and template into token ids; a loaded config has them already."""
         if peft_config.num_text_tokens and not peft_config.is_loaded:
-            if peft_config.inference_mode and peft_config.token_ids is not None:
+            if peft_config.inference_mode and peft_config.has_changed():
                 written = ", ".join(map(shown, peft_config.token_ids["of"]))
                 raise ValueError(
                     "The adapter's config was changed since it was written, or is damaged: text_init, template and "
