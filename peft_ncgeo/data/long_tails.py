@@ -58,6 +58,7 @@ def long_tailed(
         are hashed where images have no paths of their own, about two seconds a gigabyte.
 
     Raises:
+        TypeError: an argument that is no number.
         ValueError: both rules or neither, an argument out of range, fewer than two classes, or a class with fewer
             samples than `n_k`, named.
 
@@ -99,6 +100,7 @@ def step_imbalanced(
         shuffle_classes: let the seed decide which classes are large. Else those of the lowest labels.
 
     Raises:
+        TypeError: an argument that is no number.
         ValueError: an argument out of range, fewer than two classes, or a class with too few samples, named.
     """
     ratio = imbalance("ratio", ratio)

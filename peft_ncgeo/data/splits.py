@@ -66,6 +66,7 @@ def few_shot(dataset: Dataset, shots: int, seed: int = 0, label_column: str = "l
         K * shots samples sorted by class; format and transform stay.
 
     Raises:
+        TypeError: shots or a seed that is no whole number.
         ValueError: shots below 1, a seed below 0, or a class with fewer samples, named.
     """
     shots, seed = whole_number("shots", shots, least=1), whole_number("seed", seed, least=0)

@@ -58,6 +58,7 @@ def fit_heads(
         maps: what is trained beside the heads, with `adapter_lr` times their learning rate.
 
     Raises:
+        TypeError: a value that is no number, or an optimizer that does not take lr and weight_decay.
         ValueError: features that are not finite, shapes that do not fit, a value out of range.
         FloatingPointError: the loss was not finite in one of the steps.
     """
