@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..geometry.checks import check, check_finite, check_shape, deferred, number
+from ..geometry.checks import check, check_finite, check_shape, check_tensor, deferred, number
 from ..values import not_negative, positive, real_number
 
 # Axes with one letter have one length: B images, K classes, T templates and S of the frozen model, d the width.
@@ -74,7 +74,7 @@ class GeometryBatch:
                     if wanted != length:
                         raise ValueError(f"{field} has {axis} = {length}, but {other} has {axis} = {wanted}.")
             elif field == "logit_scale":
-                check_shape(field, value, *["1"] * getattr(value, "ndim", 0))
+                check_tensor(field, value)
                 if value.numel() != 1:
                     raise ValueError(f"logit_scale must be one number, got shape {tuple(value.shape)}.")
             elif field == "progress":
