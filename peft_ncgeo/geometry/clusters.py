@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import torch
 from scipy.cluster.vq import kmeans2
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from ..values import whole_number
 from .checks import check_finite, check_shape
+from .quiet import without_warnings
 from .sphere import unit
 
 _RESTARTS = 10
@@ -38,9 +37,7 @@ def cluster_features(features: Tensor, num_clusters: int, seed: int = 0) -> Tens
     points = unit(features.detach().double()).cpu().numpy()
     rng, best, labels = np.random.default_rng(seed), np.inf, np.zeros(len(points), dtype=int)
     for _ in range(_RESTARTS):
-        with warnings.catch_warnings():
-            for category in (UserWarning, RuntimeWarning):  # of empty clusters, which are removed below
-                warnings.simplefilter("ignore", category)
+        with without_warnings():  # of empty clusters, which are removed below
             centres, found = kmeans2(points, num_clusters, minit="++", seed=rng)
         spread = np.square(points - centres[found]).sum()
         if spread < best:

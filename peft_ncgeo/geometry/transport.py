@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -13,6 +10,7 @@ from torch import Tensor
 
 from ..values import real_number
 from .checks import check_shape
+from .quiet import without_warnings
 
 DEFAULT_EPSILON = 0.1
 
@@ -71,7 +69,7 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
     n, m = values.shape
     a, b = np.full(n, 1 / n), np.full(m, 1 / m)
     if solver == "exact":
-        with _without_pots_words():  # the log says it too
+        with without_warnings():  # the log says it too
             plan, log = ot.emd(a, b, values, numItermax=10_000_000, log=True)
         if log["warning"]:
             raise ValueError(f"The exact solver gave up on a cost of shape ({n}, {m}): {log['warning']}")
@@ -80,7 +78,7 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
     else:
         epsilon = DEFAULT_EPSILON if epsilon is None else epsilon
         reg = epsilon * float(values.mean())
-        with _without_pots_words():  # on convergence; the marginals say more
+        with without_warnings():  # of convergence; the marginals say more
             plan = ot.solve(values, a, b, reg=reg, max_iter=2000, tol=1e-5).plan
         error = max(np.abs(n * plan.sum(1) - 1).max(), np.abs(m * plan.sum(0) - 1).max())
         if not error < 0.01:
@@ -89,14 +87,6 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
                 "larger one or solver='exact'."
             )
     return torch.from_numpy(plan).to(cost.device, torch.promote_types(cost.dtype, torch.float32))
-
-
-@contextmanager
-def _without_pots_words() -> Iterator[None]:
-    with warnings.catch_warnings():
-        for category in (UserWarning, RuntimeWarning):  # not the deprecations
-            warnings.simplefilter("ignore", category)
-        yield
 
 
 def check_solver(solver: str, epsilon: float | None) -> None:
