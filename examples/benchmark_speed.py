@@ -37,8 +37,9 @@ from peft_ncgeo.adapters import adapters_off
 from peft_ncgeo.data import load_demo
 from peft_ncgeo.geometry.sphere import cosine_logits
 from peft_ncgeo.losses import CrossEntropy, GeometryBatch
-from peft_ncgeo.towers import image_features, text_features, text_positions, unwrap
+from peft_ncgeo.towers import image_features, text_positions, unwrap
 from peft_ncgeo.training import Recipe
+from peft_ncgeo.tuners.text_encoder import encode_texts
 
 RECIPES = Path(__file__).parent / "recipes"
 PROMPT_OT, COOP = Recipe.read(RECIPES / "prompt_ot.yaml"), Recipe.read(RECIPES / "coop.yaml")
@@ -134,7 +135,7 @@ def text_tower(base: CLIPModel, classes: int) -> Work:
     direction = torch.randn(base.config.projection_dim, generator=torch.Generator().manual_seed(0))
 
     def loss(model: PeftModel, ids: Tensor) -> Tensor:
-        return F.cosine_similarity(text_features(model, ids), direction).mean()
+        return F.cosine_similarity(encode_texts(model, ids), direction).mean()
 
     name = f"text tower, forward and backward, {classes} classes"
     return Work(name, [Part(partial(step, reference, loss, padded))], [Part(partial(step, ours, loss, short))])
@@ -147,8 +148,8 @@ def prompt_ot(base: CLIPModel, classes: int, dtype: torch.dtype = torch.float32)
     pixels, labels = images(base, 4, classes)
     own_pixels, terms, scale = pixels.to(dtype), PROMPT_OT.losses(), base.logit_scale
     with torch.no_grad(), adapters_off(reference), adapters_off(ours):
-        frozen_text = text_features(reference, short)
-        own_frozen = image_features(ours, own_pixels), text_features(ours, short)
+        frozen_text = encode_texts(reference, short)
+        own_frozen = image_features(ours, own_pixels), encode_texts(ours, short)
     arrived = torch.zeros_like(frozen_text)  # the gradient of the reference's texts in the step before
 
     def loss_of(image: Tensor, text: Tensor, frozen_image: Tensor, frozen_text: Tensor) -> Tensor:
@@ -161,11 +162,11 @@ def prompt_ot(base: CLIPModel, classes: int, dtype: torch.dtype = torch.float32)
         with torch.no_grad(), model.disable_adapter():
             frozen_image = image_features(model, pixels)
         image = image_features(model, pixels)
-        text = text_features(model, padded) if classes <= CHUNK else chunked(model, padded, arrived)
+        text = encode_texts(model, padded) if classes <= CHUNK else chunked(model, padded, arrived)
         return loss_of(image, text, frozen_image, frozen_text)
 
     def our_loss(model: PeftModel) -> Tensor:
-        return loss_of(image_features(model, own_pixels), text_features(model, short), *own_frozen)
+        return loss_of(image_features(model, own_pixels), encode_texts(model, short), *own_frozen)
 
     name = f"Prompt-OT step, {classes} classes, batch 4" + ", ours in bf16" * (dtype == torch.bfloat16)
     parts = ([Part(partial(step, *side))] for side in ((reference, reference_loss), (ours, our_loss)))
@@ -180,7 +181,7 @@ def chunked(model: PeftModel, ids: Tensor, gradient: Tensor) -> Tensor:
     """
     features = []
     for chunk, arrived in zip(ids.split(CHUNK), gradient.split(CHUNK), strict=True):
-        part = text_features(model, chunk)
+        part = encode_texts(model, chunk)
         part.backward(arrived)
         features.append(part.detach())
     leaf = torch.cat(features).requires_grad_()
@@ -198,7 +199,7 @@ def text_only(base: CLIPModel, classes: int, batch_size: int) -> Work:
 
     def loss(model: PeftModel, ids: Tensor, image: Tensor | None = None) -> Tensor:
         image = image_features(model, pixels) if image is None else image
-        return F.cross_entropy(cosine_logits(image, text_features(model, ids), base.logit_scale), labels)
+        return F.cross_entropy(cosine_logits(image, encode_texts(model, ids), base.logit_scale), labels)
 
     name = f"text-only tuning step (CoOp), {classes} classes, batch {batch_size}"
     return Work(name, [Part(partial(step, reference, loss, padded))], [Part(partial(step, ours, loss, short, known))])
@@ -209,12 +210,12 @@ def evaluation(base: CLIPModel, classes: int, batches: int, batch_size: int) -> 
     reference, ours = (model.eval() for model in prompted(base, PROMPT_OT))
     padded, short = class_texts(base, PROMPT_OT, classes)
     pixels, labels = images(base, batch_size, classes)
-    encode = torch.no_grad()(text_features)
+    encode = torch.no_grad()(encode_texts)
     known = encode(ours, short)
 
     @torch.no_grad()
     def classify(model: PeftModel, text: Tensor | None = None) -> float:
-        text = text_features(model, padded) if text is None else text
+        text = encode_texts(model, padded) if text is None else text
         logits = cosine_logits(image_features(model, pixels), text, base.logit_scale)
         return F.cross_entropy(logits, labels).item()
 
@@ -277,7 +278,7 @@ def kept_mib(model: PeftModel, ids: Tensor) -> float:
     weights = {tensor.untyped_storage().data_ptr() for tensor in unwrap(model).state_dict().values()}
     kept: list[Tensor] = []
     with saved_tensors_hooks(kept.append, lambda nothing: nothing):
-        text_features(model, ids)
+        encode_texts(model, ids)
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
     return sum(size for place, size in storages.items() if place not in weights) / 2**20
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..towers import head_features, image_features, reads_text, text_features, unwrap
+from ..towers import head_features, image_features, reads_text, unwrap
+from ..tuners.text_encoder import encode_texts
 
 
 class TowersModule(nn.Module):
@@ -51,7 +52,7 @@ class TowersModule(nn.Module):
         elif pixel_values is not None:
             out["image_features"], out["logits"] = head_features(self.model, pixel_values)
         if input_ids is not None:
-            out["text_features"] = text_features(self.model, input_ids, attention_mask)
+            out["text_features"] = encode_texts(self.model, input_ids, attention_mask)
         return out
 
 

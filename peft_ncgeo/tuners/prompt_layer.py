@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .prompt_config import PromptConfig
-from .text_packing import TextPacking
+from .text_packing import Layout, TextReader
 from .wrapper import Wrapper
 
 
@@ -100,44 +100,42 @@ def _write_slots(hidden_states: Tensor, prompt: Tensor) -> Tensor:
 
 
 class TextEmbeddingsWithPrompt(PromptLayer):
-    """Replaces the token embeddings of slots `1..n`; position embeddings are added to them as to any token.
-
-    Where the adapter packs its texts, (R, T, width) of packed rows go on into the tower's layers.
-    """
+    """Replaces the token embeddings of slots `1..n`; position embeddings are added to them as to any token."""
 
     other_param_names = ("num_tokens", "sources", "configs")
 
-    def __init__(self, base_layer: nn.Module, prefix: str, packing: TextPacking) -> None:
+    def __init__(self, base_layer: nn.Module, prefix: str, eot_token_id: int) -> None:
         super().__init__(base_layer, prefix)
-        self.packing = packing
+        self.reader = TextReader(eot_token_id)
         self.configs: dict[str, PromptConfig] = {}
         self._warned = False
 
     def forward(
         self, input_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None
     ) -> Tensor:
-        layout = None
-        if not torch.compiler.is_compiling():
-            self.packing.layout = None
-            if input_ids is not None and inputs_embeds is None and self.active_tokens:
-                self._read(input_ids, position_ids)
-                layout = self.packing.layout
-        if layout is not None:
-            input_ids, position_ids = input_ids.flatten()[layout.tokens], layout.positions
+        words = input_ids is not None and inputs_embeds is None
+        if words and self.active_tokens and not torch.compiler.is_compiling():
+            self._check(input_ids)
         if inputs_embeds is None:
             inputs_embeds = self.base_layer.token_embedding(input_ids)
         prompt = self.active_prompt(inputs_embeds)
         if prompt is not None:
             inputs_embeds = _write_slots(inputs_embeds, prompt)
-        if layout is not None:  # the base layer refuses rows that are longer than a text may be
+        if position_ids is not None:  # packed rows, say: the base layer refuses those longer than a text may be
             return inputs_embeds + self.base_layer.position_embedding(position_ids)
-        return self.base_layer(inputs_embeds=inputs_embeds, position_ids=position_ids)
+        return self.base_layer(inputs_embeds=inputs_embeds)
 
-    def _read(self, input_ids: Tensor, position_ids: Tensor | None) -> None:
+    def lay_out(self, input_ids: Tensor) -> Layout | None:
+        """Return how texts (K, L) can share rows under the active adapter, or None where they cannot."""
+        if not self.active_tokens or not self.configs[self.active_adapters[0]].pack_text:
+            return None
+        replaced = self.active_adapters[0] in self.prompts
+        return self.reader.read(input_ids, self.active_tokens, replaced, packed=True).layout
+
+    def _check(self, input_ids: Tensor) -> None:
         """Refuse texts whose [EOT] a prompt would overwrite; warn of words that are no placeholders."""
         n, name = self.active_tokens, self.active_adapters[0]
-        packed = self.configs[name].pack_text and position_ids is None
-        shortest = min(self.packing.read(input_ids, n, name in self.prompts, packed))
+        shortest = min(self.reader.read(input_ids).ends)
         if shortest <= n:
             raise ValueError(
                 f"A text ends at slot {shortest}, but prompts overwrite slots 1..{n}: write {n} placeholder tokens in "
@@ -156,24 +154,13 @@ class TextEmbeddingsWithPrompt(PromptLayer):
 
 
 class TextLayerWithPrompt(PromptLayer):
-    """Overwrites slots `1..n` with this layer's own vectors before the layer runs.
+    """Overwrites slots `1..n` with this layer's own vectors before the layer runs."""
 
-    Packed rows get a mask of their own, and are texts again behind the tower's last layer.
-    """
-
-    def __init__(self, base_layer: nn.Module, prefix: str, packing: TextPacking, is_last: bool) -> None:
-        super().__init__(base_layer, prefix)
-        self.packing, self.is_last = packing, is_last
-
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         prompt = self.active_prompt(hidden_states)
         if prompt is not None:
             hidden_states = _write_slots(hidden_states, prompt)
-        packed = not torch.compiler.is_compiling() and self.packing.layout is not None
-        if packed:
-            attention_mask = self.packing.mask(hidden_states)
-        hidden_states = self.base_layer(hidden_states, attention_mask, *args, **kwargs)
-        return self.packing.texts(hidden_states) if packed and self.is_last else hidden_states
+        return self.base_layer(hidden_states, *args, **kwargs)
 
 
 class VisionEmbeddingsWithPrompt(PromptLayer):

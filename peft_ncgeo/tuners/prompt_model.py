@@ -23,7 +23,6 @@ from .prompt_layer import (
     VisionEmbeddingsWithPrompt,
     VisionLayerWithPrompt,
 )
-from .text_packing import TextPacking
 from .wrapper_model import WrapperModel
 
 
@@ -71,10 +70,10 @@ class PromptModel(WrapperModel):
                 raise ValueError(f"first_layer={first}, but the {kind} tower has {len(tower.layers)} layers.")
             if first + depth > len(tower.layers):
                 clipped.append(f"{kind}_depth={depth} > {len(tower.layers) - first}")
-            places = wrap_all(model, tower, num_tokens)
             # the embeddings stand at the entry of layer 0
             entries = list(tower.layers) if first else [tower.embeddings, *tower.layers[1:]]
             prompted[kind] = entries[first : first + depth]
+            places = wrap_all(tower, num_tokens, prompted[kind])
             for path in prompted[kind]:
                 places[path].width = tower.width
             places[prompted[kind][0]].enters = True
@@ -113,7 +112,7 @@ class PromptModel(WrapperModel):
             self._replace_module(parent, target_name, layer, target)
 
 
-def _wrap_text(model: nn.Module, tower: Tower, num_tokens: int) -> dict[str, Place]:
+def _wrap_text(tower: Tower, num_tokens: int, prompted: list[str]) -> dict[str, Place]:
     if tower.max_length is not None and num_tokens > tower.max_length - 3:  # [BOS], a name, [EOT]
         raise ValueError(f"num_text_tokens={num_tokens} leaves no room for a name among {tower.max_length} slots.")
     if tower.eot_token_id is None:
@@ -121,15 +120,13 @@ def _wrap_text(model: nn.Module, tower: Tower, num_tokens: int) -> dict[str, Pla
             "Text prompts need a causal text tower with [BOS] that pools at [EOT], as CLIP's does; SigLIP's pools the "
             "last token, has no causal mask and no [BOS]. Prompt its vision tower: num_text_tokens=0."
         )
-    config = model.get_submodule(tower.embeddings.removesuffix("embeddings").rstrip(".")).config
-    packing, last = TextPacking(config, tower.eot_token_id), tower.layers[-1]
-    return {tower.embeddings: Place(partial(TextEmbeddingsWithPrompt, packing=packing), num_tokens)} | {
-        path: Place(partial(TextLayerWithPrompt, packing=packing, is_last=path == last), num_tokens)
-        for path in tower.layers
+    layers = {path: Place(TextLayerWithPrompt, num_tokens) for path in prompted}
+    return layers | {
+        tower.embeddings: Place(partial(TextEmbeddingsWithPrompt, eot_token_id=tower.eot_token_id), num_tokens)
     }
 
 
-def _wrap_vision(model: nn.Module, tower: Tower, num_tokens: int) -> dict[str, Place]:
+def _wrap_vision(tower: Tower, num_tokens: int, prompted: list[str]) -> dict[str, Place]:
     last = tower.layers[-1]
     return {tower.embeddings: Place(VisionEmbeddingsWithPrompt, num_tokens)} | {
         path: Place(partial(VisionLayerWithPrompt, is_last=path == last), num_tokens) for path in tower.layers

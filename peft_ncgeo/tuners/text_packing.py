@@ -7,61 +7,61 @@ that it has by itself. The tower's layers run as they are; features are those of
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-try:
-    from transformers.utils.output_capturing import _active_collector as _collector
-except ImportError:  # nobody can tell then whether the layers' outputs are asked for
-    _collector = None  # type: ignore[assignment]
-
 _TOKENS = 96  # of a row: attention grows with longer ones, shorter ones repeat the context more often
-_REMEMBERED = 4  # lists of texts
+_REMEMBERED = 8  # lists of texts, and rows made of them
+_LOCK = threading.Lock()  # of what is remembered, anywhere; held while a list is searched or changed, never in a pass
 
 
 @dataclass
 class Layout:
-    """Where K texts of L tokens are in R rows of T tokens.
+    """Where K texts are in R rows of T tokens.
 
     Attributes:
-        shape: (K, L).
-        tokens: (R, T), place of each in the flattened (K, L) input.
-        positions: (R, T), its position in its own text.
+        input_ids: (R, T), the rows.
+        positions: (R, T), each token's position in its own text.
         mask: (R, 1, T, T), True where a token sees another.
-        places: (K L,), where in the flattened (R, T) rows each token of the input is; behind an [EOT], that [EOT].
+        ends: (K,), where each text's [EOT] is in the flattened rows.
         added: dtype -> the mask as a number that is added to scores, made when it is first needed.
     """
 
-    shape: tuple[int, int]
-    tokens: Tensor
+    input_ids: Tensor
     positions: Tensor
     mask: Tensor
-    places: Tensor
+    ends: Tensor
     added: dict[torch.dtype, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Layout:
         """The same on another device."""
-        tokens, positions = self.tokens.to(device), self.positions.to(device)
-        return Layout(self.shape, tokens, positions, self.mask.to(device), self.places.to(device))
+        return Layout(*(part.to(device) for part in (self.input_ids, self.positions, self.mask, self.ends)))
 
     @torch.inference_mode(False)
-    def added_mask(self, dtype: torch.dtype) -> Tensor:
-        """0 where a token sees another, the least number of that dtype elsewhere: (R, 1, T, T)."""
+    def attention_mask(self, implementation: str, dtype: torch.dtype) -> Tensor:
+        """The mask as the tower's attention takes it, (R, 1, T, T).
+
+        Under "sdpa" True where a token sees another, else 0 there and the least number of that dtype elsewhere.
+        """
+        if implementation == "sdpa":
+            return self.mask
         if dtype not in self.added:
             zero = torch.zeros((), dtype=dtype, device=self.mask.device)
-            self.added[dtype] = torch.where(self.mask, zero, torch.finfo(dtype).min)
+            added = torch.where(self.mask, zero, torch.finfo(dtype).min)
+            with _LOCK:
+                self.added.setdefault(dtype, added)
         return self.added[dtype]
 
 
-def lay_out(ends: list[int], length: int, context: int) -> Layout | None:
+def lay_out(input_ids: Tensor, ends: list[int], context: int) -> Layout | None:
     """Put K texts that agree in their first `context` tokens into rows; None where that is no shorter.
 
     Args:
+        input_ids: (K, L), on the CPU.
         ends: place of each text's [EOT], not before `context`.
-        length: L.
     """
     own = [end + 1 - context for end in ends]
     members: list[list[int]] = [[] for _ in range(min(len(ends), max(1, round(sum(own) / _TOKENS))))]
@@ -71,42 +71,46 @@ def lay_out(ends: list[int], length: int, context: int) -> Layout | None:
         members[row].append(k)
         filled[row] += own[k]
     width = context + max(filled)
-    if len(members) * width >= len(ends) * length:
+    if len(members) * width >= input_ids.numel():
         return None
-    tokens, positions, text = (torch.zeros(len(members), width, dtype=torch.int64) for _ in range(3))
-    places = torch.zeros(len(ends), length, dtype=torch.int64)
-    head = torch.arange(context)
+    rows, positions, text = (torch.zeros(len(members), width, dtype=torch.int64) for _ in range(3))
+    places = torch.zeros(len(ends), dtype=torch.int64)
     for row, texts in enumerate(members):
-        tokens[row, :context], positions[row, :context] = texts[0] * length + head, head
+        rows[row, :context], positions[row, :context] = input_ids[texts[0], :context], torch.arange(context)
         stop = context
         for k in texts:
             start, stop = stop, stop + own[k]
-            inside = torch.arange(context, ends[k] + 1)
-            tokens[row, start:stop], positions[row, start:stop] = k * length + inside, inside
+            rows[row, start:stop] = input_ids[k, context : ends[k] + 1]
+            positions[row, start:stop] = torch.arange(context, ends[k] + 1)
             text[row, start:stop] = k + 1  # 0 is the context, and what is left of the row, which nobody reads
-            places[k] = row * width + torch.arange(start - context, start - context + length).clamp(max=stop - 1)
-            places[k, :context] = row * width + head
+            places[k] = row * width + stop - 1
     seen = (text[:, :, None] == text[:, None, :]) | (torch.arange(width) < context)
     seen &= torch.ones(width, width, dtype=torch.bool).tril()
-    return Layout((len(ends), length), tokens, positions, seen[:, None], places.flatten())
+    return Layout(rows, positions, seen[:, None], places)
 
 
 @dataclass
-class _Texts:
-    """A list of texts that was seen.
+class Texts:
+    """A list of texts that was read.
 
     On the CPU texts are known again by value. Elsewhere that would make the host wait: by their place in memory, which
     holding the tensor keeps from others, and by torch's count of changes, which writes through `.data` escape.
+
+    Attributes:
+        input_ids: (K, L), as they were given.
+        ends: place of each text's [EOT].
+        layout: how to pack them, or None.
     """
 
     input_ids: Tensor
     values: Tensor
     version: int
     asked: tuple[int, bool, bool]
-    eot: list[int]
+    ends: list[int]
     layout: Layout | None
 
     def is_(self, input_ids: Tensor, asked: tuple[int, bool, bool]) -> bool:
+        """Return True for a list that was read before, and asked for in the same way."""
         mine = self.input_ids
         if self.asked != asked or mine.device != input_ids.device:
             return False
@@ -120,69 +124,49 @@ class _Texts:
         )
 
 
-class TextPacking:
-    """What the wrappers of one text tower share: the layout of the pass that is under way.
+class TextReader:
+    """Finds where texts end and how they can be packed, and remembers it.
 
     Args:
-        config: the tower's, which says how it computes attention.
         eot_token_id: 2 in models saved before Transformers knew better: then the largest id ends a text.
     """
 
-    def __init__(self, config: Any, eot_token_id: int) -> None:
-        self.config, self.eot_token_id = config, eot_token_id
-        self.layout: Layout | None = None
-        self._remembered: list[_Texts] = []
+    def __init__(self, eot_token_id: int) -> None:
+        self.eot_token_id = eot_token_id
+        self._remembered: list[Texts] = []
 
-    def read(self, input_ids: Tensor, slots: int, replaced: bool, packed: bool) -> list[int]:
-        """Place of every text's [EOT]; `layout` is set for the pass that begins, or None.
-
-        Looks at the ids once for each list of texts: that copies them from the device.
+    def read(self, input_ids: Tensor, slots: int = 0, replaced: bool = False, packed: bool = False) -> Texts:
+        """Look at the ids, once for each list of texts: that copies them from the device.
 
         Args:
             input_ids: (K, L).
             slots: n, tokens behind [BOS] that prompts own.
             replaced: the prompt stands in these slots from the input on, whatever words were there.
-            packed: whether to pack at all.
+            packed: whether to lay them out in rows.
         """
-        asked = (slots, replaced, packed and self._can_pack())
-        texts = next((known for known in self._remembered if known.is_(input_ids, asked)), None)
-        if texts is None:
-            texts = self._look(input_ids, asked)
-        self.layout = texts.layout
-        return texts.eot
+        asked = (slots, replaced, packed)
+        with _LOCK:
+            known = next((texts for texts in self._remembered if texts.is_(input_ids, asked)), None)
+        if known is not None:
+            return known
+        texts = self._look(input_ids, asked)
+        with _LOCK:
+            self._remembered = [texts, *self._remembered[: _REMEMBERED - 1]]
+        return texts
 
     @torch.inference_mode(False)  # what is remembered may be trained with next
-    def _look(self, input_ids: Tensor, asked: tuple[int, bool, bool]) -> _Texts:
+    def _look(self, input_ids: Tensor, asked: tuple[int, bool, bool]) -> Texts:
         slots, replaced, packed = asked
-        ids = input_ids.cpu()
+        ids = input_ids.to("cpu", copy=True)
         score = ids if self.eot_token_id == 2 else (ids == self.eot_token_id).int()
-        eot = score.argmax(dim=-1)
+        ends = score.argmax(dim=-1).tolist()
         layout = None
         if packed and len(ids) > 1:
             alike = (ids == ids[0]).all(0)
             if replaced:
                 alike[1 : 1 + slots] = True
-            context = min(int(alike.int().cumprod(0).sum()), int(eot.min()))
-            layout = lay_out(eot.tolist(), ids.shape[1], context) if context > slots else None
+            context = min(int(alike.int().cumprod(0).sum()), min(ends))
+            layout = lay_out(ids, ends, context) if context > slots else None
         layout = None if layout is None else layout.to(input_ids.device)
         version = 0 if input_ids.is_inference() else input_ids._version
-        texts = _Texts(input_ids, ids.clone(), version, asked, eot.tolist(), layout)
-        self._remembered = [texts, *self._remembered[: _REMEMBERED - 1]]
-        return texts
-
-    def _can_pack(self) -> bool:
-        if self.config._attn_implementation not in ("eager", "sdpa") or torch.jit.is_tracing() or _collector is None:
-            return False
-        return not _collector.get()  # whoever asks for hidden states or attentions wants those of padded rows
-
-    def mask(self, hidden_states: Tensor) -> Tensor:
-        """As the tower's attention takes it: True where a token sees another, or what is added to its scores."""
-        assert self.layout is not None
-        sdpa = self.config._attn_implementation == "sdpa"
-        return self.layout.mask if sdpa else self.layout.added_mask(hidden_states.dtype)
-
-    def texts(self, hidden_states: Tensor) -> Tensor:
-        """(R, T, width) back to (K, L, width), at the end of the pass."""
-        assert self.layout is not None
-        layout, self.layout = self.layout, None
-        return hidden_states.flatten(0, 1).index_select(0, layout.places).unflatten(0, layout.shape)
+        return Texts(input_ids, ids, version, asked, ends, layout)

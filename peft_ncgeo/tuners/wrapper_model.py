@@ -28,7 +28,7 @@ class WrapperModel(BaseTuner):
         """PEFT's own, after a look at the adapters of other methods that the model holds already.
 
         The config alone says what is wrapped. PEFT would take a `state_dict`'s word for it, in which layers without
-        parameters of their own are missing: those that take vision prompts away again, or pack texts.
+        parameters of their own are missing: those that take vision prompts away again, or check texts.
         """
         kwargs.pop("state_dict", None)
         if isinstance(model, PeftModel):

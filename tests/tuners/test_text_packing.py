@@ -12,7 +12,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
 
 from peft_ncgeo import NPTConfig
-from peft_ncgeo.towers import text_features
+from peft_ncgeo.tuners.text_encoder import encode_texts
 from peft_ncgeo.tuners.text_packing import lay_out
 
 from ..conftest import BOS, EOT, PAD, checkpoint, tiny_clip
@@ -56,7 +56,7 @@ def prompted(config: NPTConfig, pack: bool, attention: str = "sdpa", dtype=torch
 def passes(model, texts) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Features, and the gradients of a fixed function of them."""
     model.zero_grad()
-    features = text_features(model, **texts)
+    features = encode_texts(model, **texts)
     (features * torch.linspace(-1, 1, features.numel()).view_as(features)).sum().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return features.detach(), gradients
@@ -68,7 +68,7 @@ def rows_of(model, texts) -> tuple[int, int]:
     handle = model.base_model.model.text_model.encoder.layers[0].register_forward_pre_hook(
         lambda _, args: seen.append(tuple(args[0].shape[:2]))
     )
-    text_features(model, **texts)
+    encode_texts(model, **texts)
     handle.remove()
     return seen[0]
 
@@ -111,9 +111,9 @@ def test_checkpointed_layers_keep_their_mask_when_another_pass_comes_between():
     expected = passes(model, class_texts())[1]
     checkpoint(model)
     model.zero_grad()
-    features = text_features(model, **class_texts())
+    features = encode_texts(model, **class_texts())
     with torch.no_grad():
-        text_features(model, **class_texts(classes=7))
+        encode_texts(model, **class_texts(classes=7))
     (features * torch.linspace(-1, 1, features.numel()).view_as(features)).sum().backward()
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
@@ -135,7 +135,7 @@ def test_half_precision_weights(attention):
     expected = passes(prompted(CONFIGS["ivlp"], False, attention), texts)[0]
     model = prompted(CONFIGS["ivlp"], True, attention)
     model.base_model.model.to(torch.bfloat16)
-    torch.testing.assert_close(text_features(model, **texts).float(), expected, atol=0.1, rtol=0.1)
+    torch.testing.assert_close(encode_texts(model, **texts).float(), expected, atol=0.1, rtol=0.1)
 
 
 def test_over_lora():
@@ -173,18 +173,25 @@ def test_asked_for_what_layers_give_it_pads(option):
     assert all(map(torch.equal, ours, theirs))
 
 
+def test_the_models_own_pass_pads():
+    texts = class_texts()
+    packed, padded = (prompted(CONFIGS["ivlp"], pack, dtype=torch.float64) for pack in (True, False))
+    positions = torch.arange(14).expand(1, -1)
+    for options in ({}, {"position_ids": positions}):
+        own = packed.get_text_features(**texts, **options).pooler_output
+        torch.testing.assert_close(own, encode_texts(padded, **texts), atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(own, encode_texts(packed, **texts), atol=1e-12, rtol=1e-12)
+
+
 def test_other_reasons_to_pad():
     texts = class_texts()
     model = prompted(CONFIGS["ivlp"], True)
-    positions = torch.arange(14).expand(1, -1)
-    plain = prompted(CONFIGS["ivlp"], False).get_text_features(**texts, position_ids=positions).pooler_output
-    assert torch.equal(model.get_text_features(**texts, position_ids=positions).pooler_output, plain)
     with model.disable_adapter():
         assert not is_packed(model, texts)
     one = {key: value[:1] for key, value in texts.items()}
     assert not is_packed(model, one)
-    model.base_model.model.text_model.config._attn_implementation = "flex_attention"
-    assert not model.base_model.model.text_model.embeddings.packing._can_pack()
+    one_class_each = {key: value[[0, 0]] for key, value in texts.items()}
+    assert not is_packed(prompted(CONFIGS["ivlp"], False), one_class_each)
 
 
 def test_words_that_differ_in_the_slots_count_where_no_prompt_replaces_them():
@@ -209,7 +216,7 @@ def test_a_text_alike_to_its_end_with_others():
 
 
 def compiled_features(model, texts):
-    return torch.compile(lambda **inputs: text_features(model, **inputs), backend="eager")(**texts)
+    return torch.compile(lambda **inputs: encode_texts(model, **inputs), backend="eager")(**texts)
 
 
 def test_compiled_it_pads():
@@ -223,7 +230,7 @@ def test_compiled_it_pads():
             pytest.skip(
                 f"torch {torch.__version__} does not compile CLIP without prompts either: {type(error).__name__}"
             )
-        expected = text_features(prompted(CONFIGS["deep_text"], False).eval(), **texts)
+        expected = encode_texts(prompted(CONFIGS["deep_text"], False).eval(), **texts)
         torch.testing.assert_close(compiled_features(model, texts), expected)
 
 
@@ -241,23 +248,24 @@ def test_texts_changed_in_place_are_read_again():
     torch.testing.assert_close(passes(packed, texts), passes(padded, texts), atol=1e-12, rtol=1e-12)
 
 
-def test_lists_take_turns_and_each_is_read_once(monkeypatch):
-    model = prompted(CONFIGS["coop"], True)
-    packing = model.base_model.model.text_model.embeddings.packing
-    looked, look = [], packing._look
-    monkeypatch.setattr(packing, "_look", lambda *args: looked.append(1) or look(*args))
-    lists = [class_texts(), class_texts(classes=5)]
+def test_lists_take_turns_and_each_is_laid_out_once():
+    embeddings = prompted(CONFIGS["coop"], True).base_model.model.text_model.embeddings
+    lists = [class_texts()["input_ids"], class_texts(classes=5)["input_ids"]]
+    first = [embeddings.lay_out(ids) for ids in lists]
     for _ in range(3):
-        for texts in lists:
-            text_features(model, **texts)
-    assert len(looked) == 2
+        assert all(embeddings.lay_out(ids) is layout for ids, layout in zip(lists, first, strict=True))
     with torch.inference_mode():
-        inside = {key: value.clone() for key, value in lists[0].items()}
-        text_features(model, **inside)
+        assert embeddings.lay_out(lists[0].clone()) is first[0]  # the same by value
+
+
+def test_texts_changed_in_inference_mode_are_read_again():
+    model = prompted(CONFIGS["coop"], True)
+    with torch.inference_mode():
+        inside = {key: value.clone() for key, value in class_texts().items()}
+        encode_texts(model, **inside)
         longer_name(inside)
-        expected = text_features(prompted(CONFIGS["coop"], False), **inside)
-        torch.testing.assert_close(text_features(model, **inside), expected)
-    assert len(looked) == 3  # the same by value; and the changed one
+        expected = encode_texts(prompted(CONFIGS["coop"], False), **inside)
+        torch.testing.assert_close(encode_texts(model, **inside), expected)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -265,9 +273,9 @@ def test_texts_first_read_in_inference_mode_can_be_trained_on(attention):
     packed, padded = (prompted(CONFIGS["ivlp"], pack, attention, torch.float64) for pack in (True, False))
     texts = class_texts()
     with torch.inference_mode():
-        text_features(packed, **texts)
+        encode_texts(packed, **texts)
         inside = {key: value.clone() for key, value in texts.items()}
-        text_features(packed, **inside)
+        encode_texts(packed, **inside)
     for seen in (texts, {key: value.clone() for key, value in inside.items()}):
         torch.testing.assert_close(passes(packed, seen), passes(padded, seen), atol=1e-5, rtol=1e-6)
 
@@ -278,16 +286,16 @@ def test_memory_freed_and_taken_by_other_texts():
         texts = class_texts()
         texts = {key: value.roll(seed % 3, 0).clone() for key, value in texts.items()}
         with torch.no_grad():
-            torch.testing.assert_close(text_features(model, **texts), text_features(padded, **texts))
+            torch.testing.assert_close(encode_texts(model, **texts), encode_texts(padded, **texts))
 
 
-def test_copies_have_layouts_of_their_own():
+def test_copies_remember_texts_of_their_own():
     model = prompted(CONFIGS["ivlp"], True)
+    encode_texts(model, **class_texts())
     other = copy.deepcopy(model)
-    embeddings = other.base_model.model.text_model.embeddings
-    assert embeddings.packing is other.base_model.model.text_model.encoder.layers[1].packing
-    assert embeddings.packing is not model.base_model.model.text_model.embeddings.packing
-    assert embeddings.packing.config is other.base_model.model.text_model.config
+    reader = other.base_model.model.text_model.embeddings.reader
+    assert reader is not model.base_model.model.text_model.embeddings.reader
+    torch.testing.assert_close(encode_texts(other, **class_texts()), encode_texts(model, **class_texts()))
 
 
 # ---- what it saves ------------------------------------------------------------------------------------------------
@@ -317,7 +325,7 @@ def test_what_backward_keeps_falls_too_and_grows_with_the_classes():
         model = prompted(CONFIGS["ivlp"], pack)
         weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            features = text_features(model, **class_texts(classes=classes))
+            features = encode_texts(model, **class_texts(classes=classes))
         del features
         return sum(size for place, size in seen.items() if place not in weights)
 
@@ -327,13 +335,17 @@ def test_what_backward_keeps_falls_too_and_grows_with_the_classes():
 
 def test_rows_are_balanced_and_whole():
     ends = [5 + k % 7 for k in range(300)]
-    layout = lay_out(ends, 14, 5)
+    ids = torch.arange(5).repeat(300, 3)[:, :14] + 0
+    ids[:, 5:] = 100 + torch.arange(300)[:, None] * 14 + torch.arange(5, 14)  # every token is another
+    layout = lay_out(ids, ends, 5)
     assert layout is not None
-    rows, width = layout.tokens.shape
+    rows, width = layout.input_ids.shape
     own = sum(end - 4 for end in ends)
     assert rows * width < 1.1 * (own + 5 * rows)
-    flat = layout.tokens.flatten()[layout.places].view(300, 14)
+    seen, tokens = layout.mask[:, 0], layout.input_ids
     for k, end in enumerate(ends):
-        assert flat[k, 5 : end + 1].tolist() == [k * 14 + t for t in range(5, end + 1)]
-        assert layout.positions.flatten()[layout.places].view(300, 14)[k, : end + 1].tolist() == list(range(end + 1))
-    assert lay_out([13, 13], 14, 0) is None  # nothing in common and nothing to cut
+        row, place = divmod(int(layout.ends[k]), width)
+        visible = seen[row, place]
+        assert tokens[row][visible].tolist() == ids[k, : end + 1].tolist()
+        assert layout.positions[row][visible].tolist() == list(range(end + 1))
+    assert lay_out(ids[:2], [13, 13], 0) is None  # nothing in common and nothing to cut
