@@ -1,10 +1,12 @@
-"""PEFT's adapters inside a model: where they are, their parameters, and the model with them switched off."""
+"""PEFT's adapters inside a model, and contexts that switch them off or hold the model in evaluation mode."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -28,7 +30,10 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Run the base model. PEFT's own `disable_adapter()` also rewrites every `requires_grad`, twice a step."""
+    """Run the base model. PEFT's own `disable_adapter()` also rewrites every `requires_grad`, twice a step.
+
+    For training, where nothing else runs the model: other threads would run the base model too.
+    """
     layers = adapter_layers(model)
     before = [layer._disable_adapters for layer in layers]
     for layer in layers:
@@ -38,3 +43,29 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer._disable_adapters = value
+
+
+_LOCK = threading.Lock()
+_EVALUATED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # to be trained on, and how many passes hold them
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Hold the model in evaluation mode; afterwards each module is in the mode that it was in.
+
+    Passes in several threads may overlap: the last one to end gives training mode back.
+    """
+    with _LOCK:
+        held = [module for module in model.modules() if module.training or module in _EVALUATED]
+        for module in held:
+            _EVALUATED[module] = _EVALUATED.get(module, 0) + 1
+            module.training = False
+    try:
+        yield
+    finally:
+        with _LOCK:
+            for module in held:
+                _EVALUATED[module] -= 1
+                if not _EVALUATED[module]:
+                    del _EVALUATED[module]
+                    module.training = True

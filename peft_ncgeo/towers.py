@@ -14,6 +14,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from .substitution import Recorder, substitute
+
 HEAD = "classifier"  # what Transformers' ...ForImageClassification models call theirs
 
 
@@ -273,10 +275,8 @@ def head_features(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tenso
     head = classifier(model)
     if head is None:
         raise ValueError(f"{type(unwrap(model)).__name__} has neither a text tower nor a classification head.")
-    seen: list[Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    try:
-        logits = unwrap(model)(pixel_values=pixel_values).logits
-    finally:
-        handle.remove()
-    return seen[0].flatten(1), logits  # ResNet's end in (B, d, 1, 1)
+    base = unwrap(model)
+    path = next(path for path, module in getattr(base, HEAD).named_modules(prefix=HEAD) if module is head)
+    recorder = Recorder(head)
+    logits = substitute(base, {path: recorder})(pixel_values=pixel_values).logits
+    return recorder.only("entered").flatten(1), logits  # ResNet's end in (B, d, 1, 1)

@@ -13,9 +13,10 @@ from packaging.version import Version
 
 PACKAGE = Path(__file__).parents[1] / "peft_ncgeo"
 # each part -> the parts it may import; everything may import what its own row names, nothing else
-BASE = {"towers", "templates", "adapters", "values"}
+BASE = {"towers", "templates", "adapters", "substitution", "values"}
 ALLOWED = {
-    "towers": set(),
+    "towers": {"substitution"},
+    "substitution": set(),
     "templates": {"values"},
     "adapters": set(),
     "values": set(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ..templates import padded_template, placeholder_ids
 from ..values import shown, whole_number
+
+_LOCK = threading.Lock()  # fast tokenizers change their settings in a call, and fail where another thread reads them
 
 
 def class_prompts(
@@ -55,10 +58,11 @@ def class_prompts(
     limit = whole_number("max_length", tokenizer.model_max_length if max_length is None else max_length, least=1)
     if num_text_tokens > limit:
         raise ValueError(f"num_text_tokens={num_text_tokens} leaves no room for a name among {limit} slots.")
-    padded = padded_template(template, num_text_tokens, tokenizer)
-    # replace, not format: a name or template may hold braces of its own
-    nameless, *rows = tokenizer([padded.replace("{}", name.replace("_", " ")) for name in ["", *names]]).input_ids
-    expected = placeholder_ids(template, num_text_tokens, tokenizer)
+    with _LOCK:
+        padded = padded_template(template, num_text_tokens, tokenizer)
+        # replace, not format: a name or template may hold braces of its own
+        nameless, *rows = tokenizer([padded.replace("{}", name.replace("_", " ")) for name in ["", *names]]).input_ids
+        expected = placeholder_ids(template, num_text_tokens, tokenizer)
     if num_text_tokens and nameless[0] != tokenizer.bos_token_id:
         raise ValueError("Text prompts need a tokenizer that puts one [BOS] token in front, as CLIP's does.")
 

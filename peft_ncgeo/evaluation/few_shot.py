@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers import AutoImageProcessor
 from ..data.images import find_processor
 from ..geometry.contrast import TEMPERATURE
 from ..geometry.heads import Heads
+from ..towers import unwrap
 from ..tuners.copa import CoPAConfig, CoPALayer, Residual
 from ..tuners.tensors import check_tensors
 from ..values import reason, shown
@@ -87,13 +87,25 @@ class FewShotClassifier:
             TypeError, ValueError: something that is no image or cannot be read; features that are not finite; the
                 residual adapters that the classifier was trained with are no longer in the model.
         """
-        maps = {name: tensor for name, tensor in self._weights.items() if ".ncgeo_copa_residual." in name}
-        if not maps.keys() <= dict(self.model.named_parameters()).keys():
-            raise ValueError(f"The adapter {self._adapter!r} was taken out of the model; load the classifier again.")
-        with _only(self.model, self._adapter):
-            features = self._encoder.embed(images, batch_size, maps)
+        features = self._encoder.embed(images, batch_size, self._residual_maps())
         check_rows(features, "features of image", range(len(features)))
         return features
+
+    def _residual_maps(self) -> dict[str, nn.Module]:
+        """Return the backbone's residual maps with this classifier's own weights, or inactive, by their places."""
+        backbone = unwrap(self.model)
+        inside = next(name for name, module in self.model.named_modules() if module is backbone)
+        maps: dict[str, nn.Module] = {}
+        left = {name for name in self._weights if ".ncgeo_copa_residual." in name}
+        for path, module in backbone.named_modules():
+            if isinstance(module, Residual):
+                name = f"{inside}.{path}.ncgeo_copa_residual.{self._adapter}".removeprefix(".")
+                known = str(self._adapter) in module.ncgeo_copa_residual
+                maps[path] = module.holding(self._weights.get(name) if known else None)
+                left -= {name} if known else set()
+        if left:
+            raise ValueError(f"The adapter {self._adapter!r} was taken out of the model; load the classifier again.")
+        return maps
 
     @torch.no_grad()
     def predict_proba(self, images: Any, batch_size: int = 64) -> Tensor:
@@ -170,20 +182,6 @@ class FewShotClassifier:
         processor = processor or find_processor(AutoImageProcessor, folder)  # else the base model's, when needed
         temperature: Any = config.temperature
         return cls(model, heads, prototypes, classes, temperature, processor, copa_weights(model))
-
-
-@contextmanager
-def _only(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Residual maps of the adapter `name` alone, whichever is active now."""
-    maps = [module for module in model.modules() if isinstance(module, Residual)]
-    before = [(module._active_adapter, module._disable_adapters) for module in maps]
-    try:
-        for module in maps:
-            module._active_adapter, module._disable_adapters = [] if name is None else [name], False
-        yield
-    finally:
-        for module, state in zip(maps, before, strict=True):
-            module._active_adapter, module._disable_adapters = state
 
 
 def copa_layer(model: nn.Module) -> CoPALayer | None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
+from ..adapters import evaluation_mode
 from ..data.images import image_processor, list_images, rgb_images
+from ..substitution import Recorder, substitute
 from ..towers import find_pooling, unwrap
 from ..tuners.copa import CoPALayer
 from ..values import OF_THE_MACHINE, reason, shown, whole_number
@@ -37,15 +37,20 @@ class ImageFeatures(nn.Module):
         self.model, self.processor = model, processor
         self.path, self.width = find_pooling(unwrap(model))
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
+        """Pixels to features.
+
+        Args:
+            modules: path in the model without PEFT's wrapper -> what stands there in this pass.
+        """
         model = unwrap(self.model)
-        pooling: Any = model.get_submodule(self.path)
+        first, path = next(model.parameters()), self.path
+        pooling = model.get_submodule(path)
         if isinstance(pooling, CoPALayer):
-            pooling = pooling.base_layer
-        first = next(model.parameters())
-        seen: list[Tensor] = []
-        handle = pooling.register_forward_hook(lambda module, inputs, output: seen.append(output))
-        run = getattr(model, "get_image_features", model)  # a whole CLIP would ask for texts
+            pooling, path = pooling.base_layer, f"{path}.base_layer"
+        recorder = Recorder(pooling)
+        view = substitute(model, {**(modules or {}), path: recorder})
+        run = getattr(view, "get_image_features", view)  # a whole CLIP would ask for texts
         try:
             run(pixel_values=pixel_values.to(first.device, first.dtype))
         except OF_THE_MACHINE:
@@ -53,12 +58,9 @@ class ImageFeatures(nn.Module):
         except (RuntimeError, ValueError) as error:  # torch's of channels, Transformers' of sizes
             shape = tuple(pixel_values.shape)
             raise ValueError(f"{type(model).__name__} takes no pixels of shape {shape}: {reason(error)}") from error
-        finally:
-            handle.remove()
-        (features,) = seen
-        features = (
-            features[:, 0] if features.dim() == 3 else features.flatten(1)
-        )  # of all tokens; ResNet's (B, d, 1, 1)
+        features = recorder.only("left")
+        # of all tokens the first; ResNet's are (B, d, 1, 1)
+        features = features[:, 0] if features.dim() == 3 else features.flatten(1)
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def pixels(self, images: Any, first: int = 0) -> Tensor:
@@ -94,20 +96,19 @@ class ImageFeatures(nn.Module):
         return images
 
     @torch.no_grad()
-    def embed(self, images: Any, batch_size: int = 64, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    def embed(self, images: Any, batch_size: int = 64, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
         """Features (N, d) of images as [`pixels`] takes them, batch by batch, the model in evaluation mode meanwhile.
 
         Args:
-            weights: tensors that stand in for the model's own of these names.
+            modules: see [`forward`].
         """
         batch_size = whole_number("batch_size", batch_size, least=1)
         images = self.listed(images)
-        tensors = {f"model.{name}": tensor for name, tensor in (weights or {}).items()}
         starts = range(0, len(images), batch_size)
         bar = tqdm(starts, desc="Embedding", unit="batch", leave=False, disable=len(starts) < 10)
         batches = (self.pixels(images[start : start + batch_size], start) for start in bar)
         with evaluation_mode(self.model):
-            return torch.cat([functional_call(self, tensors, (batch,)) for batch in batches])
+            return torch.cat([self(batch, modules) for batch in batches])
 
     def embed_with_gradient(self, pixel_values: Tensor, batch_size: int = 64) -> Tensor:
         """The same with gradients, keeping the activations of one batch at a time: others are computed again."""
@@ -117,24 +118,12 @@ class ImageFeatures(nn.Module):
         return torch.cat([checkpoint(self, batch, use_reentrant=False) for batch in batches])
 
     def _image_processor(self) -> Any:
-        if self.processor is None:
+        if self.processor is None:  # several threads may look for it, and find the same
             try:
                 self.processor = AutoImageProcessor.from_pretrained(unwrap(self.model).name_or_path)
             except (OSError, ValueError) as error:
                 raise ValueError("No image processor lies where the model came from; pass processor.") from error
         return image_processor(self.processor)
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards each module is in the mode that it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def check_rows(rows: Tensor, what: str, names: Sequence[Any]) -> None:

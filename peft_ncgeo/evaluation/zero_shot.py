@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +17,12 @@ from ..data.class_prompts import class_prompts, list_names
 from ..data.images import find_processor, list_images, rgb_images
 from ..geometry.sphere import cosine_logits
 from ..templates import DEFAULT_TEMPLATE, check_template
-from ..towers import check_text_tower, image_features, reads_text, text_features, text_positions, unwrap
+from ..towers import check_text_tower, image_features, reads_text, text_positions, unwrap
 from ..tuners.prompt_config import active_prompt_config
+from ..tuners.text_encoder import encode_texts
 from ..values import shown, whole_number
 from .image_features import check_rows
+from .known_texts import KnownTexts
 
 
 class ZeroShotClassifier:
@@ -30,7 +33,9 @@ class ZeroShotClassifier:
         processor: its `CLIPProcessor`.
         template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
 
-    Text features are kept for each list of names until an adapter's weights change, or which one is active.
+    Text features are kept for the last 64 lists of names (of 100,000 names together) until an adapter's weights
+    change, or which one is active. Several threads may use a classifier, but not while the model is trained or its
+    adapters are switched.
 
     Example:
 
@@ -50,9 +55,7 @@ class ZeroShotClassifier:
             check_template(template)
         self.model, self.processor = model.eval(), processor
         self._template = template
-        self._text_features: dict[tuple[str, ...], Tensor] = {}
-        self._state: tuple[Any, ...] = ()
-        self._weights: list[Tensor] = []
+        self._known = KnownTexts()
 
     @classmethod
     def from_pretrained(
@@ -119,31 +122,28 @@ class ZeroShotClassifier:
     @torch.no_grad()
     def text_features(self, class_names: Sequence[str]) -> Tensor:
         """Raw text features (K, d) of the names in the template, computed once for each list of names."""
-        key = tuple(list_names(class_names))
-        if len(key) < 2:
-            raise ValueError(f"Classification needs at least two class names, got {shown(list(key))}.")
-        self.model.eval()
-        self._forget_if_changed()
-        if key not in self._text_features:
-            config = active_prompt_config(self.model)
-            slots = config.num_text_tokens if config else 0
-            texts = class_prompts(key, self.template, slots, self.processor.tokenizer, text_positions(self.model))
-            found = text_features(self.model, **texts.to(self._device))
-            check_rows(found, "text features of class", key)
-            self._text_features[key] = found
-        return self._text_features[key]
+        names = tuple(list_names(class_names))
+        if len(names) < 2:
+            raise ValueError(f"Classification needs at least two class names, got {shown(list(names))}.")
+        if self.model.training:
+            self.model.eval()
+        return self._known.get(names, self._fingerprint(), partial(self._encode, names))
+
+    def _encode(self, names: Sequence[str]) -> Tensor:
+        config = active_prompt_config(self.model)
+        slots = config.num_text_tokens if config else 0
+        texts = class_prompts(names, self.template, slots, self.processor.tokenizer, text_positions(self.model))
+        features = encode_texts(self.model, **texts.to(self._device))
+        check_rows(features, "text features of class", names)
+        return features
 
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _forget_if_changed(self) -> None:
+    def _fingerprint(self) -> tuple[Any, list[nn.Parameter]]:
+        """Return what text features depend on beside the names: settings, and an adapter's weights."""
         layers = adapter_layers(self.model)
         active = tuple((layer._disable_adapters, tuple(layer.active_adapters)) for layer in layers)
-        state = self.template, self._device, next(self.model.parameters()).dtype, active
-        weights = adapter_parameters(self.model)
-        same = len(weights) == len(self._weights) and all(map(torch.equal, weights, self._weights))
-        if state != self._state or not same:
-            # by value: neither addresses nor version counters tell every change
-            self._state, self._weights = state, [weight.detach().clone() for weight in weights]
-            self._text_features = {}
+        dtype = next(self.model.parameters()).dtype
+        return (self.template, self._device, dtype, active), adapter_parameters(self.model)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..adapters import evaluation_mode
 from ..evaluation.few_shot import FewShotClassifier, copa_layer, copa_weights
-from ..evaluation.image_features import ImageFeatures, evaluation_mode
+from ..evaluation.image_features import ImageFeatures
 from ..geometry.heads import class_prototypes
 from ..geometry.sphere import modality_gap
 from ..tuners.copa import CoPAConfig, Residual

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoProcessor
 
-from ..adapters import adapter_layers, adapter_parameters
+from ..adapters import adapter_layers, adapter_parameters, evaluation_mode
 from ..data.checks import check_dataset
 from ..data.images import ImageCollator, LabelledImages, image_processor, rgb_images
 from ..evaluation import ZeroShotClassifier
@@ -268,20 +268,17 @@ class _Encoder:
         """The classifier's rows (K, d) and bias: class texts, or what the head does to unit vectors."""
         if self.reads_text:
             assert collected.names is not None  # collect saw to it
-            was_training = self.model.training
-            zero_shot = ZeroShotClassifier(self.model, self._processor(), self.template)
-            rows = zero_shot.text_features(collected.names).float().cpu()
-            self.model.train(was_training)
-            return rows, None
+            with evaluation_mode(self.model):
+                zero_shot = ZeroShotClassifier(self.model, self._processor(), self.template)
+                return zero_shot.text_features(collected.names).float().cpu(), None
         parameter, head = linear_parameter(self.model), linear_classifier(self.model)  # refuses what is not linear
         if head is not None:
             rows, bias = head.weight.detach().clone(), None if head.bias is None else head.bias.detach().clone()
         else:  # LoRA's: what it does to unit vectors
-            head, was_training = classifier(self.model).eval(), self.model.training
-            with torch.no_grad():
+            head = classifier(self.model)
+            with torch.no_grad(), evaluation_mode(head):
                 bias = head(parameter.new_zeros(1, parameter.shape[1]))[0]
                 rows = (head(torch.eye(parameter.shape[1]).to(parameter)) - bias).T
-            head.train(was_training)
         if len(rows) != len(collected.means):
             raise ValueError(f"The head has {len(rows)} outputs, the data set {len(collected.means)} classes.")
         return rows.float().cpu(), None if bias is None else bias.float().cpu()

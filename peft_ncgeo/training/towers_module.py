@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..adapters import evaluation_mode
 from ..towers import head_features, image_features, reads_text, unwrap
 from ..tuners.text_encoder import encode_texts
 
@@ -58,12 +59,6 @@ class TowersModule(nn.Module):
 
 @torch.no_grad()
 def encode(towers: TowersModule, **inputs: Tensor) -> dict[str, Tensor]:
-    """A pass without gradient in evaluation mode, which leaves the model in the mode it was in."""
-    was_training = towers.model.training
-    if was_training:
-        towers.eval()
-    try:
+    """Run a pass without gradient in evaluation mode, which leaves every module in the mode that it was in."""
+    with evaluation_mode(towers):
         return towers(**inputs)
-    finally:
-        if was_training:
-            towers.train()

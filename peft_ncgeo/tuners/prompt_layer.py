@@ -113,10 +113,10 @@ class TextEmbeddingsWithPrompt(PromptLayer):
     def forward(
         self, input_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None
     ) -> Tensor:
-        words = input_ids is not None and inputs_embeds is None
-        if words and self.active_tokens and not torch.compiler.is_compiling():
-            self._check(input_ids)
         if inputs_embeds is None:
+            assert input_ids is not None  # one of the two
+            if self.active_tokens and not torch.compiler.is_compiling():
+                self._check(input_ids)
             inputs_embeds = self.base_layer.token_embedding(input_ids)
         prompt = self.active_prompt(inputs_embeds)
         if prompt is not None:

@@ -41,8 +41,8 @@ def _packed_features(base: Any, layout: Layout) -> Tensor:
 
 def _can_pack(base: Any) -> bool:
     """Return True for a tower laid out as CLIP's that takes positions and a mask, in a pass that is not traced."""
-    tower = getattr(base, "text_model", None)
+    tower: Any = getattr(base, "text_model", None)
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or not hasattr(base, "text_projection"):
         return False
-    takes = inspect.signature(tower.forward).parameters if isinstance(tower, nn.Module) else {}
-    return "position_ids" in takes and tower.config._attn_implementation in ("eager", "sdpa")
+    takes_positions = tower is not None and "position_ids" in inspect.signature(tower.forward).parameters
+    return takes_positions and tower.config._attn_implementation in ("eager", "sdpa")

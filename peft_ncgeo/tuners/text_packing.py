@@ -38,7 +38,8 @@ class Layout:
 
     def to(self, device: torch.device) -> Layout:
         """The same on another device."""
-        return Layout(*(part.to(device) for part in (self.input_ids, self.positions, self.mask, self.ends)))
+        input_ids, positions = self.input_ids.to(device), self.positions.to(device)
+        return Layout(input_ids, positions, self.mask.to(device), self.ends.to(device))
 
     @torch.inference_mode(False)
     def attention_mask(self, implementation: str, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...substitution import shallow_copy
 from ..wrapper import Wrapper
 
 RESIDUAL_START = 1e-4  # times the identity, as TSA starts
@@ -92,6 +93,15 @@ class Residual(Wrapper):
     def restart(self) -> None:
         """Put the active adapter's map back to its start."""
         self.weight.copy_(self.start())
+
+    def holding(self, weight: Tensor | None) -> Residual:
+        """Return a map of its own beside the same module, with this weight whatever is active here; None: inactive."""
+        copy: Residual = shallow_copy(self)
+        copy._disable_adapters, copy._active_adapter = False, []
+        if weight is not None:
+            copy._active_adapter = ["own"]
+            copy._modules["ncgeo_copa_residual"] = nn.ParameterDict({"own": nn.Parameter(weight, False)})
+        return copy
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         output = self.base_layer(hidden_states, *args, **kwargs)

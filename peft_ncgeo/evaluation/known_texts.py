@@ -1,0 +1,74 @@
+"""Text features that a classifier keeps, for threads that ask at the same time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MOST_LISTS = 64
+_MOST_NAMES = 100_000  # of all lists together: 200 MiB at 512 numbers each
+
+
+class KnownTexts:
+    """Text features of the last lists of names, each computed by the first thread that asks for it.
+
+    The lock is held while lists are looked up, never while features are computed; others who ask for the same list
+    wait for the first one.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lists: dict[tuple[str, ...], Future[Tensor]] = {}  # the one asked for last stands last
+        self._settings: Any = None
+        self._weights: list[Tensor] = []
+
+    def get(self, names: tuple[str, ...], model: tuple[Any, Sequence[Tensor]], encode: Callable[[], Tensor]) -> Tensor:
+        """Return the features (K, d) of these names.
+
+        Args:
+            model: settings and weights that features depend on; lists computed under others are forgotten.
+            encode: computes them.
+        """
+        with self._lock:
+            self._forget_others(*model)
+            known = self._lists.pop(names, None)
+            future = self._lists[names] = known or Future()
+            self._make_room()
+        if known is None:
+            try:
+                future.set_result(encode())
+            except BaseException as error:
+                with self._lock:
+                    if self._lists.get(names) is future:
+                        del self._lists[names]
+                if isinstance(error, Exception):
+                    future.set_exception(error)
+                else:  # Ctrl-C, say, which is not meant for those who wait
+                    future.cancel()
+                raise
+        try:
+            return future.result()
+        except CancelledError:
+            return self.get(names, model, encode)
+
+    def _forget_others(self, settings: Any, weights: Sequence[Tensor]) -> None:
+        """Compare weights by value: neither addresses nor version counters tell every change."""
+        same = settings == self._settings and len(weights) == len(self._weights)
+        if not same or not all(map(torch.equal, weights, self._weights)):
+            self._settings, self._weights = settings, [weight.detach().clone() for weight in weights]
+            self._lists = {}
+
+    def _make_room(self) -> None:
+        held = sum(map(len, self._lists))
+        for names in list(self._lists)[:-1]:
+            if held > _MOST_NAMES or len(self._lists) > _MOST_LISTS:
+                held -= len(names)
+                del self._lists[names]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KnownTexts, ()  # a copy begins empty: locks are not copied
