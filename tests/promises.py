@@ -104,6 +104,10 @@ PROMISES = [
         ("tests/training/test_interruptions.py",),
         interruptions,
     ),
+    Promise(
+        "Eight threads on one classifier or one prompted model get what one thread gets.",
+        ("tests/evaluation/test_threads.py",),
+    ),
     Promise("Packed texts have the features and gradients of padded ones.", ("tests/tuners/test_text_packing.py",)),
     Promise(
         "What is computed once, shared or cast once equals what is computed anew.",
