@@ -5,6 +5,7 @@ Everything is found by structure, never by a path written down, so wrapped, rena
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +15,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from .families import (
+    EndOfText,
+    family_name,
+    find_end_of_text,
+    find_family,
+    first_reason,
+    listed,
+    reads_layers,
+    why_no_end_of_text,
+)
 from .substitution import Recorder, substitute
 
 HEAD = "classifier"  # what Transformers' ...ForImageClassification models call theirs
@@ -27,7 +38,7 @@ class Tower:
     layers: tuple[str, ...]
     width: int
     max_length: int | None = None  # text only: positions, [BOS] and [EOT] included
-    eot_token_id: int | None = None  # text only: the token whose feature is pooled; None: another place
+    end_of_text: EndOfText | None = None  # text only: where it pools; None: elsewhere, or that is not known
 
 
 def _join(*parts: str) -> str:
@@ -68,14 +79,16 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
         path = _join(name, "embeddings")
         layer_paths = tuple(_join(name, layers[0], str(i)) for i in range(len(layers[1])))
         if hasattr(embeddings, "token_embedding") and "text" not in towers:
-            table: Any = embeddings.position_embedding
-            eot = getattr(module, "eos_token_id", None)  # CLIP pools there; SigLIP has no such attribute
-            towers["text"] = Tower(path, layer_paths, table.embedding_dim, table.num_embeddings, eot)
+            positions = _innermost(getattr(embeddings, "position_embedding", None))
+            length = positions.num_embeddings if isinstance(positions, nn.Embedding) else None
+            width = _innermost(embeddings.token_embedding).embedding_dim
+            towers["text"] = Tower(path, layer_paths, width, length, find_end_of_text(module))
         elif "vision" not in towers:
             # CLIP says `patch_embedding`, the ViT family `patch_embeddings` with the convolution one level down.
             patches = getattr(embeddings, "patch_embedding", None)
             patches = patches or getattr(getattr(embeddings, "patch_embeddings", None), "projection", None)
-            if patches is not None and hasattr(patches, "out_channels"):
+            patches = _innermost(patches)
+            if hasattr(patches, "out_channels"):
                 towers["vision"] = Tower(path, layer_paths, patches.out_channels)
     unknown = set(exclude) - found
     if unknown:
@@ -94,33 +107,33 @@ def find_pooling(model: nn.Module) -> Pooling:
     """Where the pooled image feature leaves a vision backbone.
 
     CLIP's `visual_projection`; the last layer norm of ViT, DeiT, DINOv2 and of CLIP's vision tower without projection;
-    SigLIP's pooling head; ResNet's pooler.
+    SigLIP's pooling head; ResNet's pooler. Other families are in [`~peft_ncgeo.families.FAMILIES`].
 
     Raises:
-        ValueError: the model is none of these: it has no class token, no such norm, or drops patches at random.
+        ValueError: the model is of no such family, returns feature maps, or reads images only together with texts.
     """
     modules: dict[str, Any] = dict(model.named_modules())
-    for path, module in modules.items():
-        if path.split(".")[-1] == "visual_projection":
-            return Pooling(path, module.out_features)
+    base = unwrap(model)
     vision = find_towers(model).get("vision")
-    if vision is not None:
-        tower = vision.embeddings.removesuffix("embeddings")
-        embeddings = modules[vision.embeddings]
-        if hasattr(modules.get(f"{tower}head"), "probe"):  # SigLIP's pools by attention, behind its layer norm
-            return Pooling(f"{tower}head", vision.width)
-        first = any(hasattr(embeddings, token) for token in ("cls_token", "class_embedding"))
-        masked = hasattr(embeddings, "random_masking")  # MAE's: features would differ from one pass to the next
-        for name in ("post_layernorm", "layernorm"):
-            norm = modules.get(tower + name)
-            if first and not masked and isinstance(_innermost(norm), nn.LayerNorm):
-                return Pooling(tower + name, vision.width)
-    for path, module in modules.items():
-        if all(hasattr(module, part) for part in ("embedder", "encoder", "pooler")):
-            return Pooling(_join(path, "pooler"), module.config.hidden_sizes[-1])
+    tower = None if vision is None else parent_path(vision.embeddings)
+    places = [(owner, "visual_projection") for owner in modules]
+    places += [(tower, name) for name in ("head", "post_layernorm", "layernorm") if tower is not None]
+    places += [(owner, "pooler") for owner in modules]
+    if family_name(base) is not None and find_family(base) is None:  # who knows what it makes of its tower's feature
+        places = []
+    for owner, name in places:
+        path, family = _join(owner, name), find_family(modules[owner])
+        if path not in modules or family is None or name not in family.features or reads_layers(modules[owner]):
+            continue
+        asked = inspect.signature(base.forward).parameters
+        if not hasattr(base, "get_image_features") and not {"input_ids", "decoder_input_ids"}.isdisjoint(asked):
+            raise ValueError(f"{type(base).__name__} reads an image only together with a text; take its image tower.")
+        if name == "visual_projection":
+            return Pooling(path, _width_of_output(modules[path]))
+        return Pooling(path, modules[owner].config.hidden_sizes[-1] if vision is None else vision.width)
     raise ValueError(
-        f"The pooled feature of {type(unwrap(model)).__name__} is not known; backbones are CLIP, SigLIP, ViT, DeiT, "
-        "DINOv2 and ResNet."
+        f"The pooled feature of {type(base).__name__} is not known; backbones are "
+        f"{listed(lambda family: family.features)}."
     )
 
 
@@ -131,27 +144,41 @@ def find_residual_places(model: nn.Module) -> list[str]:
     that sees neighbours (3x3, not 1x1).
 
     Raises:
-        ValueError: a transformer whose layers do not have both.
+        ValueError: a transformer whose layers do not have both, or a model in which there is no such place.
     """
-    vision = find_towers(model).get("vision")
+    vision, name = find_towers(model).get("vision"), type(unwrap(model)).__name__
     modules = dict(model.named_modules())
+    places = []
     if vision is not None:
-        places = []
         for layer in vision.layers:
             found = [_join(layer, part) for part in ("attention", "self_attn", "mlp") if _join(layer, part) in modules]
             if len(found) != 2:
-                name = type(unwrap(model)).__name__
                 raise ValueError(f"{layer} of {name} has no attention and MLP for residual adapters to stand beside.")
             places += found
         return places
     stages = find_pooling(model).path.removesuffix("pooler") + "encoder."
     inside = tuple(f"{path}." for path, module in modules.items() if isinstance(module, BaseTunerLayer))
-    return [
+    places = [
         path
         for path, module in modules.items()
         if path.startswith(stages) and not path.startswith(inside)
         if isinstance(inner := _innermost(module), nn.Conv2d) and max(inner.kernel_size) > 1
     ]
+    if not places:
+        raise ValueError(f"{name} has no layers that residual adapters are known to stand beside; leave them out.")
+    return places
+
+
+def parent_path(path: str) -> str:
+    """Path of the module that holds the one at this path."""
+    return path.rpartition(".")[0]
+
+
+def _width_of_output(projection: nn.Module) -> int:
+    """Of a linear layer, or of the last one in a `Sequential`, under any adapter."""
+    inner = _innermost(projection)
+    layers = reversed(inner) if isinstance(inner, nn.Sequential) else [inner]
+    return next(width for layer in layers if (width := getattr(_innermost(layer), "out_features", None)))
 
 
 def _innermost(module: Any) -> Any:
@@ -180,20 +207,44 @@ def check_text_tower(model: nn.Module) -> None:
     """Refuse models whose text features depend on more than the words, which shortened texts would change silently.
 
     Raises:
-        NotImplementedError: the text tower does not pool at [EOT], SigLIP's for instance.
+        NotImplementedError: the text tower does not pool at [EOT], SigLIP's for instance, or its family is not known.
     """
-    text = find_towers(unwrap(model)).get("text")
-    if text is None or text.eot_token_id is None:
+    base = unwrap(model)
+    text = find_towers(base).get("text")
+    if text is None or text.end_of_text is None:
         raise NotImplementedError(
-            f"{type(unwrap(model)).__name__} does not pool its text at [EOT] as CLIP does, so class texts cannot be "
-            "cut to their length; its vision tower can be prompted by itself."
+            f"{type(base).__name__} {why_no_end_of_text(base)}, so class texts cannot be cut to their length; tune "
+            f"its image tower by itself, or take one of {listed(lambda family: family.end_of_text)}."
         )
+
+
+def check_encoders(model: nn.Module) -> None:
+    """Refuse models that cannot encode pixels (B, C, H, W) alone, or class texts where they read text.
+
+    Raises:
+        NotImplementedError: a model that reads videos, SigLIP 2's with patches of any number, one that gives text
+            features and no image features; a text tower that [`check_text_tower`] refuses.
+    """
+    base = unwrap(model)
+    reason = first_reason([base], "no_images")
+    if not reason and reads_text(base) and not hasattr(base, "get_image_features"):
+        reason = "has no get_image_features"
+    if reason:
+        raise NotImplementedError(f"{type(base).__name__} {reason}; images alone, (B, C, H, W), cannot be encoded.")
+    if reads_text(base):
+        check_text_tower(base)
 
 
 def classification_head(model: nn.Module) -> nn.Module | None:
     """The head of an image classification model (under PEFT's wrapper where it has one), or None."""
     head = getattr(unwrap(model), HEAD, None)
     return None if head is None or isinstance(head, nn.Identity) else head
+
+
+def other_heads(model: nn.Module) -> list[str]:
+    """Names of heads whose logits a model averages with those of its classification head, as LeViT's teacher has."""
+    heads = [(name, child) for name, child in unwrap(model).named_children() if name != HEAD and HEAD in name]
+    return [name for name, child in heads if not isinstance(child, nn.Identity)]
 
 
 def head_width(head: nn.Module) -> int:
@@ -224,9 +275,10 @@ def classifier(model: nn.Module) -> Any:
 def linear_classifier(model: nn.Module) -> Any:
     """The part of [`classifier`] with `weight` (K, d) and `bias` (K,) or None, by which the logits are linear.
 
-    None where there is no such single layer, as for a head that LoRA adapts, whose own weight is not what classifies.
+    None where there is no such single layer, as for a head that LoRA adapts, whose own weight is not what classifies,
+    or beside another head.
     """
-    head = _only_layer(classifier(model))
+    head = None if other_heads(model) else _only_layer(classifier(model))
     if isinstance(head, BaseTunerLayer) or not isinstance(getattr(head, "weight", None), Tensor):
         return None
     return head
@@ -246,8 +298,10 @@ def linear_parameter(model: nn.Module) -> nn.Parameter:
     The weight of [`linear_classifier`], or for a head under LoRA that of the layer it adapts.
 
     Raises:
-        ValueError: the head is not one linear layer that is added to, or its rows are prototypes.
+        ValueError: the head is not one linear layer that is added to, its rows are prototypes, or there are two heads.
     """
+    if others := other_heads(model):
+        raise ValueError(f"{type(unwrap(model)).__name__} has another head, {others[0]!r}, which would not be turned.")
     head = _only_layer(classifier(model))
     if isinstance(head, BaseTunerLayer):
         head = head.get_base_layer()

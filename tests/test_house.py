@@ -13,9 +13,10 @@ from packaging.version import Version
 
 PACKAGE = Path(__file__).parents[1] / "peft_ncgeo"
 # each part -> the parts it may import; everything may import what its own row names, nothing else
-BASE = {"towers", "templates", "adapters", "substitution", "values"}
+BASE = {"families", "towers", "templates", "adapters", "substitution", "values"}
 ALLOWED = {
-    "towers": {"substitution"},
+    "families": set(),
+    "towers": {"families", "substitution"},
     "substitution": set(),
     "templates": {"values"},
     "adapters": set(),

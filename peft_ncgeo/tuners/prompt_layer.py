@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..families import EndOfText
 from .prompt_config import PromptConfig
 from .text_packing import Layout, TextReader
 from .wrapper import Wrapper
@@ -104,9 +105,9 @@ class TextEmbeddingsWithPrompt(PromptLayer):
 
     other_param_names = ("num_tokens", "sources", "configs")
 
-    def __init__(self, base_layer: nn.Module, prefix: str, eot_token_id: int) -> None:
+    def __init__(self, base_layer: nn.Module, prefix: str, end_of_text: EndOfText) -> None:
         super().__init__(base_layer, prefix)
-        self.reader = TextReader(eot_token_id)
+        self.reader = TextReader(end_of_text)
         self.configs: dict[str, PromptConfig] = {}
         self._warned = False
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ..templates import find_tokenizer, placeholder_ids
 from ..towers import Tower, find_towers
 from ..values import shown
+from .prompt_check import check_prompts
 from .prompt_config import PromptConfig
 from .prompt_layer import (
     PromptLayer,
@@ -63,8 +64,7 @@ class PromptModel(WrapperModel):
             num_tokens, depth = (getattr(peft_config, name) for name in (f"num_{kind}_tokens", f"{kind}_depth"))
             if not num_tokens:
                 continue
-            if kind not in towers:
-                raise ValueError(f"{model_name} has no {kind} tower to prompt; set num_{kind}_tokens=0.")
+            check_prompts(model, kind, towers.get(kind))
             tower, first = towers[kind], peft_config.first_layer
             if first >= len(tower.layers):
                 raise ValueError(f"first_layer={first}, but the {kind} tower has {len(tower.layers)} layers.")
@@ -115,14 +115,10 @@ class PromptModel(WrapperModel):
 def _wrap_text(tower: Tower, num_tokens: int, prompted: list[str]) -> dict[str, Place]:
     if tower.max_length is not None and num_tokens > tower.max_length - 3:  # [BOS], a name, [EOT]
         raise ValueError(f"num_text_tokens={num_tokens} leaves no room for a name among {tower.max_length} slots.")
-    if tower.eot_token_id is None:
-        raise NotImplementedError(
-            "Text prompts need a causal text tower with [BOS] that pools at [EOT], as CLIP's does; SigLIP's pools the "
-            "last token, has no causal mask and no [BOS]. Prompt its vision tower: num_text_tokens=0."
-        )
+    assert tower.end_of_text is not None  # check_prompts saw to it
     layers = {path: Place(TextLayerWithPrompt, num_tokens) for path in prompted}
     return layers | {
-        tower.embeddings: Place(partial(TextEmbeddingsWithPrompt, eot_token_id=tower.eot_token_id), num_tokens)
+        tower.embeddings: Place(partial(TextEmbeddingsWithPrompt, end_of_text=tower.end_of_text), num_tokens)
     }
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..families import EndOfText
+
 _TOKENS = 96  # of a row: attention grows with longer ones, shorter ones repeat the context more often
 _REMEMBERED = 8  # lists of texts, and rows made of them
 _LOCK = threading.Lock()  # of what is remembered, anywhere; held while a list is searched or changed, never in a pass
@@ -129,11 +131,11 @@ class TextReader:
     """Finds where texts end and how they can be packed, and remembers it.
 
     Args:
-        eot_token_id: 2 in models saved before Transformers knew better: then the largest id ends a text.
+        end_of_text: how the tower finds [EOT].
     """
 
-    def __init__(self, eot_token_id: int) -> None:
-        self.eot_token_id = eot_token_id
+    def __init__(self, end_of_text: EndOfText) -> None:
+        self.end_of_text = end_of_text
         self._remembered: list[Texts] = []
 
     def read(self, input_ids: Tensor, slots: int = 0, replaced: bool = False, packed: bool = False) -> Texts:
@@ -159,8 +161,7 @@ class TextReader:
     def _look(self, input_ids: Tensor, asked: tuple[int, bool, bool]) -> Texts:
         slots, replaced, packed = asked
         ids = input_ids.to("cpu", copy=True)
-        score = ids if self.eot_token_id == 2 else (ids == self.eot_token_id).int()
-        ends = score.argmax(dim=-1).tolist()
+        ends = self.end_of_text.places(ids).tolist()
         layout = None
         if packed and len(ids) > 1:
             alike = (ids == ids[0]).all(0)

@@ -1,0 +1,188 @@
+"""What is known of the models of Transformers, one entry a family; of any other model nothing is guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class EndOfText:
+    """Pooling at [EOT]: the rule by which a text tower finds the token whose feature stands for a text.
+
+    Attributes:
+        token_id: the first token with this id; None: the first with the largest id of the text.
+    """
+
+    token_id: int | None
+
+    def places(self, input_ids: Tensor) -> Tensor:
+        """Place of every text's [EOT]: token ids (K, L) to (K,)."""
+        score = input_ids if self.token_id is None else (input_ids == self.token_id).int()
+        return score.argmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Facts about the models in one folder of `transformers.models`, read in their code.
+
+    The reasons say what stands in the way; they follow the model's name in an error.
+
+    Attributes:
+        name: as its authors write it.
+        end_of_text: the rule of its text tower, which is causal and has [BOS] in front, or None.
+        takes_prompts: vectors behind its image tokens are tokens like others to all layers, and nothing reads the
+            image tower but its last output.
+        features: names of modules whose output holds the pooled image feature, one a forward pass, in a batch of
+            vectors or as first token.
+        reads_layers: classes that read an image tower's layers in between too; all `...Backbone`s do.
+        no_end_of_text: reason why texts can neither be prompted nor cut to their length.
+        no_prompts: reason why images take no prompts.
+        no_images: reason why pixels (B, C, H, W) alone are no input.
+    """
+
+    name: str
+    end_of_text: Callable[[Any], EndOfText | None] | None = None
+    takes_prompts: bool = False
+    features: tuple[str, ...] = ()
+    reads_layers: tuple[str, ...] = ()
+    no_end_of_text: str = ""
+    no_prompts: str = ""
+    no_images: str = ""
+
+
+def _first(tower: Any) -> EndOfText | None:
+    token_id = tower.eos_token_id
+    return EndOfText(token_id) if isinstance(token_id, int) else None
+
+
+def _first_or_legacy(tower: Any) -> EndOfText | None:
+    """CLIP's: `eos_token_id` was wrong in its first configs, which say 2."""
+    return _largest(tower) if tower.eos_token_id == 2 else _first(tower)
+
+
+def _largest(tower: Any) -> EndOfText:
+    return EndOfText(None)
+
+
+_CLIP = ("visual_projection", "post_layernorm")
+_VIT = ("layernorm",)
+_CLS = "pools its text at [CLS]"
+_VIDEO = "reads videos"
+_CONVOLUTIONS = "has no image tokens"
+_WINDOWS = "attends within windows of a fixed number of tokens"
+_SIGLIP = "pools the last token of a padded text and has neither causal mask nor [BOS]"
+
+FAMILIES = {
+    "clip": Family("CLIP", _first_or_legacy, True, _CLIP),
+    "siglip": Family("SigLIP", None, True, ("head",), no_end_of_text=_SIGLIP),
+    "vit": Family("ViT", None, True, _VIT),
+    "deit": Family("DeiT", None, True, _VIT),
+    "dinov2": Family("DINOv2", None, True, _VIT),
+    "dinov2_with_registers": Family("DINOv2 with registers", None, True, _VIT),
+    "resnet": Family("ResNet", features=("pooler",), no_prompts=_CONVOLUTIONS),
+    "metaclip_2": Family("MetaCLIP 2", _first, True, _CLIP),
+    "clipseg": Family("CLIPSeg", _first_or_legacy, True, _CLIP, ("CLIPSegForImageSegmentation",)),
+    "owlvit": Family("OwlViT", _largest, True, _CLIP),
+    "owlv2": Family("OWLv2", _largest, True, _CLIP),
+    "groupvit": Family(
+        "GroupViT", _first_or_legacy, features=("visual_projection",), no_prompts="merges its image tokens into groups"
+    ),
+    "altclip": Family("AltCLIP", None, True, _CLIP, no_end_of_text=_CLS),
+    "chinese_clip": Family("Chinese CLIP", None, True, _CLIP, no_end_of_text=_CLS),
+    "blip": Family("BLIP", None, True, ("visual_projection",), no_end_of_text=_CLS),
+    "blip_2": Family("BLIP-2", None, True, no_end_of_text=_CLS),
+    "align": Family("ALIGN", no_end_of_text=_CLS, no_prompts=_CONVOLUTIONS),
+    "bert": Family("BERT", no_end_of_text=_CLS),
+    "tipsv2": Family("TIPSv2", None, True, _VIT, no_end_of_text="averages the tokens of a text"),
+    "vision_text_dual_encoder": Family("VisionTextDualEncoder", None, True, ("visual_projection",)),
+    "vision_encoder_decoder": Family("VisionEncoderDecoder", None, True),
+    "pixio": Family("Pixio", None, True),  # the mean of its class tokens leaves no module
+    "vit_msn": Family("ViT-MSN", None, True, _VIT),
+    "ijepa": Family("I-JEPA", None, True),
+    "beit": Family("BEiT", None, True, reads_layers=("BeitForSemanticSegmentation",)),  # without relative biases
+    "regnet": Family("RegNet", features=("pooler",), no_prompts=_CONVOLUTIONS),
+    "bit": Family("BiT", features=("pooler",), no_prompts=_CONVOLUTIONS),
+    "aimv2": Family(
+        "AIMv2",
+        features=("visual_projection",),
+        no_end_of_text="reads texts causally only where some of them are padded",
+        no_prompts="keeps its patches where prompts do not look for them yet",
+    ),
+    "siglip2": Family(
+        "SigLIP 2",
+        no_end_of_text=_SIGLIP,
+        no_prompts="reads flattened patches with a mask and sizes beside them",
+        no_images="needs pixel_attention_mask and spatial_shapes beside the pixels",
+    ),
+    "flava": Family(
+        "FLAVA", features=_VIT, no_end_of_text=_CLS, no_prompts="hands tuples instead of tokens from layer to layer"
+    ),
+    "data2vec": Family(
+        "Data2Vec", no_prompts="hands more than tokens to its layers, for position biases of a fixed size"
+    ),
+    "dinov3_vit": Family(
+        "DINOv3",
+        no_prompts="rotates its last tokens as patches, so prompts must stand before them, which is not built yet",
+    ),
+    "mlcd": Family("MLCD", no_prompts="rotates its tokens by their 2-D positions in the image"),
+    "vit_mae": Family("ViTMAE", no_prompts="drops patches at random"),
+    "yolos": Family("YOLOS", no_prompts="reads detection tokens at the end, where prompts would stand"),
+    "swin": Family("Swin", no_prompts=_WINDOWS),
+    "swinv2": Family("Swin V2", no_prompts=_WINDOWS),
+    "x_clip": Family("X-CLIP", _largest, True, no_images=_VIDEO),
+    "videomae": Family("VideoMAE", None, True, no_images=_VIDEO),
+    "vivit": Family("ViViT", None, True, no_images=_VIDEO),
+    "timesformer": Family(
+        "TimeSformer", no_prompts="sorts its tokens by frame and place for attention over each", no_images=_VIDEO
+    ),
+    "videoprism": Family("VideoPrism", no_prompts=_VIDEO, no_images=_VIDEO),
+}
+
+
+def family_name(module: nn.Module) -> str | None:
+    """Folder of `transformers.models` that holds the forward pass of a module, "clip" for instance; None: no such.
+
+    A child class that has a forward pass of its own belongs to no family.
+    """
+    owner = next(parent for parent in type(module).__mro__ if "forward" in vars(parent))
+    parts = owner.__module__.split(".")
+    return parts[2] if parts[:2] == ["transformers", "models"] and len(parts) > 2 else None
+
+
+def find_family(module: nn.Module) -> Family | None:
+    """What is known of the family that a module belongs to."""
+    return FAMILIES.get(family_name(module) or "")
+
+
+def find_end_of_text(tower: nn.Module) -> EndOfText | None:
+    """Rule by which a text tower pools at [EOT]; None: it pools elsewhere, or its family is not known."""
+    family = find_family(tower)
+    return family.end_of_text(tower) if family and family.end_of_text else None
+
+
+def reads_layers(module: nn.Module) -> bool:
+    """Whether a model reads the layers of its image tower in between: prompts would leak into its feature maps."""
+    family = find_family(module)
+    names = {"BackboneMixin", *(family.reads_layers if family else ())}
+    return any(parent.__name__ in names for parent in type(module).__mro__)
+
+
+def first_reason(modules: Iterable[nn.Module], reason: str) -> str:
+    """The first reason of this kind, a field of [`Family`], that the modules' families give; "" where none does."""
+    families = (find_family(module) for module in modules)
+    return next((found for family in families if family and (found := getattr(family, reason))), "")
+
+
+def why_no_end_of_text(model: nn.Module) -> str:
+    """Reason why the texts of a model can neither be prompted nor cut to their length."""
+    return first_reason(model.modules(), "no_end_of_text") or "is not known to pool its texts at an [EOT]"
+
+
+def listed(known: Callable[[Family], Any]) -> str:
+    """Names of the families of which this is true, as an error lists them."""
+    *names, last = [family.name for family in FAMILIES.values() if known(family)]
+    return f"{', '.join(names)} and {last}"

@@ -1,0 +1,61 @@
+"""Refuse prompts in towers of which it is not known that prompts do there what they should."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..families import family_name, find_family, first_reason, listed, reads_layers, why_no_end_of_text
+from ..towers import Tower, parent_path
+
+_REASONS = {"text": "no_end_of_text", "vision": "no_prompts"}
+_UNKNOWN = "is not known to treat prompts as it treats image tokens"
+
+
+def check_prompts(model: nn.Module, kind: str, tower: Tower | None) -> None:
+    """Refuse a model whose text or vision tower prompts are not known to fit.
+
+    Args:
+        kind: "text" or "vision".
+        tower: what [`~peft_ncgeo.towers.find_towers`] found of this kind.
+
+    Raises:
+        ValueError: a model of a known family that has no such tower.
+        NotImplementedError: any other model; the error says what stands in the way where that is known.
+    """
+    if kind == "text":
+        reason = "" if tower is not None and tower.end_of_text is not None else why_no_end_of_text(model)
+        known = listed(lambda family: family.end_of_text)
+    else:
+        reason = _why_no_vision_prompts(model, tower)
+        known = listed(lambda family: family.takes_prompts)
+    if not reason:
+        return
+    name = type(model).__name__
+    if tower is None and find_family(model) is not None and not first_reason(model.modules(), _REASONS[kind]):
+        raise ValueError(f"{name} has no {kind} tower to prompt; set num_{kind}_tokens=0.")
+    raise NotImplementedError(
+        f"{name} {reason}, so it takes no {kind} prompts: set num_{kind}_tokens=0. LoRA and heads work on it; {kind} "
+        f"towers that are known: {known}."
+    )
+
+
+def _why_no_vision_prompts(model: nn.Module, tower: Tower | None) -> str:
+    """Reason in words that follow the model's name, or ""."""
+    if tower is None:
+        return first_reason(model.modules(), "no_prompts") or _UNKNOWN
+    path = parent_path(tower.embeddings)
+    around = [model.get_submodule(path)]  # the tower and all that hold it
+    while path:
+        path = parent_path(path)
+        around.append(model.get_submodule(path))
+    if any(reads_layers(module) for module in around):
+        return "reads layers of its image tower in between, where prompts would leak into its feature maps"
+    for module in around:
+        family = find_family(module)
+        # a module of one's own may hold a tower, as long as no other model of Transformers does
+        if family is None and (module is around[0] or family_name(module) is not None):
+            return _UNKNOWN
+        if family is not None and not family.takes_prompts:
+            return family.no_prompts or _UNKNOWN
+    biased = any("relative_position" in name for name, _ in around[0].named_parameters())
+    return "has relative position biases of a fixed size" if biased else ""
