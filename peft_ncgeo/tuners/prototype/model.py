@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ...towers import HEAD, classification_head, head_width, unwrap
+from ...towers import HEAD, classification_head, head_width, other_heads, unwrap
 from ..prompt_model import PromptModel
 from .layer import PrototypeClassifier, PrototypeLayer
 
@@ -18,11 +18,18 @@ class PrototypeModel(PromptModel):
     prefix = "ncgeo_prototype_"
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
-        if classification_head(model) is None:
+        head = classification_head(model)
+        if head is None:
             raise ValueError(
-                f"{type(model).__name__} has no classification head to put prototypes in place of; use an "
-                "...ForImageClassification model."
+                f"{type(model).__name__} has no classification head {HEAD!r} to put prototypes in place of; use "
+                "an ...ForImageClassification model."
             )
+        if others := other_heads(model):
+            raise ValueError(
+                f"{type(model).__name__} averages its head with another, {others[0]!r}, which prototypes would not "
+                "replace; use a model with one head."
+            )
+        head_width(head)  # what does not fit is refused before anything is replaced
         labels = unwrap(model).config.num_labels
         if peft_config.num_classes is None:
             peft_config.num_classes = labels
@@ -32,7 +39,7 @@ class PrototypeModel(PromptModel):
                 f"num_labels={peft_config.num_classes}, or pipelines cannot name the classes.",
                 stacklevel=2,
             )
-        peft_config.prototypes()  # what does not exist is refused before anything is replaced
+        peft_config.prototypes()  # the same for what does not exist
         super()._prepare_model(peft_config, model)
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]
