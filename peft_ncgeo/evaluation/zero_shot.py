@@ -17,7 +17,7 @@ from ..data.class_prompts import class_prompts, list_names
 from ..data.images import find_processor, list_images, rgb_images
 from ..geometry.sphere import cosine_logits
 from ..templates import DEFAULT_TEMPLATE, check_template
-from ..towers import check_text_tower, image_features, reads_text, text_positions, unwrap
+from ..towers import check_encoders, image_features, reads_text, text_positions, unwrap
 from ..tuners.prompt_config import active_prompt_config
 from ..tuners.text_encoder import encode_texts
 from ..values import shown, whole_number
@@ -47,8 +47,8 @@ class ZeroShotClassifier:
 
     def __init__(self, model: nn.Module, processor: Any, template: str | None = None) -> None:
         if not reads_text(model):
-            raise ValueError(f"{type(unwrap(model)).__name__} reads no text, so class names mean nothing to it.")
-        check_text_tower(model)
+            raise ValueError(f"{type(unwrap(model)).__name__} gives no text features: class names mean nothing to it.")
+        check_encoders(model)
         if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
             raise TypeError(f"processor must be the model's CLIPProcessor, got {type(processor).__name__}.")
         if template is not None:

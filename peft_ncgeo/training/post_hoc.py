@@ -23,7 +23,7 @@ from ..evaluation.metrics import accuracy, balanced_accuracy
 from ..geometry.alignment import alignment, rotate_towards_means
 from ..geometry.collapse import NeuralCollapse
 from ..geometry.sphere import cosine_logits
-from ..towers import classifier, linear_classifier, linear_parameter, reads_text, unwrap
+from ..towers import check_encoders, classifier, linear_classifier, linear_parameter, reads_text, unwrap
 from .towers_module import TowersModule, encode
 
 
@@ -240,6 +240,7 @@ class _Encoder:
         self.image_column, self.label_column, self.batch_size = image_column, label_column, batch_size
         self.towers = TowersModule(model)
         self.reads_text = reads_text(model)
+        check_encoders(model)
         self.device = next(model.parameters()).device
 
     def collect(self, dataset: Any, keep: bool = True) -> _Collected:

@@ -12,7 +12,7 @@ from ..data.checks import check_dataset
 from ..data.class_prompts import class_prompts
 from ..data.images import image_processor
 from ..templates import DEFAULT_TEMPLATE, behind_prompts, placeholder_ids
-from ..towers import check_text_tower, classification_head, linear_classifier, reads_text, text_positions, unwrap
+from ..towers import check_encoders, classification_head, linear_classifier, reads_text, text_positions, unwrap
 from ..tuners.prompt_config import active_prompt_config
 from .arguments import GeometryTrainingArguments
 
@@ -36,13 +36,12 @@ class ClassificationTask:
         self.tokenizer: Any = getattr(processing_class, "tokenizer", None)
         self.image_processor = image_processor(processing_class)
         self.reads_text = reads_text(model)
-        if self.reads_text:
-            check_text_tower(model)
+        check_encoders(model)
         if self.reads_text and self.tokenizer is None:
             raise ValueError("processing_class has no tokenizer to read class names with; pass the CLIPProcessor.")
         if not self.reads_text and classification_head(model) is None:
             raise ValueError(
-                f"{type(unwrap(model)).__name__} has neither a text tower nor a classification head; train "
+                f"{type(unwrap(model)).__name__} has neither text features nor a head called `classifier`; train "
                 "CLIPModel or an ...ForImageClassification model."
             )
 

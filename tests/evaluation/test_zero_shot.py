@@ -99,7 +99,7 @@ def test_from_pretrained_in_three_ways(tmp_path):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="ViTModel reads no text"):
+    with pytest.raises(ValueError, match="ViTModel gives no text features"):
         ZeroShotClassifier(tiny_vit(), tiny_processor())
     with pytest.raises(ValueError, match="at least two class names"):
         classifier().predict(IMAGES, ["cat"])
