@@ -236,9 +236,12 @@ def check_encoders(model: nn.Module) -> None:
 
 
 def classification_head(model: nn.Module) -> nn.Module | None:
-    """The head of an image classification model (under PEFT's wrapper where it has one), or None."""
+    """The head of an image classification model (under PEFT's wrapper where it has one), or None.
+
+    A list of layers is none: the model calls them one by one, so features enter and logits leave elsewhere.
+    """
     head = getattr(unwrap(model), HEAD, None)
-    return None if head is None or isinstance(head, nn.Identity) else head
+    return None if isinstance(head, nn.Identity | nn.ModuleList | nn.ModuleDict) else head
 
 
 def other_heads(model: nn.Module) -> list[str]:

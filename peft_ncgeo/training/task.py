@@ -41,8 +41,8 @@ class ClassificationTask:
             raise ValueError("processing_class has no tokenizer to read class names with; pass the CLIPProcessor.")
         if not self.reads_text and classification_head(model) is None:
             raise ValueError(
-                f"{type(unwrap(model)).__name__} has neither text features nor a head called `classifier`; train "
-                "CLIPModel or an ...ForImageClassification model."
+                f"{type(unwrap(model)).__name__} has neither text features nor one module `classifier` as its "
+                "head; train CLIPModel or an ...ForImageClassification model."
             )
 
     @property

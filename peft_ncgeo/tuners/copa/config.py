@@ -37,8 +37,8 @@ class CoPAConfig(PeftConfig):
         modules_to_save: modules trained and saved whole where a trainer trains the heads; `adapt` has no use for them.
 
     Raises:
-        ValueError: a value out of range; a backbone whose pooled feature is not known; `num_features` other than the
-            model's.
+        ValueError: a value out of range; a backbone whose pooled feature is not known, or without places for residual
+            adapters; `num_features` other than the model's.
 
     Reference: H. Tian, F. Liu, Z. Zhou, T. Liu, C. Zhang, B. Han, Mind the Gap Between Prototypes and Images in
     Cross-domain Finetuning, NeurIPS 2024, arXiv 2410.12474. URL: W.-H. Li, X. Liu, H. Bilen, ICCV 2021,

@@ -49,8 +49,8 @@ class PrototypeConfig(PromptConfig):
         trainable: train the prototypes too, as earlier work does.
 
     Raises:
-        ValueError: a value out of range; class_counts missing or of another length; a model without a head; a width
-            in which the geometry does not exist; the head named in modules_to_save.
+        ValueError: a value out of range; class_counts missing or of another length; a model without a head, or
+            with two; a width in which the geometry does not exist; the head named in modules_to_save.
 
     Reference: J. Gill, V. Vakilian, C. Thrampoulidis, Engineering the Neural Collapse Geometry of
     Supervised-Contrastive Loss, arXiv 2310.00893. The paper fixes neither temperature nor the projector's width.
