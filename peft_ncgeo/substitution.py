@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,10 +36,13 @@ def substitute(model: nn.Module, modules: Mapping[str, nn.Module]) -> Any:
 
 def shallow_copy(module: nn.Module) -> Any:
     """Return a module of its own that shares weights and children with `module`."""
-    copy = type(module).__new__(type(module))
+    copy: Any = type(module).__new__(type(module))
     copy.__dict__.update(module.__dict__)
-    copy.__dict__.pop("forward", None)  # Accelerate's, which is bound to the original
     copy._modules = dict(module._modules)
+    forward = vars(module).get("forward")
+    if isinstance(forward, partial) and "_old_forward" in vars(module):  # Accelerate's hook, bound to the original
+        copy._old_forward = MethodType(type(module).forward, copy)
+        copy.forward = partial(forward.func, copy)
     return copy
 
 

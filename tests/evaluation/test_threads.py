@@ -108,7 +108,9 @@ def test_aligned_classifier(name):
     assert all(module.training for module in model.modules())
 
 
-@pytest.mark.parametrize("config", [None, CoPAConfig(), CoPAConfig(residual_adapters=True)], ids=["plain", "heads", "maps"])
+@pytest.mark.parametrize(
+    "config", [None, CoPAConfig(), CoPAConfig(residual_adapters=True)], ids=["plain", "heads", "maps"]
+)
 def test_few_shot_classifiers_of_one_backbone(config):
     """Two classifiers, each with weights of its own, in the same threads; a backbone in training mode."""
     model = tiny_vit() if config is None else get_peft_model(tiny_vit(), config)
