@@ -12,6 +12,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
+# `init_lora_weights` that leave the base model as it is. The others (pissa, olora, corda, loftq, lora_ga) take what the
+# adapter begins with out of the base model's weights.
+_KEEPS_BASE = {"true", "false", "gaussian", "eva", "orthogonal", "mica"}
+
 
 def adapter_layers(model: nn.Module) -> list[Any]:
     """The modules through which PEFT changes the model's output, of any PEFT method."""
@@ -26,6 +30,33 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
         for name, parameter in layer.named_parameters()
         if not {"base_layer", "original_module"} & set(name.split("."))
     ]
+
+
+def change_of_base(model: nn.Module) -> str:
+    """Return why the model with its adapters off is not the pretrained one; "" where it is.
+
+    True of what is known: an unknown `init_lora_weights` counts as one that changes the base model.
+    """
+    inside = {id(parameter) for parameter in adapter_parameters(model)}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in inside:
+            return f"{name} is trained and belongs to no adapter, so switching adapters off does not undo it"
+    for config in _configs(model):
+        start = getattr(config, "init_lora_weights", True)
+        if str(start).lower() not in _KEEPS_BASE:
+            return (
+                f"init_lora_weights={start!r} takes part of the base model's weights into the adapter, so switching "
+                'it off does not give them back; True and "gaussian" leave them alone'
+            )
+        if getattr(config, "bias", "none") != "none":  # loaded with an adapter that is not trained here
+            return f"bias={config.bias!r} changes biases of the base model, which switching adapters off does not undo"
+    return ""
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """The PEFT configs of all adapters, active or not."""
+    owners = [m for m in model.modules() if isinstance(getattr(m, "peft_config", None), dict)]
+    return [config for owner in owners for config in owner.peft_config.values()]
 
 
 @contextmanager

@@ -199,6 +199,8 @@ def _limits(record: TrainingRecord, base: str, runs: Runs) -> list[str]:
     limits = [f"It fits {base} alone, and shares that model's limits and biases, which were not looked into."]
     if record.dtype != "float32":
         limits.append(f"The base model was run in {record.dtype}; loaded in another precision its numbers differ.")
+    if sets and record.base_changed:
+        limits.append(f"Numbers before training are not known: {record.base_changed}.")
     if not sets and not runs:
         limits.append("It was not evaluated.")
     if record.template:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from ..adapters import adapters_off
+from ..adapters import adapters_off, change_of_base
 from ..data.checks import check_dataset
 from ..data.images import LabelledImages
 from ..data.long_tails import class_counts
@@ -119,11 +119,13 @@ def _measure(trainer: Any, record: TrainingRecord) -> None:
     # the frozen model reads the same template; accuracy is ours, whatever metrics are the user's
     changed = {"compute_metrics": None, "preprocess_logits_for_metrics": None}
     kept = {name: getattr(trainer, name) for name in changed}
-    template, trainer.args.template = trainer.args.template, record.template
-    loss_only, trainer.args.prediction_loss_only = trainer.args.prediction_loss_only, False
+    arguments = {"template": record.template, "prediction_loss_only": False, "eval_do_concat_batches": True}
+    kept_arguments = {name: getattr(trainer.args, name) for name in arguments}
     callbacks, model = trainer.callback_handler.callbacks, trainer.towers.model
+    record.base_changed = change_of_base(model)
     trainer.callback_handler.callbacks = [c for c in callbacks if not isinstance(c, GeometryMonitor)] + [monitor]
     vars(trainer).update(changed)
+    vars(trainer.args).update(arguments)
     try:
         for name, dataset in sets.items():
             names = list(dataset.features[trainer.args.label_column].names)
@@ -132,7 +134,8 @@ def _measure(trainer: Any, record: TrainingRecord) -> None:
             moments = []
             with adapters_off(model):
                 head = None if trainer.task.reads_text else linear_classifier(model)
-                if head is None or len(head.weight) == len(names):  # else an adapter brought a head of another size
+                same_size = head is None or len(head.weight) == len(names)  # else an adapter brought another head
+                if same_size and not record.base_changed:
                     entry["before"] = _metrics(trainer, dataset, record, trained)
                     moments.append((monitor.class_means, monitor.weights))
             entry["after"] = _metrics(trainer, dataset, record, trained)
@@ -142,7 +145,7 @@ def _measure(trainer: Any, record: TrainingRecord) -> None:
                 record.geometry_set, record.moments = name, _drawable(moments)
     finally:
         vars(trainer).update(kept)
-        trainer.args.template, trainer.args.prediction_loss_only = template, loss_only
+        vars(trainer.args).update(kept_arguments)
         trainer.callback_handler.callbacks = callbacks
 
 

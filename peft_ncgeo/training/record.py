@@ -69,6 +69,7 @@ class TrainingRecord:
         arguments: training arguments that differ from the defaults, and after them the others that matter.
         changed: how many of `arguments` differ.
         seed, steps, epochs, processes, device: of the run.
+        base_changed: why `sets` have no `before`: the model with its adapter off is not the pretrained one.
         sets: evaluation set -> `size`, `classes`, `trained` (whether its classes are those of training), `before` and
             `after`, the metrics with the adapter off and on, as shares in 0..1.
         geometry_set: the set among them on the training classes, whose geometry is told.
@@ -93,6 +94,7 @@ class TrainingRecord:
     processes: int = 1
     device: str = "cpu"
     dtype: str = "float32"
+    base_changed: str = ""
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)
     geometry_set: str | None = None
     thresholds: list[float] | str | None = None

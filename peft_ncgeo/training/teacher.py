@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding
 
-from ..adapters import adapter_layers, adapter_parameters, adapters_off
+from ..adapters import adapter_layers, adapters_off, change_of_base
 from .towers_module import TowersModule, encode
 
 
@@ -20,20 +20,15 @@ class FrozenTeacher:
         texts: the class names in each template; the features of several are averaged.
 
     Raises:
-        ValueError: the model has no adapters to switch off, or trains parameters outside them, which would change the
-            teacher too.
+        ValueError: the model has no adapters to switch off, or is not the pretrained one without them, since parameters
+            outside them are trained or the adapter was made of the base model's weights.
     """
 
     def __init__(self, towers: TowersModule, texts: Sequence[BatchEncoding]) -> None:
         if not adapter_layers(towers):
             raise ValueError("A loss asks for the frozen model, but the model has no PEFT adapters to switch off.")
-        inside = {id(parameter) for parameter in adapter_parameters(towers)}
-        for name, parameter in towers.model.named_parameters():
-            if parameter.requires_grad and id(parameter) not in inside:
-                raise ValueError(
-                    f"A loss asks for the frozen model, but {name} is trained and belongs to no adapter, so switching "
-                    "adapters off would not undo it."
-                )
+        if change := change_of_base(towers.model):
+            raise ValueError(f"A loss asks for the frozen model, but {change}.")
         self.towers, self.texts = towers, list(texts)
         self._template_features: Tensor | None = None
 
