@@ -12,8 +12,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-# `init_lora_weights` that leave the base model as it is. The others (pissa, olora, corda, loftq, lora_ga) take what the
-# adapter begins with out of the base model's weights.
+# `init_lora_weights` that leave the base model as it is. The others (pissa, olora, corda, loftq, lora_ga) take what
+# the adapter begins with out of the base model's weights.
 _KEEPS_BASE = {"true", "false", "gaussian", "eva", "orthogonal", "mica"}
 
 
@@ -55,7 +55,7 @@ def change_of_base(model: nn.Module) -> str:
 
 def _configs(model: nn.Module) -> list[Any]:
     """The PEFT configs of all adapters, active or not."""
-    owners = [m for m in model.modules() if isinstance(getattr(m, "peft_config", None), dict)]
+    owners: list[Any] = [m for m in model.modules() if isinstance(getattr(m, "peft_config", None), dict)]
     return [config for owner in owners for config in owner.peft_config.values()]
 
 

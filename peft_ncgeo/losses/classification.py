@@ -19,8 +19,11 @@ class CrossEntropy(nn.Module):
     | logits | (B, K); for CLIP `exp(logit_scale) * cos(f_i, g_k)` |
     | labels | (B,) |
 
+    Args:
+        label_smoothing: share of the target that is spread over all classes evenly, 0 to 1.
+
     Raises:
-        ValueError: naming the field, where one is missing or not finite; labels outside 0..K-1.
+        ValueError: naming the field, where one is missing or not finite; labels outside 0..K-1; a share out of range.
         FloatingPointError: the value is not finite although logits are.
 
     Example: `GeometryTrainer(..., classification_loss=CrossEntropy())`, which is the default.
@@ -29,11 +32,17 @@ class CrossEntropy(nn.Module):
     name = "ce"
     requires: tuple[str, ...] = ()
 
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        wanted = "a share of the target, 0 to 1"
+        self.label_smoothing = real_number("label_smoothing", label_smoothing, wanted, lambda share: 0 <= share <= 1)
+
     def forward(self, batch: GeometryBatch) -> Tensor:
         logits, labels = batch.need("logits", "labels")
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         labels = class_indices(labels, logits.shape[1])  # PyTorch leaves out -100
-        value = F.cross_entropy(self.adjusted(logits, batch), labels, self.class_weights(batch))
+        weights = self.class_weights(batch)
+        value = F.cross_entropy(self.adjusted(logits, batch), labels, weights, label_smoothing=self.label_smoothing)
         return finite_value(self.name, value)
 
     def adjusted(self, logits: Tensor, batch: GeometryBatch) -> Tensor:

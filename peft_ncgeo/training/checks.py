@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import HubStrategy
 
+from ..adapters import adapter_layers
 from ..geometry.checks import check
 from ..losses import Regularizer
 from ..templates import is_template
@@ -35,30 +39,85 @@ OFFERED = {
 }
 
 
+# arguments of Transformers' Trainer that would do nothing here or fail once training has begun, and why
+NO_PLACE = {
+    "remove_unused_columns": "would drop the image column; leave it at False",
+    "label_smoothing_factor": "is not read here; pass classification_loss=CrossEntropy(label_smoothing=...)",
+    "neftune_noise_alpha": "adds noise to embeddings of a language model, which is not what is trained; leave it out",
+    "use_liger_kernel": "replaces layers of language models, which is not what is trained; leave it at False",
+}
+
+
 def check_arguments(args: Any, options: dict[str, Any]) -> None:
-    """Refuse what GeometryTrainer would silently ignore."""
+    """Refuse what GeometryTrainer would silently ignore, or fail on once it has begun.
+
+    Args:
+        options: the trainer's other arguments.
+    """
     if not isinstance(args, GeometryTrainingArguments):
         raise TypeError(f"args must be GeometryTrainingArguments, got {type(args).__name__}.")
-    if args.remove_unused_columns:
-        raise ValueError("remove_unused_columns=True would drop the image column; leave it at False.")
+    for name, reason in NO_PLACE.items():
+        if value := getattr(args, name):
+            raise ValueError(f"{name}={shown(value)} {reason}.")
     if args.n_gpu > 1:
         raise ValueError(
             f"One process sees {args.n_gpu} GPUs; start one process each with `accelerate launch`, or choose one with "
             "CUDA_VISIBLE_DEVICES."
         )
+    if (args.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16") and args.device.type == "cpu":
+        raise ValueError("fp16=True needs a GPU: no autocast to float16 runs on a CPU; take bf16=True or neither.")
     if getattr(args.accelerator_config, "dispatch_batches", None):
         raise ValueError("dispatch_batches=True is not supported; every process reads its own images.")
+    if args.world_size > 1 and not getattr(args.accelerator_config, "even_batches", True):
+        raise ValueError(
+            "even_batches=False is not supported on several processes, of which some would wait for others; leave "
+            "it at True, under which each image still counts once."
+        )
+    if getattr(args, "train_sampling_strategy", "random") == "group_by_length":
+        raise ValueError("train_sampling_strategy='group_by_length' sorts texts by length; images have none.")
+    if (options.get("model") is None) == (options.get("model_init") is None):
+        raise ValueError("GeometryTrainer takes either a model, or model_init, which makes one for each training.")
+    if options.get("model_init") is not None and any(options.get("optimizers") or ()):
+        raise ValueError(
+            "optimizers belong to one model; with model_init, name them by optim or optimizer_cls_and_kwargs."
+        )
     strategy = HubStrategy(args.hub_strategy).value
     if args.push_to_hub and strategy in ("checkpoint", "all_checkpoints"):
         raise ValueError(
             f"hub_strategy={strategy!r} would publish pickled states that hold paths of this machine; "
             "use 'end' or 'every_save'."
         )
-    if args.label_smoothing_factor:
-        raise ValueError("label_smoothing_factor is not read here; pass a classification_loss that smooths.")
-    for name in ("compute_loss_func", "model_init"):
-        if options.get(name) is not None:
-            raise ValueError(f"{name} is not read here; pass losses, classification_loss and a model.")
+    if options.get("compute_loss_func") is not None:
+        raise ValueError("compute_loss_func is not read here; pass losses and classification_loss.")
+    _check_metrics(args, options)
+
+
+def _check_metrics(args: GeometryTrainingArguments, options: dict[str, Any]) -> None:
+    """Refuse what would fail at the end of the first evaluation."""
+    if args.batch_eval_metrics and options.get("compute_metrics") is None:
+        raise ValueError(
+            "batch_eval_metrics=True needs a compute_metrics(prediction, compute_result) of your own; accuracy and "
+            "balanced accuracy are computed of a whole set."
+        )
+    metric, sets = args.metric_for_best_model, options.get("eval_dataset")
+    if metric is None or args.eval_strategy == "no" or not isinstance(sets, dict):
+        return
+    name = metric.removeprefix("eval_")
+    of_halves = name == "harmonic_mean" and {"base", "new"} <= sets.keys()
+    if not of_halves and not name.startswith(tuple(f"{key}_" for key in sets)):
+        raise ValueError(
+            f"metric_for_best_model={metric!r} does not say which evaluation set is meant; put one of "
+            f"{', '.join(map(repr, sets))} in front, as in {next(iter(sets), 'base') + '_accuracy'!r}."
+        )
+
+
+def check_metric_inputs(args: GeometryTrainingArguments, reads_text: bool) -> None:
+    """Refuse to hand over inputs that Transformers takes from under the name of a CLIP's texts."""
+    if reads_text and "inputs" in args.include_for_metrics:
+        raise ValueError(
+            "include_for_metrics=['inputs'] asks for the model's 'input_ids', but batches hold images; leave it out "
+            "and read them from the data set."
+        )
 
 
 def check_templates(args: GeometryTrainingArguments, required: set[str]) -> None:
@@ -87,13 +146,12 @@ def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification
     """Kinds and names must be right, and the trainer and the model must have what each loss requires."""
     for loss in losses:
         if not isinstance(loss, Regularizer):
-            raise TypeError(f"losses take Regularizer terms; {type(loss).__name__} belongs to classification_loss.")
-    if isinstance(classification_loss, Regularizer):
-        raise TypeError(f"{type(classification_loss).__name__} belongs to losses, where its weight or budget counts.")
-    if classification_loss is not None and not isinstance(classification_loss, nn.Module):
-        raise TypeError(
-            f"classification_loss must be one module such as CrossEntropy(), got {shown(classification_loss)}."
-        )
+            place = f"; {type(loss).__name__} belongs to classification_loss" if isinstance(loss, nn.Module) else ""
+            raise TypeError(
+                f"losses take Regularizer terms such as OTPreservation(weight=1.0), got {shown(loss)}{place}."
+            )
+    if classification_loss is not None:
+        _check_classification_loss(classification_loss)
     terms = [*losses, *([] if classification_loss is None else [classification_loss])]
     if not terms:
         raise ValueError("Nothing to train: pass losses or a classification_loss.")
@@ -121,6 +179,64 @@ def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification
                     f"{term.name} requires {field}, but {type(unwrap(model)).__name__} reads no text; use a modality "
                     "without text."
                 )
+
+
+def _check_classification_loss(loss: Any) -> None:
+    if isinstance(loss, Regularizer):
+        raise TypeError(f"{type(loss).__name__} belongs to losses, where its weight or budget counts.")
+    expected = "classification_loss must be one module that takes a GeometryBatch, such as CrossEntropy()"
+    if not isinstance(loss, nn.Module):
+        raise TypeError(f"{expected}; got {shown(loss)}.")
+    try:
+        inspect.signature(loss.forward).bind("batch")
+    except TypeError:
+        fits = False
+    else:
+        fits = type(loss).__module__.partition(".")[0] != "torch"
+    if not fits:
+        raise TypeError(
+            f"{expected}; {type(loss).__name__} does not. Derive a class from CrossEntropy whose forward(batch) "
+            'calls it with what `batch.need("logits", "labels")` gives.'
+        )
+
+
+class CheckedCollator:
+    """A data collator of the user's own, whose batches must be images with one class each."""
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]) -> None:
+        self.collate = collate
+
+    def __call__(self, samples: list[dict[str, Any]]) -> Mapping[str, Any]:
+        batch = self.collate(samples)
+        _check_batch(batch)
+        return batch
+
+
+def _check_batch(inputs: Mapping[str, Any]) -> None:
+    labels, images = inputs.get("labels"), inputs.get("pixel_values", inputs.get("views"))
+    if images is None or not isinstance(labels, Tensor):
+        raise ValueError(
+            f"data_collator must give 'pixel_values' (B, C, H, W) and 'labels' (B,), got {sorted(inputs)}."
+        )
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise ValueError(
+            f"labels must be integers of shape (B,), got {labels.dtype} {tuple(labels.shape)}. Soft labels, of mixup "
+            "or CutMix, are not read, since every image belongs to one class here: give a mixed image the class with "
+            'the larger share, or leave mixing out of data_collator; augmentation="crop_flip" draws views instead.'
+        )
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse a model with nothing to train; warn of one that is trained as a whole, which may not be meant."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    if not trained:
+        raise ValueError("No parameter is trainable; load an adapter with is_trainable=True to train it on.")
+    if trained == sum(parameter.numel() for parameter in model.parameters()) and not adapter_layers(model):
+        warnings.warn(
+            f"{type(unwrap(model)).__name__} has no PEFT adapter, so all its {trained:,} parameters are trained. Wrap "
+            "it with get_peft_model(model, config) to train few, or freeze what is to stay.",
+            stacklevel=3,
+        )
 
 
 def check_term(name: str, value: Tensor, step: int) -> None:

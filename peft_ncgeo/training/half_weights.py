@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
+
+
+def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
+    """Return what Accelerate's autocast casts to; None where none runs, as for "fp16" on a CPU."""
+    kind = accelerator.device.type
+    with accelerator.autocast():
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 class HalfWeights:

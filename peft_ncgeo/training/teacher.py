@@ -20,8 +20,8 @@ class FrozenTeacher:
         texts: the class names in each template; the features of several are averaged.
 
     Raises:
-        ValueError: the model has no adapters to switch off, or is not the pretrained one without them, since parameters
-            outside them are trained or the adapter was made of the base model's weights.
+        ValueError: the model has no adapters to switch off, or is not the pretrained one without them: parameters
+            outside them are trained, or the adapter was made of the base model's weights.
     """
 
     def __init__(self, towers: TowersModule, texts: Sequence[BatchEncoding]) -> None:

@@ -7,44 +7,46 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from transformers import EvalPrediction
+from transformers.trainer_utils import enable_full_determinism, set_seed
 
 from ..data.images import ImageCollator, LabelledImages, crop_flip, input_size
 from ..data.long_tails import class_counts
 from ..data.sampling import label_array
-from ..evaluation.metrics import accuracy, balanced_accuracy, harmonic_mean
 from ..geometry.checks import DeferredChecks
 from ..geometry.sphere import cosine_logits
 from ..losses import CrossEntropy, GeometryBatch, Regularizer
 from ..towers import linear_classifier, unwrap
 from .alignment import GradientProjection
 from .arguments import GeometryTrainingArguments
-from .callbacks import GeometryMonitor, NewViews
-from .checkpoints import CheckpointingTrainer
-from .checks import check_arguments, check_losses, check_templates, check_term, check_total, list_losses
+from .callbacks import NewViews
+from .checks import (
+    CheckedCollator,
+    check_arguments,
+    check_losses,
+    check_metric_inputs,
+    check_templates,
+    check_term,
+    check_total,
+    check_trainable,
+)
 from .class_means import ClassMeans
+from .evaluating import EvaluatingTrainer, accuracy_metrics
+from .fresh_start import CallbackStates, GivenLosses
 from .gathering import batch_sizes, gather_batch
-from .half_weights import HalfWeights
+from .half_weights import HalfWeights, autocast_dtype
 from .sampling import ClassBalancedSampler, count_once
 from .step_features import StepFeatures
 from .task import ClassificationTask
 from .teacher import FrozenTeacher
 from .text_gradient import TextGradient
-from .towers_module import TowersModule, encode
+from .towers_module import TowersModule
 from .view_features import LookAhead
 
 
-def accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`accuracy` and `balanced_accuracy` of logits (N, K) against labels (N,)."""
-    predicted, labels = np.asarray(prediction.predictions).argmax(axis=-1), np.asarray(prediction.label_ids)
-    return {"accuracy": accuracy(predicted, labels), "balanced_accuracy": balanced_accuracy(predicted, labels)}
-
-
-class GeometryTrainer(CheckpointingTrainer):
+class GeometryTrainer(EvaluatingTrainer):
     """Trains adapters on labelled images: a classification loss plus any number of geometric terms.
 
     `L = classification_loss + sum_t factor_t * losses_t`, each term on the batch of all processes. A CLIP-like model
@@ -61,6 +63,10 @@ class GeometryTrainer(CheckpointingTrainer):
         losses: [`Regularizer`] terms with different names, or one.
         classification_loss: None leaves the classification term out.
         compute_metrics: default: accuracy and balanced accuracy.
+        model_init: in place of `model`, a function that makes one for each training, so for each trial of
+            `hyperparameter_search` too; it may take the trial, None outside a search. `losses` and
+            `classification_loss` may then be such functions; where they are given as they are, each training gets
+            copies (`trainer.losses`). Callbacks begin each training with the state that they had at first.
         data_collator: default: the processor's pixels. On several processes it meets labels of -100 in the last batch,
             in rows that only fill it up.
 
@@ -78,63 +84,86 @@ class GeometryTrainer(CheckpointingTrainer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | None = None,
         args: GeometryTrainingArguments | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         processing_class: Any = None,
-        losses: Sequence[Regularizer] | Regularizer = (),
-        classification_loss: nn.Module | None = CrossEntropy(),  # noqa: B008  it has no state
-        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        losses: Sequence[Regularizer] | Regularizer | Callable[..., Any] = (),
+        classification_loss: nn.Module | Callable[..., Any] | None = CrossEntropy(),  # noqa: B008  it has no state
+        compute_metrics: Callable[..., dict[str, float]] | None = None,
+        model_init: Callable[..., Any] | None = None,
         **kwargs: Any,
     ) -> None:
         args = GeometryTrainingArguments() if args is None else args
-        check_arguments(args, kwargs)
-        self.losses = list_losses(losses)
-        self.classification_loss = classification_loss
-        self.task = ClassificationTask(model, processing_class, args)
-        check_losses(model, self.losses, classification_loss)
-        self.class_names = [] if train_dataset is None else self.task.names(train_dataset)
-        for dataset in eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]:
-            if dataset is not None:
-                self.task.names(dataset, self.class_names)
-        self._eval_text_features: Tensor | None = None
+        source = {"model": model, "model_init": model_init}
+        check_arguments(args, {**source, "eval_dataset": eval_dataset, "compute_metrics": compute_metrics, **kwargs})
+        self.args, self.processing_class = args, processing_class
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self._logged: dict[str, list[Tensor]] = defaultdict(list)
         self._step_values: dict[str, list[Tensor]] = defaultdict(list)
         self._checks = DeferredChecks()
-        self.towers = TowersModule(model)
-        self._required = {
-            field for term in [*self.losses, classification_loss] for field in getattr(term, "requires", ())
-        }
-        check_templates(args, self._required)
-        self._templates = list(args.student_templates or []) if "template_features" in self._required else []
-        self._bind_losses()
-        self.class_means = ClassMeans(len(self.class_names)) if "class_means" in self._required else None
-        self._text_gradient: TextGradient | None = None
-        self._class_counts: Tensor | None = None
-        if train_dataset is not None and "class_counts" in self._required:
-            self._class_counts = torch.from_numpy(class_counts(train_dataset, args.label_column))
-        self.teacher: FrozenTeacher | None = None
-        if any(field.startswith("frozen_") for field in self._required):
-            self.teacher = FrozenTeacher(self.towers, self.task.frozen_texts(self.class_names))
-        self.features = StepFeatures(self.towers, self.teacher, self._required, args)
+        self._given_losses = GivenLosses(losses, classification_loss, copied=model_init is not None)
+        self._callback_states = CallbackStates()
+        if model is None:
+            self.model_init: Any = model_init
+            enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
+            model = self.call_model_init()
+        else:
+            self._adopt(model)
+        collator = kwargs.pop("data_collator", None)
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=kwargs.pop("data_collator", None) or ImageCollator(self.task.image_processor),
+            data_collator=CheckedCollator(collator) if collator else ImageCollator(self.task.image_processor),
             compute_metrics=compute_metrics or accuracy_metrics,
             **kwargs,
         )
+        self.model_init = model_init  # Trainer would have called it once more
         # CLIP's forward takes **kwargs, from which Trainer concludes that the loss is scaled for accumulation already.
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False
         self.add_callback(NewViews)
         self.add_callback(LookAhead(self._look_ahead))
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        model: nn.Module = super().call_model_init(trial)
+        self._adopt(model, trial)
+        return model
+
+    def _adopt(self, model: nn.Module, trial: Any = None) -> None:
+        """Make all that belongs to one model, its losses included."""
+        args = self.args
+        self.losses, self.classification_loss = self._given_losses.for_trial(trial)
+        self.task = ClassificationTask(model, self.processing_class, args)
+        check_losses(model, self.losses, self.classification_loss)
+        check_metric_inputs(args, self.task.reads_text)
+        self.class_names = [] if self.train_dataset is None else self.task.names(self.train_dataset)
+        for dataset in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
+            if dataset is not None:
+                self.task.names(dataset, self.class_names)
+        self._eval_text_features: Tensor | None = None
+        self.towers = TowersModule(model)
+        self._required = {
+            field for term in [*self.losses, self.classification_loss] for field in getattr(term, "requires", ())
+        }
+        check_templates(args, self._required)
+        self._templates = list(args.student_templates or []) if "template_features" in self._required else []
         for loss in self.losses:
-            loss.to(self.args.device)
+            loss.to(args.device)
+        self._bind_losses()
+        self.class_means = ClassMeans(len(self.class_names)) if "class_means" in self._required else None
+        self._text_gradient: TextGradient | None = None
+        self._class_counts: Tensor | None = None
+        if self.train_dataset is not None and "class_counts" in self._required:
+            self._class_counts = torch.from_numpy(class_counts(self.train_dataset, args.label_column))
+        self.teacher: FrozenTeacher | None = None
+        if any(field.startswith("frozen_") for field in self._required):
+            self.teacher = FrozenTeacher(self.towers, self.task.frozen_texts(self.class_names))
+        self.features = StepFeatures(self.towers, self.teacher, self._required, args)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         augment = None
@@ -156,25 +185,28 @@ class GeometryTrainer(CheckpointingTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; see [`~transformers.Trainer.train`]."""
-        if not any(parameter.requires_grad for parameter in self.towers.parameters()):
-            raise ValueError("No parameter is trainable; load an adapter with is_trainable=True to train it on.")
-        texts: dict[str, Tensor] = {}
-        if self.task.reads_text and self.class_names:  # read now: another adapter may have become active
-            texts = dict(self.task.texts(self.class_names, self._templates).to(self.args.device))
-        self.features.begin(texts)
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
-        self._half_weights = HalfWeights(self.towers, half)
-        self._logged.clear()
-        self._step_values.clear()
-        self._checks = DeferredChecks()
-        self._bind_losses()  # to the adapter that is active now
-        self._bind_callbacks()
+        if self.model_init is not None:
+            self._callback_states.begin(self.callback_handler.callbacks)
         try:
             output = super().train(*args, **kwargs)
             self._checks.read()  # of the last step's dual ascent
             return output
         finally:
             self._text_gradient = None
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        check_trainable(self.towers.model)
+        texts: dict[str, Tensor] = {}
+        if self.task.reads_text and self.class_names:  # read now: another adapter may have become active
+            texts = dict(self.task.texts(self.class_names, self._templates).to(self.args.device))
+        self.features.begin(texts)
+        self._half_weights = HalfWeights(self.towers, autocast_dtype(self.accelerator))
+        self._logged.clear()
+        self._step_values.clear()
+        self._checks = DeferredChecks()
+        self._bind_losses()  # to the adapter that is active now
+        self._bind_callbacks()
+        return super()._inner_training_loop(*args, **kwargs)
 
     def _bind_losses(self) -> None:
         for loss in self.losses:
@@ -294,84 +326,3 @@ class GeometryTrainer(CheckpointingTrainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # Transformers' estimate counts text tokens, which these inputs do not have
-
-    # ---- evaluation -------------------------------------------------------------------------------------------
-
-    def evaluate(
-        self,
-        eval_dataset: Any = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """Accuracy and balanced accuracy of each set over its own class names; `harmonic_mean` of base and new."""
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, str):
-            known = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
-            if dataset not in known:
-                raise ValueError(f"No evaluation set is named {dataset!r}; there are {sorted(known)}.")
-            dataset = known[dataset]
-        if not isinstance(dataset, dict):
-            self._read_classes(dataset)
-            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        base, new = (metrics.get(f"{metric_key_prefix}_{half}_accuracy") for half in ("base", "new"))
-        if base is not None and new is not None:
-            combined = {f"{metric_key_prefix}_harmonic_mean": harmonic_mean(base, new)}
-            metrics.update(combined)
-            self.log(dict(combined))
-            # callbacks such as early stopping have seen each half only
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, combined)
-        return metrics
-
-    def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
-        """Logits (N, K) over the set's own class names, labels and metrics."""
-        self._read_classes(test_dataset)
-        return super().predict(test_dataset, *args, **kwargs)
-
-    def _read_classes(self, dataset: Dataset) -> None:
-        if not dataset:
-            raise ValueError("There is nothing to evaluate: pass eval_dataset.")
-        names = self.task.names(dataset, self.class_names)
-        if self.task.reads_text:
-            texts = self.task.texts(names).to(self.args.device)
-            with self.accelerator.autocast():
-                self._eval_text_features = encode(self.towers, **texts)["text_features"]
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Transformers' loop, with the metrics of each [`GeometryMonitor`] beside its own."""
-        for monitor in self._monitors():
-            monitor.begin()
-        output: Any = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        for monitor in self._monitors():
-            head = None if self.task.reads_text else linear_classifier(self.towers.model)
-            metrics = monitor.compute(self._eval_text_features, head)
-            output.metrics.update({f"{prefix}_{key}": value for key, value in metrics.items()})
-        return output
-
-    def _monitors(self) -> list[GeometryMonitor]:
-        return [c for c in self.callback_handler.callbacks if isinstance(c, GeometryMonitor)]
-
-    @torch.no_grad()
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        inputs = self._prepare_inputs(inputs)
-        with self.accelerator.autocast():
-            out = encode(self.towers, pixel_values=inputs["pixel_values"])
-        if self._eval_text_features is None:
-            logits = out["logits"]
-        else:
-            scale = unwrap(self.towers.model).logit_scale
-            logits = cosine_logits(out["image_features"], self._eval_text_features, scale)
-        labels = inputs["labels"]
-        if self._monitors():
-            features, seen = self.accelerator.gather_for_metrics((out["image_features"], labels))
-            for monitor in self._monitors():
-                monitor.update(features, seen, logits.shape[1], self.task.reads_text)
-        loss = nn.functional.cross_entropy(logits.float(), labels)
-        return (loss, None, None) if prediction_loss_only else (loss, logits, labels)

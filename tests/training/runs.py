@@ -70,6 +70,8 @@ def trainer(
     classify=True,
     callbacks=(),
     classification_loss=None,
+    compute_metrics=None,
+    data_collator=None,
     **arguments,
 ):
     defaults = {
@@ -92,6 +94,8 @@ def trainer(
         losses=list(losses),
         callbacks=list(callbacks),
         classification_loss=(classification_loss or CrossEntropy()) if classify else None,
+        compute_metrics=compute_metrics,
+        data_collator=data_collator,
     )
 
 

@@ -1,0 +1,119 @@
+"""Evaluation of labelled images: each set over its own class names, with the geometry of its features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import EvalPrediction
+
+from ..evaluation.metrics import accuracy, balanced_accuracy, harmonic_mean
+from ..geometry.sphere import cosine_logits
+from ..towers import linear_classifier, unwrap
+from .callbacks import GeometryMonitor
+from .checkpoints import CheckpointingTrainer
+from .task import ClassificationTask
+from .towers_module import TowersModule, encode
+
+
+def accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """`accuracy` and `balanced_accuracy` of logits (N, K) against labels (N,)."""
+    logits, labels = (
+        np.concatenate(value) if isinstance(value, list) else np.asarray(value)  # eval_do_concat_batches=False
+        for value in (prediction.predictions, prediction.label_ids)
+    )
+    predicted = logits.argmax(axis=-1)
+    return {"accuracy": accuracy(predicted, labels), "balanced_accuracy": balanced_accuracy(predicted, labels)}
+
+
+class EvaluatingTrainer(CheckpointingTrainer):
+    """Transformers' Trainer, whose evaluations classify images over the class names of their data set."""
+
+    task: ClassificationTask
+    towers: TowersModule
+    class_names: list[str]
+    _eval_text_features: Tensor | None
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Accuracy and balanced accuracy of each set over its own class names; `harmonic_mean` of base and new."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, str):
+            known = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
+            if dataset not in known:
+                raise ValueError(f"No evaluation set is named {dataset!r}; there are {sorted(known)}.")
+            dataset = known[dataset]
+        if not isinstance(dataset, dict):
+            self._read_classes(dataset)
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        base, new = (metrics.get(f"{metric_key_prefix}_{half}_accuracy") for half in ("base", "new"))
+        if base is not None and new is not None:
+            combined = {f"{metric_key_prefix}_harmonic_mean": harmonic_mean(base, new)}
+            metrics.update(combined)
+            self.log(dict(combined))
+            # callbacks such as early stopping have seen each half only
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, combined)
+        return metrics
+
+    def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
+        """Logits (N, K) over the set's own class names, labels and metrics."""
+        self._read_classes(test_dataset)
+        return super().predict(test_dataset, *args, **kwargs)
+
+    def _read_classes(self, dataset: Dataset) -> None:
+        if not dataset:
+            raise ValueError("There is nothing to evaluate: pass eval_dataset.")
+        if self.model is None:
+            raise ValueError("A search keeps no model: set what it found on trainer.args and train() first.")
+        names = self.task.names(dataset, self.class_names)
+        if self.task.reads_text:
+            texts = self.task.texts(names).to(self.args.device)
+            with self.accelerator.autocast():
+                self._eval_text_features = encode(self.towers, **texts)["text_features"]
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Transformers' loop, with the metrics of each [`GeometryMonitor`] beside its own."""
+        for monitor in self._monitors():
+            monitor.begin()
+        output: Any = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        for monitor in self._monitors():
+            head = None if self.task.reads_text else linear_classifier(self.towers.model)
+            metrics = monitor.compute(self._eval_text_features, head)
+            output.metrics.update({f"{prefix}_{key}": value for key, value in metrics.items()})
+        return output
+
+    def _monitors(self) -> list[GeometryMonitor]:
+        return [c for c in self.callback_handler.callbacks if isinstance(c, GeometryMonitor)]
+
+    @torch.no_grad()
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        inputs = self._prepare_inputs(inputs)
+        with self.accelerator.autocast():
+            out = encode(self.towers, pixel_values=inputs["pixel_values"])
+        if self._eval_text_features is None:
+            logits = out["logits"]
+        else:
+            scale = unwrap(self.towers.model).logit_scale
+            logits = cosine_logits(out["image_features"], self._eval_text_features, scale)
+        labels = inputs["labels"]
+        if self._monitors():
+            features, seen = self.accelerator.gather_for_metrics((out["image_features"], labels))
+            for monitor in self._monitors():
+                monitor.update(features, seen, logits.shape[1], self.task.reads_text)
+        loss = nn.functional.cross_entropy(logits.float(), labels)
+        return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
