@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig
@@ -67,6 +68,20 @@ def test_two_processes_give_the_same_adapter(demo_run, tmp_path):
         load_file(folder / "ot-budget" / "seed-1" / "adapter_model.safetensors") for folder in (demo_run, tmp_path)
     )
     torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
+
+
+def test_a_search_trains_and_saves_its_best_trial(tmp_path, monkeypatch, capsys):
+    arguments = ("--n_trials", "2", "--max_steps", "1", "--shots", "2", "--output_dir", str(tmp_path))
+    run_example("search_hyperparameters.py", *arguments, monkeypatch=monkeypatch)
+    accuracy, weight, rate = re.search(
+        r"validation accuracy ([\d.]+) with .*'ot_weight': ([\d.]+), 'learning_rate': ([\d.]+)",
+        capsys.readouterr().out,
+    ).groups()
+    assert 100 / 30 < float(accuracy) < 100
+    assert 0.1 <= float(weight) <= 30
+    assert 1e-3 <= float(rate) <= 2e-2
+    adapter = PeftModel.from_pretrained(load_demo("development").model, tmp_path)
+    assert adapter.active_peft_config.peft_type == NPTConfig().peft_type
 
 
 def test_own_model_and_image_folder(tmp_path, monkeypatch, capsys):
