@@ -6,7 +6,7 @@ import inspect
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -203,16 +203,16 @@ def _check_classification_loss(loss: Any) -> None:
 class CheckedCollator:
     """A data collator of the user's own, whose batches must be images with one class each."""
 
-    def __init__(self, collate: Callable[[list[dict[str, Any]]], Mapping[str, Any]]) -> None:
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
         self.collate = collate
 
-    def __call__(self, samples: list[dict[str, Any]]) -> Mapping[str, Any]:
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collate(samples)
         _check_batch(batch)
         return batch
 
 
-def _check_batch(inputs: Mapping[str, Any]) -> None:
+def _check_batch(inputs: dict[str, Any]) -> None:
     labels, images = inputs.get("labels"), inputs.get("pixel_values", inputs.get("views"))
     if images is None or not isinstance(labels, Tensor):
         raise ValueError(
