@@ -57,8 +57,8 @@ class ClassMeans:
         self._sums, self._counts = sums.detach(), counts
         return self._blend(sums, counts)
 
-    def commit(self) -> None:
-        """End an optimiser step."""
+    def end_step(self) -> None:
+        """Take up what all micro-batches of an optimiser step have added."""
         self._means = self.means
         self.forget_step()
 

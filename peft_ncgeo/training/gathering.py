@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,18 +14,19 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def batch_sizes(labels: Tensor) -> list[int]:
-    """How many rows of the batch count on every process, in order of rank.
+def batch_sizes(labels: Sequence[Tensor]) -> list[list[int]]:
+    """How many rows of each batch count on every process, in order of rank.
 
     Args:
-        labels: (B_own,); below 0 in the last rows where they only fill the batch up, see [`EvenBatches`].
+        labels: of this process's batches, (B_own,) each; below 0 in the last rows where they only fill a batch up, see
+            [`EvenBatches`].
     """
     if world_size() == 1:
-        return [len(labels)]
-    own = (labels >= 0).sum().reshape(1)
+        return [[len(own)] for own in labels]
+    own = torch.stack([(rows >= 0).sum() for rows in labels])
     sizes = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(sizes, own)
-    return torch.cat(sizes).tolist()
+    return torch.stack(sizes, dim=1).tolist()
 
 
 def gather_batch(tensor: Tensor, sizes: list[int]) -> Tensor:
@@ -36,7 +38,7 @@ def gather_batch(tensor: Tensor, sizes: list[int]) -> Tensor:
     Args:
         tensor: this process's rows; how many may differ between processes. Rows beyond its size are left out, and
             get a gradient of zero.
-        sizes: from [`batch_sizes`], shared by all tensors of a batch.
+        sizes: of the batch, from [`batch_sizes`]; shared by all its tensors.
     """
     return tensor if len(sizes) == 1 else _GatherBatch.apply(tensor[: sizes[dist.get_rank()]], sizes)
 

@@ -46,10 +46,16 @@ class StepFeatures:
     def begin(self, texts: dict[str, Tensor]) -> None:
         """Start a training on these texts; what was known of images and of an unfinished step is forgotten."""
         self.texts = texts
-        self.step_text: Tensor | None = None
+        self.forget_step()
         self.student_views: ViewFeatures | None = None
         self.frozen_views: ViewFeatures | None = None
         self.shared = SharedLayers(self.towers.model)
+
+    def forget_step(self) -> None:
+        """Read the texts anew in the next micro-batch."""
+        self.step_text: Tensor | None = None
+
+    end_step = forget_step
 
     def student(self, model: nn.Module, inputs: dict[str, Any], is_last: bool) -> dict[str, Tensor]:
         """`image_features` (B, d) and `text_features` (K, d), or `logits` (B, K), with gradient.

@@ -24,7 +24,13 @@ class TextGradient:
 
     def __init__(self, changes: Sequence[Callable[[Tensor, Tensor], Tensor]], classes: int) -> None:
         self.changes, self.classes = changes, classes
+        self.forget_step()
+
+    def forget_step(self) -> None:
+        """Leave out what an unfinished step has collected."""
         self.collected: Tensor | None = None
+
+    end_step = forget_step  # all of it has gone on into the text tower
 
     def watch(self, text: Tensor, is_last: bool) -> Tensor:
         """The texts (K, d) as losses are to see them; `is_last` says whether the optimiser steps after this pass.

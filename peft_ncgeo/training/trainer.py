@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ from ..geometry.checks import DeferredChecks
 from ..geometry.sphere import cosine_logits
 from ..losses import CrossEntropy, GeometryBatch, Regularizer
 from ..towers import linear_classifier, unwrap
+from .accumulation import Accumulation
 from .alignment import GradientProjection
 from .arguments import GeometryTrainingArguments
 from .callbacks import NewViews
@@ -28,8 +28,6 @@ from .checks import (
     check_losses,
     check_metric_inputs,
     check_templates,
-    check_term,
-    check_total,
     check_trainable,
 )
 from .class_means import ClassMeans
@@ -37,6 +35,7 @@ from .evaluating import EvaluatingTrainer, accuracy_metrics
 from .fresh_start import CallbackStates, GivenLosses
 from .gathering import batch_sizes, gather_batch
 from .half_weights import HalfWeights, autocast_dtype
+from .objective import objective
 from .sampling import ClassBalancedSampler, count_once
 from .step_features import StepFeatures
 from .task import ClassificationTask
@@ -73,7 +72,9 @@ class GeometryTrainer(EvaluatingTrainer):
     Logged while training: `loss/ce`, and for each term `loss/<name>`, `lambda/<name>` (its factor) and the scalars it
     notes itself, each the mean since the last log.
 
-    Under gradient accumulation terms that compare samples see one micro-batch at a time.
+    Under gradient accumulation a micro-batch counts by its images, so terms that are means over images have the value
+    and gradient of one large batch, and terms on texts alone theirs. Terms that compare samples, or divide by anything
+    else of a batch, see one micro-batch at a time.
 
     Raises:
         ValueError: before training starts, where model, data and losses do not fit together.
@@ -100,8 +101,6 @@ class GeometryTrainer(EvaluatingTrainer):
         check_arguments(args, {**source, "eval_dataset": eval_dataset, "compute_metrics": compute_metrics, **kwargs})
         self.args, self.processing_class = args, processing_class
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        self._logged: dict[str, list[Tensor]] = defaultdict(list)
-        self._step_values: dict[str, list[Tensor]] = defaultdict(list)
         self._checks = DeferredChecks()
         self._given_losses = GivenLosses(losses, classification_loss, copied=model_init is not None)
         self._callback_states = CallbackStates()
@@ -157,6 +156,7 @@ class GeometryTrainer(EvaluatingTrainer):
         self._bind_losses()
         self.class_means = ClassMeans(len(self.class_names)) if "class_means" in self._required else None
         self._text_gradient: TextGradient | None = None
+        self._accumulation = Accumulation(self.losses)
         self._class_counts: Tensor | None = None
         if self.train_dataset is not None and "class_counts" in self._required:
             self._class_counts = torch.from_numpy(class_counts(self.train_dataset, args.label_column))
@@ -201,11 +201,11 @@ class GeometryTrainer(EvaluatingTrainer):
             texts = dict(self.task.texts(self.class_names, self._templates).to(self.args.device))
         self.features.begin(texts)
         self._half_weights = HalfWeights(self.towers, autocast_dtype(self.accelerator))
-        self._logged.clear()
-        self._step_values.clear()
         self._checks = DeferredChecks()
         self._bind_losses()  # to the adapter that is active now
         self._bind_callbacks()
+        parts = (self.features, self.class_means, self._text_gradient)
+        self._accumulation = Accumulation(self.losses, [part for part in parts if part is not None])
         return super()._inner_training_loop(*args, **kwargs)
 
     def _bind_losses(self) -> None:
@@ -216,8 +216,6 @@ class GeometryTrainer(EvaluatingTrainer):
         callbacks: list[Any] = [c for c in self.callback_handler.callbacks if hasattr(c, "bind")]
         if callbacks and self.class_means is None:
             self.class_means = ClassMeans(len(self.class_names))
-        if self.class_means is not None:
-            self.class_means.forget_step()  # one that an interrupted run left unfinished
         for callback in callbacks:
             callback.bind(linear_classifier(self.towers.model), self.class_means, self.task.reads_text)
         changes = [c.project for c in callbacks if isinstance(c, GradientProjection)]
@@ -231,9 +229,10 @@ class GeometryTrainer(EvaluatingTrainer):
             return model  # wrapped by an earlier train()
         return self.accelerator.prepare_model(self.towers)
 
-    def geometry_batch(self, model: nn.Module, inputs: dict[str, Tensor]) -> GeometryBatch:
+    def geometry_batch(self, model: nn.Module, inputs: dict[str, Any]) -> GeometryBatch:
         """One pass of the student, and of the teacher where a loss asks for it, over the batch of all processes."""
-        device, sizes = inputs["labels"].device, batch_sizes(inputs["labels"])
+        device = inputs["labels"].device
+        sizes = inputs["sizes"] if "sizes" in inputs else batch_sizes([inputs["labels"]])[0]
         with self.accelerator.autocast():
             out = self.features.student(model, inputs, self.accelerator.sync_gradients)
             out |= self.features.frozen_images(inputs)
@@ -269,59 +268,43 @@ class GeometryTrainer(EvaluatingTrainer):
     def _progress(self) -> float:
         return self.state.global_step / max(1, self.state.max_steps)
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], int]:
+        """The micro-batches of a step, each with how many images every process has of it, and how many all have."""
+        batches, _ = super().get_batch_samples(*args, **kwargs)
+        self._accumulation.begin()
+        sizes = batch_sizes([batch["labels"] for batch in batches])
+        return [{**batch, "sizes": size} for batch, size in zip(batches, sizes, strict=True)], sum(map(sum, sizes))
+
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
         with self._checks:
             batch = self.geometry_batch(model, inputs)
-            total = torch.zeros((), device=inputs["labels"].device)
-            if self.classification_loss is None:
-                # DDP waits for every parameter's gradient, also of a tower that no term looks at
-                total = total + 0 * batch.need("logits")[0].sum()
-            else:
-                name = getattr(self.classification_loss, "name", "ce")
-                total = total + self._note_loss(name, self.classification_loss(batch))
-            for loss in self.losses:
-                value = self._note_loss(loss.name, loss(batch))
-                factor = loss.factor(self._progress)
-                total = total + factor * value
-                if loss.budget is not None:
-                    self._step_values[loss.name].append(loss.constrained(value).detach())
-                    loss.check_constrained(self._step_values[loss.name][-1])
-                self._logged[f"lambda/{loss.name}"].append(torch.as_tensor(factor))
-                for key, metric in loss.metrics.items():
-                    self._logged[key].append(metric.detach())
-            check_total(total.detach(), self.state.global_step + 1)
+            value = objective(batch, self.classification_loss, self.losses, self.state.global_step + 1)
+            images = len(batch.need("labels")[0])
+            step_images = num_items_in_batch or images
+            self._accumulation.add(value.noted, value.constrained, images / step_images)
         self._checks.read()
+        total = value.total
+        if num_items_in_batch:  # a mean over the step's images, after Trainer has divided by the micro-batches
+            total = total * (images * self.current_gradient_accumulation_steps / num_items_in_batch)
         return (total, {"logits": batch.logits}) if return_outputs else total
-
-    def _note_loss(self, name: str, value: Tensor) -> Tensor:
-        check_term(name, value.detach(), self.state.global_step + 1)
-        self._logged[f"loss/{name}"].append(value.detach())
-        return value
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         with self._half_weights:
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self.accelerator.sync_gradients:  # the optimiser steps next
-            if self.class_means is not None:
-                self.class_means.commit()
             with self._checks:  # read with those of the next step
-                for regularizer in self.losses:
-                    if regularizer.budget is not None:
-                        value = torch.stack(self._step_values[regularizer.name]).mean()
-                        regularizer.update(self.accelerator.reduce(value, "mean"))
-            self._step_values.clear()
+                self._accumulation.end()
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs.update({key: float(torch.stack(values).mean()) for key, values in self._logged.items()})
-            self._logged.clear()
+            logs.update(self._accumulation.read_log())
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

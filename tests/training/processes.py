@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 
 from peft_ncgeo.losses import (
     LDAM,
@@ -29,7 +28,18 @@ from peft_ncgeo.losses import (
 from peft_ncgeo.training import GeometryMonitor, GradientProjection, PromptAveraging, SlerpAlignment
 
 from ..conftest import NAMES, tiny_images
-from .runs import Pointwise, lora_clip, lora_vit, ot_and_budget, prompted_clip, prototypes, trainer, vit, weights
+from .runs import (
+    Gradients,
+    Pointwise,
+    lora_clip,
+    lora_vit,
+    ot_and_budget,
+    prompted_clip,
+    prototypes,
+    trainer,
+    vit,
+    weights,
+)
 from .runs import whole_family as family
 
 BATCH = 12  # of all processes: 6 on each of two, 4 on each of three
@@ -84,7 +94,7 @@ WHOLE: dict[str, Any] = {
     "accumulated": lambda: {
         "losses": [*ot_and_budget(), SpaceAlignment(weight=0.5)],
         "callbacks": [GradientProjection(), PromptAveraging(mean=1, std=1)],
-        "gradient_accumulation_steps": 2,
+        "gradient_accumulation_steps": 3,  # the last micro-batch is short
     },
     "views": lambda: {  # image features known from the start, shared out to encode
         "model": prompted_clip(num_vision_tokens=0),
@@ -106,10 +116,14 @@ def alone(**options: Any):
     }
 
 
+STEPS = {"accumulated": 2, "CrossEntropy, accumulated": 1}  # others: 3 an epoch
 TEMPLATES = {"student_templates": lambda: ["a photo of a {}.", "a photo of the {}, in black."]}
 MEMORY = {"solver": "entropic", "memory_size": 9}
 ALONE: dict[str, Any] = {
     "CrossEntropy": alone(classification_loss=CrossEntropy),
+    "CrossEntropy, accumulated": alone(
+        model=lora_vit, classification_loss=CrossEntropy, gradient_accumulation_steps=lambda: 3
+    ),
     "LogitAdjustment": alone(classification_loss=LogitAdjustment),
     "BalancedSoftmax": alone(classification_loss=BalancedSoftmax),
     "LDAM": alone(classification_loss=lambda: LDAM(max_margin=0.1, reweight_after=0.4)),
@@ -134,17 +148,6 @@ ALONE: dict[str, Any] = {
     ),
     "GeometryMonitor": alone(classification_loss=CrossEntropy, callbacks=lambda: [GeometryMonitor()]),
 }
-
-
-class Gradients(TrainerCallback):
-    """Keeps the gradient of every step, as the optimiser is about to see it."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, torch.Tensor]] = []
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        trained = {n: p for n, p in kwargs["model"].named_parameters() if p.requires_grad}
-        self.steps.append({name: p.grad.clone() for name, p in trained.items() if p.grad is not None})
 
 
 def run(name: str, options: dict[str, Any], output_dir: Path) -> None:

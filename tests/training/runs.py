@@ -6,6 +6,7 @@ import warnings
 
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, PrototypeConfig
 from peft_ncgeo.losses import (
@@ -21,6 +22,17 @@ from peft_ncgeo.losses import (
 )
 
 from ..conftest import tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradient of every step, as the optimiser is about to see it."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        trained = {n: p for n, p in kwargs["model"].named_parameters() if p.requires_grad}
+        self.steps.append({name: p.grad.clone() for name, p in trained.items() if p.grad is not None})
 
 
 class Pointwise(Regularizer):
@@ -96,6 +108,20 @@ def trainer(
         classification_loss=(classification_loss or CrossEntropy()) if classify else None,
         compute_metrics=compute_metrics,
         data_collator=data_collator,
+    )
+
+
+def transformers_trainer(output_dir, model, images, callbacks=(), **arguments) -> Trainer:
+    """Transformers' own Trainer of an image classifier, on the same images in the same order."""
+    pixels = tiny_processor().image_processor(images["image"][:], return_tensors="pt")["pixel_values"]
+    defaults = {"learning_rate": 0.05, "optim": "sgd", "optim_args": "momentum=0.9", "max_grad_norm": 0, "seed": 7}
+    defaults |= {"logging_steps": 1, "save_strategy": "no", "disable_tqdm": True, "label_names": ["labels"]}
+    defaults |= {"use_cpu": True, "report_to": "none"}
+    return Trainer(
+        model=model,
+        args=TrainingArguments(str(output_dir), **{**defaults, **arguments}),
+        train_dataset=[{"pixel_values": p, "labels": y} for p, y in zip(pixels, images["label"], strict=True)],
+        callbacks=list(callbacks),
     )
 
 

@@ -15,7 +15,8 @@ import torch.multiprocessing as mp
 from peft_ncgeo import losses, training
 from peft_ncgeo.training.gathering import batch_sizes, gather_batch
 
-from .processes import ALONE, WHOLE
+from .processes import ALONE, STEPS, WHOLE, images
+from .runs import Gradients, lora_vit, transformers_trainer
 
 ROOT = Path(__file__).parents[2]
 SEVERAL = (2, 3)
@@ -70,7 +71,7 @@ def is_near(got, expected, what):
 @pytest.mark.parametrize("name", [*WHOLE, *ALONE])
 def test_several_processes_equal_one(results, name, processes, record_property):
     one, several = results[1][name][0], results[processes][name][0]
-    assert len(one["gradients"]) == (3 if name in ALONE else 4 if name == "accumulated" else 6)
+    assert len(one["gradients"]) == STEPS.get(name, 3 if name in ALONE else 6)
     for step, (expected, got) in enumerate(zip(one["gradients"], several["gradients"], strict=True)):
         # a tower that no term looks at has no gradient on one process, and one of zero on several
         assert expected.keys() <= got.keys()
@@ -89,6 +90,17 @@ def test_several_processes_equal_one(results, name, processes, record_property):
         for moment in ("before", "after"):  # what a card tells
             expected = one["sets"]["test"][moment]
             assert several["sets"]["test"][moment] == pytest.approx(expected, rel=5e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("processes", [1, *SEVERAL])
+def test_accumulated_micro_batches_are_one_batch(results, processes, tmp_path):
+    """27 images as 12 + 12 + 3, of which the last process has none, give the gradient of Transformers' Trainer."""
+    whole = Gradients()
+    options = {"per_device_train_batch_size": 27, "max_steps": 1, "callbacks": [whole]}
+    torch.manual_seed(0)
+    transformers_trainer(tmp_path, lora_vit(), images(27), **options).train()
+    (got,) = results[processes]["CrossEntropy, accumulated"][0]["gradients"]
+    is_near(got, whole.steps[0], "gradients")
 
 
 @pytest.mark.parametrize("processes", SEVERAL)
@@ -113,7 +125,9 @@ def _uneven(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", f"file://{folder}/store", world_size=2, rank=rank)
     rows = torch.arange(10, dtype=torch.float64).reshape(5, 2)
     own = (rows[:3] if rank == 0 else torch.cat([rows[3:], rows[:1]])).clone().requires_grad_()
-    sizes = batch_sizes(torch.tensor([0, 1, 2] if rank == 0 else [3, 4, -100]))  # the last row fills up
+    labels = torch.tensor([0, 1, 2] if rank == 0 else [3, 4, -100])  # the last row fills up
+    full, sizes = batch_sizes([labels.clamp_min(0), labels])
+    assert full == [3, 3]
     together = gather_batch(own, sizes)
     # each process computes the same loss of all rows; DDP would then take the mean over processes
     (together @ together.T).pow(2).sum().div(2).backward()

@@ -240,13 +240,6 @@ def test_another_adapter_is_read_with_its_own_slots(tmp_path):
     assert run.features.texts["input_ids"][0, :8].tolist() == [1, 5, 5, 5, 5, 5, 9, 11]
 
 
-def test_training_twice_starts_its_sums_anew(tmp_path):
-    run = trainer(tmp_path, losses=[Pointwise(budget=0.1)], max_steps=1)
-    run._step_values["pointwise"].append(torch.tensor(1e9))  # as an interrupted accumulation leaves them
-    run.train()
-    assert run.losses[0].factor() < 10
-
-
 def test_requiring_what_every_batch_has(tmp_path):
     class Plain(Pointwise):
         requires = ("image_features", "labels", "frozen_image_features")
