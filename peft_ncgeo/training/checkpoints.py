@@ -17,6 +17,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..values import reason
+from .retry import StartingPoint
 from .sharing import SharingTrainer
 from .state import FILE_NAME, is_of_writing, load_state, save_state, writing
 
@@ -80,13 +81,25 @@ class CheckpointingTrainer(SharingTrainer):
 
     losses: list[Any]
     class_means: Any = None
+    _start: StartingPoint | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_whole(str(self.args.output_dir))
         elif resume_from_checkpoint and (problem := flaw(resume_from_checkpoint)):
             raise ValueError(f"Cannot resume from {resume_from_checkpoint}: {problem}.")
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._start = None
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        if self._start is not None:  # memory ran out before
+            self.optimizer, self.lr_scheduler = self._start.put_back()
+        elif self.args.auto_find_batch_size:
+            model: Any = self.model
+            self._start = StartingPoint(model, self._stateful(), self.optimizer, self.lr_scheduler)
+        return super()._inner_training_loop(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         with nullcontext() if _internal_call else writing(output_dir or str(self.args.output_dir)):
