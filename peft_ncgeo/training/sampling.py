@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate.data_loader import BatchSamplerShard
 from numpy.typing import ArrayLike
 from torch.utils.data import BatchSampler, DataLoader, Sampler
+from transformers import TrainingArguments
 
 
 class ClassBalancedSampler(Sampler[tuple[int, int]]):
@@ -72,3 +74,23 @@ def count_once(loader: DataLoader[Any]) -> None:
     shard = loader.batch_sampler
     if isinstance(shard, BatchSamplerShard) and not shard.drop_last:
         shard.batch_sampler = EvenBatches(shard.batch_sampler, 1 if shard.split_batches else shard.num_processes)
+
+
+@contextmanager
+def drop_last_only(args: TrainingArguments, is_training: bool) -> Iterator[None]:
+    """A context in which `dataloader_drop_last` holds for a training loader alone: every image is evaluated."""
+    given, args.dataloader_drop_last = args.dataloader_drop_last, args.dataloader_drop_last and is_training
+    try:
+        yield
+    finally:
+        args.dataloader_drop_last = given
+
+
+def check_batches(loader: DataLoader[Any], batch_size: int, processes: int) -> None:
+    """Refuse a training loader that drops every image."""
+    if len(loader) == 0:
+        several = f" on each of {processes} processes" if processes > 1 else ""
+        raise ValueError(
+            f"dataloader_drop_last=True leaves nothing to train on: there are fewer images than one batch of "
+            f"{batch_size}{several}. Lower per_device_train_batch_size, or set dataloader_drop_last=False."
+        )

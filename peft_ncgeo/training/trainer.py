@@ -36,7 +36,7 @@ from .fresh_start import CallbackStates, GivenLosses
 from .gathering import batch_sizes, gather_batch
 from .half_weights import HalfWeights, autocast_dtype
 from .objective import objective
-from .sampling import ClassBalancedSampler, count_once
+from .sampling import ClassBalancedSampler, check_batches, count_once, drop_last_only
 from .step_features import StepFeatures
 from .task import ClassificationTask
 from .teacher import FrozenTeacher
@@ -166,14 +166,16 @@ class GeometryTrainer(EvaluatingTrainer):
         self.features = StepFeatures(self.towers, self.teacher, self._required, args)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        augment = None
-        if kwargs.get("is_training") and self.args.augmentation == "crop_flip":
+        augment, is_training = None, kwargs.get("is_training", False)
+        if is_training and self.args.augmentation == "crop_flip":
             augment = partial(crop_flip, size=input_size(self.task.image_processor))
         columns = self.args.image_column, self.args.label_column
         images = LabelledImages(dataset, *columns, augment, self.args.seed, self.args.num_views)
-        loader = super()._get_dataloader(images, *args, **kwargs)
-        if kwargs.get("is_training"):
+        with drop_last_only(self.args, is_training):
+            loader = super()._get_dataloader(images, *args, **kwargs)
+        if is_training:
             count_once(loader)
+            check_batches(loader, self._train_batch_size, self.args.world_size)
         return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:

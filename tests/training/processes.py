@@ -96,6 +96,7 @@ WHOLE: dict[str, Any] = {
         "callbacks": [GradientProjection(), PromptAveraging(mean=1, std=1)],
         "gradient_accumulation_steps": 3,  # the last micro-batch is short
     },
+    "drop_last": lambda: {"losses": ot_and_budget(), "dataloader_drop_last": True},
     "views": lambda: {  # image features known from the start, shared out to encode
         "model": prompted_clip(num_vision_tokens=0),
         "losses": ot_and_budget(),
@@ -116,7 +117,7 @@ def alone(**options: Any):
     }
 
 
-STEPS = {"accumulated": 2, "CrossEntropy, accumulated": 1}  # others: 3 an epoch
+STEPS = {"accumulated": 2, "drop_last": 4, "CrossEntropy, accumulated": 1}  # others: 3 an epoch
 TEMPLATES = {"student_templates": lambda: ["a photo of a {}.", "a photo of the {}, in black."]}
 MEMORY = {"solver": "entropic", "memory_size": 9}
 ALONE: dict[str, Any] = {

@@ -81,6 +81,45 @@ def test_trainer_balances_classes_and_counts_them(tmp_path):
     assert min(Counter(balanced.labels).values()) > 40
 
 
+@pytest.mark.parametrize("size", [8, 64])
+def test_every_image_is_evaluated_where_training_drops_the_last(tmp_path, size):
+    """Also where the evaluation set is smaller than a batch; what a card tells is of all images too."""
+    images, options = tiny_images(10, seed=1), {"per_device_eval_batch_size": size, "max_steps": 2}
+    runs = [
+        trainer(tmp_path, train=tiny_images(30), eval_dataset=images, dataloader_drop_last=drop, **options)
+        for drop in (True, False)
+    ]
+    (dropping, whole), metrics = runs, [run.evaluate() for run in runs]
+    for key in ("eval_accuracy", "eval_balanced_accuracy", "eval_loss"):
+        assert metrics[0][key] == metrics[1][key]
+    output = dropping.predict(images)
+    assert output.label_ids.tolist() == images["label"][:]
+    assert output.predictions.tolist() == whole.predict(images).predictions.tolist()
+    dropping.train()
+    labels = dropping.predict(images).predictions.argmax(-1)
+    measured = dropping.record().sets["test"]
+    assert measured["size"] == 10
+    assert measured["after"]["accuracy"] == np.mean(labels == np.array(images["label"]))
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_training_drops_the_last_batch_alone(tmp_path, balanced):
+    seen = Seen()
+    options = {"dataloader_drop_last": True, "num_train_epochs": 1, "class_balanced_sampling": balanced}
+    trainer(tmp_path, train=tiny_images(30), losses=[seen], **options).train()
+    assert len(seen.labels) == 24
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("length", [{"max_steps": 3}, {"num_train_epochs": 2}])
+def test_a_training_set_that_is_dropped_whole_is_refused(tmp_path, balanced, length):
+    options = {"dataloader_drop_last": True, "per_device_train_batch_size": 64, "class_balanced_sampling": balanced}
+    run = trainer(tmp_path, train=tiny_images(30), **options, **length)
+    with pytest.raises(ValueError, match=r"dataloader_drop_last.*64.*per_device_train_batch_size") as error:
+        run.train()
+    assert "\n" not in str(error.value)
+
+
 def test_resumed_equals_uninterrupted(tmp_path):
     """In the middle of the second epoch: its order is drawn again, and what was seen is skipped."""
 
