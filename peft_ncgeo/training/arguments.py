@@ -27,7 +27,7 @@ class GeometryTrainingArguments(TrainingArguments):
     Defaults that differ: no gradient clipping (`max_grad_norm=0`, as in the papers), NaN losses are never hidden
     (`logging_nan_inf_filter=False`), columns are kept, DDP looks for no unused parameters, callbacks resume with their
     states, and a machine without an accelerator uses its CPU. `optim="sgd"` has momentum only where `optim_args` says
-    so.
+    so. `dataloader_drop_last` holds for training alone: every image is evaluated.
 
     Args:
         image_column: column of the data sets that holds images.

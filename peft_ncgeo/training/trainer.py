@@ -197,6 +197,7 @@ class GeometryTrainer(EvaluatingTrainer):
             self._text_gradient = None
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Begin a training; `auto_find_batch_size` calls this once more where memory ran out."""
         check_trainable(self.towers.model)
         texts: dict[str, Tensor] = {}
         if self.task.reads_text and self.class_names:  # read now: another adapter may have become active
