@@ -7,6 +7,7 @@ from datasets import ClassLabel, Dataset, Image
 
 from ..values import shown
 from .class_prompts import list_names
+from .white import find_column_white
 
 
 def class_names(dataset: Dataset, label_column: str = "label") -> list[str]:
@@ -45,7 +46,8 @@ def check_dataset(
 
     Raises:
         TypeError, ValueError: one line that names what is wrong: a column missing or of another type, an empty set,
-            fewer than two classes, a label outside the names, a class without samples.
+            fewer than two classes, a label outside the names, a class without samples, grey images of numbers that do
+            not tell what is white.
     """
     names = class_names(dataset, label_column)
     if image_column not in dataset.column_names:
@@ -73,4 +75,5 @@ def check_dataset(
         raise ValueError(
             f"Class {shown(absent[0])} has no samples ({len(absent)} such classes); leave it out of the ClassLabel."
         )
+    find_column_white(dataset, image_column)  # before training, not in its middle
     return names

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from ..values import reason
 from .sampling import label_array
+from .white import find_column_white, find_white, has_numbers
 
 
 def crop_flip(image: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
@@ -39,8 +40,12 @@ def crop_flip(image: Image.Image, rng: np.random.Generator, size: tuple[int, int
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any 8- or 16-bit image as RGB. Pillow alone would turn every 16-bit value above 255 white.
+def to_rgb(image: Image.Image, white: int | None = None) -> Image.Image:
+    """Any image upright, as its EXIF data say, in RGB.
+
+    Args:
+        white: of an image of whole numbers, 255 or 65535. Default: what its own numbers tell, see
+            [`~peft_ncgeo.data.white.find_white`]. (Pillow alone would turn every number above 255 white.)
 
     Raises:
         TypeError: no PIL image.
@@ -50,17 +55,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise TypeError(f"An image must be a PIL image, got {type(image).__name__}.")
     if not all(image.size):
         raise ValueError(f"An image of {image.width} x {image.height} has no pixels; leave it out.")
-    if image.mode == "F":
-        raise ValueError("An image of floating-point numbers has no known range; convert it to 8 bits first.")
     try:
-        if not image.mode.startswith("I"):
+        image = _upright(image)
+        if not has_numbers(image):
             return image.convert("RGB")
         numbers = np.asarray(image)
     except Exception as error:  # each of Pillow's decoders has errors of its own
         raise ValueError(f"An image cannot be read, its file may be damaged: {reason(error)}") from error
-    if numbers.min() < 0 or numbers.max() > 65535:
-        raise ValueError("An image of more than 16 bits has no known range; convert it to 8 bits first.")
-    return Image.fromarray((numbers // 257).astype(np.uint8)).convert("RGB")
+    white = find_white(numbers) if white is None else white
+    return Image.fromarray((numbers // (white // 255)).astype(np.uint8)).convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """An image turned as its EXIF data say, which then say so no more, as `datasets` and pipelines have it."""
+    image.load()  # TIFF files turn their images themselves
+    with suppress(Exception):  # damaged EXIF data tell no orientation
+        if image.getexif().get(ExifTags.Base.Orientation) is not None:
+            return ImageOps.exif_transpose(image)
+    return image
 
 
 def rgb_images(images: Sequence[Image.Image], first: int = 0) -> list[Image.Image]:
@@ -139,6 +151,7 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
         self.image_column, self.label_column = image_column, label_column
         self.augment, self.seed = augment, seed
         self.num_views = num_views if augment else 1
+        self._white = find_column_white(dataset, image_column)
         # shared memory: workers that outlive an epoch see the next one's number
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._shows = torch.ones((), dtype=torch.bool).share_memory_()
@@ -182,7 +195,7 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
         try:
             sample = self.dataset[index]
             image, label = sample[self.image_column], sample[self.label_column]
-            image = to_rgb(image)
+            image = to_rgb(image, self._white)
         except Exception as error:
             raise ValueError(
                 f"Sample {index} gives no image in column {self.image_column!r} or no label: "

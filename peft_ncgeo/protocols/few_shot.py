@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from ..data.episodes import Episode, EpisodeSampler
-from ..data.images import image_processor
+from ..data.images import LabelledImages, image_processor
 from ..evaluation.image_features import ImageFeatures
 from ..geometry.collapse import NeuralCollapse
 from ..geometry.contrast import loss_against_gap
@@ -116,6 +116,10 @@ def few_shot(
         raise ValueError(f"seen names {sorted(unknown)[0]!r}, which is no domain.")
     label_column = sampling.get("label_column", "label")
     samplers = {name: EpisodeSampler(dataset, **sampling) for name, dataset in domains.items()}
+    images = {
+        name: LabelledImages(dataset.with_format(None), image_column, label_column)
+        for name, dataset in domains.items()
+    }
     set_seed(0)  # a head that nobody reads may be drawn anew: a run that goes on must find the same model
     encoder = ImageFeatures(model().eval(), processor)
     of_inputs = [
@@ -136,11 +140,10 @@ def few_shot(
             found = read_cell(path, fingerprint(*parts))
             if found is None:
                 if domain not in cached:
-                    cached = {domain: _embed(encoder, domains[domain], image_column)}
+                    cached = {domain: _embed(encoder, images[domain])}
                 drawn = [samplers[domain][i] for i in range(start, end)]
-                images = domains[domain].with_format(None)[image_column]
                 run = _with_maps if method.residual_adapters else _on_features
-                measured = run(method, drawn, cached[domain], images, model, processor, batch_size)
+                measured = run(method, drawn, cached[domain], images[domain], model, processor, batch_size)
                 found = write_cell(path, fingerprint(*parts), {"rows": measured})
             keys = ({"domain": domain, "method": method.name, "episode": i} for i in range(start, end))
             rows += [{**key, **row} for key, row in zip(keys, found["rows"], strict=True)]
@@ -155,18 +158,18 @@ def _blocks(domain: str, method: FewShotMethod, episodes: int) -> list[tuple[str
     return [(domain, method, start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def _embed(encoder: ImageFeatures, dataset: Dataset, image_column: str) -> Tensor:
-    images = dataset.with_format(None)
+def _embed(encoder: ImageFeatures, images: LabelledImages) -> Tensor:
     starts = range(0, len(images), 256)
     bar = tqdm(starts, desc="Embedding", unit="batch", leave=False, disable=len(starts) < 10)
-    return torch.cat([encoder.embed(images[start : start + 256][image_column]) for start in bar])
+    batches = (range(start, min(start + 256, len(images))) for start in bar)
+    return torch.cat([encoder.embed([images[i]["image"] for i in batch]) for batch in batches])
 
 
 def _on_features(
     method: FewShotMethod,
     episodes: Sequence[Episode],
     features: Tensor,
-    images: Any,
+    images: LabelledImages,
     model: Any,
     processor: Any,
     batch_size: int,
@@ -188,7 +191,7 @@ def _with_maps(
     method: FewShotMethod,
     episodes: Sequence[Episode],
     features: Tensor,
-    images: Any,
+    images: LabelledImages,
     model: Callable[[], nn.Module],
     processor: Any,
     batch_size: int,
@@ -197,7 +200,7 @@ def _with_maps(
     adapted = get_peft_model(model(), CoPAConfig(**method.config))
     rows = []
     for episode in tqdm(episodes, unit="episode", leave=False):
-        support, query = ([images[i] for i in part.tolist()] for part in (episode.support, episode.query))
+        support, query = ([images[i]["image"] for i in part.tolist()] for part in (episode.support, episode.query))
         started = time.process_time()
         classifier = adapt(adapted, support, episode.support_labels.tolist(), processor=processor, **method.settings)
         seconds = time.process_time() - started

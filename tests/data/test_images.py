@@ -5,11 +5,14 @@ from functools import partial
 import datasets
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import ExifTags, Image
+from transformers.image_utils import load_image
 
+from peft_ncgeo import ZeroShotClassifier, adapt
 from peft_ncgeo.data.images import ImageCollator, LabelledImages, crop_flip, input_size, to_rgb
 
-from ..conftest import tiny_images, tiny_processor
+from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit
 
 
 def view(seed: int, image: Image.Image | None = None) -> np.ndarray:
@@ -60,9 +63,45 @@ def test_images_of_any_mode_become_rgb(mode):
     assert np.abs(np.asarray(to_rgb(image)).astype(int) - ramp[..., None]).max() <= 1
 
 
+def upright_and_sideways(folder) -> tuple[str, str]:
+    """Files of one image, as it is and as phones store it: turned, with a note that says so."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    image = tiny_images(1)["image"][0].resize((24, 16))
+    for name, stored, data in (("upright", image, None), ("sideways", image.rotate(90, expand=True), exif)):
+        stored.save(folder / f"{name}.png", **({"exif": data} if data else {}))
+    return str(folder / "upright.png"), str(folder / "sideways.png")
+
+
+def test_an_image_is_turned_as_its_exif_data_say(tmp_path):
+    upright, sideways = upright_and_sideways(tmp_path)
+    found = to_rgb(Image.open(sideways))
+    assert Image.open(sideways).size == (16, 24)
+    assert found.tobytes() == Image.open(upright).tobytes()
+    assert to_rgb(found).tobytes() == found.tobytes()  # once
+    assert found.tobytes() == load_image(Image.open(sideways)).tobytes()  # as a pipeline of Transformers sees it
+    decoded = datasets.Image().decode_example({"path": sideways, "bytes": None})
+    assert to_rgb(decoded).tobytes() == found.tobytes()
+
+
+def test_a_file_and_its_decoded_image_are_classified_alike(tmp_path):
+    _, sideways = upright_and_sideways(tmp_path)
+    decoded = datasets.Image().decode_example({"path": sideways, "bytes": None})
+    zero_shot = ZeroShotClassifier(tiny_clip(), tiny_processor())
+    few_shot = adapt(tiny_vit(), tiny_images(6)["image"][:], [0, 1, 2] * 2, steps=2, processor=tiny_processor())
+    for probabilities in (lambda image: zero_shot.predict_proba(image, NAMES), few_shot.predict_proba):
+        torch.testing.assert_close(probabilities(Image.open(sideways)), probabilities(decoded), rtol=0, atol=0)
+
+
+def test_damaged_exif_data_turn_nothing():
+    image = tiny_images(1)["image"][0].convert("RGB")
+    image.info["exif"] = b"Exif\0\0garbage"
+    assert to_rgb(image).tobytes() == to_rgb(image).tobytes() == image.tobytes()
+
+
 def test_images_without_a_range_are_refused():
-    with pytest.raises(ValueError, match="floating-point numbers has no known range"):
-        to_rgb(Image.new("F", (4, 4)))
+    with pytest.raises(ValueError, match="floating-point numbers from 0.5 to 0.5"):
+        to_rgb(Image.new("F", (4, 4), 0.5))
 
 
 def test_a_broken_image_is_named():

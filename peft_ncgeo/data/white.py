@@ -1,0 +1,82 @@
+"""White in grey images of whole numbers: 255 or 65535, by the numbers of one image or of a whole column."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from datasets import Dataset, Image
+from tqdm.auto import tqdm
+
+_known: WeakKeyDictionary[Dataset, dict[str, int | None]] = WeakKeyDictionary()
+_filling = Lock()
+
+
+def has_numbers(image: Any) -> bool:
+    """Whether an image's mode is one of 16 or 32 bits, for which Pillow has no white."""
+    return getattr(image, "mode", "")[:1] in ("I", "F")
+
+
+def find_white(numbers: np.ndarray, column: str | None = None) -> int:
+    """The number that is white, 255 or 65535, where the largest number of an image or a column tells it.
+
+    It does where it needs all of 8 bits (128 to 255) or all of 16 (32768 to 65535). Others may have any white, such as
+    16, 100, 4095 or 65535. (Numbers up to 255 may still be of 16 bits, but such an image is black all over.) Where all
+    are 0, any white will do.
+
+    Args:
+        column: that the numbers are from, for the error. None: they are of one image.
+
+    Raises:
+        ValueError: it does not; or there are numbers below 0, or floating-point numbers.
+    """
+    low, high, whole = numbers.min(), numbers.max(), numbers.dtype.kind in "ui"
+    for white in (255, 65535):
+        if whole and low >= 0 and (high == 0 or white // 2 < high <= white):
+            return white
+    what = "An image" if column is None else f"Column {column!r}"
+    image = "image" if column is None else f'row["{column}"]'
+    mend = f"PIL.Image.fromarray(numpy.uint8(numpy.interp({image}, (BLACK, WHITE), (0, 255))))"
+    mend = mend if column is None else f'dataset.map(lambda row: {{"{column}": {mend}}})'
+    raise ValueError(
+        f"{what} holds {'whole' if whole else 'floating-point'} numbers from {low:.10g} to {high:.10g}, and which one "
+        "is white is known only of whole numbers up to 128...255 (8 bits) or up to 32768...65535 (16 bits); tell "
+        f"which are black and white, such as 0 and 4095: {mend}."
+    )
+
+
+def find_column_white(dataset: Dataset, column: str) -> int | None:
+    """[`find_white`] of a column whose first image is one of numbers; all are read, once for each data set.
+
+    Returns:
+        None for any other column, also where a transform makes the images: there each is judged by its own numbers.
+
+    Raises:
+        ValueError: as [`find_white`].
+    """
+    feature = dataset.features.get(column)
+    if dataset.format["type"] == "custom" or not (isinstance(feature, Image) and feature.decode):
+        return None
+    with _filling:
+        known = _known.setdefault(dataset, {})
+        if column not in known:
+            known[column] = _read_white(dataset.with_format(None).select_columns([column]), column, feature)
+        return known[column]
+
+
+def _read_white(images: Dataset, column: str, feature: Image) -> int | None:
+    files = images.cast_column(column, Image(decode=False))
+    ends: list[np.ndarray] = []
+    for file in tqdm(files, desc=f"Reading the range of {column!r}", leave=False, delay=2):
+        try:
+            image = feature.decode_example(file[column])
+            if has_numbers(image):
+                numbers = np.asarray(image)
+                ends.append(np.array([numbers.min(), numbers.max()]))
+        except Exception:  # each of Pillow's decoders has errors of its own; who shows the image names it
+            continue
+        if not ends or image.mode == "F":
+            break
+    return find_white(np.concatenate(ends), column) if ends else None
