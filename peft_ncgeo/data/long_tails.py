@@ -50,17 +50,18 @@ def long_tailed(
         imbalance_factor: first class's size over the last one's, at least 1.
         n_max: size of the largest class.
         seed: draws the samples, without replacement. The same seed and rows give the same samples in whatever order
-            the rows come; those of a smaller `n_k` are among those of a larger one.
+            the rows come, and wherever they lie, see [`few_shot`]; those of a smaller `n_k` are among those of a
+            larger one.
         shuffle_classes: let the seed decide which class gets which count. Else k is the label.
 
     Returns:
-        The samples sorted by class; format and transform stay. Every row is read once, none decoded: image bytes
-        are hashed where images have no paths of their own, about two seconds a gigabyte.
+        The samples sorted by class; format and transform stay. Every row is read once, none decoded: hashing takes
+        about two seconds a gigabyte.
 
     Raises:
         TypeError: an argument that is no number.
-        ValueError: both rules or neither, an argument out of range, fewer than two classes, or a class with fewer
-            samples than `n_k`, named.
+        ValueError: both rules or neither, an argument out of range, fewer than two classes, a class with fewer
+            samples than `n_k`, named, or a file that cannot be read.
 
     Example:
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Image
 
-from ..values import shown
+from ..values import reason, shown
 from .checks import class_names
 
 
@@ -52,17 +52,16 @@ def rows_of_classes(labels: np.ndarray, num_classes: int, order: np.ndarray | No
 def content_order(dataset: Dataset) -> np.ndarray:
     """Indices (N,) that sort the rows by what they hold, so that the order they came in decides nothing.
 
-    Image columns come first: by their files' paths where every row has one of its own, else by a hash of the bytes.
-    The other columns decide between rows of equal images, by a hash of the `repr` of their values, and alone where
-    there are no images. No image is decoded, but every row is read: hashing takes about two seconds a gigabyte.
+    Image columns come first, by a hash of their encoded bytes, those in the row or those of its file: a copy, as on
+    the Hub, keeps these, but not the paths. The other columns decide between rows of equal images, by a hash of the
+    `repr` of their values, and alone where there are no images. No image is decoded, but every one is read: hashing
+    takes about two seconds a gigabyte.
+
+    Raises:
+        ValueError: a file that cannot be read, named.
     """
     images = sorted(c for c, feature in dataset.features.items() if isinstance(feature, Image))
-    keys: list[list[Any]] = []
-    for column in images:
-        paths = [path or "" for path in _stored(dataset, column, "path")]
-        if all(paths) and len(set(paths)) == len(paths):
-            return _argsort(paths)
-        keys += [[_digest(content or b"") for content in _stored(dataset, column, "bytes")], paths]
+    keys = [[_digest(content) for content in encoded_images(dataset, column)] for column in images]
     if len(set(zip(*keys, strict=True))) < len(dataset):
         others = sorted(c for c in dataset.column_names if c not in images)
         keys += [[_digest(repr(value).encode()) for value in _stored(dataset, c)] for c in others]
@@ -86,10 +85,24 @@ def label_array(dataset: Dataset, label_column: str = "label") -> np.ndarray:
     return found
 
 
-def _stored(dataset: Dataset, column: str, part: str | None = None) -> Iterator[Any]:
-    """The values of a column, or of one field of its structs, as stored: without formats, transforms and decoding."""
+def _stored(dataset: Dataset, column: str) -> Iterator[Any]:
+    """The values of a column as stored: without formats, transforms and decoding."""
     for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=100):
-        yield from (table.flatten()[f"{column}.{part}"] if part else table[column]).to_pylist()
+        yield from table[column].to_pylist()
+
+
+def encoded_images(dataset: Dataset, column: str) -> Iterator[bytes]:
+    """The encoded bytes of an image column; of images that have none in the data set, those of their files."""
+    for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=100):
+        for cells in table[column].chunks:
+            for i, cell in enumerate(cells.to_pylist()):
+                content, path = (cell or {}).get("bytes"), (cell or {}).get("path")
+                if content is None and path is not None:
+                    try:
+                        content = Image().embed_storage(cells[i : i + 1])[0].as_py()["bytes"]
+                    except OSError as error:
+                        raise ValueError(f"Column {column!r}: cannot read {shown(path)}: {reason(error)}") from error
+                yield content or b""
 
 
 def _digest(content: bytes) -> bytes:

@@ -58,16 +58,16 @@ def base_new_split(dataset: Dataset, label_column: str = "label") -> DatasetDict
 def few_shot(dataset: Dataset, shots: int, seed: int = 0, label_column: str = "label") -> Dataset:
     """`shots` samples of every class, drawn without replacement by `seed`.
 
-    The same seed and rows give the same samples in whatever order the rows come; fewer shots are among more. Every
-    row is read once, none decoded: image bytes are hashed where images have no paths of their own, about two seconds
-    a gigabyte.
+    The same seed and rows give the same samples in whatever order the rows come, and wherever they lie: rows are told
+    apart by their images' encoded bytes, which a folder, a copy of it, a parquet file and the Hub share. Fewer shots
+    are among more. Every row is read once, none decoded: hashing takes about two seconds a gigabyte.
 
     Returns:
         K * shots samples sorted by class; format and transform stay.
 
     Raises:
         TypeError: shots or a seed that is no whole number.
-        ValueError: shots below 1, a seed below 0, or a class with fewer samples, named.
+        ValueError: shots below 1, a seed below 0, a class with fewer samples, named, or a file that cannot be read.
     """
     shots, seed = whole_number("shots", shots, least=1), whole_number("seed", seed, least=0)
     counts = [shots] * len(class_names(dataset, label_column))

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, Image
 from torch import Tensor, distributed, nn
 
-from ..data.sampling import label_array
+from ..data.sampling import encoded_images, label_array
 from ..training import Recipe
 
 _LOOKED_AT = 8  # images of a set, and numbers of a weight, that stand for all of them
@@ -83,17 +83,14 @@ def describe_recipe(recipe: Recipe) -> Any:
 
 
 def describe_dataset(dataset: Dataset, label_column: str) -> list[Any]:
-    """Class names, all labels, and a few images as they are stored."""
+    """Class names, all labels, and the encoded bytes of a few images."""
     labels = label_array(dataset, label_column)
     places = np.linspace(0, max(0, len(dataset) - 1), min(_LOOKED_AT, len(dataset))).astype(int)
     images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
-    rows = dataset.with_format(None).select_columns(images).select(places)
-    for name in images:
-        rows = rows.cast_column(name, Image(decode=False))
-    stored = hashlib.sha256()
-    for row in rows:
-        for value in row.values():
-            stored.update(value["bytes"] or Path(value["path"]).name.encode())
+    rows, stored = dataset.select(places), hashlib.sha256()
+    for row in zip(*(encoded_images(rows, name) for name in images), strict=True):
+        for content in row:
+            stored.update(content)
     names = dataset.features[label_column].names
     return [names, hashlib.sha256(labels.tobytes()).hexdigest(), stored.hexdigest()]
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import datasets
 import pytest
 
-from peft_ncgeo.data import base_new_split, few_shot
+from peft_ncgeo.data import base_new_split, few_shot, load_image_demo, long_tailed, step_imbalanced
 
 from ..conftest import NAMES, tiny_images
 
@@ -109,16 +110,6 @@ def test_rows_without_a_label_are_never_drawn():
     assert rows(few_shot(unlabelled, 6)) == rows(few_shot(dataset.select(range(20, 50)), 6))
 
 
-@pytest.fixture
-def files(tmp_path) -> list[str]:
-    """Paths of 20 images that all look the same."""
-    image = tiny_images(1)["image"][0]
-    paths = [str(tmp_path / f"{(7 * i) % 20:02d}.png") for i in range(20)]
-    for path in paths:
-        image.save(path)
-    return paths
-
-
 def from_cells(cells: list, **columns) -> datasets.Dataset:
     features = tiny_images(2, ["cat", "dog"]).features
     features.update({name: datasets.Value("int64") for name in columns})
@@ -130,34 +121,69 @@ def stored(dataset: datasets.Dataset) -> list[dict]:
     return dataset.cast_column("image", datasets.Image(decode=False)).to_list()
 
 
-def test_images_with_a_path_each_are_ranked_by_it(files):
-    by_path = from_cells([{"path": path, "bytes": None} for path in files])
-    expected = stored(few_shot(by_path, 4))
-    assert stored(few_shot(by_path.shuffle(seed=3), 4)) == expected
-    twice = from_cells([{"path": path, "bytes": None} for path in [*files, *files[:2]]])
-    assert stored(few_shot(twice.shuffle(seed=3), 4)) == stored(few_shot(twice, 4))
-    # whatever their bytes, where there are some
-    with_bytes = from_cells([{"path": f"gone/{Path(p).name}", "bytes": b"%d" % i} for i, p in enumerate(files)])
-    drawn = stored(few_shot(with_bytes, 4))
-    assert all(row["image"]["bytes"] for row in drawn)
-    assert [Path(row["image"]["path"]).name for row in drawn] == [Path(row["image"]["path"]).name for row in expected]
-    ranks = []
-    for c in (0, 1):
-        known = sorted(files[c::2])
-        ranks.append([known.index(row["image"]["path"]) for row in expected if row["label"] == c])
-        assert ranks[c] == sorted(ranks[c])
-    assert ranks[0] != ranks[1]  # each class has a draw of its own
+def relabelled(dataset: datasets.Dataset, labels: list[int], names: list[str]) -> datasets.Dataset:
+    return dataset.remove_columns("label").add_column("label", labels, feature=datasets.ClassLabel(names=names))
 
 
-def test_without_a_path_each_images_are_ranked_by_their_bytes():
+def in_four(dataset: datasets.Dataset) -> datasets.Dataset:
+    """Four classes, by the label and the image's first number."""
+    return relabelled(dataset, [2 * label + image[0] % 2 for image, label in rows(dataset)], list("abcd"))
+
+
+def test_a_copy_gives_the_same_shots_wherever_it_lies(tmp_path):
+    folders = tmp_path / "here", tmp_path / "elsewhere" / "copy"
+    for folder, step in zip(folders, (1, 7), strict=True):  # under other names
+        for i, row in enumerate(tiny_images(60, ["cat", "dog"])):
+            path = folder / ("cat", "dog")[row["label"]] / f"{step * i % 60:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            row["image"].save(path)
+    cache = str(tmp_path / "cache")
+    original, moved = (
+        datasets.load_dataset("imagefolder", data_dir=str(folder), split="train", cache_dir=cache)
+        for folder in folders
+    )
+    files, labels = [Path(row["image"]["path"]) for row in stored(original)], original["label"][:]
+    # as on the Hub: the bytes in the set, under the files' bare names
+    pushed = from_cells([{"path": file.name, "bytes": file.read_bytes()} for file in files])
+    nameless = from_cells([{"path": None, "bytes": file.read_bytes()} for file in files])
+    pushed, nameless = (relabelled(copy, labels, ["cat", "dog"]) for copy in (pushed, nameless))
+    pushed.to_parquet(tmp_path / "copy.parquet")
+    parquet = datasets.Dataset.from_parquet(str(tmp_path / "copy.parquet"), cache_dir=cache)
+    for draw in (
+        lambda dataset: few_shot(dataset, 4, seed=1),
+        lambda dataset: long_tailed(dataset, imbalance_factor=4, seed=1, shuffle_classes=True),
+        lambda dataset: step_imbalanced(dataset, ratio=3, n_max=9, seed=2),
+        lambda dataset: few_shot(base_new_split(in_four(dataset))["new"], 2),
+    ):
+        expected = rows(draw(original))
+        assert len(set(expected)) == len(expected)
+        for copy in (moved, pushed, parquet, nameless, pushed.shuffle(seed=3)):
+            assert rows(draw(copy)) == expected
+
+
+def test_images_are_ranked_by_their_bytes_whatever_their_paths():
     own = [f"gone/{i}.png" for i in range(20)]
-    some_paths = [[None] * 20, [""] * 20, ["same.png"] * 20, [*own[:19], None], [*own[:19], own[0]]]
+    some_paths = [[None] * 20, [""] * 20, own, own[::-1], ["same.png"] * 20, [*own[:19], None], [*own[:19], own[0]]]
     drawn = []
     for seed, paths in enumerate(some_paths):
         dataset = from_cells([{"path": path, "bytes": b"%02d" % i} for i, path in enumerate(paths)])
         drawn.append([row["image"]["bytes"] for row in stored(few_shot(dataset.shuffle(seed=seed), 9))])
-    assert drawn == [drawn[0]] * 5
+    assert drawn == [drawn[0]] * 7
     assert drawn[0][:9] != sorted(drawn[0][:9])  # by a hash, not by the bytes themselves
+
+
+def test_a_file_that_is_gone_is_named():
+    with pytest.raises(ValueError, match="Column 'image': cannot read 'gone/1.png'"):
+        few_shot(
+            from_cells([{"path": f"gone/{i % 2}.png", "bytes": b"0" if i % 2 == 0 else None} for i in range(4)]), 1
+        )
+
+
+def test_the_demos_shots_stay():
+    """Those that the tables in README are made of."""
+    train = load_image_demo().splits["train"]
+    drawn = hashlib.sha256(b"".join(image for image, _ in rows(few_shot(train, 2, seed=1)))).hexdigest()
+    assert drawn.startswith("bf897f0e05d4c345")
 
 
 def test_equal_images_are_told_apart_by_the_other_columns():
