@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from datasets import ClassLabel, Dataset, Image
+from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset
 
 from ..values import shown
 from .class_prompts import list_names
@@ -17,19 +19,33 @@ def class_names(dataset: Dataset, label_column: str = "label") -> list[str]:
         TypeError, ValueError: one line that names the column and the mend.
     """
     if not isinstance(dataset, Dataset):
-        raise TypeError(f"Expected a datasets.Dataset, got {type(dataset).__name__}.")
+        mend = "; pass one of its splits" if isinstance(dataset, DatasetDict) else ""
+        mend = "; load it without streaming=True" if isinstance(dataset, IterableDataset) else mend
+        raise TypeError(f"Expected a datasets.Dataset, got {type(dataset).__name__}{mend}.")
     if label_column not in dataset.column_names:
         columns = f"{shown(label_column)} among {shown(dataset.column_names)}"
-        raise ValueError(f"No label column {columns}; name it in label_column.")
+        raise ValueError(
+            f"No label column {columns}; name it in label_column (without labels only a classifier can predict)."
+        )
     feature = dataset.features[label_column]
     if not isinstance(feature, ClassLabel):
-        raise ValueError(
-            f"Column {label_column!r} is not a ClassLabel but {type(feature).__name__}; "
-            f'convert it with dataset.class_encode_column("{label_column}").'
-        )
+        raise ValueError(f"Column {label_column!r} is not a ClassLabel but {_kind_and_mend(feature, label_column)}.")
     if not feature.names:
         raise ValueError(f"Column {label_column!r} names no classes; give its ClassLabel the names.")
     return list_names(feature.names)
+
+
+def _kind_and_mend(feature: Any, label_column: str) -> str:
+    """What a label column is instead of a `ClassLabel`, and how it becomes one."""
+    if isinstance(feature, list) or hasattr(feature, "feature"):  # `datasets` has had several types of lists
+        return "a list, so this is a multi-label set; only one label an image can be learned"
+    kind = getattr(feature, "dtype", type(feature).__name__)
+    if kind in ("string", "large_string"):
+        return f'{kind}; convert it with dataset.class_encode_column("{label_column}")'
+    return (
+        f"{kind}; give the classes their names, in the order of the numbers 0, 1, ...: "
+        f'dataset.cast_column("{label_column}", datasets.ClassLabel(names=[...]))'
+    )
 
 
 def check_dataset(
@@ -53,21 +69,26 @@ def check_dataset(
     if image_column not in dataset.column_names:
         columns = f"{shown(image_column)} among {shown(dataset.column_names)}"
         raise ValueError(f"No image column {columns}; name it in image_column.")
-    if not isinstance(dataset.features[image_column], Image):
+    feature = dataset.features[image_column]
+    closed = isinstance(feature, Image) and not feature.decode and dataset.format["type"] != "custom"
+    if closed or not isinstance(feature, Image):
+        kind = "holds files that are not decoded" if closed else "is not of type datasets.Image"
         raise ValueError(
-            f"Column {image_column!r} is not of type datasets.Image; convert it with "
-            f'dataset.cast_column("{image_column}", datasets.Image()).'
+            f'Column {image_column!r} {kind}; convert it with dataset.cast_column("{image_column}", datasets.Image()).'
         )
     if len(dataset) == 0:
         raise ValueError("The data set is empty.")
     if len(names) < 2:
         raise ValueError(f"Column {label_column!r} has {len(names)} class; classification needs at least two.")
     labels = np.asarray(dataset.with_format(None)[label_column][:], dtype=object)
-    missing = [i for i, label in enumerate(labels) if label is None or not 0 <= label < len(names)]
-    if missing:
+    outside = [i for i, label in enumerate(labels) if label is None or not 0 <= label < len(names)]
+    if outside:
+        label = labels[outside[0]]
+        unlabelled = f'dataset.filter(lambda y: y is not None and y >= 0, input_columns="{label_column}")'
+        too_large = "give the ClassLabel all names, the first one for 0"
         raise ValueError(
-            f"Sample {missing[0]} has label {labels[missing[0]]}, outside the {len(names)} class names "
-            f"({len(missing)} such samples); remove unlabelled samples."
+            f"Sample {outside[0]} has label {label}, outside the {len(names)} class names ({len(outside)} such "
+            f"samples); {f'leave unlabelled ones out: {unlabelled}' if label is None or label < 0 else too_large}."
         )
     counts = np.bincount(labels.astype(np.int64), minlength=len(names))
     if every_class and (counts == 0).any():

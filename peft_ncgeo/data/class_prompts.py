@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,6 +39,9 @@ def class_prompts(
     Returns:
         `input_ids` and `attention_mask`, each `(K, L)` int64.
 
+    Names that are all numbers bring a warning: they may be digits to be read off the images, or what
+    `class_encode_column` makes of labels whose names nobody told.
+
     Raises:
         TypeError: no list of names.
         ValueError: naming the class, when there are none, a name is empty (also for the tokenizer) or given twice
@@ -54,6 +59,12 @@ def class_prompts(
     names = list_names(names)
     if not names:
         raise ValueError("class_prompts needs at least one class name.")
+    if all(is_number(name) for name in names):
+        warnings.warn(
+            f"All class names are numbers ({shown(names[0])}, ...), which the model reads as they are; if they stand "
+            'for something else, name it: dataset.cast_column("label", datasets.ClassLabel(names=[...])).',
+            stacklevel=2,
+        )
     num_text_tokens = whole_number("num_text_tokens", num_text_tokens, least=0)
     limit = whole_number("max_length", tokenizer.model_max_length if max_length is None else max_length, least=1)
     if num_text_tokens > limit:
@@ -93,6 +104,11 @@ def class_prompts(
             )
         first_with[tuple(row)] = name
     return tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
+
+
+def is_number(name: str) -> bool:
+    """Whether a class name is digits alone, with a sign and a decimal point perhaps."""
+    return re.fullmatch(r"[+-]?\d+(\.\d*)?", name.strip()) is not None
 
 
 def list_names(names: Any) -> list[str]:

@@ -12,6 +12,7 @@ from datasets import ClassLabel, Dataset, Image, load_dataset
 
 from ..templates import check_template
 from ..values import reason, shown, whole_number
+from .class_prompts import is_number
 from .long_tails import imbalance
 from .splits import select_classes
 from .yaml_files import read_yaml
@@ -128,14 +129,19 @@ class DatasetSource:
         dataset = dataset.select_columns([self.image_column, self.label_column])
         try:
             dataset = dataset.rename_columns({self.image_column: "image", self.label_column: "label"})
-            if not isinstance(dataset.features["image"], Image):
+            if not isinstance(dataset.features["image"], Image) or not dataset.features["image"].decode:
                 dataset = dataset.cast_column("image", Image())
-            if not isinstance(dataset.features["label"], ClassLabel):
+            told = isinstance(dataset.features["label"], ClassLabel)
+            if not told:
                 dataset = dataset.class_encode_column("label")
         except Exception as error:  # of pyarrow, for what is neither
             columns = f"{self.image_column!r} and {self.label_column!r}"
             raise ValueError(f"{self.path}: columns {columns} are no images and classes ({reason(error)}).") from error
-        names = self.prompt_names(dataset.features["label"].names)
+        labels = dataset.features["label"].names
+        names = self.prompt_names(labels)
+        nameless = [label for label, name in zip(labels, names, strict=True) if label == name and is_number(label)]
+        if nameless and not told:
+            raise ValueError(f"{self.path} gives class {nameless[0]} no name; give the classes words in class_names.")
         kept = [i for i, name in enumerate(names) if name is not None]
         if len(kept) != self.num_classes:
             raise ValueError(f"{self.path} has {len(kept)} classes, described are {self.num_classes}.")

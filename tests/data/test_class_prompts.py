@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from peft_ncgeo.data import class_prompts
+from peft_ncgeo.data.demo import ASSETS
 from peft_ncgeo.templates import padded_template, placeholder_ids
 
 from ..conftest import BOS, EOT, NAMES, PAD, tiny_processor
@@ -23,6 +27,21 @@ def test_layout():
         [BOS, *A_PHOTO_OF_A, red, cat, dot, EOT],
     ]
     assert texts["attention_mask"].tolist() == [[1] * 8 + [0], [1] * 9]
+
+
+@pytest.mark.parametrize("names", [["0", "1"], ["7", "-3", "12.0"]])
+def test_names_that_are_numbers_are_warned_of(names):
+    tokenizer = AutoTokenizer.from_pretrained(ASSETS / "mini_clip")
+    with pytest.warns(UserWarning, match="numbers"):
+        texts = class_prompts(names, "a photo of a {}.", 0, tokenizer)
+    assert len(texts["input_ids"]) == len(names)
+
+
+@pytest.mark.parametrize("names", [["one", "two"], ["7 up", "cola"], ["3", "three"]])
+def test_names_that_are_words_are_not(names):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        class_prompts(names, "a photo of a {}.", 0, AutoTokenizer.from_pretrained(ASSETS / "mini_clip"))
 
 
 @pytest.mark.parametrize("slots", [0, 2, 4])

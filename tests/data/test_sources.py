@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, Value
+from datasets import Dataset, Image, Value
 
 from peft_ncgeo.data import DatasetSource
 
@@ -52,6 +52,22 @@ def test_labels_of_another_type_become_classes():
     prepared = source(class_names={"1": "cat", "0": "ant", "2": "dog"}).prepare(texts)
     assert prepared.features["label"].names == ["ant", "cat", "dog"]
     assert prepared["label"][:] == images["label"][:]
+
+
+def test_integers_need_names():
+    numbers = tiny_images(6, ["a", "b", "c"]).cast_column("label", Value("int64"))
+    with pytest.raises(ValueError, match="gives class 1 no name; .* class_names"):
+        source(class_names={"0": "ant", "2": "dog"}).prepare(numbers)
+
+
+def test_digits_may_be_names():
+    prepared = source().prepare(tiny_images(6, ["0", "1", "2"]))
+    assert prepared.features["label"].names == ["0", "1", "2"]
+
+
+def test_files_that_are_not_decoded_become_images():
+    closed = tiny_images(6, ["a", "b", "c"]).cast_column("image", Image(decode=False))
+    assert source().prepare(closed)[0]["image"].size == (20, 20)
 
 
 def test_words_for_whole_lists():

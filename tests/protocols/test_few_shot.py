@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from datasets import Image
 from peft import get_peft_model
 from transformers import ResNetConfig, ResNetModel
 
@@ -137,6 +138,18 @@ def test_a_larger_number_begins_with_the_same_episodes(results, tmp_path):
         old, new = (found.values(domain, "nearest") for found in (results[0], more))
         assert len(new) == 7
         assert {i: new[i] for i in old} == old
+
+
+def test_numbers_of_a_domain_are_as_bright_as_its_bytes(tmp_path):
+    grey = np.stack([np.asarray(image.convert("L")) for image in tiny_images(60, SIX)["image"]])
+    grey[7] //= 4  # alone it would not tell what is white
+    found = []
+    for kind in (np.uint8, np.uint16):
+        cells = [Image().encode_example(image.astype(kind)) for image in grey]
+        domain = tiny_images(60, SIX).remove_columns("image").add_column("image", cells, feature=Image())
+        rows = few_shot(METHODS[:1], {"a": domain}, backbone, tiny_processor(), tmp_path / kind.__name__, 3).rows
+        found.append([{key: value for key, value in row.items() if key != "seconds"} for row in rows])
+    assert found[0] == found[1]
 
 
 def test_bad_input(tmp_path):

@@ -6,9 +6,10 @@ import csv
 import json
 import statistics
 import warnings
+from pathlib import Path
 
 import pytest
-from datasets import ClassLabel
+from datasets import ClassLabel, Dataset
 from transformers import CLIPModel
 
 from peft_ncgeo import NPTConfig
@@ -24,6 +25,7 @@ from peft_ncgeo.protocols import (
     run_cells,
     runs,
 )
+from peft_ncgeo.protocols.cells import describe_dataset
 from peft_ncgeo.training import Recipe
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor
@@ -198,6 +200,23 @@ def test_cells_of_something_else_are_refused(tmp_path):
     (tmp_path / "a" / "coop" / "seed-1.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged; remove it"):
         one_cell(tmp_path)
+
+
+def test_images_are_known_by_their_bytes_not_by_their_files_names(tmp_path):
+    images = [image.resize((8, 8)) for image in tiny_images(6)["image"]]
+    cells = [{"path": str(tmp_path / f"{i}.png"), "bytes": None} for i in range(6)]
+    features = tiny_images(1).features
+
+    def description(order):
+        for cell, i in zip(cells, order, strict=True):
+            images[i].save(cell["path"])
+        folder = Dataset.from_dict({"image": cells, "label": [0, 1] * 3}, features=features)
+        embedded = [{"path": None, "bytes": Path(cell["path"]).read_bytes()} for cell in cells]
+        copy = Dataset.from_dict({"image": embedded, "label": [0, 1] * 3}, features=features)
+        assert describe_dataset(copy, "label") == describe_dataset(folder, "label")
+        return describe_dataset(folder, "label")
+
+    assert description(range(6)) == description(range(6)) != description([1, 0, 2, 3, 4, 5])
 
 
 def test_what_would_fail_late_fails_first(tmp_path, monkeypatch):

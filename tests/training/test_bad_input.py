@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel
+from datasets import ClassLabel, Image
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import TrainingArguments
 
@@ -63,7 +64,13 @@ def bad(column: str, values, feature=None):
     [
         (lambda: tiny_images(10).rename_column("image", "img"), "No image column 'image' among"),
         (lambda: tiny_images(10).rename_column("label", "fine"), "No label column 'label' among"),
-        (lambda: bad("label", list(range(10))), "'label' is not a ClassLabel but Value"),
+        (lambda: bad("label", list(range(10))), "'label' is not a ClassLabel but int64"),
+        (lambda: bad("label", [[1]] * 10), "multi-label"),
+        (lambda: tiny_images(10).cast_column("image", Image(decode=False)), "files that are not decoded"),
+        (
+            lambda: bad("image", [Image().encode_example(np.full((2, 2), 2000, np.int32))] * 10, Image()),
+            "Column 'image' holds whole numbers from 2000",
+        ),
         (lambda: bad("image", ["a.png"] * 10), "Column 'image' is not of type datasets.Image"),
         (lambda: tiny_images(10).select([]), "The data set is empty"),
         (lambda: tiny_images(4), "Class 'white panda' has no samples"),
