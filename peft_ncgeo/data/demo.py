@@ -12,9 +12,11 @@ import functools
 import io
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +43,7 @@ VIEW_SIZE = 32  # the mini-CLIP's input size: a view needs no further resizing
 VIEW_PARAMETERS = 20  # uniform numbers that determine one view
 TEST_VIEWS = 24  # per drawing; with 8 the sampling error is 2.3 points
 
+_drawing = Lock()
 # The first number of a view's seed, so that no seed of one purpose can ever meet another's.
 _TEST, _TRAIN, _VALIDATION = 0, 1, 2
 
@@ -139,6 +142,19 @@ def load_fashion_mnist(part: str) -> tuple[np.ndarray, np.ndarray]:
         return data[f"{part}_images"], data[f"{part}_labels"]
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch in one thread: on a busy machine threads wait for each other 20 times as long as the views take."""
+    with _drawing:  # of two at once, the later one would give back the number that the other one set
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+@_one_thread()
 def draw_views(drawings: np.ndarray, parameters: np.ndarray, size: int = VIEW_SIZE) -> np.ndarray:
     """Show each drawing in one view: background, rotation, scale, shift, flip and colours. Pure and batched.
 

@@ -1,5 +1,7 @@
 """The carried demo: what the loader promises, and facts on which the rest of the library's tests rely."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +123,21 @@ def test_views_are_a_pure_function():
     for i in range(3):
         assert (draw_views(drawings[i : i + 1], parameters[i : i + 1])[0] == views[i]).all()
     assert draw_views(drawings, parameters, size=48).shape == (3, 48, 48, 3)
+
+
+def test_views_are_the_same_on_any_number_of_threads_which_stays():
+    drawings = np.stack(list(load_drawings()["twemoji"].values())[:24])
+    parameters = np.random.default_rng(0).random((24, VIEW_PARAMETERS))
+    before, views = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            with ThreadPoolExecutor(3) as pool:
+                views += pool.map(draw_views, [drawings] * 3, [parameters] * 3)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert all((view == views[0]).all() for view in views)
 
 
 @pytest.mark.parametrize("split", ["report", "development"])
