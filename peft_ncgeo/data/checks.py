@@ -48,6 +48,11 @@ def _kind_and_mend(feature: Any, label_column: str) -> str:
     )
 
 
+def leave_out_unlabelled(label_column: str) -> str:
+    """The mend for samples without a label, in the words of an error."""
+    return f'leave them out: dataset.filter(lambda y: y is not None and y >= 0, input_columns="{label_column}")'
+
+
 def check_dataset(
     dataset: Dataset,
     image_column: str = "image",
@@ -84,11 +89,11 @@ def check_dataset(
     outside = [i for i, label in enumerate(labels) if label is None or not 0 <= label < len(names)]
     if outside:
         label = labels[outside[0]]
-        unlabelled = f'dataset.filter(lambda y: y is not None and y >= 0, input_columns="{label_column}")'
-        too_large = "give the ClassLabel all names, the first one for 0"
+        missing = label is None or label < 0
+        mend = leave_out_unlabelled(label_column) if missing else "give the ClassLabel all names, the first one for 0"
         raise ValueError(
             f"Sample {outside[0]} has label {label}, outside the {len(names)} class names ({len(outside)} such "
-            f"samples); {f'leave unlabelled ones out: {unlabelled}' if label is None or label < 0 else too_large}."
+            f"samples); {mend}."
         )
     counts = np.bincount(labels.astype(np.int64), minlength=len(names))
     if every_class and (counts == 0).any():

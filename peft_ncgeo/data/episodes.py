@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from ..values import whole_number
-from .checks import class_names
+from .checks import class_names, leave_out_unlabelled
 from .sampling import label_array, rows_of_classes
 
 
@@ -164,6 +164,6 @@ def _rows_of_classes(dataset: Dataset, label_column: str) -> list[np.ndarray]:
     if len(outside):
         raise ValueError(
             f"Sample {outside[0]} has no label, outside the {len(names)} class names ({len(outside)} such samples); "
-            "remove unlabelled samples."
+            f"{leave_out_unlabelled(label_column)}."
         )
     return rows_of_classes(labels, len(names))

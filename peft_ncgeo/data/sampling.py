@@ -80,7 +80,7 @@ def label_array(dataset: Dataset, label_column: str = "label") -> np.ndarray:
     if len(outside):
         raise ValueError(
             f"Sample {outside[0]} has label {found[outside[0]]}, outside the {count} class names ({len(outside)} such "
-            "samples); remove them, or give the ClassLabel all names."
+            "samples); give the ClassLabel all names, the first one for 0, or remove them."
         )
     return found
 
