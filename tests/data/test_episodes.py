@@ -335,5 +335,5 @@ def test_other_sets_get_one_line():
         EpisodeSampler([1, 2])
     with pytest.raises(ValueError, match="No label column 'kind' among"):
         EpisodeSampler(dataset, label_column="kind")
-    with pytest.raises(ValueError, match="Column 'number' is not a ClassLabel but Value"):
+    with pytest.raises(ValueError, match="Column 'number' is not a ClassLabel but int64"):
         EpisodeSampler(dataset, label_column="number")
