@@ -14,13 +14,17 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def batch_sizes(labels: Sequence[Tensor]) -> list[list[int]]:
-    """How many rows of each batch count on every process, in order of rank.
+def batch_sizes(labels: Tensor) -> list[int]:
+    """How many rows of the batch count on every process, in order of rank.
 
     Args:
-        labels: of this process's batches, (B_own,) each; below 0 in the last rows where they only fill a batch up, see
-            [`EvenBatches`].
+        labels: (B_own,); below 0 in the last rows where they only fill the batch up, see [`EvenBatches`].
     """
+    return step_sizes([labels])[0]
+
+
+def step_sizes(labels: Sequence[Tensor]) -> list[list[int]]:
+    """[`batch_sizes`] of all micro-batches of a step, in one exchange between processes."""
     if world_size() == 1:
         return [[len(own)] for own in labels]
     own = torch.stack([(rows >= 0).sum() for rows in labels])
@@ -38,7 +42,7 @@ def gather_batch(tensor: Tensor, sizes: list[int]) -> Tensor:
     Args:
         tensor: this process's rows; how many may differ between processes. Rows beyond its size are left out, and
             get a gradient of zero.
-        sizes: of the batch, from [`batch_sizes`]; shared by all its tensors.
+        sizes: from [`batch_sizes`], shared by all tensors of a batch.
     """
     return tensor if len(sizes) == 1 else _GatherBatch.apply(tensor[: sizes[dist.get_rank()]], sizes)
 

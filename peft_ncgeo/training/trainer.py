@@ -33,7 +33,7 @@ from .checks import (
 from .class_means import ClassMeans
 from .evaluating import EvaluatingTrainer, accuracy_metrics
 from .fresh_start import CallbackStates, GivenLosses
-from .gathering import batch_sizes, gather_batch
+from .gathering import batch_sizes, gather_batch, step_sizes
 from .half_weights import HalfWeights, autocast_dtype
 from .objective import objective
 from .sampling import ClassBalancedSampler, check_batches, count_once, drop_last_only
@@ -235,7 +235,7 @@ class GeometryTrainer(EvaluatingTrainer):
     def geometry_batch(self, model: nn.Module, inputs: dict[str, Any]) -> GeometryBatch:
         """One pass of the student, and of the teacher where a loss asks for it, over the batch of all processes."""
         device = inputs["labels"].device
-        sizes = inputs["sizes"] if "sizes" in inputs else batch_sizes([inputs["labels"]])[0]
+        sizes = inputs["sizes"] if "sizes" in inputs else batch_sizes(inputs["labels"])
         with self.accelerator.autocast():
             out = self.features.student(model, inputs, self.accelerator.sync_gradients)
             out |= self.features.frozen_images(inputs)
@@ -275,7 +275,7 @@ class GeometryTrainer(EvaluatingTrainer):
         """The micro-batches of a step, each with how many images every process has of it, and how many all have."""
         batches, _ = super().get_batch_samples(*args, **kwargs)
         self._accumulation.begin()
-        sizes = batch_sizes([batch["labels"] for batch in batches])
+        sizes = step_sizes([batch["labels"] for batch in batches])
         return [{**batch, "sizes": size} for batch, size in zip(batches, sizes, strict=True)], sum(map(sum, sizes))
 
     def compute_loss(

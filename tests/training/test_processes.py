@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from peft_ncgeo import losses, training
-from peft_ncgeo.training.gathering import batch_sizes, gather_batch
+from peft_ncgeo.training.gathering import batch_sizes, gather_batch, step_sizes
 
 from .processes import ALONE, STEPS, WHOLE, images
 from .runs import Gradients, lora_vit, transformers_trainer
@@ -126,8 +126,8 @@ def _uneven(rank: int, folder: Path) -> None:
     rows = torch.arange(10, dtype=torch.float64).reshape(5, 2)
     own = (rows[:3] if rank == 0 else torch.cat([rows[3:], rows[:1]])).clone().requires_grad_()
     labels = torch.tensor([0, 1, 2] if rank == 0 else [3, 4, -100])  # the last row fills up
-    full, sizes = batch_sizes([labels.clamp_min(0), labels])
-    assert full == [3, 3]
+    sizes = batch_sizes(labels)
+    assert step_sizes([labels.clamp_min(0), labels]) == [[3, 3], sizes]
     together = gather_batch(own, sizes)
     # each process computes the same loss of all rows; DDP would then take the mean over processes
     (together @ together.T).pow(2).sum().div(2).backward()
