@@ -35,6 +35,7 @@ from transformers import CLIPModel, CLIPProcessor, HfArgumentParser, PrinterCall
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, ZeroShotClassifier
 from peft_ncgeo.data import base_new_split, few_shot, load_demo
+from peft_ncgeo.files import file_name
 from peft_ncgeo.losses import CrossEntropy, OTPreservation, Regularizer
 from peft_ncgeo.training import parse_with_recipe
 
@@ -239,7 +240,7 @@ def main() -> None:
     for name in script.methods:
         for seed in script.seeds:
             bar.bar.set_description(f"{rows[name].title}, seed {seed}")
-            args.output_dir = str(output / name / f"seed-{seed}")
+            args.output_dir = str(output / file_name(name, "a recipe") / f"seed-{seed}")
             task = load_task(script, args.label_column, seed)
             results.setdefault(rows[name].title, []).append(run(rows[name], task, args, seed, bar))
     bar.bar.close()

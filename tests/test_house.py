@@ -13,7 +13,7 @@ from packaging.version import Version
 
 PACKAGE = Path(__file__).parents[1] / "peft_ncgeo"
 # each part -> the parts it may import; everything may import what its own row names, nothing else
-BASE = {"families", "towers", "templates", "adapters", "substitution", "values"}
+BASE = {"families", "files", "towers", "templates", "adapters", "substitution", "values"}
 ALLOWED = {
     "families": set(),
     "towers": {"families", "substitution"},
@@ -21,6 +21,7 @@ ALLOWED = {
     "templates": {"values"},
     "adapters": set(),
     "values": set(),
+    "files": {"values"},
     "geometry": {"values"},
     "losses": {"geometry", "values"},
     "tuners": {"geometry", *BASE},

@@ -10,12 +10,12 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Image, load_dataset
 
+from ..files import read_yaml
 from ..templates import check_template
 from ..values import reason, shown, whole_number
 from .class_prompts import is_number
 from .long_tails import imbalance
 from .splits import select_classes
-from .yaml_files import read_yaml
 
 _WORDS = ("first_synonym", "split_camel_case")
 

@@ -14,8 +14,11 @@ from datasets import Dataset, Image
 from torch import Tensor, distributed, nn
 
 from ..data.sampling import encoded_images, label_array
+from ..files import file_name, read_json
 from ..training import Recipe
+from ..values import reason, whole_number
 
+LARGEST = 64 * 2**20  # bytes of a cell; one with episodes has a row for each
 _LOOKED_AT = 8  # images of a set, and numbers of a weight, that stand for all of them
 
 
@@ -25,8 +28,13 @@ def writes() -> bool:
 
 
 def cell_path(folder: str | Path, setting: str, method: str, seed: int) -> Path:
-    """`folder/<setting>/<method>/seed-<seed>.json`, other characters than letters, digits and "-_." replaced."""
-    return Path(folder) / _slug(setting) / _slug(method) / f"seed-{seed}.json"
+    """`folder/<setting>/<method>/seed-<seed>.json`; see [`~peft_ncgeo.files.file_name`] for the names.
+
+    Raises:
+        ValueError: a name that cannot be a folder's.
+    """
+    names = file_name(setting, "a setting"), file_name(method, "a recipe")
+    return Path(folder).joinpath(*names, f"seed-{whole_number('seed', seed)}.json")
 
 
 def read_cell(path: Path, made_of: str) -> dict[str, Any] | None:
@@ -38,9 +46,9 @@ def read_cell(path: Path, made_of: str) -> dict[str, Any] | None:
     found: list[Any] = [None]
     if writes() and path.exists():
         try:
-            found = [json.loads(path.read_text(encoding="utf-8"))]
-        except ValueError as error:
-            found = [{"error": f"{path} is damaged; remove it: {error}"}]
+            found = [_checked(read_json(path, LARGEST))]
+        except (OSError, ValueError) as error:
+            found = [{"error": str(damaged(path, reason(error)))}]
     (cell,) = broadcast_object_list(found)
     if cell is None:
         return None
@@ -63,6 +71,11 @@ def write_cell(path: Path, made_of: str, metrics: dict[str, Any]) -> dict[str, A
         partial.replace(path)
     (shared,) = broadcast_object_list([metrics])
     return shared
+
+
+def damaged(path: Path, why: str) -> ValueError:
+    """The error of a cell that nobody wrote as it is."""
+    return ValueError(f"{path} is damaged; remove it and run again ({why}).")
 
 
 def fingerprint(*parts: Any) -> str:
@@ -102,5 +115,10 @@ def describe_model(model: nn.Module) -> list[Any]:
     return [type(model).__name__, fingerprint(numbers)]
 
 
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+def _checked(cell: Any) -> dict[str, Any]:
+    """What [`write_cell`] wrote; refuse anything else."""
+    if not isinstance(cell, dict) or cell.keys() != {"made_of", "metrics"}:
+        raise ValueError("it must hold made_of and metrics")
+    if not isinstance(cell["metrics"], dict):
+        raise ValueError("its metrics must have names")
+    return cell

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from ..files import read_json
+from ..values import reason
+from .cells import LARGEST
 from .results import markdown_table
 
 
@@ -152,8 +155,15 @@ class EpisodeResults:
 
     @classmethod
     def load(cls, path: str | Path) -> EpisodeResults:
-        """What [`save`] wrote."""
-        return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+        """What [`save`] wrote.
+
+        Raises:
+            ValueError: the file is missing, damaged or of something else.
+        """
+        try:
+            return cls(**read_json(path, LARGEST))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{path} holds no results of episodes: {reason(error)}") from error
 
 
 def _listed(domains: str | Sequence[str]) -> Sequence[str]:

@@ -25,7 +25,7 @@ from ..geometry.sphere import modality_gap, unit
 from ..training import adapt, fit_episodes
 from ..training.episodes import head_settings
 from ..tuners.copa import CoPAConfig
-from .cells import cell_path, describe_dataset, describe_model, fingerprint, read_cell, write_cell
+from .cells import cell_path, damaged, describe_dataset, describe_model, fingerprint, read_cell, write_cell
 from .episode_results import EpisodeResults
 
 SHIFTS = tuple(t / 4 for t in range(-4, 9))  # times the gap that an episode has
@@ -129,14 +129,14 @@ def few_shot(
     ]
     of_domain = {name: describe_dataset(dataset, label_column) for name, dataset in domains.items()}
     blocks = [block for domain in domains for method in methods for block in _blocks(domain, method, episodes)]
+    paths = [_block_path(output_dir, *block) for block in blocks]
     rows: list[dict[str, Any]] = []
     cached: dict[str, Tensor] = {}
     with tqdm(total=len(blocks), unit="block") as bar:
-        for domain, method, start, end in blocks:
+        for (domain, method, start, end), path in zip(blocks, paths, strict=True):
             bar.set_description(f"{domain}, {method.name}")
             described = {key: str(value) for key, value in [*method.config.items(), *method.settings.items()]}
             parts = [of_inputs, of_domain[domain], described, sampling, start, end]
-            path = cell_path(output_dir, domain, method.name, start).with_name(f"episodes-{start}-{end}.json")
             found = read_cell(path, fingerprint(*parts))
             if found is None:
                 if domain not in cached:
@@ -145,8 +145,12 @@ def few_shot(
                 run = _with_maps if method.residual_adapters else _on_features
                 measured = run(method, drawn, cached[domain], images[domain], model, processor, batch_size)
                 found = write_cell(path, fingerprint(*parts), {"rows": measured})
+            kept = found.get("rows")
+            whole = isinstance(kept, list) and all(isinstance(row, dict) for row in kept)
+            if not whole or len(kept) != end - start:
+                raise damaged(path, f"it must hold {end - start} rows")
             keys = ({"domain": domain, "method": method.name, "episode": i} for i in range(start, end))
-            rows += [{**key, **row} for key, row in zip(keys, found["rows"], strict=True)]
+            rows += [{**key, **row} for key, row in zip(keys, kept, strict=True)]
             bar.update()
     return EpisodeResults(rows, list(domains), names, list(seen))
 
@@ -156,6 +160,10 @@ def _blocks(domain: str, method: FewShotMethod, episodes: int) -> list[tuple[str
     count = episodes if method.episodes is None else min(method.episodes, episodes)
     size = _SMALL_BLOCK if method.residual_adapters else _BLOCK
     return [(domain, method, start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def _block_path(folder: str | Path, domain: str, method: FewShotMethod, start: int, end: int) -> Path:
+    return cell_path(folder, domain, method.name, start).with_name(f"episodes-{start}-{end}.json")
 
 
 def _embed(encoder: ImageFeatures, images: LabelledImages) -> Tensor:

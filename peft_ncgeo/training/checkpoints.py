@@ -41,7 +41,7 @@ def flaw(folder: str | Path) -> str:
             safe_open(path, "pt").__exit__(None, None, None)  # its header says how long the file is
     except FileNotFoundError as error:
         return f"it has no {Path(error.filename or FILE_NAME).name}, as where save_only_model is on"
-    except (OSError, ValueError, BadZipFile, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, BadZipFile, SafetensorError) as error:
         return reason(error)
     missing = [name for name, found in (("rng_state.pth", random_states), ("adapter", adapters)) if not found]
     return f"it has no {missing[0]}" if missing else ""

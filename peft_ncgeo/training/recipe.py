@@ -26,7 +26,7 @@ from torch import nn
 from transformers import HfArgumentParser, TrainerCallback
 
 from .. import losses as loss_names
-from ..data.yaml_files import read_yaml
+from ..files import read_yaml
 from ..losses import CrossEntropy, Regularizer
 from ..tuners.npt import NPTConfig
 from ..tuners.prototype import PrototypeConfig
@@ -34,6 +34,7 @@ from ..values import reason, shown
 from .alignment import GradientProjection, SlerpAlignment
 from .callbacks import GeometryMonitor, PromptAveraging
 
+_COMPARED = 80  # characters of an unknown name; comparing takes the square of their number
 _KEYS = ("peft", "losses", "classification_loss", "callbacks", "args")
 _CONFIGS = {
     "NPTConfig": NPTConfig,
@@ -158,7 +159,7 @@ def _known(given: Iterable[str], right: Iterable[str], what: str) -> None:
     right = list(right)
     for name in given:
         if name not in right:
-            near = get_close_matches(str(name), right, n=1, cutoff=0)
+            near = get_close_matches(str(name)[:_COMPARED], right, n=1, cutoff=0)
             hint = f"did you mean {near[0]!r}?" if near else "there is none."
             raise ValueError(f"unknown {what} {shown(name)}; {hint}")
 

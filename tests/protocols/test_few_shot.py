@@ -126,9 +126,18 @@ def test_a_run_that_was_stopped_goes_on(results, tmp_path):
         assert {k: v for k, v in old.items() if k != "seconds"} == {k: v for k, v in new.items() if k != "seconds"}
     with pytest.raises(ValueError, match="was made by another recipe, model or data set or with other arguments"):
         few_shot(METHODS, DOMAINS, backbone, tiny_processor(), folder, episodes=5, seen=["a"], seed=4)
+    cell = json.loads(files[1].read_text())
+    for rows in (None, cell["metrics"]["rows"][:1], ["x"] * len(cell["metrics"]["rows"])):
+        files[1].write_text(json.dumps({**cell, "metrics": {"rows": rows}}))
+        with pytest.raises(ValueError, match=f"{files[1].name} is damaged; remove it and run again"):
+            run(folder)
     files[1].write_text(files[1].read_text()[:40])
     with pytest.raises(ValueError, match="is damaged; remove it"):
         run(folder)
+    for text in ("[]", "{}", '{"rows": 1', "[" * 10**5):
+        (folder / "results.json").write_text(text)
+        with pytest.raises(ValueError, match=r"results\.json holds no results of episodes"):
+            EpisodeResults.load(folder / "results.json")
 
 
 def test_a_larger_number_begins_with_the_same_episodes(results, tmp_path):

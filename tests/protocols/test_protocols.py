@@ -197,9 +197,23 @@ def test_cells_of_something_else_are_refused(tmp_path):
     one_cell(tmp_path / "mine", python_recipe(1.0))
     with pytest.raises(ValueError, match="was made by another recipe"):
         one_cell(tmp_path / "mine", python_recipe(2.0))
-    (tmp_path / "a" / "coop" / "seed-1.json").write_text("{")
-    with pytest.raises(ValueError, match="is damaged; remove it"):
-        one_cell(tmp_path)
+    written = (tmp_path / "a" / "coop" / "seed-1.json").read_text()
+    damaged = [
+        "{",
+        "[]",
+        "3",
+        "{}",
+        "[" * 10**5,
+        '{"metrics": {}}',
+        "9" * 10**5,
+        "\x00",
+        "",
+        '{"made_of": 1, "more": 2}',
+    ]
+    for text in [*damaged, written.replace('"metrics": {', '"metrics": 1, "more": {'), written[:-9]]:
+        (tmp_path / "a" / "coop" / "seed-1.json").write_text(text)
+        with pytest.raises(ValueError, match=r"seed-1.json is damaged; remove it and run again \(.*\)\.$"):
+            one_cell(tmp_path)
 
 
 def test_images_are_known_by_their_bytes_not_by_their_files_names(tmp_path):
@@ -221,9 +235,18 @@ def test_images_are_known_by_their_bytes_not_by_their_files_names(tmp_path):
 
 def test_what_would_fail_late_fails_first(tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "_run", lambda *a: pytest.fail("a cell was run"))
-    for arguments in ({"names": ("n/4", "n 4")}, {"seeds": (1, 1)}):
+    for arguments in ({"names": ("n=4", "n 4")}, {"seeds": (1, 1)}):
         with pytest.raises(ValueError, match="2 cells would share"):
             one_cell(tmp_path, **arguments)
+    (tmp_path / "...yaml").write_text("args: {}")
+    for strange in (Recipe.read(tmp_path / "...yaml"), Recipe("a/b"), Recipe("x" * 300), Recipe("")):
+        with pytest.raises(ValueError, match="of a recipe cannot be a file's"):
+            one_cell(tmp_path / "cells", strange)
+    with pytest.raises(ValueError, match="'../x' of a setting cannot be a file's"):
+        one_cell(tmp_path / "cells", names=("../x",))
+    with pytest.raises(TypeError, match="seed='/x' must be a whole number"):
+        one_cell(tmp_path / "cells", seeds=("/x",))
+    assert [path.name for path in tmp_path.iterdir()] == ["...yaml"]
     wrong = Recipe.from_dict("wrong", {**COOP.source, "args": {"learning_rat": 1}})
     with pytest.raises(
         ValueError, match="Recipe wrong: unknown argument 'learning_rat'; did you mean 'learning_rate'"

@@ -1,0 +1,161 @@
+"""Files that others may have written: read within bounds, and names from which paths are made."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
+
+from .values import reason, shown
+
+LARGEST = 2**20  # bytes of a file with settings
+_DEEPEST = 50  # lists and mappings inside each other
+_LONGEST_NUMBER = 100  # characters
+_LONGEST_NAME = 200  # bytes; file systems take 255, and endings are added
+
+
+def read_text(path: str | Path, largest: int = LARGEST) -> str:
+    """The text of a file in UTF-8, of which no more than `largest` bytes are read.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is larger, or no text.
+    """
+    with Path(path).open("rb") as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"it has more than {largest:,} bytes")
+    return content.decode("utf-8")
+
+
+def read_json(path: str | Path, largest: int = LARGEST) -> Any:
+    """What a JSON file holds; see [`read_text`] and [`parse_json`] for the errors."""
+    return parse_json(read_text(path, largest))
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: it is no JSON, nested too deep, or has a key twice or a number of too many digits.
+    """
+    try:
+        content = json.loads(
+            text, parse_int=_within(int), parse_float=_within(float), object_pairs_hook=_without_duplicates
+        )
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_DEEPEST} deep") from None
+    level: list[Any] = [[content]]
+    for _ in range(_DEEPEST + 1):
+        parts = (part for inner in level for part in (inner.values() if isinstance(inner, dict) else inner))
+        level = [part for part in parts if isinstance(part, list | dict)]
+    if level:
+        raise ValueError(f"it is nested more than {_DEEPEST} deep")
+    return content
+
+
+def read_yaml(path: str | Path, what: str, largest: int = LARGEST) -> Any:
+    """What a YAML file holds. Aliases, with which a small file can stand for an endless one, are not read.
+
+    Args:
+        what: it describes, for the error.
+
+    Raises:
+        ValueError: it is missing, no YAML, too large or nested too deep, or has an alias, a key twice or a number of
+            too many digits.
+    """
+    try:
+        return yaml.load(read_text(path, largest), _Loader)
+    except Exception as error:  # PyYAML's constructors have errors of many kinds
+        raise ValueError(f"{what} {path} cannot be read: {reason(error)}") from error
+
+
+def file_name(name: Any, what: str) -> str:
+    """The file or folder for something with that name, other characters than letters, digits and "-_." replaced.
+
+    Args:
+        what: has the name, for the error.
+
+    Raises:
+        ValueError: a name that could leave its folder, be hidden in it, or not be written: an empty or long one, one
+            that starts with a dot, or one with a separator in it.
+    """
+    size = len(name.encode("utf-8", "surrogatepass")) if isinstance(name, str) else 0
+    if not 0 < size <= _LONGEST_NAME or name.startswith(".") or set("/\\\0") & set(name):
+        raise ValueError(
+            f"The name {shown(name)} of {what} cannot be a file's: it must have 1 to {_LONGEST_NAME} bytes, no / or "
+            "\\, and no dot in front; rename it."
+        )
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+
+
+def _within(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The reader of a number, after a look at its length."""
+
+    def number(text: str) -> Any:
+        if len(text) > _LONGEST_NUMBER:
+            raise ValueError(f"a number has {len(text):,} characters")
+        return read(text)
+
+    return number
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key)} stands twice")
+        found[key] = value
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 5e-3 as a number, as YAML 1.2 does and PyYAML does not; and no more than a file of settings needs."""
+
+    _depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()
+        if getattr(event, "anchor", None) is not None:
+            raise ComposerError(None, None, "aliases and anchors are not read; write the value out", event.start_mark)
+        if self._depth == _DEEPEST:
+            raise ComposerError(None, None, f"it is nested more than {_DEEPEST} deep", event.start_mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise ConstructorError(None, None, f"the key {shown(key.value)} stands twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode):
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+def _short_scalar(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """PyYAML's constructor of a number, after a look at its length."""
+
+    def number(loader: Any, node: Any) -> Any:
+        if len(node.value) > _LONGEST_NUMBER:
+            raise ConstructorError(None, None, f"a number has {len(node.value):,} characters", node.start_mark)
+        return construct(loader, node)
+
+    return number
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),  # one way to read each, so linear in time
+    list("-+0123456789."),
+)
+_Loader.add_constructor("tag:yaml.org,2002:int", _short_scalar(yaml.SafeLoader.construct_yaml_int))
+_Loader.add_constructor("tag:yaml.org,2002:float", _short_scalar(yaml.SafeLoader.construct_yaml_float))
