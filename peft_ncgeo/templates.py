@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .values import shown
+from .values import check_length, shown
 
 DEFAULT_TEMPLATE = "a photo of a {}."  # CLIP's own, where neither an adapter nor an argument names one
 
@@ -34,6 +34,7 @@ def check_template(template: Any, name: str = "template") -> None:
     """Refuse what is not a text with one place for the class name."""
     if not is_template(template):
         raise ValueError(f"{name}={shown(template)} must hold '{{}}' once, where the class name goes.")
+    check_length(name, template)
 
 
 def padded_template(template: str, num_text_tokens: int, tokenizer: PreTrainedTokenizerBase) -> str:

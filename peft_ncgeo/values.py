@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+LONGEST_TEXT = 1000  # characters of a name, a path or a template in a config; no tower reads as many words
+MOST_NAMES = 10_000  # in a list of a config
 _LONGEST = 80  # characters of a value in a message
 _LONGEST_REASON = 250  # characters of another error's words
 # Errors that say nothing about a file or an input: a package that is missing, memory, the device.
@@ -21,19 +23,20 @@ OF_THE_MACHINE: tuple[type[BaseException], ...] = (
 )
 
 
-def whole_number(name: str, value: Any, least: int | None = None) -> int:
+def whole_number(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
     """The value as Python's integer; numpy's and tensors' of one number are taken too.
 
     Raises:
         TypeError: another kind of value; True and False are no numbers.
-        ValueError: less than `least`.
+        ValueError: less than `least` or more than `most`.
     """
     wanted = "a whole number" if least is None else f"a whole number of at least {least}"
+    wanted = wanted if most is None else f"{wanted} and at most {most:,}"
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, Integral):
         raise TypeError(f"{name}={shown(value)} must be {wanted}.")
     number = int(plain)
-    if least is not None and number < least:
+    if (least is not None and number < least) or (most is not None and number > most):
         raise ValueError(f"{name}={shown(value)} must be {wanted}.")
     return number
 
@@ -88,6 +91,8 @@ def check_names(name: str, value: Any) -> list[str] | None:
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple | set) or not all(isinstance(word, str) and word for word in names):
         raise ValueError(f"{name}={shown(value)} must be a list of names.")
+    if len(names) > MOST_NAMES or any(len(word) > LONGEST_TEXT for word in names):
+        raise ValueError(f"{name} must be at most {MOST_NAMES:,} names of at most {LONGEST_TEXT:,} characters.")
     return list(names)
 
 
@@ -95,7 +100,14 @@ def check_path(name: str, value: Any) -> str | None:
     """None, or a name or path as text."""
     if value is not None and not isinstance(value, str | PathLike):
         raise ValueError(f"{name}={shown(value)} must be a name or a path.")
-    return None if value is None else str(value)
+    return None if value is None else check_length(name, str(value))
+
+
+def check_length(name: str, text: str) -> str:
+    """The text, which a person can have written; refuse one of many thousand characters."""
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(f"{name} has {len(text):,} characters; it must be at most {LONGEST_TEXT:,}.")
+    return text
 
 
 def _plain(value: Any) -> Any:

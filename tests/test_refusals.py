@@ -12,7 +12,7 @@ from tokenizers import processors
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
-from peft_ncgeo import CoPAConfig, GeometryTrainer, NPTConfig, PrototypeConfig
+from peft_ncgeo import CoPAConfig, GeometryTrainer, NPTConfig, PrototypeConfig, adapt
 from peft_ncgeo.data import DatasetSource, class_prompts
 from peft_ncgeo.data.images import input_size
 from peft_ncgeo.evaluation import FewShotClassifier
@@ -202,17 +202,37 @@ def test_an_error_of_the_machine_is_none_of_the_file_or_the_pixels(error, tmp_pa
             ImageFeatures(backbone).embed(torch.zeros(1, 3, 16, 16))
 
 
-@pytest.mark.parametrize("value", [1.0, torch.nan])
-def test_numbers_of_eight_bits_are_read_or_refused_in_a_line(value, tmp_path):
-    get_peft_model(tiny_clip(), NPTConfig(num_vision_tokens=2)).save_pretrained(tmp_path)
+NARROW = [getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float4_e2m1fn_x2")]
+
+
+def narrow(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """As many numbers of 8 bits, or half as many bytes of two numbers."""
+    if dtype.itemsize == 1 and "float8" in str(dtype):
+        return torch.ones_like(tensor).to(dtype)
+    return torch.zeros(*tensor.shape[:-1], tensor.shape[-1] // 2, dtype=torch.uint8).view(dtype)
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("config", [NPTConfig(num_vision_tokens=2), LoraConfig(target_modules=["q_proj"])])
+def test_numbers_of_less_than_sixteen_bits_are_refused(config, dtype, tmp_path):
+    get_peft_model(tiny_clip(), config).save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
-    tensors = {name: torch.full_like(t, value).to(torch.float8_e4m3fn) for name, t in load_file(file).items()}
-    save_file(tensors, file)
-    if value == value:
+    save_file({name: narrow(tensor, dtype) for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(ValueError, match="is of F[48].*16 bits"):
         load_adapter(tmp_path, tiny_clip())
-    else:
-        with pytest.raises(ValueError, match="has numbers that are not finite"):
-            load_adapter(tmp_path, tiny_clip())
+    if isinstance(config, NPTConfig):
+        with pytest.raises(ValueError, match=r"16 bits|does not fit"):
+            PeftModel.from_pretrained(tiny_clip(), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_prototypes_of_less_than_sixteen_bits_are_refused(dtype, tmp_path):
+    model = get_peft_model(tiny_vit(), CoPAConfig())
+    adapt(model, torch.randn(4, 3, 16, 16), [0, 1, 0, 1], steps=1).save_pretrained(tmp_path)
+    prototypes = load_file(tmp_path / "prototypes.safetensors")["prototypes"]
+    save_file({"prototypes": narrow(prototypes, dtype)}, tmp_path / "prototypes.safetensors", {"classes": "[0, 1]"})
+    with pytest.raises(ValueError, match="prototypes is of F[48].*16 bits"):
+        FewShotClassifier.from_pretrained(tmp_path, tiny_vit())
 
 
 def test_a_combination_that_cannot_be_added_leaves_no_config_behind(monkeypatch):

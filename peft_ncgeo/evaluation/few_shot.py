@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
 from ..data.images import find_processor
+from ..files import parse_json
 from ..geometry.contrast import TEMPERATURE
 from ..geometry.heads import Heads
 from ..towers import unwrap
 from ..tuners.copa import CoPAConfig, CoPALayer, Residual
-from ..tuners.tensors import check_tensors
+from ..tuners.tensors import check_tensors, read_shapes
 from ..values import reason, shown
 from .image_features import ImageFeatures, check_rows
 
@@ -163,8 +164,9 @@ class FewShotClassifier:
         if not (folder / PROTOTYPES).is_file():
             raise ValueError(f"{repo_id} has no {PROTOTYPES}; write it with FewShotClassifier.save_pretrained.")
         try:
+            read_shapes(folder / PROTOTYPES)  # refuses kinds of numbers before any is read
             with safe_open(folder / PROTOTYPES, "pt") as file:
-                classes = json.loads(file.metadata()["classes"])
+                classes = parse_json(file.metadata()["classes"])
                 prototypes = file.get_tensor("prototypes").clone()  # else they are the file, and change with it
             check_tensors({"prototypes": prototypes})
             known = isinstance(classes, list) and all(isinstance(name, str | int) for name in classes)

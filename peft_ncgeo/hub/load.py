@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,9 +18,11 @@ from torch import Tensor, nn
 
 from ..data.class_prompts import list_names
 from ..evaluation.few_shot import PROTOTYPES
+from ..files import read_json
 from ..towers import HEAD, linear_classifier
-from ..tuners.tensors import is_finite
+from ..tuners.tensors import read_shapes
 from ..values import OF_THE_MACHINE, check_path, reason
+from .allowance import Allowance
 from .errors import hub_errors
 
 CLASS_NAMES = "class_names.json"  # beside an image classifier's adapter: what its outputs are called
@@ -57,10 +58,15 @@ def load_adapter(
     Raises:
         OSError: there is no such repository, revision or base model, or the Hub cannot be reached.
         ValueError: it holds no adapter in safetensors; no base model is known; the file is damaged; or it does not
-            fit the model, where any missing or unexpected weight is named.
+            fit the model, where any missing or unexpected weight is named; or its config asks for more memory than
+            file and model take.
     """
     folder = fetch_adapter(repo_id, revision, token)
-    config, given, names = read_config(folder, repo_id), _read_weights(folder, repo_id), _class_names(folder)
+    config, shapes, names = read_config(folder, repo_id), _read_shapes(folder, repo_id), _class_names(folder)
+    heads = [shape for name, shape in shapes.items() if holds_head([name])]
+    if names and heads and not any(shape[:1] == (len(names),) for shape in heads):
+        raise ValueError(f"{CLASS_NAMES} beside the adapter has {len(names)} names, and the head in its file others.")
+    given = _read_weights(folder, repo_id)
     if not isinstance(base_model, nn.Module):
         base_model = _load_base(config, check_path("base_model", base_model), given, names, token)
     with _as_before(base_model):
@@ -77,7 +83,8 @@ def load_adapter(
 
 def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, Tensor], unfit: str) -> PeftModel:
     try:
-        model = PeftModel.from_pretrained(base, str(folder), config=config)
+        with Allowance(base.parameters(), [tuple(tensor.shape) for tensor in given.values()]):
+            model = PeftModel.from_pretrained(base, str(folder), config=config)
     except OF_THE_MACHINE:
         raise
     except KeyError as error:  # PEFT looks the weights of modules_to_save up by name
@@ -155,6 +162,7 @@ def read_config(folder: Path, repo_id: str | Path) -> PeftConfig:
         ValueError: it is damaged, or of a type that PEFT does not know.
     """
     try:
+        read_json(folder / CONFIG_NAME)  # within bounds, before PEFT reads it
         config = PeftConfig.from_pretrained(str(folder))
         check_path("base_model_name_or_path", config.base_model_name_or_path)
         if config.peft_type is None:
@@ -168,13 +176,19 @@ def read_config(folder: Path, repo_id: str | Path) -> PeftConfig:
     return config
 
 
-def _read_weights(folder: Path, repo_id: str | Path) -> dict[str, Tensor]:
+def _read_shapes(folder: Path, repo_id: str | Path) -> dict[str, tuple[int, ...]]:
     try:
-        given = load_peft_weights(str(folder), device="cpu")
-    except (OSError, SafetensorError, ValueError) as error:
+        return read_shapes(folder / SAFETENSORS_WEIGHTS_NAME)
+    except SafetensorError as error:
         raise ValueError(f"The adapter file in {repo_id} is damaged or truncated ({reason(error)}).") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The adapter file in {repo_id} cannot be read: {reason(error)}.") from error
+
+
+def _read_weights(folder: Path, repo_id: str | Path) -> dict[str, Tensor]:
+    given = load_peft_weights(str(folder), device="cpu")
     for name, tensor in given.items():
-        if tensor.is_floating_point() and not is_finite(tensor):
+        if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"The adapter file in {repo_id} is damaged: {name} has numbers that are not finite.")
     return given
 
@@ -215,6 +229,6 @@ def _class_names(folder: Path) -> list[str]:
     if not file.is_file():
         return []
     try:
-        return list_names(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return list_names(read_json(file))
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{CLASS_NAMES} beside the adapter is damaged: {reason(error)}") from error

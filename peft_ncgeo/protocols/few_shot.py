@@ -145,7 +145,7 @@ def few_shot(
                 run = _with_maps if method.residual_adapters else _on_features
                 measured = run(method, drawn, cached[domain], images[domain], model, processor, batch_size)
                 found = write_cell(path, fingerprint(*parts), {"rows": measured})
-            kept = found.get("rows")
+            kept: Any = found.get("rows")
             whole = isinstance(kept, list) and all(isinstance(row, dict) for row in kept)
             if not whole or len(kept) != end - start:
                 raise damaged(path, f"it must hold {end - start} rows")

@@ -10,7 +10,10 @@ from torch import nn
 
 from ..adapters import adapter_layers
 from ..templates import check_template
-from ..values import check_names, check_path, flag, not_negative, shown, whole_number
+from ..values import check_length, check_names, check_path, flag, not_negative, shown, whole_number
+
+_MOST_TOKENS = 10_000  # vectors of a layer, and layers
+_LARGEST_ID = 2**31 - 1
 
 
 @dataclass
@@ -85,13 +88,16 @@ class PromptConfig(PeftConfig):
             "first_layer": 0,
         }
         for name, least in least_values.items():
-            setattr(self, name, whole_number(name, getattr(self, name), least))  # no JSON file could hold numpy's
+            # Python's, since no JSON file could hold numpy's; and no more than memory is asked for in good faith
+            setattr(self, name, whole_number(name, getattr(self, name), least, _MOST_TOKENS))
         self.init_std = not_negative("init_std", self.init_std)
         check_template(self.template)
         for name in ("init_weights", "pack_text"):
             setattr(self, name, flag(name, getattr(self, name)))
         if self.text_init is not None and not isinstance(self.text_init, str):
             self.text_init = _token_ids("text_init", self.text_init)
+        if isinstance(self.text_init, str):
+            check_length("text_init", self.text_init)
         self.tokenizer_name_or_path = check_path("tokenizer_name_or_path", self.tokenizer_name_or_path)
         if self.coupling not in ("independent", "coupled"):
             raise ValueError(f"coupling={shown(self.coupling)} must be 'independent' or 'coupled'.")
@@ -141,9 +147,12 @@ def _token_ids(name: str, value: Any) -> list[int]:
     if not isinstance(ids, list | tuple):
         raise ValueError(f"{name}={shown(value)} must be token ids, whole numbers of at least 0.")
     try:
-        return [whole_number("id", i, least=0) for i in ids]
+        whole_number("number of ids", len(ids), most=_MOST_TOKENS)
+        return [whole_number("id", i, least=0, most=_LARGEST_ID) for i in ids]
     except (TypeError, ValueError):
-        raise ValueError(f"{name}={shown(value)} must be token ids, whole numbers of at least 0.") from None
+        raise ValueError(
+            f"{name}={shown(value)} must be at most {_MOST_TOKENS:,} token ids, whole numbers of at least 0."
+        ) from None
 
 
 def active_prompt_config(model: nn.Module) -> PromptConfig | None:

@@ -68,7 +68,7 @@ class CoPAConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType["NCGEO_COPA"]
         if self.num_features is not None:
-            self.num_features = whole_number("num_features", self.num_features, least=1)
+            self.num_features = whole_number("num_features", self.num_features, least=1, most=10**6)
         self.shared = flag("shared", self.shared)
         self.residual_adapters = flag("residual_adapters", self.residual_adapters)
         self.modules_to_save = check_names("modules_to_save", self.modules_to_save)

@@ -18,6 +18,8 @@ from ...values import flag, positive, real_number, reason, shown, whole_number
 from ..prompt_config import PromptConfig
 
 GEOMETRIES = ("etf", "minority_margin")
+_MOST = 10**6  # classes, numbers of a prototype, copies
+_LARGEST = 2**27  # numbers of all prototypes, 1 GiB in float64; an ETF of 11,586 classes in as many dimensions
 _GIVEN = "given"  # prototypes that came as a tensor and live in the adapter's file
 
 
@@ -86,9 +88,14 @@ class PrototypeConfig(PromptConfig):
             raise ValueError(f"geometry={shown(self.geometry)} must be one of {GEOMETRIES} or a tensor (K, d).")
         self.projection_dim = 128 if self.projection_dim is None else self.projection_dim
         if self.num_classes is not None:  # else the model's
-            self.num_classes = whole_number("num_classes", self.num_classes, least=2)
-        self.projection_dim = whole_number("projection_dim", self.projection_dim, least=1)
-        self.prototypes_per_class = whole_number("prototypes_per_class", self.prototypes_per_class, least=0)
+            self.num_classes = whole_number("num_classes", self.num_classes, least=2, most=_MOST)
+        self.projection_dim = whole_number("projection_dim", self.projection_dim, least=1, most=_MOST)
+        if (self.num_classes or 0) * self.projection_dim > _LARGEST:
+            raise ValueError(
+                f"{self.num_classes:,} prototypes of {self.projection_dim:,} numbers are too many; num_classes times "
+                f"projection_dim must be at most {_LARGEST:,}."
+            )
+        self.prototypes_per_class = whole_number("prototypes_per_class", self.prototypes_per_class, 0, _MOST)
         self.temperature = positive("temperature", self.temperature)
         self.margin_strength = real_number("margin_strength", self.margin_strength)
         self.trainable = flag("trainable", self.trainable)

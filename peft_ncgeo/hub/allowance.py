@@ -1,0 +1,64 @@
+"""How much memory an adapter may ask for while it is put on a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_SLACK = 2**20  # numbers, for small models
+# Functions that make tensors of a size that numbers alone say.
+_MAKERS: frozenset[Callable[..., Any]] = frozenset(
+    [
+        torch.arange,
+        torch.empty,
+        torch.empty_strided,
+        torch.eye,
+        torch.full,
+        torch.linspace,
+        torch.ones,
+        torch.rand,
+        torch.randint,
+        torch.randn,
+        torch.randperm,
+        torch.zeros,
+        torch.Tensor.new_empty,
+        torch.Tensor.new_full,
+        torch.Tensor.new_ones,
+        torch.Tensor.new_zeros,
+    ]
+)
+
+
+class Allowance(TorchFunctionMode):
+    """Refuse to make tensors once they have more numbers than an adapter of that file on that model can need.
+
+    Whoever wrote an adapter's config chose its sizes (r, num_vision_tokens, ...), and PEFT makes the tensors before it
+    looks into the file. Those that belong together need the numbers of the file, and while they start at most a few
+    times those of the model: four times both are allowed.
+
+    Args:
+        tensors: of the model.
+        shapes: in the adapter's file.
+    """
+
+    def __init__(self, tensors: Iterable[torch.Tensor], shapes: Iterable[tuple[int, ...]]) -> None:
+        super().__init__()
+        numbers = sum(tensor.numel() for tensor in tensors) + sum(torch.Size(shape).numel() for shape in shapes)
+        self.left = 4 * numbers + _SLACK
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _MAKERS and kwargs.get("out") is None:
+            without = {key: value for key, value in kwargs.items() if key not in ("generator", "pin_memory")}
+            asked = func(*args, **{**without, "device": "meta"}).numel()
+            self.left -= asked
+            if self.left < 0:
+                raise ValueError(
+                    f"its config asks for a tensor of {asked:,} numbers, more than the file and the model hold"
+                )
+        return func(*args, **kwargs)
