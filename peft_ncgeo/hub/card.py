@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
@@ -20,20 +21,20 @@ from .card_tables import (
     check_runs,
     classes_note,
     classes_table,
-    code_cell,
     eval_results,
     geometry_note,
     geometry_table,
     results_note,
     results_rows,
     results_table,
-    table,
 )
 from .load import is_folder
+from .markdown import code_cell, escape, literal, table
 from .references import adapter_reference, bibtex, term_references
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 FIGURE = "geometry.png"
+_ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # the id of a model
 _WIDE = 100  # characters of a setting
 _OWN = ("CoPAConfig", "NPTConfig", "PrototypeConfig")
 
@@ -87,6 +88,7 @@ def create_card(
     base = hub_id or Path(record.base_model or "its base model").name
     rows = results_rows(record, runs)
     title = repo_id.split("/")[-1]
+    where = literal(repo_id) + (f", revision={literal(revision)}" if revision else "")
     data = ModelCardData(
         base_model=hub_id,
         base_model_relation=None if hub_id is None else "adapter",
@@ -104,11 +106,12 @@ def create_card(
     return ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        title=title,
+        title=escape(title),
         summary=_summary(record, base),
         kind=_kind(record),
         own_type=record.adapter.name in _OWN,
-        where=json.dumps(repo_id) + (f", revision={json.dumps(revision)}" if revision else ""),
+        where=where,
+        plain_call=code_cell(f"PeftModel.from_pretrained(base, {where})"),
         revision=revision,  # a pipeline would look for it in the base model too
         own_template=_own_template(record),
         example_names=_example_names(record),
@@ -119,7 +122,7 @@ def create_card(
         many_classes=f"{len(record.class_names):,}" if len(record.class_names) > FOLDED else "",
         geometry=geometry_table(record),
         geometry_note=geometry_note(record),
-        figure=figure,
+        figure=figure and quote(figure, errors="replace"),  # no address of another place
         figure_note=(
             "Above, unit vectors of class means and classifier projected on a plane; below, the cosine of each "
             "classifier vector with each class mean."
@@ -129,7 +132,7 @@ def create_card(
         changed=changed,
         others=others,
         limits=_limits(record, base, runs),
-        versions=", ".join(f"{name} {number}" for name, number in record.versions.items()) + ".",
+        versions=", ".join(f"{escape(name)} {escape(number)}" for name, number in record.versions.items()) + ".",
         bibtex=bibtex(record),
     )
 
@@ -144,11 +147,11 @@ def _kind(record: TrainingRecord) -> str:
 def _own_template(record: TrainingRecord) -> str:
     """The template as Python, where the adapter's config does not hold it."""
     held = record.adapter.name in _OWN or record.template in (None, DEFAULT_TEMPLATE)
-    return "" if held else json.dumps(record.template, ensure_ascii=False)
+    return "" if held else literal(str(record.template))
 
 
 def _summary(record: TrainingRecord, base: str) -> str:
-    link = f"[{base}](https://huggingface.co/{base})" if base.count("/") == 1 else base
+    link = f"[{base}](https://huggingface.co/{base})" if _ON_HUB.fullmatch(base) else escape(base)
     what = adapter_reference(record.adapter).phrase
     terms = [reference.phrase for reference in term_references(record)] if record.steps else []
     trained = f", trained with {_listed(terms)}" if terms else ""
@@ -158,7 +161,7 @@ def _summary(record: TrainingRecord, base: str) -> str:
     on = f" on {len(record.class_names):,} classes{images}" if was_trained else ""
     on = f", trained{on}" if on and not trained else on
     names = " It reads class names as text, so other names can be given at any time." if record.template else ""
-    return f"{what[0].upper()}{what[1:]} for {link}{trained}{on}.{names}"
+    return f"{what[:1].upper()}{what[1:]} for {link}{trained}{on}.{names}"
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -167,7 +170,7 @@ def _listed(words: Sequence[str]) -> str:
 
 def _example_names(record: TrainingRecord) -> str:
     names = record.class_names[:3] if len(record.class_names) > 1 else ["cat", "dog"]
-    return json.dumps(names, ensure_ascii=False)
+    return f"[{', '.join(map(literal, names))}]"
 
 
 def _run_note(record: TrainingRecord) -> str:
@@ -175,11 +178,16 @@ def _run_note(record: TrainingRecord) -> str:
         return ""
     processes = f"{record.processes} processes" if record.processes > 1 else "one process"
     steps = f"{record.steps:,} step{'s' if record.steps > 1 else ''}"
-    return f"{steps} ({record.epochs:.3g} epochs), seed {record.seed}, {processes} ({record.device})."
+    return f"{steps} ({record.epochs:.3g} epochs), seed {escape(record.seed)}, {processes} ({escape(record.device)})."
 
 
 def _call(part: Part) -> str:
-    return f"{part.name}({', '.join(f'{key}={_short(value)}' for key, value in part.settings.items())})"
+    return f"{_name(part.name)}({', '.join(f'{_name(key)}={_short(value)}' for key, value in part.settings.items())})"
+
+
+def _name(word: str) -> str:
+    """A name in code; what Python would not take for one could end the code around it."""
+    return word if word.isidentifier() else literal(word)
 
 
 def _short(value: Any) -> str:
@@ -188,7 +196,7 @@ def _short(value: Any) -> str:
 
 
 def _arguments(record: TrainingRecord) -> tuple[str, str]:
-    rows = [[f"`{name}`", code_cell(value)] for name, value in record.arguments.items()]
+    rows = [[code_cell(name), code_cell(value)] for name, value in record.arguments.items()]
     changed, others = rows[: record.changed], rows[record.changed :]
     tables = [table([["argument", "value"], *part], "ll") if part else "" for part in (changed, others)]
     return tables[0], tables[1]
@@ -196,22 +204,26 @@ def _arguments(record: TrainingRecord) -> tuple[str, str]:
 
 def _limits(record: TrainingRecord, base: str, runs: Runs) -> list[str]:
     sets: Mapping[str, Mapping[str, Any]] = record.sets
-    limits = [f"It fits {base} alone, and shares that model's limits and biases, which were not looked into."]
+    limits = [f"It fits {escape(base)} alone, and shares that model's limits and biases, which were not looked into."]
     if record.dtype != "float32":
-        limits.append(f"The base model was run in {record.dtype}; loaded in another precision its numbers differ.")
+        limits.append(
+            f"The base model was run in {escape(record.dtype)}; loaded in another precision its numbers differ."
+        )
     if sets and record.base_changed:
-        limits.append(f"Numbers before training are not known: {record.base_changed}.")
+        limits.append(f"Numbers before training are not known: {escape(record.base_changed)}.")
     if not sets and not runs:
         limits.append("It was not evaluated.")
     if record.template:
         tokens = record.adapter.settings.get("num_text_tokens", 0)
-        replaced = f" The first {tokens} tokens of it are replaced by learned vectors." if tokens else ""
-        limits.append(f'Class names are read inside "{record.template}".{replaced}')
+        replaced = f" The first {escape(tokens)} tokens of it are replaced by learned vectors." if tokens else ""
+        limits.append(f'Class names are read inside "{escape(record.template)}".{replaced}')
     for name, entry in sets.items():
         moments = [entry.get(moment, {}).get("accuracy") for moment in ("before", "after")]
         if not _trained(name, entry) and record.template and None not in moments and moments[1] < moments[0]:
             before, after = (100 * moment for moment in moments)
-            limits.append(f'On the classes of "{name}", not trained, accuracy fell from {before:.1f} to {after:.1f}.')
+            limits.append(
+                f'On the classes of "{escape(name)}", not trained, accuracy fell from {before:.1f} to {after:.1f}.'
+            )
     if (
         record.template
         and all(_trained(name, entry) for name, entry in sets.items())

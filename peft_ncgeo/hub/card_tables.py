@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import math
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ..training.record import GROUPS, TrainingRecord
+from .markdown import escape, table
 
 Rows = dict[str, dict[str, Any]]  # row -> `before` and `after` in percent, and `over_seeds`, what is known of them
 Runs = Sequence[Mapping[str, Any]]
@@ -53,13 +52,14 @@ def results_rows(record: TrainingRecord, runs: Runs) -> Rows:
     """
     before, after = record.row("before"), record.row()
     rows: Rows = {}
-    for name in dict.fromkeys([*after, *(key for run in runs for key in run if key in _KNOWN)]):
+    measured = dict.fromkeys([*after, *(key for run in runs for key in run if key in _KNOWN)])
+    measured.pop("seed", None)
+    for name in measured:
         rows[name] = {key: row[name] for key, row in (("before", before), ("after", after)) if name in row}
         numbers = [float(run[name]) for run in runs if run.get(name) is not None]
         values = [number for number in numbers if math.isfinite(number)]
         if values and not (name in GROUPS and rows[name]):
             rows[name]["over_seeds"] = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-    rows.pop("seed", None)
     return {name: row for name, row in rows.items() if row}
 
 
@@ -91,10 +91,10 @@ def results_note(record: TrainingRecord, rows: Rows, runs: Runs) -> str:
         notes.append("Each set is classified among its own class names.")
     if any("over_seeds" in row for row in rows.values()):
         seeds = [run["seed"] for run in runs if "seed" in run]
-        listed = f" ({', '.join(map(str, seeds))})" if seeds else ""
+        listed = f" ({', '.join(map(escape, seeds))})" if seeds else ""
         notes.append(f"± is the standard deviation over {len(runs)} seeds{listed}.")
     if record.seed is not None and any("after" in row for row in rows.values()):
-        notes.append(f"This adapter is of seed {record.seed}.")
+        notes.append(f"This adapter is of seed {escape(record.seed)}.")
     return " ".join(notes)
 
 
@@ -126,7 +126,7 @@ def before_title(record: TrainingRecord) -> str:
 
 def classes_table(record: TrainingRecord) -> str:
     """Names and numbers of training images, as a bar too, the largest first."""
-    names = [escape(str(name)) for name in record.class_names]
+    names = [escape(name) for name in record.class_names]
     if not record.class_counts:
         return table([["class"], *([name] for name in names)], "l") if names else ""
     most = max(*record.class_counts, 1)
@@ -164,25 +164,7 @@ def geometry_table(record: TrainingRecord) -> str:
 def geometry_note(record: TrainingRecord) -> str:
     """Which images it was measured on."""
     entry = record.sets.get(record.geometry_set or "", {})
-    return f'Of the {entry.get("size", 0):,} images of "{escape(str(record.geometry_set))}".'
-
-
-def table(lines: Sequence[Sequence[str]], alignment: str) -> str:
-    """Markdown of cells as they are, the first line being the head; "l" and "r" align columns."""
-    head, *rows = lines
-    rule = [{"l": ":---", "r": "---:"}[side] for side in alignment]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
-
-
-def code_cell(value: Any) -> str:
-    """A value as code in a cell, where a bar would end the cell and a backtick the code."""
-    text = " ".join(str(value).split()).replace("|", "\\|")
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
-
-
-def escape(text: str) -> str:
-    """A text as a cell shows it, none of it read as Markdown or HTML."""
-    return re.sub(r"([\\`*_~|\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    return f'Of the {entry.get("size", 0):,} images of "{escape(record.geometry_set)}".'
 
 
 def _row_title(record: TrainingRecord, name: str) -> str:

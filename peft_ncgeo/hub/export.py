@@ -20,6 +20,7 @@ from ..geometry.sphere import unit
 from ..towers import find_towers, reads_text, unwrap
 from ..tuners.prompt_layer import PromptLayer
 from .exported_classifier import ExportedClassifier
+from .markdown import escape
 
 
 def export_classifier(
@@ -69,7 +70,7 @@ def export_classifier(
     _check(model, processor)
     text = ZeroShotClassifier(model, processor, template)
     exported = _exported(unwrap(model), list(class_names), text.text_features(class_names))
-    readme = _README.format(count=len(class_names), template=text.template)
+    readme = _README.format(count=len(class_names), template=escape(text.template))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         whole = Path(temporary) / "export"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..training.record import Part, TrainingRecord
+from .markdown import code_cell
 
 
 class Reference(NamedTuple):
@@ -61,7 +62,7 @@ def adapter_reference(adapter: Part) -> Reference:
         return Reference(f"{_PROMPTS[prompts].phrase} and {own.phrase}", (*_PROMPTS[prompts].keys, *own.keys))
     if any(prompts):
         return _PROMPTS[prompts]
-    return own or Reference(f"`{adapter.name}`")
+    return own or Reference(code_cell(adapter.name))
 
 
 def term_references(record: TrainingRecord) -> list[Reference]:

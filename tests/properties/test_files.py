@@ -14,7 +14,7 @@ from peft_ncgeo.data import DatasetSource
 from peft_ncgeo.files import LARGEST, file_name, parse_json, read_json, read_yaml
 from peft_ncgeo.training import Recipe
 
-from .properties.outcomes import said_well
+from .outcomes import said_well
 
 MANY = 10**5
 DOUBLED = "\n".join(
