@@ -254,7 +254,8 @@ def _gap_figure(numbers: dict[str, np.ndarray], names: list[str], methods: list[
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 22 else f"{name[:21]}…"
+    """The name, or its beginning; matplotlib would read what stands between dollars as mathematics."""
+    return (name if len(name) <= 22 else f"{name[:21]}…").replace("$", r"\$")
 
 
 def _colours(count: int) -> np.ndarray:

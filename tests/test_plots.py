@@ -148,6 +148,14 @@ def test_alignment_takes_tensors_of_any_kind(tmp_path):
     assert np.abs(numbers["weights_before"][:, 0]) == pytest.approx([1, 1])
 
 
+def test_names_with_dollars_are_no_mathematics(tmp_path, drawn):
+    points = torch.eye(3)
+    names = [r"$\frac$", "$5$ bill", r"\$"]
+    plot_alignment((points, points), (points, points), tmp_path / "x.png", names)
+    shown = [label.get_text() for axes in drawn[0].axes for label in axes.get_yticklabels() if label.get_text()]
+    assert [text.replace(r"\$", "$") for text in shown] == names
+
+
 def test_alignment_errors(tmp_path):
     before, after = moments(3)
     path = tmp_path / "f.png"

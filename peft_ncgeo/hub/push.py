@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi, ModelInfo, get_token
+from huggingface_hub import CommitInfo, HfApi, ModelInfo
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel, get_peft_model_state_dict
@@ -21,6 +20,7 @@ from ..tuners.copa import CoPAConfig
 from .errors import hub_errors
 from .load import holds_head, is_folder
 from .save import OPTIONAL, base_path, save_adapter, tuned_model
+from .secrets import refuse_secrets
 
 _TOWERS = ("text_config", "vision_config")
 
@@ -59,7 +59,8 @@ def push_adapter(
 
     Raises:
         ValueError: the base model is a folder, no model on the Hub or of another kind: pass base_model_id. Or neither
-            adapter nor base holds the model's head; or a file would have told a path of this machine or the token.
+            adapter nor base holds the model's head; or a file or commit_message
+            would have told a path of this machine or a token, anybody's.
         OSError: there is no token, it may not write, or the way to the Hub broke. The repository is as it was.
 
     Example:
@@ -76,7 +77,8 @@ def push_adapter(
         card.setdefault("revision", revision)
     with TemporaryDirectory() as folder:
         save_adapter(model, folder, processor, base.id, record, repo_id=repo_id, **card)
-        _refuse_secrets(Path(folder), base_path(tuned_model(model)), token or get_token())
+        texts = {"commit_message": commit_message, "revision": revision, "repo_id": repo_id}
+        refuse_secrets(Path(folder), base_path(tuned_model(model)), token, texts)
         with hub_errors(f"{repo_id} was not pushed"):
             api.create_repo(repo_id, private=private, exist_ok=True)
             if revision is not None and not create_pr:
@@ -155,22 +157,3 @@ def _check_base(model: PeftModel, base_model_id: str, token: str | None) -> None
 def _differs(own: Any, base: Any, name: str) -> bool:
     pairs = [(own, base), *((getattr(own, part, None), getattr(base, part, None)) for part in _TOWERS)]
     return any(getattr(one, name, None) != getattr(other, name, None) for one, other in pairs)
-
-
-def _refuse_secrets(folder: Path, base: str, token: str | None) -> None:
-    """A last look at everything that would be pushed.
-
-    Raises:
-        ValueError: a file holds the token, or a path of this machine.
-    """
-    private = {str(Path.home()) + os.sep, str(Path.cwd()) + os.sep, str(folder.parent) + os.sep}
-    if os.path.isabs(base):
-        private.add(base)
-    secrets = {secret.encode() for secret in (*private, token) if secret and len(secret) > 3}
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.suffix != ".png":
-            content = file.read_bytes()
-            for secret in secrets:
-                if secret in content:
-                    what = "the token" if token and secret == token.encode() else "a path of this machine"
-                    raise ValueError(f"{file.name} holds {what} and was not pushed; nothing was.")

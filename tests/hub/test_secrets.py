@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import random
 import socket
 from pathlib import Path, PurePosixPath
 
 import pytest
+
+from peft_ncgeo.hub.secrets import refuse_secrets
 
 from .test_hub_errors import one_line
 from .tuned import KINDS
@@ -106,8 +109,9 @@ SNEAKED = {  # how it gets in, and the file that is named
         ("str(Path.cwd() / 'x')", "a path of this machine"),
         ("tempfile.gettempdir() + '/x'", "a path of this machine"),
         ("huggingface_hub.get_token()", "the token"),
+        ("'hf_' + 'a1B2' * 8", "what looks like a token of the Hub"),
     ],
-    ids=["home", "work", "tmp", "token"],
+    ids=["home", "work", "tmp", "token", "anybody's"],
 )
 @pytest.mark.parametrize(("way", "name"), SNEAKED.values(), ids=SNEAKED)
 def test_what_sneaks_into_a_file_is_refused(hub, author, way, name, secret, said):
@@ -120,5 +124,56 @@ def test_what_sneaks_into_a_file_is_refused(hub, author, way, name, secret, said
     """)
     message = one_line(author, "push_adapter(model, 'user/sneaked', processor, **card)", "ValueError", name, said)
     assert hub.token not in message
+    assert "a1B2" not in message
+    assert " in line " in message
     assert str(author.work) not in message
     assert "user/sneaked" not in hub.repos
+
+
+def test_a_token_in_the_commit_message_is_refused(hub, author):
+    author.run("model = tuned.get_peft_model(tuned.base(tuned.CLIP), tuned.NPTConfig(num_text_tokens=2))")
+    call = "push_adapter(model, 'user/said', commit_message='by hf_' + 'a1B2' * 8)"
+    message = one_line(author, call, "ValueError", "commit_message holds what looks like a token")
+    assert "a1B2" not in message
+    assert "user/said" not in hub.repos
+
+
+MADE_UP = {
+    "hf_" + "a1B2" * 8: "a token of the Hub",
+    "ghp_" + "a1B2" * 9: "a token of GitHub",
+    "github_pat_" + "a1B2_" * 9: "a token of GitHub",
+    "sk-proj-" + "a1B2" * 9: "an API key",
+    "AKIA" + "A1B2" * 4: "an API key",
+    "-----BEGIN OPENSSH PRIVATE KEY-----": "a private key",
+    "of-the-environment": "the value of MY_SERVICE_API_KEY",
+    "stands_in_HF_TOKEN": "the token",
+}
+
+
+@pytest.mark.parametrize(("secret", "said"), MADE_UP.items(), ids=MADE_UP.values())
+@pytest.mark.parametrize("written", ["{}", "a\n\nb {} c", '["x{}x"]', "\x00\x01{}\x00"])
+def test_secrets_of_any_kind_in_any_file(tmp_path, monkeypatch, secret, said, written):
+    monkeypatch.setenv("MY_SERVICE_API_KEY", "of-the-environment")
+    monkeypatch.setenv("HF_TOKEN", "stands_in_HF_TOKEN")
+    if "x{}x" in written and secret[:2] in ("sk", "AK"):
+        written = written.replace("x{}", " {}")  # short beginnings are none inside a word
+    (tmp_path / "inner").mkdir()
+    for number, text in enumerate((secret, secret.replace("_", r"\_"))):
+        file = tmp_path / "inner" / f"{number}.txt"
+        content = written.format(text)
+        file.write_text(content)
+        with pytest.raises(ValueError, match=rf"inner/{number}.txt holds .*{said} in line (1|3) ") as refusal:
+            refuse_secrets(tmp_path, "", None, {})
+        assert secret not in str(refusal.value)
+        assert f"in line {content[: content.index(text)].count(chr(10)) + 1} " in str(refusal.value)
+        file.unlink()
+        with pytest.raises(ValueError, match=f"tag holds .*{said}"):
+            refuse_secrets(tmp_path, "", None, {"tag": content})
+
+
+def test_what_is_no_secret_is_published(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONE_TOKEN", "a")  # too short to be told from a letter
+    names = "risk-assessment-of-very-long-names-in-a-list, hf_hub_download, hf_transfer, skeleton, AKIAKI, a_TOKEN"
+    (tmp_path / "class_names.json").write_text(names)
+    (tmp_path / "random.bin").write_bytes(random.Random(0).randbytes(10**6))
+    refuse_secrets(tmp_path, "user/base", None, {"commit_message": "Upload adapter", "revision": None})

@@ -1,0 +1,66 @@
+"""A last look at all that would be published: no tokens, and no paths of this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from huggingface_hub import get_token
+from huggingface_hub.utils import get_stored_tokens
+
+_SHORTEST = 8  # characters of a secret; fewer could be anything
+_PRIVATE = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$")  # how variables of the environment with secrets end
+_SHAPES = {  # what looks so is a secret, whoever's it is
+    "what looks like a token of the Hub": re.compile(rb"hf_[A-Za-z0-9]{20,}"),
+    "what looks like a token of GitHub": re.compile(rb"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}"),
+    "what looks like an API key": re.compile(
+        rb"(?<![A-Za-z0-9])(sk-[\w-]{32,}|AKIA[0-9A-Z]{16}|AIza[\w-]{35}|xox[abprs]-[\w-]{20,})"
+    ),
+    "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+}
+
+
+def refuse_secrets(folder: Path, base: str, token: str | None, texts: Mapping[str, str | None]) -> None:
+    """Look for secrets in every file of a folder, and in texts that are published beside it.
+
+    Args:
+        base: where the base model was loaded from.
+        token: with which will be published.
+        texts: name -> text.
+
+    Raises:
+        ValueError: one line that names the file and the line in it, and says which kind of secret it holds.
+    """
+    known = _known(token) | dict.fromkeys(_places(folder, base), "a path of this machine")
+    shapes = [(what, re.compile(re.escape(secret.encode()))) for secret, what in known.items()] + [*_SHAPES.items()]
+    for name, content in _contents(folder, texts):
+        for form in (content, content.replace(b"\\", b"")):  # Markdown has a backslash in front of some letters
+            for what, shape in shapes:
+                found = shape.search(form)
+                if found:
+                    line = form.count(b"\n", 0, found.start()) + 1
+                    raise ValueError(
+                        f"{name} holds {what} in line {line} and was not pushed; nothing was. Take it out."
+                    )
+
+
+def _contents(folder: Path, texts: Mapping[str, str | None]) -> Iterator[tuple[str, bytes]]:
+    yield from ((name, text.encode("utf-8", "surrogatepass")) for name, text in texts.items() if text)
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.suffix != ".png":
+            yield file.relative_to(folder).as_posix(), file.read_bytes()
+
+
+def _known(token: str | None) -> dict[str, str]:
+    """Secret -> what it is: tokens for the Hub, and what the environment holds under a name that says so."""
+    held = {value: f"the value of {name}" for name, value in os.environ.items() if _PRIVATE.search(name)}
+    tokens = [token, get_token(), *get_stored_tokens().values()]
+    held |= {secret: "the token" for secret in tokens if secret}
+    return {secret: what for secret, what in held.items() if len(secret) >= _SHORTEST}
+
+
+def _places(folder: Path, base: str) -> set[str]:
+    places = {str(place) + os.sep for place in (Path.home(), Path.cwd(), folder.parent)} | {base}
+    return {place for place in places if os.path.isabs(place) and len(place) > len("/x/")}
