@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
 from ..data.images import find_processor
-from ..files import parse_json
+from ..files import file_name, parse_json
 from ..geometry.contrast import TEMPERATURE
 from ..geometry.heads import Heads
 from ..towers import unwrap
@@ -133,6 +133,7 @@ class FewShotClassifier:
             )
         if not all(isinstance(name, str | int) for name in self.classes):
             raise ValueError(f"Classes must be numbers or words to be saved, got {self.classes}.")
+        file_name(self._adapter, "an adapter")  # PEFT makes a folder of it
         tensors = {**self.model.state_dict(), **self._weights}
         self.model.save_pretrained(str(folder), selected_adapters=[self._adapter], state_dict=tensors)
         place = Path(folder) / (self._adapter if self._adapter != "default" else "")

@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 from ..data.images import find_processor
 from ..evaluation import FewShotClassifier
 from ..evaluation.few_shot import PROTOTYPES
+from ..files import file_name
 from ..towers import linear_classifier, reads_text, unwrap
 from ..training.measure import record_few_shot
 from ..training.record import TrainingRecord, check_peft_model, record_model
@@ -47,9 +48,12 @@ def save_adapter(
 
     Raises:
         TypeError: another model.
+        ValueError: an adapter whose name cannot be a folder's.
         OSError: the folder cannot be written.
     """
     tuned, folder = tuned_model(model), Path(folder)
+    name: Any = model.adapter_name if isinstance(model, FewShotClassifier) else tuned.active_adapter
+    file_name(name or "default", "an adapter")  # PEFT makes a folder of it
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for pattern in OPTIONAL:
@@ -57,11 +61,9 @@ def save_adapter(
                 file.unlink()
         if isinstance(model, FewShotClassifier):
             model.save_pretrained(folder)
-            name: Any = model.adapter_name
             record = record or record_few_shot(model)
             processor = processor or model.processor
         else:
-            name = tuned.active_adapter
             tuned.save_pretrained(str(folder), selected_adapters=[name])
             record = record or record_model(model)
         if name != "default":  # PEFT gives it a folder of its own

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from peft_ncgeo import CoPAConfig, FewShotClassifier, NPTConfig, PrototypeConfig, adapt
-from peft_ncgeo.hub import hypothesis_template, load_adapter
+from peft_ncgeo.hub import hypothesis_template, load_adapter, save_adapter
 from peft_ncgeo.training import Recipe
 from peft_ncgeo.tuners.tensors import read_shapes
 
@@ -163,6 +163,20 @@ def test_classes_beside_prototypes_without_end(tmp_path, classes):
     save_file(load_file(file), file, {"classes": classes})
     with pytest.raises(ValueError, match="prototypes.safetensors in .* is damaged"):
         FewShotClassifier.from_pretrained(tmp_path, tiny_vit())
+
+
+@pytest.mark.parametrize("name", ["a/b", "/absolute", "x" * 300])
+def test_an_adapter_is_not_saved_outside_its_folder(tmp_path, name):
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / NAMES).write_text("[]")
+    prompted = get_peft_model(tiny_vit(), NPTConfig(num_vision_tokens=1), adapter_name=name)
+    heads = adapt(get_peft_model(tiny_vit(), CoPAConfig(), adapter_name=name), pixels(4), [0, 1, 0, 1], steps=1)
+    for save in (lambda folder: save_adapter(prompted, folder), lambda folder: save_adapter(heads, folder)):
+        with pytest.raises(ValueError, match="of an adapter cannot be a file's"):
+            save(tmp_path / "saved")
+    with pytest.raises(ValueError, match="of an adapter cannot be a file's"):
+        heads.save_pretrained(tmp_path / "saved")
+    assert [path.name for path in tmp_path.rglob("*")] == ["saved", NAMES]  # what was there is still there
 
 
 def test_shapes_are_those_of_the_tensors(tmp_path):
