@@ -65,7 +65,10 @@ def load_adapter(
     config, shapes, names = read_config(folder, repo_id), _read_shapes(folder, repo_id), _class_names(folder)
     heads = [shape for name, shape in shapes.items() if holds_head([name])]
     if names and heads and not any(shape[:1] == (len(names),) for shape in heads):
-        raise ValueError(f"{CLASS_NAMES} beside the adapter has {len(names)} names, and the head in its file others.")
+        raise ValueError(
+            f"{CLASS_NAMES} beside the adapter {repo_id} has {len(names)} names, and nothing of the head in its file as "
+            "many rows; write the names of its outputs."
+        )
     given = _read_weights(folder, repo_id)
     if not isinstance(base_model, nn.Module):
         base_model = _load_base(config, check_path("base_model", base_model), given, names, token)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 _LONGEST_HEADER = 16 * 2**20  # bytes; about a hundred thousand tensors
@@ -29,13 +29,13 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
 
     Raises:
         OSError: there is no such file.
-        SafetensorError: it is damaged or truncated.
-        ValueError: it has a header without end, or tensors of a kind that nobody trains.
+        SafetensorError: it is damaged or truncated, or has a header without end.
+        ValueError: it has tensors of a kind that nobody trains.
     """
     with Path(path).open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if size > _LONGEST_HEADER:
-        raise ValueError(f"its header would have {size:,} bytes")
+        raise SafetensorError(f"its header would have {size:,} bytes")
     shapes = {}
     with safe_open(path, "pt") as content:
         for name in content.keys():  # noqa: SIM118  it is no dict

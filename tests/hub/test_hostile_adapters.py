@@ -125,7 +125,7 @@ def test_names_without_a_head_of_as_many_rows(tmp_path, kind):
     tiny_vit_classifier().save_pretrained(tmp_path / "base")
     saved(kind, tmp_path)
     (tmp_path / NAMES).write_text(json.dumps([f"{i:x}" for i in range(10**5)]))
-    with Largest() as largest, pytest.raises(ValueError, match="class_names.json beside the adapter has 100000 names"):
+    with Largest() as largest, pytest.raises(ValueError, match="class_names.json beside .* has 100000 names"):
         load_adapter(tmp_path, str(tmp_path / "base"))
     assert largest.numbers < 10**5
 

@@ -162,6 +162,7 @@ def edited(tensor: torch.Tensor, how: str, place: int) -> torch.Tensor:
 
 
 EDITS = ["nan", "inf", "-inf", "flat", "longer", "empty", "int32", "int64", "bool", "uint8", "float64", "bfloat16"]
+EDITS += ["float8_e4m3fn", "float8_e5m2"]
 
 
 @settings(max_examples=70)
@@ -186,7 +187,7 @@ def test_edited_tensors(saved, plain, kind, edit, place):
     if plain:
         model = by_peft(KINDS[kind][0](), folder)
         # of modules_to_save, which are the base model's, PEFT takes what it finds
-        assert (model is not None) <= (right or "ncgeo" not in name)
+        assert model is None or right or "ncgeo" not in name
     else:
         model = said_well(lambda: load_adapter(folder, KINDS[kind][0]()), ValueError)
         assert (model is not None) == right
@@ -208,12 +209,16 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
     max_leaves=5,
 )
+# numbers and texts that take memory or time where they are believed
+huge = st.sampled_from(
+    [10**5, 2 * 10**7, 10**12, 10**90, -(10**90), "x" * 5000, "x" * 5000 + "{}", [7] * 20_000, ["x"] * 20_000]
+)
 FIELDS = {kind: [*json.loads(json.dumps(config().to_dict()))] for kind, (_, config) in KINDS.items() if kind != "lora"}
 FREE = {"temperature"}  # any number is as good as another
 
 
 @settings(max_examples=90)
-@given(data=st.data(), kind=st.sampled_from(sorted(FIELDS)), value=json_values)
+@given(data=st.data(), kind=st.sampled_from(sorted(FIELDS)), value=json_values | huge)
 def test_a_field_of_the_config_that_holds_something_else(saved, data, kind, value):
     config = json.loads(getattr(saved, kind).files[CONFIG])
     field = data.draw(st.sampled_from([name for name in FIELDS[kind] if name not in FREE]))
