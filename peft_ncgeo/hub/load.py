@@ -66,8 +66,8 @@ def load_adapter(
     heads = [shape for name, shape in shapes.items() if holds_head([name])]
     if names and heads and not any(shape[:1] == (len(names),) for shape in heads):
         raise ValueError(
-            f"{CLASS_NAMES} beside the adapter {repo_id} has {len(names)} names, and nothing of the head in its file as "
-            "many rows; write the names of its outputs."
+            f"{CLASS_NAMES} beside the adapter {repo_id} has {len(names)} names, and nothing of the head in its file "
+            "as many rows; write the names of its outputs."
         )
     given = _read_weights(folder, repo_id)
     if not isinstance(base_model, nn.Module):
