@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..data.class_prompts import list_names
+from ..data.head_names import CLASS_NAMES, write_head_names
 from ..evaluation.few_shot import PROTOTYPES
 from ..files import read_json
 from ..towers import HEAD, linear_classifier
@@ -25,7 +26,6 @@ from ..values import OF_THE_MACHINE, check_path, reason
 from .allowance import Allowance
 from .errors import hub_errors
 
-CLASS_NAMES = "class_names.json"  # beside an image classifier's adapter: what its outputs are called
 PROCESSOR_FILES = (
     "processor_config.json",
     "preprocessor_config.json",
@@ -79,8 +79,7 @@ def load_adapter(
             outputs = len(head.weight)
             raise ValueError(f"{CLASS_NAMES} beside the adapter has {len(names)} names, the model {outputs} outputs.")
     if names:
-        labels: Any = model.get_base_model().config
-        labels.id2label, labels.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+        write_head_names(model, names)
     return model.eval()
 
 

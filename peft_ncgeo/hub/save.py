@@ -13,16 +13,17 @@ from peft.utils import CONFIG_NAME
 from torch import nn
 from transformers import AutoImageProcessor, AutoProcessor
 
+from ..data.head_names import CLASS_NAMES, count_outputs, head_names, write_class_names
 from ..data.images import find_processor
 from ..evaluation import FewShotClassifier
 from ..evaluation.few_shot import PROTOTYPES
 from ..files import file_name
-from ..towers import linear_classifier, reads_text, unwrap
+from ..towers import reads_text, unwrap
 from ..training.measure import record_few_shot
 from ..training.record import TrainingRecord, check_peft_model, record_model
 from ..training.state import writing
 from .card import FIGURE, create_card
-from .load import CLASS_NAMES, PROCESSOR_FILES, is_folder
+from .load import PROCESSOR_FILES, is_folder
 
 OPTIONAL = (CLASS_NAMES, PROTOTYPES, FIGURE, *PROCESSOR_FILES)  # files that another kind of adapter may have left
 
@@ -74,8 +75,8 @@ def save_adapter(
         base_model_id = None if is_folder(base) else base or None
         _write_config(folder / CONFIG_NAME, base_model_id)
         if record.task == "image-classification" and record.adapter.name != "CoPAConfig":
-            names = json.dumps(_class_names(tuned, record), ensure_ascii=False)
-            (folder / CLASS_NAMES).write_text(f"{names}\n", encoding="utf-8")
+            generic = [f"LABEL_{i}" for i in range(count_outputs(tuned))]
+            write_class_names(folder, record.class_names or head_names(tuned) or generic)
         processor = processor or _find_processor(tuned, base_model_id)
         if processor is None:
             warnings.warn("No processor was found to save beside the adapter; pass processor.", stacklevel=2)
@@ -115,15 +116,6 @@ def _write_config(file: Path, base_model_id: str | None) -> None:
     if is_folder(config.get("tokenizer_name_or_path")):
         config["tokenizer_name_or_path"] = None  # that of the base model; tokens are in the config anyway
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _class_names(model: nn.Module, record: TrainingRecord) -> list[str]:
-    """What an image classifier's outputs mean."""
-    labels, head = getattr(unwrap(model).config, "id2label", {}), linear_classifier(model)
-    names = record.class_names or [labels[i] for i in sorted(labels)]
-    if not record.class_names and head is not None and len(head.weight) != len(names):
-        return [f"LABEL_{i}" for i in range(len(head.weight))]  # prototypes of other classes than the head's
-    return names
 
 
 def _find_processor(model: nn.Module, base_model_id: str | None) -> Any:

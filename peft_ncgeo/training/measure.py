@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from ..adapters import adapters_off, change_of_base
 from ..data.checks import check_dataset
+from ..data.head_names import same_names
 from ..data.images import LabelledImages
 from ..data.long_tails import class_counts
 from ..data.sampling import label_array
@@ -129,7 +130,7 @@ def _measure(trainer: Any, record: TrainingRecord) -> None:
     try:
         for name, dataset in sets.items():
             names = list(dataset.features[trainer.args.label_column].names)
-            trained = names == record.class_names
+            trained = same_names(names, record.class_names)
             entry: dict[str, Any] = {"size": len(dataset), "classes": len(names), "trained": trained}
             moments = []
             with adapters_off(model):

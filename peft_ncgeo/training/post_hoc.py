@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from ..adapters import adapter_layers, adapter_parameters, evaluation_mode
 from ..data.checks import check_dataset
+from ..data.head_names import check_head_names
 from ..data.images import ImageCollator, LabelledImages, image_processor, rgb_images
 from ..evaluation import ZeroShotClassifier
 from ..evaluation.metrics import accuracy, balanced_accuracy
@@ -248,6 +249,8 @@ class _Encoder:
         names = None
         if isinstance(dataset, Dataset):
             names = check_dataset(dataset, self.image_column, self.label_column, False)
+            if not self.reads_text:
+                check_head_names(self.model, names, self.label_column)
         elif self.reads_text:
             raise ValueError("Class texts need names: pass a `datasets` set with a ClassLabel column.")
         features, labels, collapse = [], [], None

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
+from peft import PeftModel
+from peft.utils import CONFIG_NAME
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
+from ..data.head_names import head_names, write_class_names
+from ..towers import classification_head, reads_text
 from .measure import record_training
 from .record import TrainingRecord
 
@@ -30,6 +34,17 @@ class SharingTrainer(Trainer):
             super()._save(output_dir, state_dict)
         finally:
             self.processing_class = processing_class
+        self._save_class_names(Path(output_dir or str(self.args.output_dir)))
+
+    def _save_class_names(self, folder: Path) -> None:
+        """What an image classifier's outputs are called, for [`~peft_ncgeo.hub.load_adapter`]: no adapter tells it."""
+        model: Any = self.model
+        if reads_text(model) or classification_head(model) is None or not head_names(model):
+            return
+        active = model.active_adapters if isinstance(model, PeftModel) else []
+        for name in ("", *active):  # PEFT gives those not called "default" a folder
+            if (folder / name / CONFIG_NAME).is_file():
+                write_class_names(folder / name, head_names(model))
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         from ..hub.errors import hub_errors

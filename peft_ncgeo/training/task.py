@@ -10,9 +10,10 @@ from transformers import BatchEncoding
 
 from ..data.checks import check_dataset
 from ..data.class_prompts import class_prompts
+from ..data.head_names import check_head_names, check_same_classes, write_head_names
 from ..data.images import image_processor
 from ..templates import DEFAULT_TEMPLATE, behind_prompts, placeholder_ids
-from ..towers import check_encoders, classification_head, linear_classifier, reads_text, text_positions, unwrap
+from ..towers import check_encoders, classification_head, reads_text, text_positions, unwrap
 from ..tuners.prompt_config import active_prompt_config
 from .arguments import GeometryTrainingArguments
 
@@ -58,28 +59,26 @@ class ClassificationTask:
             )
         return config.template
 
-    def names(self, dataset: Any, training_names: Sequence[str] | None = None) -> list[str]:
+    def names(self, dataset: Any, training_names: list[str] | None = None) -> list[str]:
         """Check a data set against columns, tokenizer and head, and return its class names.
 
         Args:
-            training_names: the names of the training set, where `dataset` is one to evaluate. None: it is the
-                training set itself, in which every class must have samples.
+            training_names: the names of the training set, where `dataset` is one to evaluate; empty where nothing is
+                trained. None: it is the training set itself, in which every class must have samples.
         """
         names = check_dataset(dataset, self.args.image_column, self.args.label_column, training_names is None)
         if self.reads_text:
             self.texts(names)
             return names
-        head = linear_classifier(self.model)  # an adapter's may have another size than the model's own
-        outputs = unwrap(self.model).config.num_labels if head is None else len(head.weight)
-        if outputs != len(names):
-            raise ValueError(f"The model's head has {outputs} outputs, the data set {len(names)} classes.")
-        if training_names and names != list(training_names):
-            differing = next(n for n, trained in zip(names, training_names, strict=True) if n != trained)
-            raise ValueError(
-                f"A classification head knows the classes it was trained on in their order only; {differing!r} is "
-                "another. New classes need a model that reads text."
-            )
+        check_head_names(self.model, names, self.args.label_column, training=training_names != [])
+        if training_names:
+            check_same_classes(names, training_names, self.args.label_column)
         return names
+
+    def write_names(self, names: Sequence[str]) -> None:
+        """Call the outputs of a head that is to be trained by the names of the training set."""
+        if not self.reads_text and names:
+            write_head_names(self.model, names)
 
     def texts(self, names: Sequence[str], templates: Sequence[str] = ()) -> BatchEncoding:
         """The names in the template, with slots for the active adapter's prompts: (K, L).

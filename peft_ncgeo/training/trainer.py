@@ -199,6 +199,7 @@ class GeometryTrainer(EvaluatingTrainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Begin a training; `auto_find_batch_size` calls this once more where memory ran out."""
         check_trainable(self.towers.model)
+        self.task.write_names(self.class_names)
         texts: dict[str, Tensor] = {}
         if self.task.reads_text and self.class_names:  # read now: another adapter may have become active
             texts = dict(self.task.texts(self.class_names, self._templates).to(self.args.device))

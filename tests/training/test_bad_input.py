@@ -195,8 +195,11 @@ def test_adapter_of_another_depth_is_refused_on_resume(tmp_path):
 
 
 def test_a_head_knows_its_own_classes_only(tmp_path):
-    for names in (["one", "two", "three", "four", "five"], NAMES[::-1]):
-        with pytest.raises(ValueError, match="knows the classes it was trained on in their order only"):
+    for names, why in (
+        (["one", "two", "three", "four", "five"], "in their order only"),
+        (NAMES[::-1], "another order"),
+    ):
+        with pytest.raises(ValueError, match=why):
             trainer(tmp_path, vit(), eval_dataset={"base": tiny_images(10), "new": tiny_images(10, names)})
 
 

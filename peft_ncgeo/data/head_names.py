@@ -1,0 +1,106 @@
+"""What the outputs of an image classifier are called, in its config, and whether a data set means the same by them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from ..towers import linear_classifier, unwrap
+from ..values import shown
+
+CLASS_NAMES = "class_names.json"  # beside an image classifier's adapter: what its outputs are called
+
+
+def count_outputs(model: nn.Module) -> int:
+    """K of an image classifier; an adapter's head may have another size than the model's own."""
+    head = linear_classifier(model)
+    return unwrap(model).config.num_labels if head is None else len(head.weight)
+
+
+def head_names(model: nn.Module) -> list[str]:
+    """The names of an image classifier's outputs in its config (K,); empty where it names none.
+
+    LABEL_0, LABEL_1, ..., which Transformers fills in, are no names.
+    """
+    labels = getattr(unwrap(model).config, "id2label", None) or {}
+    names = [str(labels[i]) for i in sorted(labels)]
+    generic = all(name == f"LABEL_{i}" for i, name in enumerate(names))
+    return [] if generic or len(names) != count_outputs(model) else names
+
+
+def write_head_names(model: nn.Module, names: Sequence[str]) -> None:
+    """Write the names of the outputs into the model's config, where pipelines, files and merged models have them."""
+    config = unwrap(model).config
+    config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+
+
+def write_class_names(folder: Path, names: Sequence[str]) -> None:
+    """Write the file beside an adapter that names its outputs."""
+    (folder / CLASS_NAMES).write_text(f"{json.dumps(list(names), ensure_ascii=False)}\n", encoding="utf-8")
+
+
+def same_names(names: Sequence[str], known: Sequence[str]) -> bool:
+    """Whether two lists name the same classes in the same order; case, "_" and extra spaces make no difference."""
+    one, other = _spelled(names, known)
+    return one == other
+
+
+def check_head_names(model: nn.Module, names: Sequence[str], label_column: str, training: bool = False) -> None:
+    """Refuse a data set whose label k does not mean an image classifier's output k.
+
+    Args:
+        names: of the data set's classes, in the order of its labels.
+        training: the head is about to learn these classes, so other names may stand in its config.
+
+    Raises:
+        ValueError: another number of classes; the same classes in another order; or, where nothing is trained, others.
+    """
+    outputs, known = count_outputs(model), head_names(model)
+    if outputs != len(names):
+        raise ValueError(f"The model's head has {outputs} outputs, the data set {len(names)} classes.")
+    if known:
+        _check_order(names, known, label_column, "model.config.label2id", training)
+
+
+def check_same_classes(names: Sequence[str], trained: Sequence[str], label_column: str) -> None:
+    """Refuse to evaluate a head on other classes than those of its training set, or on these in another order.
+
+    Raises:
+        ValueError: naming the first class that differs, and the mend.
+    """
+    mapping = f'{{name: i for i, name in enumerate(train_dataset.features["{label_column}"].names)}}'
+    _check_order(names, trained, label_column, mapping, training=False)
+
+
+def _check_order(names: Sequence[str], known: Sequence[str], label_column: str, mapping: str, training: bool) -> None:
+    one, other = _spelled(names, known)
+    moved = sorted(one) == sorted(other)
+    if one == other or (training and not moved):
+        return
+    i = next(i for i, (name, meant) in enumerate(zip(one, other, strict=True)) if name != meant)
+    which = (
+        f"Label {i} of column {label_column!r} is {shown(names[i])}, but the head's output {i} is {shown(known[i])}"
+    )
+    if moved:
+        lower = [sorted(name.lower() for name in some) for some in (names, known)]
+        spell = "" if lower[0] == lower[1] else f"spell the names as in {mapping}, and "
+        raise ValueError(
+            f"{which}: the same classes in another order; {spell}map the labels with "
+            f'dataset.align_labels_with_mapping({mapping}, "{label_column}").'
+        )
+    raise ValueError(
+        f"{which}; a classification head knows the classes it was trained on in their order only, and new classes "
+        "need a model that reads text. Where only the model's names are wrong: model.config.id2label = "
+        f'dict(enumerate(dataset.features["{label_column}"].names)).'
+    )
+
+
+def _spelled(*lists: Sequence[str]) -> list[list[str]]:
+    """The names without the differences that make no difference, unless they tell two classes of a list apart."""
+    spelled = [[" ".join(name.replace("_", " ").casefold().split()) for name in names] for names in lists]
+    if any(len(set(some)) < len(some) for some in spelled):
+        return [list(names) for names in lists]
+    return spelled
