@@ -59,6 +59,20 @@ def _configs(model: nn.Module) -> list[Any]:
     return [config for owner in owners for config in owner.peft_config.values()]
 
 
+def check_adapter_weights(model: nn.Module) -> None:
+    """Refuse adapters without weights, whose output would be what happens to lie in memory.
+
+    Raises:
+        ValueError: PEFT has put them on `meta`, as it does beside a layer that is offloaded.
+    """
+    for parameter in adapter_parameters(model):
+        if parameter.is_meta:
+            raise ValueError(
+                "An adapter's weights are on meta, where PEFT puts them beside a layer that is offloaded; keep the "
+                "adapted layers on a device with another device_map."
+            )
+
+
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Run the base model. PEFT's own `disable_adapter()` also rewrites every `requires_grad`, twice a step.

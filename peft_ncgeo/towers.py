@@ -317,6 +317,18 @@ def linear_parameter(model: nn.Module) -> nn.Parameter:
     return weight
 
 
+def logit_scale(model: nn.Module) -> Tensor:
+    """CLIP's learned factor of cosines, as its logarithm: ().
+
+    Raises:
+        ValueError: it is offloaded, which only a whole CLIP's own pass undoes.
+    """
+    scale: Tensor = unwrap(model).logit_scale
+    if scale.is_meta:
+        raise ValueError('logit_scale is offloaded; keep it on a device: device_map={..., "logit_scale": "cpu"}.')
+    return scale
+
+
 def text_features(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """Projected, unnormalised text features of CLIP: token ids (K, L) to (K, d)."""
     return unwrap(model).get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output

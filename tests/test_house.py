@@ -13,13 +13,25 @@ from packaging.version import Version
 
 PACKAGE = Path(__file__).parents[1] / "peft_ncgeo"
 # each part -> the parts it may import; everything may import what its own row names, nothing else
-BASE = {"families", "files", "towers", "templates", "adapters", "substitution", "values"}
+BASE = {
+    "adapters",
+    "devices",
+    "families",
+    "files",
+    "precision",
+    "substitution",
+    "templates",
+    "towers",
+    "values",
+}
 ALLOWED = {
     "families": set(),
     "towers": {"families", "substitution"},
     "substitution": set(),
     "templates": {"values"},
     "adapters": set(),
+    "devices": set(),
+    "precision": {"towers", "adapters"},
     "values": set(),
     "files": {"values"},
     "geometry": {"values"},

@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
-from ..adapters import evaluation_mode
+from ..adapters import check_adapter_weights, evaluation_mode
 from ..data.images import image_processor, list_images, rgb_images
+from ..devices import execution_device
 from ..substitution import Recorder, substitute
 from ..towers import find_pooling, unwrap
 from ..tuners.copa import CoPALayer
@@ -36,6 +37,7 @@ class ImageFeatures(nn.Module):
         super().__init__()
         self.model, self.processor = model, processor
         self.path, self.width = find_pooling(unwrap(model))
+        check_adapter_weights(model)
 
     def forward(self, pixel_values: Tensor, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
         """Pixels to features.
@@ -52,7 +54,7 @@ class ImageFeatures(nn.Module):
         view = substitute(model, {**(modules or {}), path: recorder})
         run = getattr(view, "get_image_features", view)  # a whole CLIP would ask for texts
         try:
-            run(pixel_values=pixel_values.to(first.device, first.dtype))
+            run(pixel_values=pixel_values.to(execution_device(model), first.dtype))
         except OF_THE_MACHINE:
             raise
         except (RuntimeError, ValueError) as error:  # torch's of channels, Transformers' of sizes

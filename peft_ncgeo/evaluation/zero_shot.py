@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoProcessor
 
-from ..adapters import adapter_layers, adapter_parameters
+from ..adapters import adapter_layers, adapter_parameters, check_adapter_weights
 from ..data.class_prompts import class_prompts, list_names
 from ..data.images import find_processor, list_images, rgb_images
+from ..devices import execution_device
 from ..geometry.sphere import cosine_logits
 from ..templates import DEFAULT_TEMPLATE, check_template
-from ..towers import check_encoders, image_features, reads_text, text_positions, unwrap
+from ..towers import check_encoders, image_features, logit_scale, reads_text, text_positions, unwrap
 from ..tuners.prompt_config import active_prompt_config
 from ..tuners.text_encoder import encode_texts
 from ..values import shown, whole_number
@@ -49,6 +50,7 @@ class ZeroShotClassifier:
         if not reads_text(model):
             raise ValueError(f"{type(unwrap(model)).__name__} gives no text features: class names mean nothing to it.")
         check_encoders(model)
+        check_adapter_weights(model)
         if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
             raise TypeError(f"processor must be the model's CLIPProcessor, got {type(processor).__name__}.")
         if template is not None:
@@ -106,7 +108,7 @@ class ZeroShotClassifier:
             batch = rgb_images(images[start : start + batch_size], start)
             pixels = self.processor.image_processor(images=batch, return_tensors="pt")["pixel_values"]
             features = image_features(self.model, pixels.to(self._device))
-            logits.append(cosine_logits(features, text, unwrap(self.model).logit_scale).float())
+            logits.append(cosine_logits(features, text, logit_scale(self.model)).float())
         found = torch.cat(logits)
         check_rows(found, "logits of image", range(len(images)))  # once: a look waits for the device
         return found.softmax(dim=-1).cpu()
@@ -138,8 +140,8 @@ class ZeroShotClassifier:
         return features
 
     @property
-    def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
+    def _device(self) -> Any:
+        return execution_device(self.model)
 
     def _fingerprint(self) -> tuple[Any, list[nn.Parameter]]:
         """Return what text features depend on beside the names: settings, and an adapter's weights."""

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -152,4 +153,7 @@ def _start_from_phrase(prompt: Tensor, token_embedding: nn.Embedding, ids: list[
     ids = ids[: prompt.shape[0]]
     if max(ids) >= token_embedding.num_embeddings:
         raise ValueError(f"text_init holds token id {max(ids)}, but the model knows {token_embedding.num_embeddings}.")
-    prompt[: len(ids)] = token_embedding.weight[ids].detach().to(prompt)
+    with align_module_device(token_embedding):  # it may be offloaded
+        if token_embedding.weight.is_meta:
+            return  # so will the prompt be, until both are loaded
+        prompt[: len(ids)] = token_embedding.weight[ids].detach().to(prompt)

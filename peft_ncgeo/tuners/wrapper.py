@@ -8,8 +8,11 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-# Transformers sets these on every module that answers to them, so the wrapper must not answer for its base layer.
-_NOT_FORWARDED = {"gradient_checkpointing", "_gradient_checkpointing_func", "base_layer"}
+from ..devices import execution_device
+
+# Transformers and Accelerate set these on every module that answers to them, so the wrapper must not answer for its
+# base layer.
+_NOT_FORWARDED = {"gradient_checkpointing", "_gradient_checkpointing_func", "_hf_hook", "_old_forward", "base_layer"}
 
 
 class Wrapper(nn.Module, BaseTunerLayer):
@@ -51,4 +54,4 @@ class Wrapper(nn.Module, BaseTunerLayer):
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype]:
         # PEFT looks for `.weight`, which many wrapped modules lack. What is learned stays float32 whatever the base's
         # dtype.
-        return next((parameter.device for parameter in base_layer.parameters()), None), torch.float32
+        return execution_device(base_layer), torch.float32

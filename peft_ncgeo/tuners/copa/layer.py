@@ -27,7 +27,7 @@ class CoPALayer(Wrapper):
         self.ncgeo_copa_image_head = nn.ParameterDict()
         self.ncgeo_copa_prototype_head = nn.ParameterDict()
 
-    def update_layer(self, adapter_name: str, shared: bool, device: torch.device, inference_mode: bool) -> None:
+    def update_layer(self, adapter_name: str, shared: bool, device: torch.device | None, inference_mode: bool) -> None:
         """Add an adapter whose heads are the identity; a shared one is the image head alone."""
         self.ncgeo_copa_image_head[adapter_name] = nn.Parameter(torch.eye(self.width))
         if not shared:
@@ -77,7 +77,7 @@ class Residual(Wrapper):
         """What the map adds."""
         raise NotImplementedError
 
-    def update_layer(self, adapter_name: str, device: torch.device, inference_mode: bool) -> None:
+    def update_layer(self, adapter_name: str, device: torch.device | None, inference_mode: bool) -> None:
         """Add an adapter."""
         self.ncgeo_copa_residual[adapter_name] = nn.Parameter(self.start())
         self._move_adapter_to_device_of_base_layer(adapter_name, device)

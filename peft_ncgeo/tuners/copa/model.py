@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from ...devices import execution_device
 from ...towers import find_pooling, find_residual_places, find_towers
 from ..wrapper_model import WrapperModel
 from .layer import CoPALayer, ResidualConvolution, ResidualLinear
@@ -42,7 +43,7 @@ class CoPAModel(WrapperModel):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        device = next(self.model.parameters()).device  # a pooler has none of its own
+        device = execution_device(self.model)  # a pooler has none of its own
         layer: Any = target
         if current_key == self._pooling.path:
             layer = target if isinstance(target, CoPALayer) else CoPALayer(target, self._pooling.width)

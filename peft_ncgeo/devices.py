@@ -1,0 +1,44 @@
+"""Where a model computes, which for one that is offloaded is not where its weights are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.utils import has_offloaded_params
+from torch import nn
+
+
+def execution_device(module: nn.Module) -> torch.device | None:
+    """The device that a module's inputs go to; None for one that has neither parameters nor a device of its own.
+
+    The weights of a model that Accelerate has offloaded are on `meta` between passes; its hooks know the device.
+    """
+    here = next((parameter.device for parameter in module.parameters()), None)
+    if here is None or here.type != "meta":
+        return here
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for one in getattr(hook, "hooks", [hook]):  # several in a row
+            device = getattr(one, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return here
+
+
+def check_movable(model: Any) -> None:
+    """Refuse to train a model that is offloaded as a whole, which torch cannot move.
+
+    Raises:
+        ValueError: none of its parts is left on a device.
+    """
+    if is_offloaded(model) and len(getattr(model, "hf_device_map", None) or {}) < 2:
+        raise ValueError(
+            "The whole model is offloaded; keep the parts that are trained or read directly on a device, with a "
+            "device_map that names parts."
+        )
+
+
+def is_offloaded(model: nn.Module) -> bool:
+    """Whether Accelerate keeps some of a model's weights elsewhere between passes."""
+    return any(has_offloaded_params(module) for module in model.modules())
