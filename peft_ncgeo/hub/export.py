@@ -127,7 +127,7 @@ def _exported(model: CLIPModel, class_names: list[str], text_features: Tensor) -
 def _vision_prompts(model: CLIPModel) -> dict[int, Tensor]:
     """Layer -> the vectors (n, width) that enter there, in the model's dtype; coupled ones as they come out."""
     tower = find_towers(model)["vision"]
-    like = model.visual_projection.weight.new_empty(1, 0, 0)
+    like = next(model.vision_model.parameters()).new_empty(1, 0, 0)
     found = {}
     for i, path in enumerate([tower.embeddings, *tower.layers[1:]]):  # the embeddings stand at layer 0's entry
         place = model.get_submodule(path)
@@ -156,7 +156,8 @@ def _inside(layer: Any) -> nn.Module:
         if isinstance(layer, AuxiliaryTrainingWrapper):
             if layer.disable_adapters:
                 return layer.original_module
-            return layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            trained = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            return trained.to(next(layer.original_module.parameters()).dtype)  # it was trained in float32
         if layer.disable_adapters and layer.merged:
             layer.unmerge()
         elif not layer.disable_adapters and not layer.merged:

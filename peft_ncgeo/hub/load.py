@@ -11,15 +11,18 @@ from typing import Any
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, load_peft_weights
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from ..adapters import check_adapter_weights
 from ..data.class_prompts import list_names
 from ..data.head_names import CLASS_NAMES, write_head_names
+from ..devices import is_offloaded
 from ..evaluation.few_shot import PROTOTYPES
 from ..files import read_json
+from ..precision import hold_in_float32
 from ..towers import HEAD, linear_classifier
 from ..tuners.tensors import read_shapes
 from ..values import OF_THE_MACHINE, check_path, reason
@@ -86,7 +89,12 @@ def load_adapter(
 def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, Tensor], unfit: str) -> PeftModel:
     try:
         with Allowance(base.parameters(), [tuple(tensor.shape) for tensor in given.values()]):
-            model = PeftModel.from_pretrained(base, str(folder), config=config)
+            if is_offloaded(base):  # PEFT would look for the wrapped modules' weights in files that lack them
+                model = PeftModel(base, config)
+                check_adapter_weights(model)
+                set_peft_model_state_dict(model, dict(given))
+            else:
+                model = PeftModel.from_pretrained(base, str(folder), config=config)
     except OF_THE_MACHINE:
         raise
     except KeyError as error:  # PEFT looks the weights of modules_to_save up by name
@@ -96,6 +104,8 @@ def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, 
         if type(error) is RuntimeError and not lines:
             raise
         raise ValueError(f"{unfit}: {lines[0] if lines else reason(error)}") from error
+    if hold_in_float32(model):  # what was trained in float32 was rounded to the base model's precision
+        set_peft_model_state_dict(model, dict(given))
     loaded = get_peft_model_state_dict(model)
     differing = sorted(loaded.keys() ^ given.keys())
     if differing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -88,12 +87,6 @@ class SlerpAlignment(_Alignment):
                 "training with align_classifier."
             )
         super().bind(head, means, reads_text)
-        if head.weight.dtype in (torch.float16, torch.bfloat16):
-            warnings.warn(
-                f"The head is {head.weight.dtype}, which rounds most of a step's small rotation away; keep it in "
-                "float32.",
-                stacklevel=2,
-            )
 
     @torch.no_grad()
     def on_optimizer_step(

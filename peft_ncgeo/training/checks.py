@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import HubStrategy
 
-from ..adapters import adapter_layers
+from ..adapters import adapter_layers, check_adapter_weights
+from ..devices import check_movable
 from ..geometry.checks import check
 from ..losses import Regularizer
+from ..precision import HALF
 from ..templates import is_template
 from ..towers import classification_head, linear_classifier, reads_text, unwrap
 from ..values import shown
@@ -118,6 +120,18 @@ def check_metric_inputs(args: GeometryTrainingArguments, reads_text: bool) -> No
             "include_for_metrics=['inputs'] asks for the model's 'input_ids', but batches hold images; leave it out "
             "and read them from the data set."
         )
+
+
+def check_weights(model: nn.Module) -> None:
+    """The weights must be where they can be trained, and the base model's own not be trained in half precision."""
+    check_adapter_weights(model)
+    check_movable(model)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype in HALF:
+            raise ValueError(
+                f"{name} would be trained in {parameter.dtype}, in which small steps round to nothing; load the model "
+                "with dtype=torch.float32, or train an adapter and freeze the rest."
+            )
 
 
 def check_templates(args: GeometryTrainingArguments, required: set[str]) -> None:

@@ -12,7 +12,7 @@ from transformers import EvalPrediction
 
 from ..evaluation.metrics import accuracy, balanced_accuracy, harmonic_mean
 from ..geometry.sphere import cosine_logits
-from ..towers import linear_classifier, unwrap
+from ..towers import linear_classifier, logit_scale
 from .callbacks import GeometryMonitor
 from .checkpoints import CheckpointingTrainer
 from .task import ClassificationTask
@@ -108,7 +108,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         if self._eval_text_features is None:
             logits = out["logits"]
         else:
-            scale = unwrap(self.towers.model).logit_scale
+            scale = logit_scale(self.towers.model)
             logits = cosine_logits(out["image_features"], self._eval_text_features, scale)
         labels = inputs["labels"]
         if self._monitors():

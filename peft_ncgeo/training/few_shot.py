@@ -15,6 +15,7 @@ from ..evaluation.few_shot import FewShotClassifier, copa_layer, copa_weights
 from ..evaluation.image_features import ImageFeatures
 from ..geometry.heads import class_prototypes
 from ..geometry.sphere import modality_gap
+from ..precision import hold_in_float32
 from ..tuners.copa import CoPAConfig, Residual
 from ..values import shown
 from .episodes import ADAPTER_LR, fit_heads, head_settings
@@ -76,6 +77,7 @@ def adapt(
     """
     encoder = ImageFeatures(model, processor)
     images = encoder.listed(support_images)
+    hold_in_float32(model)
     classes, labels = _classes(support_labels)
     if len(labels) != len(images):
         raise ValueError(f"There are {len(images)} support images and {len(labels)} labels.")

@@ -48,6 +48,8 @@ class TowersModule(nn.Module):
         attention_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
+        if pixel_values is not None:  # ResNet's layers do not cast them
+            pixel_values = pixel_values.to(next(self.model.parameters()).dtype)
         if pixel_values is not None and reads_text(self.model):
             out["image_features"] = image_features(self.model, pixel_values)
         elif pixel_values is not None:

@@ -17,7 +17,8 @@ from ..data.sampling import label_array
 from ..geometry.checks import DeferredChecks
 from ..geometry.sphere import cosine_logits
 from ..losses import CrossEntropy, GeometryBatch, Regularizer
-from ..towers import linear_classifier, unwrap
+from ..precision import hold_in_float32
+from ..towers import linear_classifier, logit_scale
 from .accumulation import Accumulation
 from .alignment import GradientProjection
 from .arguments import GeometryTrainingArguments
@@ -29,6 +30,7 @@ from .checks import (
     check_metric_inputs,
     check_templates,
     check_trainable,
+    check_weights,
 )
 from .class_means import ClassMeans
 from .evaluating import EvaluatingTrainer, accuracy_metrics
@@ -57,7 +59,7 @@ class GeometryTrainer(EvaluatingTrainer):
         args: [`GeometryTrainingArguments`].
         train_dataset: a `datasets.Dataset` with an image and a `ClassLabel` column.
         eval_dataset: one such set, or a dict of them; each is classified over its own names. A dict with "base" and
-            "new" also gives their harmonic mean.
+            "new" also gives their harmonic mean. A head is evaluated on the classes of training only, in their order.
         processing_class: the model's processor (for a classification model: its image processor).
         losses: [`Regularizer`] terms with different names, or one.
         classification_loss: None leaves the classification term out.
@@ -71,6 +73,8 @@ class GeometryTrainer(EvaluatingTrainer):
 
     Logged while training: `loss/ce`, and for each term `loss/<name>`, `lambda/<name>` (its factor) and the scalars it
     notes itself, each the mean since the last log.
+
+    Training writes the class names of a head into `model.config`, and holds what adapters train in float32.
 
     Under gradient accumulation a micro-batch counts by its images, so terms that are means over images have the value
     and gradient of one large batch, and terms on texts alone theirs. Terms that compare samples, or divide by anything
@@ -136,6 +140,8 @@ class GeometryTrainer(EvaluatingTrainer):
     def _adopt(self, model: nn.Module, trial: Any = None) -> None:
         """Make all that belongs to one model, its losses included."""
         args = self.args
+        hold_in_float32(model)
+        check_weights(model)
         self.losses, self.classification_loss = self._given_losses.for_trial(trial)
         self.task = ClassificationTask(model, self.processing_class, args)
         check_losses(model, self.losses, self.classification_loss)
@@ -199,6 +205,7 @@ class GeometryTrainer(EvaluatingTrainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Begin a training; `auto_find_batch_size` calls this once more where memory ran out."""
         check_trainable(self.towers.model)
+        hold_in_float32(self.towers.model)  # another adapter may have become active, or the model been cast
         self.task.write_names(self.class_names)
         texts: dict[str, Tensor] = {}
         if self.task.reads_text and self.class_names:  # read now: another adapter may have become active
@@ -259,7 +266,7 @@ class GeometryTrainer(EvaluatingTrainer):
                 templates = text[classes:] if self._templates else text
                 gathered["template_features"] = templates.unflatten(0, (-1, classes)).transpose(0, 1)
             text = text[:classes]
-            gathered["logit_scale"] = unwrap(self.towers.model).logit_scale
+            gathered["logit_scale"] = logit_scale(self.towers.model)
             gathered["logits"] = cosine_logits(gathered["image_features"], text, gathered["logit_scale"])
         return GeometryBatch(**gathered, **frozen, text_features=text, progress=self._progress)
 

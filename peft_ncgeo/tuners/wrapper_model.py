@@ -11,6 +11,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
+from ..precision import hold_in_float32
 from ..towers import unwrap
 from ..values import shown
 from .combination import adapter_tensors, check_combination, combined_tensors, is_prompt
@@ -50,6 +51,12 @@ class WrapperModel(BaseTuner):
                     "would mix in files; inject that one under another adapter_name."
                 )
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """PEFT's own, which leaves modules that are trained as a whole in the base model's precision."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        if autocast_adapter_dtype:
+            hold_in_float32(self.model)
 
     def add_weighted_adapter(
         self,

@@ -254,11 +254,6 @@ def test_a_term_that_moves_nothing_is_warned_of(tmp_path):
         run.train()
 
 
-def test_a_half_precision_head_is_warned_of():
-    with pytest.warns(UserWarning, match="keep it in float32"):
-        SlerpAlignment().bind(torch.nn.Linear(4, 2).bfloat16(), ClassMeans(2), reads_text=False)
-
-
 def test_state_of_another_number_of_classes_is_refused():
     with pytest.raises(RuntimeError, match="it holds 3 classes, the data set 2"):
         ClassMeans(2).load_state_dict({"means": torch.zeros(3, 4)})

@@ -1,0 +1,60 @@
+"""Float32 for what adapters learn, whatever the base model's precision: small steps round to nothing in halves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.utils import recursively_apply
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from .adapters import adapter_layers
+from .towers import classification_head
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def hold_in_float32(model: nn.Module) -> bool:
+    """Cast all that adapters brought along from half precision to float32, in place, and tell whether there was any.
+
+    So are modules trained as a whole (`modules_to_save`), which PEFT leaves in the base model's dtype. Such a module
+    then takes inputs of any precision; a classification head gives float32 logits, other modules what the base did.
+    Parameters stay the same objects, so an optimiser that has them keeps them.
+    """
+    found = False
+    for layer in adapter_layers(model):
+        for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
+            if tensor.dtype in HALF and not {"base_layer", "original_module"} & set(name.split(".")):
+                tensor.data, tensor.grad, found = tensor.data.float(), None, True
+        if isinstance(layer, ModulesToSaveWrapper) and _dtype(layer.original_module) in HALF:
+            _let_in_other_dtypes(layer, back=layer is not classification_head(model))
+    return found
+
+
+def _let_in_other_dtypes(layer: Any, back: bool) -> None:
+    """Functions of this module as hooks: copies, pickles and merged models keep them, and they hold nothing."""
+    for module in layer.modules_to_save.values():
+        if _cast_inputs not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
+    if back and _cast_output not in layer._forward_hooks.values():
+        layer.register_forward_hook(_cast_output)
+
+
+def _dtype(module: nn.Module) -> torch.dtype | None:
+    return next((parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()), None)
+
+
+def _to(data: Any, dtype: torch.dtype | None) -> Any:
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return recursively_apply(cast, data)
+
+
+def _cast_inputs(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return _to(args, _dtype(module)), _to(kwargs, _dtype(module))
+
+
+def _cast_output(layer: Any, args: Any, output: Any) -> Any:
+    return _to(output, _dtype(layer.original_module))
