@@ -46,6 +46,16 @@ class ExportedClassifier(CLIPVisionModelWithProjection):
         self.register_buffer("text_features", torch.zeros(config.num_labels, config.projection_dim))
         self.register_buffer("logit_scale", torch.zeros(()))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """As torch moves and casts a module, but `half()` and its like leave the two wide tensors their precision."""
+        wide = {"text_features": self.text_features, "logit_scale": self.logit_scale}
+        super()._apply(fn, recurse)
+        for name, tensor in wide.items():
+            cast = getattr(self, name)
+            if cast.dtype.itemsize < tensor.dtype.itemsize:
+                setattr(self, name, tensor.to(cast.device))
+        return self
+
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
         """Pixels (B, C, H, W) to logits (B, K), float32 or wider; `softmax(-1)` of them are the probabilities."""
         tower: Any = self.vision_model

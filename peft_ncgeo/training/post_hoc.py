@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,16 +16,25 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoProcessor
 
-from ..adapters import adapter_layers, adapter_parameters, evaluation_mode
+from ..adapters import adapter_layers, adapter_parameters, check_adapter_weights, evaluation_mode
 from ..data.checks import check_dataset
 from ..data.head_names import check_head_names
 from ..data.images import ImageCollator, LabelledImages, image_processor, rgb_images
+from ..devices import execution_device
 from ..evaluation import ZeroShotClassifier
 from ..evaluation.metrics import accuracy, balanced_accuracy
 from ..geometry.alignment import alignment, rotate_towards_means
 from ..geometry.collapse import NeuralCollapse
 from ..geometry.sphere import cosine_logits
-from ..towers import check_encoders, classifier, linear_classifier, linear_parameter, reads_text, unwrap
+from ..towers import (
+    check_encoders,
+    classifier,
+    linear_classifier,
+    linear_parameter,
+    logit_scale,
+    reads_text,
+    unwrap,
+)
 from .towers_module import TowersModule, encode
 
 
@@ -33,8 +43,8 @@ class AlignedClassifier:
     """What [`align_classifier`] made.
 
     Attributes:
-        weight: (K, d), the aligned rows. For a CLIP-like model this is a classifier of its own, cached: the model
-            computes class texts from words and stays as it is.
+        weight: (K, d), the aligned rows, as the head's precision rounds them. For a CLIP-like model this is a
+            classifier of its own, cached: the model computes class texts from words and stays as it is.
         original: (K, d), the rows before.
         means: (K, d), class means over the data set; nan for classes without samples.
         bias: (K,) or None.
@@ -107,7 +117,8 @@ def align_classifier(
             "a photo of a {}.".
 
     Raises:
-        ValueError: a fraction out of range, a head that is not linear, no processor, or data that do not fit.
+        ValueError: a fraction out of range, a head that is not linear, no processor, or data that do not fit, as where
+            labels mean other classes than the head's outputs are called in `model.config`.
 
     Example:
 
@@ -124,8 +135,19 @@ def align_classifier(
     judged.check_names(trained)
     original, bias = encoder.rows(trained)
     aligned = rotate_towards_means(original, trained.means, fraction, center=center).to(original)
+    parameter, kept = None, None
+    if not reads_text(model):
+        parameter = linear_parameter(model)
+        kept = parameter.detach().clone()
+        aligned = _turn(parameter, aligned - original, encoder, trained)
+        if adapter_layers(model) and not any(p is parameter for p in adapter_parameters(model)):
+            warnings.warn(
+                "The head belongs to the base model, so the adapter's file will not hold its aligned weights; train "
+                'it with modules_to_save=["classifier"], or save the whole model.',
+                stacklevel=2,
+            )
     before, after = (judged.accuracy(encoder, rows, bias) for rows in (original, aligned))
-    result = AlignedClassifier(
+    return AlignedClassifier(
         weight=aligned,
         original=original,
         means=trained.means,
@@ -136,26 +158,31 @@ def align_classifier(
         cosine_after=float(alignment(aligned, trained.means, center).nanmean()),
         class_names=trained.names,
         _encoder=encoder,
+        _parameter=parameter,
+        _before=kept,
     )
-    if not reads_text(model):
-        result._parameter = linear_parameter(model)
-        result._before = result._parameter.detach().clone()
-        with torch.no_grad():
-            result._parameter.add_((aligned - original).to(result._parameter))
-        reached, _ = encoder.rows(trained)
-        if not torch.allclose(reached, aligned, atol=1e-3 * float(aligned.abs().max())):
-            result.undo()
-            raise ValueError(
-                "The head's adapter does not only add to its weights (DoRA and IA3 do not), so they cannot be turned; "
-                'train the head with modules_to_save=["classifier"].'
-            )
-        if adapter_layers(model) and not any(p is result._parameter for p in adapter_parameters(model)):
-            warnings.warn(
-                "The head belongs to the base model, so the adapter's file will not hold its aligned weights; train "
-                'it with modules_to_save=["classifier"], or save the whole model.',
-                stacklevel=2,
-            )
-    return result
+
+
+@torch.no_grad()
+def _turn(parameter: nn.Parameter, change: Tensor, encoder: _Encoder, trained: _Collected) -> Tensor:
+    """Add a change to the head's rows, and return what they are then: rounded, where it is in half precision.
+
+    Raises:
+        ValueError: the head does more than add to its weights; it is as before then.
+    """
+    kept, (original, _) = parameter.detach().clone(), encoder.rows(trained)
+    wide = torch.promote_types(parameter.dtype, torch.float32)
+    parameter.copy_(kept.to(wide) + change.to(parameter.device, wide))
+    reached, _ = encoder.rows(trained)
+    precision = max(1e-3, torch.finfo(parameter.dtype).eps)
+    largest = max(float(rows.abs().max()) for rows in (original, reached, kept))
+    if not torch.allclose(reached, original + change, atol=precision * largest):
+        parameter.copy_(kept)
+        raise ValueError(
+            "The head's adapter does not only add to its weights (DoRA and IA3 do not), so they cannot be turned; "
+            'train the head with modules_to_save=["classifier"].'
+        )
+    return reached
 
 
 def sweep_alignment(
@@ -240,9 +267,10 @@ class _Encoder:
         self.model, self.processor, self.template = model, processor, template
         self.image_column, self.label_column, self.batch_size = image_column, label_column, batch_size
         self.towers = TowersModule(model)
+        check_adapter_weights(model)
         self.reads_text = reads_text(model)
         check_encoders(model)
-        self.device = next(model.parameters()).device
+        self.device = execution_device(model)
 
     def collect(self, dataset: Any, keep: bool = True) -> _Collected:
         """Stream class means, and keep features where asked."""
@@ -276,20 +304,23 @@ class _Encoder:
                 zero_shot = ZeroShotClassifier(self.model, self._processor(), self.template)
                 return zero_shot.text_features(collected.names).float().cpu(), None
         parameter, head = linear_parameter(self.model), linear_classifier(self.model)  # refuses what is not linear
+        if parameter.is_meta:
+            raise ValueError('The head is offloaded; keep it on a device: device_map={..., "classifier": "cpu"}.')
         if head is not None:
             rows, bias = head.weight.detach().clone(), None if head.bias is None else head.bias.detach().clone()
-        else:  # LoRA's: what it does to unit vectors
-            head = classifier(self.model)
-            with torch.no_grad(), evaluation_mode(head):
-                bias = head(parameter.new_zeros(1, parameter.shape[1]))[0]
-                rows = (head(torch.eye(parameter.shape[1]).to(parameter)) - bias).T
+        else:  # LoRA's: what it does to unit vectors, in a copy that does not round
+            wide = torch.promote_types(parameter.dtype, torch.float32)
+            head = copy.deepcopy(classifier(self.model)).to(wide).eval()
+            with torch.no_grad():
+                bias = head(parameter.new_zeros(1, parameter.shape[1], dtype=wide))[0]
+                rows = (head(torch.eye(parameter.shape[1]).to(parameter.device, wide)) - bias).T
         if len(rows) != len(collected.means):
             raise ValueError(f"The head has {len(rows)} outputs, the data set {len(collected.means)} classes.")
         return rows.float().cpu(), None if bias is None else bias.float().cpu()
 
     def logits(self, features: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
         if self.reads_text:
-            return cosine_logits(features, rows.to(features), unwrap(self.model).logit_scale.detach().cpu())
+            return cosine_logits(features, rows.to(features), logit_scale(self.model).detach().cpu())
         return nn.functional.linear(features, rows.to(features), None if bias is None else bias.to(features))
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:

@@ -15,8 +15,9 @@ from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from peft_ncgeo import CoPAConfig, NPTConfig, ZeroShotClassifier
 from peft_ncgeo.hub import export_classifier
+from peft_ncgeo.hub.exported_classifier import ExportedClassifier
 
-from ..conftest import NAMES, TEXT, VISION, tiny, tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
+from ..conftest import NAMES, TEXT, VISION, pixels, tiny, tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*all of them get prompts"),
@@ -195,6 +196,20 @@ def test_tensors_are_the_tower_and_the_texts(root, expected):
     half = load_file(root / "exports" / "npt-bfloat16" / "model.safetensors")
     wide = {name for name, value in half.items() if value.dtype == torch.float32}
     assert wide == {"text_features", "logit_scale"}
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double", "float"])
+def test_an_export_can_be_cast(root, cast):
+    """Its cosines are multiplied by a hundred, so the texts and the scale keep their precision."""
+    exported = ExportedClassifier.from_pretrained(root / "exports" / "npt").eval()
+    seen = pixels(4)
+    with torch.no_grad():
+        expected = exported(seen).logits.softmax(-1)
+        wide = exported.text_features.clone()
+        found = getattr(exported, cast)()(seen).logits
+    assert next(exported.parameters()).dtype == getattr(torch, {"half": "float16"}.get(cast, cast))
+    assert torch.equal(exported.text_features.float(), wide)
+    torch.testing.assert_close(found.softmax(-1).float(), expected, atol=0.03, rtol=0)
 
 
 def test_no_path_of_this_machine_is_written(tmp_path):

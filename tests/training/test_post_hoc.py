@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 
 import pytest
@@ -108,6 +109,32 @@ def test_every_head_is_rotated(head):
         assert torch.equal(value, start[name]), name
     aligned.undo()  # once more changes nothing
     assert torch.equal(effective_rows(model, features.shape[1])[0], before)
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.6, 1.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head", ["modules_to_save", "lora_head", "plain", "resnet_lora_head"])
+def test_a_head_in_half_precision_is_rotated(head, dtype, fraction):
+    """As far as its resolution goes; what is told of it is true of the rounded rows."""
+    model, images = HEADS[head]().to(dtype), tiny_images(40)
+    pixels, labels = pixels_and_labels(images)
+    features, labels = features_of(model, pixels.to(dtype)), torch.tensor(labels)
+    before, bias = effective_rows(copy.deepcopy(model).float(), features.shape[1])
+    expected = by_hand(before, features, labels, fraction)
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+
+    aligned = align_classifier(model, images, fraction, tiny_processor())
+    now, _ = effective_rows(copy.deepcopy(model).float(), features.shape[1])
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    largest = max(float(weight.detach().abs().max()) for weight in (expected, *base.classifier.parameters()))
+    torch.testing.assert_close(now, expected, atol=torch.finfo(dtype).eps * largest, rtol=0)
+    torch.testing.assert_close(aligned.weight.double(), now, atol=1e-6, rtol=1e-5)
+    correct = ((features @ now.T + bias).argmax(1) == labels).double().mean()
+    assert aligned.accuracy_after == pytest.approx(float(correct), abs=0.026)  # a tie of an image
+    assert aligned.cosine_after > aligned.cosine_before
+    aligned.undo()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, start[name]), name
 
 
 def test_an_aligned_head_is_saved(tmp_path):
@@ -218,7 +245,8 @@ def test_bad_input_is_refused_in_one_line(call, message):
     ],
     ids=["dora", "ia3"],
 )
-def test_adapters_that_do_more_than_add_are_refused(config):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_that_do_more_than_add_are_refused(config, dtype):
     """Nothing is changed, rather than weights that are not those that are reported."""
     torch.manual_seed(0)
     model = get_peft_model(tiny_vit_classifier(), config)
@@ -226,6 +254,7 @@ def test_adapters_that_do_more_than_add_are_refused(config):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.mul_(1 + torch.rand_like(parameter)).add_(0.1)
+    model.to(dtype)
     start = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ValueError, match="does not only add to its weights"):
         align_classifier(model, tiny_images(40), 1.0, tiny_processor())
