@@ -20,21 +20,23 @@ shots, epochs = 8, 10  # images a class; with a CLIP of full size 16 and 40 are 
 # %% [markdown]
 # ## The images
 #
-# The next cell makes a folder of the demo's drawings, where there is none. `datasets` reads it in one line; the
-# classes are called as their folders.
+# The next cell makes a folder of the demo's drawings, 16 of each base class, where there is none. `datasets` reads it
+# in one line; the classes are called as their folders.
 
 # %%
 if not Path(images_folder).exists():
-    drawings = load_demo(shots=shots).splits
+    drawings = load_demo(shots=16).splits
+    unfinished = Path(f"{images_folder}.part")  # the folder is there as a whole or not at all
     some, others = range(0, 1440, 6), [i for i in range(1440) if i % 6 == 1]  # of 48 views a class
     parts = {"train": [drawings["train"], drawings["new"].select(some)]}
     parts["test"] = [drawings["base"].select(some), drawings["new"].select(others)]
     for part, sets in parts.items():
         for dataset in sets:
             for i, sample in enumerate(dataset):
-                file = Path(images_folder, part, dataset.features["label"].int2str(sample["label"]), f"{i}.png")
+                file = unfinished / part / dataset.features["label"].int2str(sample["label"]) / f"{i}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 sample["image"].save(file)
+    unfinished.rename(images_folder)
 
 # %%
 from datasets import load_dataset
@@ -174,6 +176,10 @@ print("the loaded adapter predicts the same:", same)
 # the texts' features as safetensors, with a file that runs them and needs `torch` and `transformers` only.
 
 # %%
+import shutil
+
 from peft_ncgeo.hub import export_classifier
 
-print("exported to", export_classifier(trainer.model, names["new"], f"{folder}/exported", processor))
+exported = f"{folder}/exported"
+shutil.rmtree(exported, ignore_errors=True)  # of an earlier run, which an export does not overwrite
+print("exported to", export_classifier(trainer.model, names["new"], exported, processor))

@@ -1,4 +1,4 @@
-"""`examples/walkthrough.py` as a user with a token runs it."""
+"""`examples/walkthrough.py` as a user with a token runs it, twice."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def cells() -> list[str]:
     return cells
 
 
-def test_it_pushes_what_others_load(hub, user, cells):
+def run(user, cells) -> str:
     text = "\n".join(cells)
-    out = user.fresh(
+    return user.fresh(
         f"""
 import contextlib, io
 printed = io.StringIO()
@@ -31,6 +31,11 @@ with contextlib.redirect_stdout(printed):
 result = printed.getvalue()
 """
     )
+
+
+def test_it_pushes_what_others_load(hub, user, cells):
+    out = run(user, cells)
+    assert "Warning" not in user.out
     assert "adapter in user/emoji-prompts" in out
     assert "the loaded adapter predicts the same: True" in out
     assert {"adapter_model.safetensors", "README.md", "geometry.png", "tokenizer.json"} <= set(
@@ -41,3 +46,11 @@ result = printed.getvalue()
     assert "base_model: user/mini-clip" in card
     assert all(half in card for half in ("base (30 classes", "new (30 classes", "harmonic mean of base and new"))
     assert (user.work / "outputs/walkthrough/exported/model.safetensors").exists()
+
+    # and once more, with more images a class than the first time: the drawings of the first run have them
+    more = [cell.replace("shots, epochs = 2, 1", "shots, epochs = 3, 1") for cell in cells]
+    drawn = sorted((user.work / "outputs/walkthrough/images").rglob("*.png"))
+    first = (user.work / "outputs/walkthrough/exported/model.safetensors").read_bytes()
+    assert "90 images of 30 classes" in run(user, more)
+    assert sorted((user.work / "outputs/walkthrough/images").rglob("*.png")) == drawn
+    assert (user.work / "outputs/walkthrough/exported/model.safetensors").read_bytes() != first
