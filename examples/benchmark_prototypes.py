@@ -223,7 +223,6 @@ def main() -> None:
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT asks for it
     warnings.filterwarnings("ignore", message="You are trying to modify a model with PEFT for a second time")
     warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")  # LoRA under the prototypes
     if args.cost:

@@ -144,7 +144,6 @@ def main() -> None:
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT asks for it
     warnings.filterwarnings("ignore", message=".*undefined")  # classes whose mean is nobody's nearest
     if args.tune:
         tune(args)

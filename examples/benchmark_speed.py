@@ -315,7 +315,6 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/benchmark_speed"))
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=UserWarning)  # random weights have no tokenizer to read text_init with
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT asks for it
     torch.set_num_threads(1)
     base, size = (load_demo(shots=1).model, 1024) if args.quick else (vit_b16(), 4096)
     report: dict[str, Any] = {"speed": [], "memory": memory(base) if "memory" in args.rows else []}

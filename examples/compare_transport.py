@@ -158,7 +158,6 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=UserWarning)
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT asks for it
     rows: dict[str, list[dict[str, float]]] = {}
     bar = tqdm(total=len(args.seeds) * (1 + 2 * len(args.variants)), unit="cell")
 

@@ -129,7 +129,6 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=UserWarning)
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT asks for it
     demo, candidates = load_demo("development"), GROUPS[args.candidates]
     results = base_to_new(
         [Recipe.from_dict(name, {**START, **change}) for name, change in candidates.items()],

@@ -64,7 +64,6 @@ def main() -> None:
         raise SystemExit(f"Recipe {script.recipe} names no peft config.")
     args.share_batch(script.batch_size)
     transformers.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT asks for it
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
 
     set_seed(args.seed)

@@ -219,7 +219,6 @@ def main() -> None:
     args.share_batch(script.batch_size)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT asks for it
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
     rows = methods(script)
     if recipe is not None:

@@ -17,7 +17,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -58,7 +57,6 @@ def main() -> None:
         raise SystemExit(f"Recipe {script.recipe} names no PrototypeConfig.")
     args.share_batch(script.batch_size)
     transformers.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT asks for it
 
     set_seed(args.seed)
     images = load_parts(script.dataset_name, args.label_column)

@@ -17,7 +17,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +77,6 @@ def main() -> None:
         raise SystemExit("--n_max belongs to a tail; give an --imbalance_factor with it.")
     args.share_batch(script.batch_size)
     transformers.logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT asks for it
 
     set_seed(args.seed)
     images = load_parts(script.dataset_name, args.label_column)

@@ -71,7 +71,6 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=UserWarning)
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT asks for it
     settings = {f"tau={tau:g}": lambda seed, t=tau: task(seed, t) for tau in (1.0, 0.25, 0.06)}
     processor = load_demo("development").processor
     log: list[dict] = []

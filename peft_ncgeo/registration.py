@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from peft import PeftType
@@ -36,6 +37,8 @@ _METHODS: tuple[tuple[str, Any, Any], ...] = (
 
 def register() -> None:
     """Make the package's methods known to PEFT. Calling it again changes nothing."""
+    # PEFT asks every model that it wraps for a property that Transformers has renamed: nothing that a user can mend.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     for name, config_cls, model_cls in _METHODS:
         peft_type = _add_peft_type(name.upper())
         if peft_type not in PEFT_TYPE_TO_CONFIG_MAPPING:

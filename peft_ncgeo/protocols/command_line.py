@@ -52,7 +52,6 @@ def model_and_processor(args: argparse.Namespace) -> tuple[Callable[[], nn.Modul
     """A function that makes a fresh model, and its processor; quietens what Transformers says at every load."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing")  # PEFT asks for it
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
     warnings.filterwarnings("ignore", message=".*passed 100: the budget")  # while a budget is still being reached
     if args.model_name_or_path is None:
