@@ -25,6 +25,7 @@ import transformers
 from peft import get_peft_model
 from transformers import AutoModel, PrinterCallback, set_seed
 
+import peft_ncgeo.plots  # noqa: F401  fails here where matplotlib is missing, not after the trainings
 from peft_ncgeo import CoPAConfig, GeometryTrainer, GeometryTrainingArguments, PrototypeConfig, adapt
 from peft_ncgeo.data import (
     class_counts,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
@@ -14,8 +14,13 @@ from .geometry.alignment import alignment, centred_means
 from .protocols import EpisodeResults, Results
 from .protocols.few_shot import SHIFTS
 
-if TYPE_CHECKING:
+try:  # here and not at the first figure, which comes after the training that it shows
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Circle, Patch
+except ImportError as error:
+    raise ImportError(f"Figures need matplotlib ({error}); install it with `pip install peft_ncgeo[plot]`.") from error
 
 MARKERS = "osD^v<>PX*"
 NAMED = 30  # up to so many classes have their names in a figure
@@ -39,9 +44,6 @@ def plot_relation(
     Raises:
         ValueError: fewer than three runs have both metrics.
     """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-
     rows = [row for row in results.rows if row.get(x) is not None and row.get(y) is not None]
     if len(rows) < 3:
         raise ValueError(f"{len(rows)} runs have both {x} and {y}; a relation needs at least 3.")
@@ -111,8 +113,6 @@ def plot_curve(
     Raises:
         ValueError: no row has both x and y.
     """
-    from matplotlib.figure import Figure
-
     runs = [(str(row[group]), row[x], row[y]) for row in rows if row.get(x) is not None and row.get(y) is not None]
     if not runs:
         raise ValueError(f"No row has both {x} and {y}.")
@@ -199,10 +199,6 @@ def _mean_sweeps(results: EpisodeResults) -> tuple[np.ndarray, np.ndarray] | Non
 
 def _gap_figure(numbers: dict[str, np.ndarray], names: list[str], methods: list[str], title: str | None) -> Figure:
     """The figure of [`plot_gaps`]; in a group of bars the one before adaptation comes first."""
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     bars = np.concatenate([numbers["before"][:, None], numbers["after"]], axis=1)  # (D, 1 + M, 2)
     groups, size = bars.shape[:2]
     both = "losses" in numbers
@@ -259,8 +255,6 @@ def _short(name: str) -> str:
 
 
 def _colours(count: int) -> np.ndarray:
-    from matplotlib import colormaps
-
     return colormaps["tab10"](range(count)) if count <= 10 else colormaps["turbo"](np.linspace(0.03, 0.97, count))
 
 
@@ -335,10 +329,6 @@ def plot_alignment(
 
 def _alignment_figure(numbers: dict[str, np.ndarray], names: list[str], title: str | None) -> Figure:
     """The figure of [`plot_alignment`]; lines are those of the means, class by class, then of the weights."""
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Circle
-
     count = len(names)
     named = count <= NAMED
     names = [_short(name) for name in names]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +13,25 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from peft_ncgeo.hub import draw_geometry
 from peft_ncgeo.plots import plot_alignment, plot_curve, plot_gaps, plot_relation
 from peft_ncgeo.protocols import EpisodeResults, Results
 from peft_ncgeo.protocols.few_shot import SHIFTS
+from peft_ncgeo.training.record import Part, TrainingRecord
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+DRAWING = ["adapt_copa.py", "make_cards.py", "train_prototypes.py", "train_space_alignment.py"]
+WITHOUT = """
+import runpy, sys
+sys.modules["matplotlib"] = None
+sys.path.insert(0, sys.argv[1])
+for name in sys.argv[2:]:
+    sys.argv = [name, "--output_dir", "out"]
+    try:
+        runpy.run_path(f"{sys.path[0]}/{name}", run_name="__main__")
+    except ImportError as error:
+        print(name, error)
+"""
 
 
 def rows():
@@ -344,3 +363,28 @@ def test_gaps_errors(tmp_path):
     with pytest.raises(ValueError, match=f"^A sweep of 'a' has 2 numbers for {len(SHIFTS)} shifts"):
         plot_gaps(results, path)
     assert not path.exists()
+
+
+def test_without_matplotlib_an_example_stops_before_it_trains(tmp_path):
+    drawing = {path.name for path in EXAMPLES.glob("*.py") if "peft_ncgeo.plots" in path.read_text()}
+    assert drawing == {*DRAWING, "update_readme.py"}  # which trains nothing
+    command = [sys.executable, "-c", WITHOUT, str(EXAMPLES), *DRAWING]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == DRAWING
+    assert all("pip install peft_ncgeo[plot]" in line for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_matplotlib_a_record_has_no_figure(tmp_path, monkeypatch):
+    moment = torch.randn(3, 8), torch.randn(3, 8)
+    record = TrainingRecord(
+        "image-classification", Part("NPTConfig"), class_names=list("abc"), moments=(moment, moment)
+    )
+    assert draw_geometry(record, tmp_path) == "geometry.png"
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.delitem(sys.modules, "peft_ncgeo.plots")
+    (tmp_path / "geometry.png").unlink()
+    assert draw_geometry(record, tmp_path) is None
+    assert not list(tmp_path.iterdir())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import warnings
 from pathlib import Path
@@ -88,10 +87,12 @@ def save_adapter(
 
 def draw_geometry(record: TrainingRecord, folder: str | Path) -> str | None:
     """Draw class means and classifier before and after; the file's name in the folder, or None without matplotlib."""
-    if record.moments is None or importlib.util.find_spec("matplotlib") is None:
+    if record.moments is None:
         return None
-    from ..plots import plot_alignment  # matplotlib is an extra
-
+    try:
+        from ..plots import plot_alignment  # matplotlib is an extra
+    except ImportError:
+        return None
     plot_alignment(*record.moments, Path(folder) / FIGURE, record.class_names)
     return FIGURE
 
