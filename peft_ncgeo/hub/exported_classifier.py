@@ -73,7 +73,7 @@ class ExportedClassifier(CLIPVisionModelWithProjection):
         """Tokens (B, L, width) at the entry of a layer, the last n of them that layer's prompts where it has some."""
         if layer not in self.config.prompt_layers:
             return hidden_states
-        prompts = self.prompts[str(layer)].expand(len(hidden_states), -1, -1)
+        prompts = self.prompts[str(layer)].expand(hidden_states.shape[0], -1, -1)
         first = layer == self.config.prompt_layers[0]
         others = hidden_states if first else hidden_states[:, : -self.config.num_prompts]
         return torch.cat([others, prompts], dim=1)

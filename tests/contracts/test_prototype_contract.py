@@ -388,3 +388,14 @@ def test_a_config_of_given_prototypes_can_be_copied_and_asks_for_its_file():
         PrototypeConfig(modules_to_save=["classifier"])
     with pytest.raises(ValueError, match="class_counts"):
         PrototypeConfig(class_counts=[1.5, 2, 3])
+
+
+@torch.no_grad()
+def test_it_is_exported_for_any_number_of_images():
+    """Before its first pass, in which the head looks whether its prototypes were loaded."""
+    model = adapted().get_base_model()
+    batch = ({0: torch.export.Dim("batch")},)
+    exported = torch.export.export(model, (pixels(3),), dynamic_shapes=batch).module()
+    for images in (1, 3, 7):
+        expected = model(pixels(images)).logits
+        torch.testing.assert_close(exported(pixels(images)).logits, expected, atol=1e-5, rtol=1e-5)

@@ -288,3 +288,21 @@ def test_a_folder_in_use_is_refused(tmp_path):
     with pytest.raises(FileExistsError, match="exists and is not empty; name a new folder"):
         export_classifier(tiny_clip(), NAMES, tmp_path, tiny_processor())
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def exported(model, pixel_values):
+    batch = {"pixel_values": {0: torch.export.Dim("batch")}}
+    return torch.export.export(model, (pixel_values,), dynamic_shapes=batch).module()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of Transformers, which compares image sizes
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("name", ["npt", "npt-first_layer", "coupled", "lora"])
+@pytest.mark.parametrize("trace", [exported, partial(torch.jit.trace, strict=False)], ids=["export", "jit"])
+@torch.no_grad()
+def test_it_is_traced_for_any_number_of_images(name, trace, root, expected):
+    model = ExportedClassifier.from_pretrained(root / "exports" / name).eval()
+    traced = trace(model, pixels(3))
+    for images in (1, 3, 7):
+        logits = traced(pixels(images, seed=images))["logits"]
+        torch.testing.assert_close(logits, model(pixels(images, seed=images)).logits, atol=1e-5, rtol=1e-5)
