@@ -141,7 +141,8 @@ def _weights(module: nn.Module, prefix: str) -> dict[str, Tensor]:
     """A module's parameters as they are called without adapters, those that can be merged being merged."""
     while isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
         module = _inside(module)
-    found: dict[str, Tensor] = {f"{prefix}{name}": value for name, value in module.named_parameters(recurse=False)}
+    own = module.named_parameters(recurse=False)  # detached, or assigning them to the export would make them trainable
+    found: dict[str, Tensor] = {f"{prefix}{name}": value.detach() for name, value in own}
     for name, child in module.named_children():
         found |= _weights(child, f"{prefix}{name}.")
     return found

@@ -225,12 +225,14 @@ def test_no_path_of_this_machine_is_written(tmp_path):
 def test_the_model_is_left_as_it_was(tmp_path):
     model = lora_below_prompts()
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     random = torch.get_rng_state()
     export_classifier(model, NAMES, tmp_path, tiny_processor())
     assert torch.equal(torch.get_rng_state(), random)
     after = model.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained
 
 
 def broken():
