@@ -81,9 +81,9 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     """
     layers = adapter_layers(model)
     before = [layer._disable_adapters for layer in layers]
-    for layer in layers:
-        layer._disable_adapters = True
     try:
+        for layer in layers:
+            layer._disable_adapters = True
         yield
     finally:
         for layer, value in zip(layers, before, strict=True):
@@ -100,12 +100,14 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
     Passes in several threads may overlap: the last one to end gives training mode back.
     """
-    with _LOCK:
-        held = [module for module in model.modules() if module.training or module in _EVALUATED]
-        for module in held:
-            _EVALUATED[module] = _EVALUATED.get(module, 0) + 1
-            module.training = False
+    held: list[nn.Module] = []
     try:
+        with _LOCK:
+            for module in model.modules():
+                if module.training or module in _EVALUATED:
+                    _EVALUATED[module] = _EVALUATED.get(module, 0) + 1
+                    held.append(module)
+                    module.training = False
         yield
     finally:
         with _LOCK:

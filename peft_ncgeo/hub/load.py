@@ -125,7 +125,7 @@ def _as_before(model: nn.Module) -> Iterator[None]:
     attributes = vars(model).copy()
     try:
         yield
-    except Exception:
+    except BaseException:
         for module, held in children:
             module._modules.clear()
             module._modules.update(held)

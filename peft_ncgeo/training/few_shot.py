@@ -125,9 +125,9 @@ def adapt(
             "gap_before": float(modality_gap(before, class_prototypes(before, labels, len(classes)))),
             "gap_after": float(modality_gap(*inputs)),
         }
-    told = {"steps": int(steps), "lr": float(lr), "weight_decay": float(weight_decay), "optimizer": called}
-    weights = copa_weights(model)
-    return FewShotClassifier(model, heads, prototypes, classes, config.temperature, processor, weights, metrics, told)
+        told = {"steps": int(steps), "lr": float(lr), "weight_decay": float(weight_decay), "optimizer": called}
+        weights, tau = copa_weights(model), config.temperature
+        return FewShotClassifier(model, heads, prototypes, classes, tau, processor, weights, metrics, told)
 
 
 def _classes(labels: Sequence[Any] | Tensor) -> tuple[list[Any], Tensor]:

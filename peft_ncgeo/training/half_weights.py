@@ -33,6 +33,20 @@ class HalfWeights:
         self._places: list[tuple[nn.Module, str, nn.Parameter]] = []
 
     def __enter__(self) -> HalfWeights:
+        try:
+            self._cast()
+        except BaseException:  # nobody calls __exit__ then
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        while self._places:
+            module, name, parameter = self._places[-1]
+            module._parameters[name] = parameter
+            self._places.pop()  # only now: what stops this here can be followed by another exit
+
+    def _cast(self) -> None:
         modules = self.model.modules() if self.dtype is not None else ()
         for module in modules:
             if type(module) not in (nn.Linear, nn.Conv2d) or any(p.requires_grad for p in module.parameters()):
@@ -41,12 +55,6 @@ class HalfWeights:
                 if parameter.dtype == torch.float32:
                     self._places.append((module, name, parameter))
                     module._parameters[name] = self._copy(parameter)
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        while self._places:
-            module, name, parameter = self._places.pop()
-            module._parameters[name] = parameter
 
     def _copy(self, parameter: nn.Parameter) -> nn.Parameter:
         if parameter not in self._copies:

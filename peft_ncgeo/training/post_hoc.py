@@ -135,32 +135,37 @@ def align_classifier(
     judged.check_names(trained)
     original, bias = encoder.rows(trained)
     aligned = rotate_towards_means(original, trained.means, fraction, center=center).to(original)
-    parameter, kept = None, None
-    if not reads_text(model):
-        parameter = linear_parameter(model)
-        kept = parameter.detach().clone()
-        aligned = _turn(parameter, aligned - original, encoder, trained)
-        if adapter_layers(model) and not any(p is parameter for p in adapter_parameters(model)):
-            warnings.warn(
-                "The head belongs to the base model, so the adapter's file will not hold its aligned weights; train "
-                'it with modules_to_save=["classifier"], or save the whole model.',
-                stacklevel=2,
-            )
-    before, after = (judged.accuracy(encoder, rows, bias) for rows in (original, aligned))
-    return AlignedClassifier(
-        weight=aligned,
-        original=original,
-        means=trained.means,
-        bias=bias,
-        accuracy_before=before,
-        accuracy_after=after,
-        cosine_before=float(alignment(original, trained.means, center).nanmean()),
-        cosine_after=float(alignment(aligned, trained.means, center).nanmean()),
-        class_names=trained.names,
-        _encoder=encoder,
-        _parameter=parameter,
-        _before=kept,
-    )
+    parameter = None if reads_text(model) else linear_parameter(model)
+    kept = None if parameter is None else parameter.detach().clone()
+    try:
+        if parameter is not None:
+            aligned = _turn(parameter, aligned - original, encoder, trained)
+            if adapter_layers(model) and not any(p is parameter for p in adapter_parameters(model)):
+                warnings.warn(
+                    "The head belongs to the base model, so the adapter's file will not hold its aligned weights; "
+                    'train it with modules_to_save=["classifier"], or save the whole model.',
+                    stacklevel=2,
+                )
+        before, after = (judged.accuracy(encoder, rows, bias) for rows in (original, aligned))
+        return AlignedClassifier(
+            weight=aligned,
+            original=original,
+            means=trained.means,
+            bias=bias,
+            accuracy_before=before,
+            accuracy_after=after,
+            cosine_before=float(alignment(original, trained.means, center).nanmean()),
+            cosine_after=float(alignment(aligned, trained.means, center).nanmean()),
+            class_names=trained.names,
+            _encoder=encoder,
+            _parameter=parameter,
+            _before=kept,
+        )
+    except BaseException:  # also Ctrl-C: without a result nobody could undo it
+        if parameter is not None and kept is not None:
+            with torch.no_grad():
+                parameter.copy_(kept)
+        raise
 
 
 @torch.no_grad()
@@ -168,7 +173,7 @@ def _turn(parameter: nn.Parameter, change: Tensor, encoder: _Encoder, trained: _
     """Add a change to the head's rows, and return what they are then: rounded, where it is in half precision.
 
     Raises:
-        ValueError: the head does more than add to its weights; it is as before then.
+        ValueError: the head does more than add to its weights.
     """
     kept, (original, _) = parameter.detach().clone(), encoder.rows(trained)
     wide = torch.promote_types(parameter.dtype, torch.float32)
@@ -177,7 +182,6 @@ def _turn(parameter: nn.Parameter, change: Tensor, encoder: _Encoder, trained: _
     precision = max(1e-3, torch.finfo(parameter.dtype).eps)
     largest = max(float(rows.abs().max()) for rows in (original, reached, kept))
     if not torch.allclose(reached, original + change, atol=precision * largest):
-        parameter.copy_(kept)
         raise ValueError(
             "The head's adapter does not only add to its weights (DoRA and IA3 do not), so they cannot be turned; "
             'train the head with modules_to_save=["classifier"].'

@@ -50,11 +50,8 @@ class SharedLayers:
         def record(module: nn.Module, args: tuple[Any, ...]) -> None:
             self.entered = args[0].detach() if args else None
 
-        handle = self.layers[-1].register_forward_pre_hook(record)
-        try:
+        with self.layers[-1].register_forward_pre_hook(record):
             yield
-        finally:
-            handle.remove()
 
     @contextmanager
     def replaying(self) -> Iterator[None]:
@@ -64,15 +61,14 @@ class SharedLayers:
             yield
             return
         *below, first = self.layers
-        handle = first.register_forward_pre_hook(lambda module, args: (entered, *args[1:]))
-        for layer in below:
-            layer.forward = _pass_on
-        try:
-            yield
-        finally:
-            handle.remove()
-            for layer in below:
-                del layer.forward
+        with first.register_forward_pre_hook(lambda module, args: (entered, *args[1:])):
+            try:
+                for layer in below:
+                    layer.forward = _pass_on
+                yield
+            finally:
+                for layer in below:
+                    vars(layer).pop("forward", None)
 
 
 def _pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

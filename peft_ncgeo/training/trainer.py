@@ -200,6 +200,7 @@ class GeometryTrainer(EvaluatingTrainer):
             self._checks.read()  # of the last step's dual ascent
             return output
         finally:
+            self._half_weights.__exit__()  # where a step was stopped while it put the weights back
             self._text_gradient = None
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
