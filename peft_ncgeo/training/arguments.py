@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from transformers import TrainingArguments
@@ -18,6 +19,17 @@ SHARDED = {
     "Megatron-LM": ("", "ACCELERATE_USE_MEGATRON_LM"),
     "parallelism_config": ("parallelism_config", "ACCELERATE_USE_PARALLELISM_CONFIG"),
 }
+
+
+@cache  # once, however many arguments are made
+def _end_process_group_at_exit() -> None:
+    """Its threads may need Python once more, and would abort a process whose interpreter ends before them."""
+    atexit.register(_end_process_group)
+
+
+def _end_process_group() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @dataclass
@@ -98,8 +110,7 @@ class GeometryTrainingArguments(TrainingArguments):
             self.use_cpu = True
         super().__post_init__()
         if self.world_size > 1:
-            # Threads of a process group that outlives the interpreter may need Python once more and abort the process.
-            atexit.register(self.distributed_state.destroy_process_group)
+            _end_process_group_at_exit()
         if self.augmentation not in ("none", "crop_flip"):
             raise ValueError(f"augmentation={shown(self.augmentation)} must be 'none' or 'crop_flip'.")
         self.num_views = whole_number("num_views", self.num_views, least=0)
