@@ -26,6 +26,7 @@ from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
 from peft_ncgeo.data import load_demo
 from peft_ncgeo.geometry.sphere import unit
 from peft_ncgeo.losses import GeometryBatch, OTPreservation, Regularizer
+from peft_ncgeo.protocols.whole_files import write_whole
 from peft_ncgeo.training import Recipe
 
 RECIPE = Path(__file__).parent / "recipes" / "demo" / "ot_budget.yaml"
@@ -122,11 +123,7 @@ def drift(trainer: GeometryTrainer, images) -> float:
 
 def cell(path: Path, run: Callable[[], dict[str, float]]) -> dict[str, float]:
     if not path.exists():
-        result = run()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(path)
+        write_whole(path, json.dumps(run(), indent=1) + "\n")
     return json.loads(path.read_text())
 
 

@@ -17,6 +17,7 @@ from ..data.sampling import encoded_images, label_array
 from ..files import file_name, read_json
 from ..training import Recipe
 from ..values import reason, whole_number
+from .whole_files import write_whole
 
 LARGEST = 64 * 2**20  # bytes of a cell; one with episodes has a row for each
 _LOOKED_AT = 8  # images of a set, and numbers of a weight, that stand for all of them
@@ -65,10 +66,7 @@ def read_cell(path: Path, made_of: str) -> dict[str, Any] | None:
 def write_cell(path: Path, made_of: str, metrics: dict[str, Any]) -> dict[str, Any]:
     """Write a cell, once and whole, and give every process the first one's metrics."""
     if writes():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")  # a run that is killed here leaves no half cell
-        partial.write_text(json.dumps({"made_of": made_of, "metrics": metrics}, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps({"made_of": made_of, "metrics": metrics}, indent=1) + "\n")
     (shared,) = broadcast_object_list([metrics])
     return shared
 

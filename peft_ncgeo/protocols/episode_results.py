@@ -16,6 +16,7 @@ from ..files import read_json
 from ..values import reason
 from .cells import LARGEST
 from .results import markdown_table
+from .whole_files import write_whole
 
 
 @dataclass
@@ -149,9 +150,7 @@ class EpisodeResults:
 
     def save(self, folder: str | Path) -> None:
         """Write `results.json`: everything that this object holds."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(json.dumps(vars(self)) + "\n", encoding="utf-8")
+        write_whole(Path(folder) / "results.json", json.dumps(vars(self)) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> EpisodeResults:

@@ -7,10 +7,12 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from .cells import writes
+from .whole_files import write_whole
 
 KEYS = ("setting", "method", "seed")
 
@@ -79,15 +81,15 @@ class Results:
         if not writes():
             return
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         content = {"note": self.note, "columns": self.columns, "rows": self.rows}
-        (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_whole(folder / "results.json", json.dumps(content, indent=1) + "\n")
         names = list(dict.fromkeys([*KEYS, *self.columns, *(key for row in self.rows for key in row)]))
-        with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        (folder / "results.md").write_text(f"{self.markdown()}\n\n{self.note}\n", encoding="utf-8")
+        table = StringIO(newline="")
+        writer = csv.DictWriter(table, names)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(folder / "results.csv", table.getvalue())
+        write_whole(folder / "results.md", f"{self.markdown()}\n\n{self.note}\n")
 
     def _cell(self, setting: str, method: str, column: str) -> str:
         values = self.values(setting, method, column)

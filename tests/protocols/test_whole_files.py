@@ -1,0 +1,54 @@
+"""Two runs that write one output folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from peft_ncgeo.protocols.whole_files import write_whole
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from peft_ncgeo.protocols import EpisodeResults, Results
+from peft_ncgeo.protocols.cells import read_cell, write_cell
+
+folder, name, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+(folder / name).touch()
+while not (folder / other).exists():  # both at once
+    time.sleep(0.01)
+rows = [{"setting": "s", "method": "m" * 500, "seed": i, "H": float(name)} for i in range(60)]
+episodes = [{"domain": "d", "method": name, "episode": i, "accuracy": 1.0} for i in range(60)]
+for _ in range(150):
+    write_cell(folder / "cell" / "seed-1.json", "same", {"rows": rows})
+    found = read_cell(folder / "cell" / "seed-1.json", "same")["rows"]
+    assert len(found) == 60 and len({row["H"] for row in found}) == 1
+    Results(rows, ["H"]).save(folder / "table")
+    EpisodeResults(episodes, ["d"], [name]).save(folder / "episodes")
+    assert len({row["method"] for row in EpisodeResults.load(folder / "episodes" / "results.json").rows}) == 1
+"""
+
+
+def test_two_processes_leave_whole_files(tmp_path):
+    names = ("1", "2")
+    started = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), *pair], stderr=subprocess.PIPE, text=True)
+        for pair in (names, names[::-1])
+    ]
+    for process in started:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors[-2000:]
+    table = json.loads((tmp_path / "table" / "results.json").read_text())
+    assert len({row["H"] for row in table["rows"]}) == 1
+    assert len((tmp_path / "table" / "results.csv").read_text().splitlines()) == 61
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    write_whole(tmp_path / "new" / "file.json", "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(tmp_path / "new" / "file.json", "half of it \ud800")
+    assert [(path.name, path.read_text()) for path in (tmp_path / "new").iterdir()] == [("file.json", "before")]
