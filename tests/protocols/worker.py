@@ -23,13 +23,14 @@ if __name__ == "__main__":
     # what was registered first is called last
     note = Path(folder, f"group-{os.environ['RANK']}")
     atexit.register(lambda: note.write_text(str(dist.is_initialized())))
+    counts = []
+    for _ in range(5):
+        GeometryTrainingArguments(output_dir=folder, report_to="none")
+        counts.append(atexit._ncallbacks())
+    Path(folder, f"handlers-{os.environ['RANK']}").write_text(str(counts[-1] - counts[0]))
     images = tiny_images(60, SIX)
     tails = {"flat": {"tau": 1.0, "n_max": 4}}
     results = base_to_new([COOP], images, images, tiny_clip, tiny_processor(), folder, tails=tails, seeds=(1, 2))
     rank = dist.get_rank() if dist.is_initialized() else 0
     with open(f"{folder}/rank-{rank}.json", "w") as file:
         json.dump(results.rows, file)
-    handlers = atexit._ncallbacks()
-    for _ in range(5):
-        GeometryTrainingArguments(output_dir=folder, report_to="none")
-    Path(folder, f"handlers-{rank}").write_text(str(atexit._ncallbacks() - handlers))
