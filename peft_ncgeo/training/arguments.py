@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 from dataclasses import dataclass, field
-from functools import cache
 
 import torch
 from transformers import TrainingArguments
@@ -21,13 +20,8 @@ SHARDED = {
 }
 
 
-@cache  # once, however many arguments are made
-def _end_process_group_at_exit() -> None:
-    """Its threads may need Python once more, and would abort a process whose interpreter ends before them."""
-    atexit.register(_end_process_group)
-
-
 def _end_process_group() -> None:
+    """End the process group at exit: its threads may need Python once more, and would abort a process without it."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -110,7 +104,8 @@ class GeometryTrainingArguments(TrainingArguments):
             self.use_cpu = True
         super().__post_init__()
         if self.world_size > 1:
-            _end_process_group_at_exit()
+            atexit.unregister(_end_process_group)  # once, and before all that was registered until now
+            atexit.register(_end_process_group)
         if self.augmentation not in ("none", "crop_flip"):
             raise ValueError(f"augmentation={shown(self.augmentation)} must be 'none' or 'crop_flip'.")
         self.num_views = whole_number("num_views", self.num_views, least=0)
