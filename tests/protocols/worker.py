@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import sys
 import warnings
+import weakref
 from pathlib import Path
 
 import torch.distributed as dist
@@ -23,11 +25,9 @@ if __name__ == "__main__":
     # what was registered first is called last
     note = Path(folder, f"group-{os.environ['RANK']}")
     atexit.register(lambda: note.write_text(str(dist.is_initialized())))
-    counts = []
-    for _ in range(5):
-        GeometryTrainingArguments(output_dir=folder, report_to="none")
-        counts.append(atexit._ncallbacks())
-    Path(folder, f"handlers-{os.environ['RANK']}").write_text(str(counts[-1] - counts[0]))
+    arguments = [weakref.ref(GeometryTrainingArguments(output_dir=folder, report_to="none")) for _ in range(5)]
+    gc.collect()
+    Path(folder, f"kept-{os.environ['RANK']}").write_text(str(sum(one() is not None for one in arguments)))
     images = tiny_images(60, SIX)
     tails = {"flat": {"tau": 1.0, "n_max": 4}}
     results = base_to_new([COOP], images, images, tiny_clip, tiny_processor(), folder, tails=tails, seeds=(1, 2))
