@@ -162,6 +162,7 @@ class GeometryTrainer(EvaluatingTrainer):
         self._bind_losses()
         self.class_means = ClassMeans(len(self.class_names)) if "class_means" in self._required else None
         self._text_gradient: TextGradient | None = None
+        self._half_weights = HalfWeights(self.towers, None)
         self._accumulation = Accumulation(self.losses)
         self._class_counts: Tensor | None = None
         if self.train_dataset is not None and "class_counts" in self._required:
