@@ -1,4 +1,4 @@
-"""What is known of the models of Transformers, one entry a family; of any other model nothing is guessed."""
+"""Facts about the model families of Transformers, one entry each; nothing is guessed of other models."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class EndOfText:
 
     token_id: int | None
 
-    def places(self, input_ids: Tensor) -> Tensor:
-        """Place of every text's [EOT]: token ids (K, L) to (K,)."""
+    def positions(self, input_ids: Tensor) -> Tensor:
+        """Position of every text's [EOT]: token ids (K, L) to (K,)."""
         score = input_ids if self.token_id is None else (input_ids == self.token_id).int()
         return score.argmax(dim=-1)
 
@@ -144,7 +144,7 @@ FAMILIES = {
 
 
 def family_name(module: nn.Module) -> str | None:
-    """Folder of `transformers.models` that holds the forward pass of a module, "clip" for instance; None: no such.
+    """Return the folder of `transformers.models` with a module's forward pass, such as "clip"; None: it is elsewhere.
 
     A child class that has a forward pass of its own belongs to no family.
     """
@@ -154,7 +154,7 @@ def family_name(module: nn.Module) -> str | None:
 
 
 def find_family(module: nn.Module) -> Family | None:
-    """What is known of the family that a module belongs to."""
+    """Return the entry of the family that a module belongs to, or None for one that is not known."""
     return FAMILIES.get(family_name(module) or "")
 
 
@@ -165,7 +165,7 @@ def find_end_of_text(tower: nn.Module) -> EndOfText | None:
 
 
 def reads_layers(module: nn.Module) -> bool:
-    """Whether a model reads the layers of its image tower in between: prompts would leak into its feature maps."""
+    """Return True for a model that reads inner layers of its image tower: prompts would leak into its feature maps."""
     family = find_family(module)
     names = {"BackboneMixin", *(family.reads_layers if family else ())}
     return any(parent.__name__ in names for parent in type(module).__mro__)
@@ -182,7 +182,7 @@ def why_no_end_of_text(model: nn.Module) -> str:
     return first_reason(model.modules(), "no_end_of_text") or "is not known to pool its texts at an [EOT]"
 
 
-def listed(known: Callable[[Family], Any]) -> str:
+def list_families(known: Callable[[Family], Any]) -> str:
     """Names of the families of which this is true, as an error lists them."""
     *names, last = [family.name for family in FAMILIES.values() if known(family)]
     return f"{', '.join(names)} and {last}"

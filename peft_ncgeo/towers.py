@@ -21,7 +21,7 @@ from .families import (
     find_end_of_text,
     find_family,
     first_reason,
-    listed,
+    list_families,
     reads_layers,
     why_no_end_of_text,
 )
@@ -133,7 +133,7 @@ def find_pooling(model: nn.Module) -> Pooling:
         return Pooling(path, modules[owner].config.hidden_sizes[-1] if vision is None else vision.width)
     raise ValueError(
         f"The pooled feature of {type(base).__name__} is not known; backbones are "
-        f"{listed(lambda family: family.features)}."
+        f"{list_families(lambda family: family.features)}."
     )
 
 
@@ -203,27 +203,24 @@ def reads_text(model: nn.Module) -> bool:
     return hasattr(unwrap(model), "get_text_features")
 
 
-def check_text_tower(model: nn.Module) -> None:
-    """Refuse models whose text features depend on more than the words, which shortened texts would change silently.
-
-    Raises:
-        NotImplementedError: the text tower does not pool at [EOT], SigLIP's for instance, or its family is not known.
-    """
-    base = unwrap(model)
+def _check_text_tower(base: nn.Module) -> None:
+    """Refuse models whose text features depend on more than the words, which shortened texts would change silently."""
     text = find_towers(base).get("text")
     if text is None or text.end_of_text is None:
         raise NotImplementedError(
             f"{type(base).__name__} {why_no_end_of_text(base)}, so class texts cannot be cut to their length; tune "
-            f"its image tower by itself, or take one of {listed(lambda family: family.end_of_text)}."
+            f"its image tower by itself, or take one of {list_families(lambda family: family.end_of_text)}."
         )
 
 
 def check_encoders(model: nn.Module) -> None:
-    """Refuse models that cannot encode pixels (B, C, H, W) alone, or class texts where they read text.
+    """Refuse models that cannot encode pixels (B, C, H, W) alone, or have neither class texts nor a head.
 
     Raises:
+        ValueError: a model that reads no text and has no classification head.
         NotImplementedError: a model that reads videos, SigLIP 2's with patches of any number, one that gives text
-            features and no image features; a text tower that [`check_text_tower`] refuses.
+            features and no image features; a text tower that pools elsewhere than at [EOT], SigLIP's for instance,
+            or of an unknown family.
     """
     base = unwrap(model)
     reason = first_reason([base], "no_images")
@@ -232,7 +229,12 @@ def check_encoders(model: nn.Module) -> None:
     if reason:
         raise NotImplementedError(f"{type(base).__name__} {reason}; images alone, (B, C, H, W), cannot be encoded.")
     if reads_text(base):
-        check_text_tower(base)
+        _check_text_tower(base)
+    elif classification_head(base) is None:
+        raise ValueError(
+            f"{type(base).__name__} has neither text features nor one module {HEAD!r} as its classification head; use "
+            "CLIPModel or an ...ForImageClassification model."
+        )
 
 
 def classification_head(model: nn.Module) -> nn.Module | None:

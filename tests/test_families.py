@@ -91,7 +91,7 @@ def test_texts_are_pooled_where_the_model_pools_them(name):
     make, eot = TEXT_TOWERS[name]
     model, ids = make(), class_texts(eot)["input_ids"]
     tower = find_towers(model)["text"]
-    places = tower.end_of_text.places(ids)
+    places = tower.end_of_text.positions(ids)
     assert places.tolist() == [row.index(eot) for row in ids.tolist()]
     out = model.get_submodule(tower.embeddings.removesuffix(".embeddings"))(input_ids=ids)
     assert torch.equal(out.last_hidden_state[torch.arange(len(ids)), places], out.pooler_output)
@@ -341,7 +341,7 @@ def test_layers_that_the_model_calls_one_by_one_are_no_head(tmp_path):
     refusal(lambda: align_classifier(model, images, 0.5, processor), "classification head", ValueError)
     refusal(
         lambda: GeometryTrainer(model, arguments, images, processing_class=processor),
-        "one module `classifier`",
+        "one module 'classifier'",
         ValueError,
     )
 

@@ -13,7 +13,7 @@ from ..data.class_prompts import class_prompts
 from ..data.head_names import check_head_names, check_same_classes, write_head_names
 from ..data.images import image_processor
 from ..templates import DEFAULT_TEMPLATE, behind_prompts, placeholder_ids
-from ..towers import check_encoders, classification_head, reads_text, text_positions, unwrap
+from ..towers import check_encoders, reads_text, text_positions
 from ..tuners.prompt_config import active_prompt_config
 from .arguments import GeometryTrainingArguments
 
@@ -40,11 +40,6 @@ class ClassificationTask:
         check_encoders(model)
         if self.reads_text and self.tokenizer is None:
             raise ValueError("processing_class has no tokenizer to read class names with; pass the CLIPProcessor.")
-        if not self.reads_text and classification_head(model) is None:
-            raise ValueError(
-                f"{type(unwrap(model)).__name__} has neither text features nor one module `classifier` as its "
-                "head; train CLIPModel or an ...ForImageClassification model."
-            )
 
     @property
     def template(self) -> str:

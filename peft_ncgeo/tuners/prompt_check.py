@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..families import family_name, find_family, first_reason, listed, reads_layers, why_no_end_of_text
+from ..families import family_name, find_family, first_reason, list_families, reads_layers, why_no_end_of_text
 from ..towers import Tower, parent_path
 
 _REASONS = {"text": "no_end_of_text", "vision": "no_prompts"}
@@ -24,10 +24,10 @@ def check_prompts(model: nn.Module, kind: str, tower: Tower | None) -> None:
     """
     if kind == "text":
         reason = "" if tower is not None and tower.end_of_text is not None else why_no_end_of_text(model)
-        known = listed(lambda family: family.end_of_text)
+        known = list_families(lambda family: family.end_of_text)
     else:
         reason = _why_no_vision_prompts(model, tower)
-        known = listed(lambda family: family.takes_prompts)
+        known = list_families(lambda family: family.takes_prompts)
     if not reason:
         return
     name = type(model).__name__

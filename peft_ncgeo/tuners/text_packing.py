@@ -22,7 +22,7 @@ _LOCK = threading.Lock()  # of what is remembered, anywhere; held while a list i
 
 @dataclass
 class Layout:
-    """Where K texts are in R rows of T tokens.
+    """Positions of K texts in R rows of T tokens.
 
     Attributes:
         input_ids: (R, T), the rows.
@@ -112,7 +112,7 @@ class Texts:
     ends: list[int]
     layout: Layout | None
 
-    def is_(self, input_ids: Tensor, asked: tuple[int, bool, bool]) -> bool:
+    def matches(self, input_ids: Tensor, asked: tuple[int, bool, bool]) -> bool:
         """Return True for a list that was read before, and asked for in the same way."""
         mine = self.input_ids
         if self.asked != asked or mine.device != input_ids.device:
@@ -145,11 +145,11 @@ class TextReader:
             input_ids: (K, L).
             slots: n, tokens behind [BOS] that prompts own.
             replaced: the prompt stands in these slots from the input on, whatever words were there.
-            packed: whether to lay them out in rows.
+            packed: lay them out in rows too.
         """
         asked = (slots, replaced, packed)
         with _LOCK:
-            known = next((texts for texts in self._remembered if texts.is_(input_ids, asked)), None)
+            known = next((texts for texts in self._remembered if texts.matches(input_ids, asked)), None)
         if known is not None:
             return known
         texts = self._look(input_ids, asked)
@@ -161,7 +161,7 @@ class TextReader:
     def _look(self, input_ids: Tensor, asked: tuple[int, bool, bool]) -> Texts:
         slots, replaced, packed = asked
         ids = input_ids.to("cpu", copy=True)
-        ends = self.end_of_text.places(ids).tolist()
+        ends = self.end_of_text.positions(ids).tolist()
         layout = None
         if packed and len(ids) > 1:
             alike = (ids == ids[0]).all(0)
