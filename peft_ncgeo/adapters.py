@@ -28,14 +28,19 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
         parameter
         for layer in adapter_layers(model)
         for name, parameter in layer.named_parameters()
-        if not {"base_layer", "original_module"} & set(name.split("."))
+        if not is_of_base(name)
     ]
 
 
-def change_of_base(model: nn.Module) -> str:
-    """Return why the model with its adapters off is not the pretrained one; "" where it is.
+def is_of_base(name: str) -> bool:
+    """Return True for a tensor of the module that a PEFT layer wraps, by its name inside that layer."""
+    return not {"base_layer", "original_module"}.isdisjoint(name.split("."))
 
-    True of what is known: an unknown `init_lora_weights` counts as one that changes the base model.
+
+def change_of_base(model: nn.Module) -> str:
+    """Return the reason why the model with its adapters off is not the pretrained one, or "".
+
+    Nothing is guessed: an unknown `init_lora_weights` counts as one that changes the base model.
     """
     inside = {id(parameter) for parameter in adapter_parameters(model)}
     for name, parameter in model.named_parameters():

@@ -9,14 +9,14 @@ from accelerate.utils import recursively_apply
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from .adapters import adapter_layers
+from .adapters import adapter_layers, is_of_base
 from .towers import classification_head
 
 HALF = (torch.float16, torch.bfloat16)
 
 
 def hold_in_float32(model: nn.Module) -> bool:
-    """Cast all that adapters brought along from half precision to float32, in place, and tell whether there was any.
+    """Cast all that adapters brought along from half precision to float32, in place; return True if there was any.
 
     So are modules trained as a whole (`modules_to_save`), which PEFT leaves in the base model's dtype. Such a module
     then takes inputs of any precision; a classification head gives float32 logits, other modules what the base did.
@@ -25,15 +25,15 @@ def hold_in_float32(model: nn.Module) -> bool:
     found = False
     for layer in adapter_layers(model):
         for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
-            if tensor.dtype in HALF and not {"base_layer", "original_module"} & set(name.split(".")):
+            if tensor.dtype in HALF and not is_of_base(name):
                 tensor.data, tensor.grad, found = tensor.data.float(), None, True
         if isinstance(layer, ModulesToSaveWrapper) and _dtype(layer.original_module) in HALF:
-            _let_in_other_dtypes(layer, back=layer is not classification_head(model))
+            _accept_other_dtypes(layer, back=layer is not classification_head(model))
     return found
 
 
-def _let_in_other_dtypes(layer: Any, back: bool) -> None:
-    """Functions of this module as hooks: copies, pickles and merged models keep them, and they hold nothing."""
+def _accept_other_dtypes(layer: Any, back: bool) -> None:
+    """Cast what enters, and what leaves where asked. Hooks without state outlive copies, pickles and merges."""
     for module in layer.modules_to_save.values():
         if _cast_inputs not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_cast_inputs, with_kwargs=True)

@@ -18,7 +18,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from ..adapters import adapter_layers, adapter_parameters, check_adapter_weights, evaluation_mode
 from ..data.checks import check_dataset
-from ..data.head_names import check_head_names
+from ..data.head_names import check_head_names, same_names
 from ..data.images import ImageCollator, LabelledImages, image_processor, rgb_images
 from ..devices import execution_device
 from ..evaluation import ZeroShotClassifier
@@ -35,6 +35,7 @@ from ..towers import (
     reads_text,
     unwrap,
 )
+from ..values import shown
 from .towers_module import TowersModule, encode
 
 
@@ -246,10 +247,10 @@ class _Collected:
     labels: Tensor
 
     def check_names(self, trained: _Collected) -> None:
-        if self.names and trained.names and self.names != trained.names:
+        if self.names and trained.names and not same_names(self.names, trained.names):
             raise ValueError(
-                f"The validation set's classes {self.names[:3]}... are not the data set's {trained.names[:3]}... in "
-                "their order."
+                f"The validation set's classes {shown(self.names)} are not the data set's {shown(trained.names)} in "
+                "their order; give it the same ClassLabel, for instance with align_labels_with_mapping."
             )
 
     def accuracy(self, encoder: _Encoder, rows: Tensor, bias: Tensor | None) -> float:
