@@ -3,44 +3,42 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import multiprocessing
+import time
 
 import pytest
 
-from peft_ncgeo.protocols.whole_files import write_whole
-
-WRITER = """
-import sys, time
-from pathlib import Path
 from peft_ncgeo.protocols import EpisodeResults, Results
 from peft_ncgeo.protocols.cells import read_cell, write_cell
-
-folder, name, other = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-(folder / name).touch()
-while not (folder / other).exists():  # both at once
-    time.sleep(0.01)
-rows = [{"setting": "s", "method": "m" * 500, "seed": i, "H": float(name)} for i in range(60)]
-episodes = [{"domain": "d", "method": name, "episode": i, "accuracy": 1.0} for i in range(60)]
-for _ in range(150):
-    write_cell(folder / "cell" / "seed-1.json", "same", {"rows": rows})
-    found = read_cell(folder / "cell" / "seed-1.json", "same")["rows"]
-    assert len(found) == 60 and len({row["H"] for row in found}) == 1
-    Results(rows, ["H"]).save(folder / "table")
-    EpisodeResults(episodes, ["d"], [name]).save(folder / "episodes")
-    assert len({row["method"] for row in EpisodeResults.load(folder / "episodes" / "results.json").rows}) == 1
-"""
+from peft_ncgeo.protocols.whole_files import write_whole
 
 
+def write_all(folder, name, other):
+    """Write and read every kind of file, while another process does the same."""
+    (folder / name).touch()
+    while not (folder / other).exists():  # both at once
+        time.sleep(0.01)
+    rows = [{"setting": "s", "method": "m" * 500, "seed": i, "H": float(name)} for i in range(60)]
+    episodes = [{"domain": "d", "method": name, "episode": i, "accuracy": 1.0} for i in range(60)]
+    for _ in range(150):
+        write_cell(folder / "cell" / "seed-1.json", "same", {"rows": rows})
+        found = read_cell(folder / "cell" / "seed-1.json", "same")["rows"]
+        assert len(found) == 60
+        assert len({row["H"] for row in found}) == 1
+        Results(rows, ["H"]).save(folder / "table")
+        EpisodeResults(episodes, ["d"], [name]).save(folder / "episodes")
+        assert len({row["method"] for row in EpisodeResults.load(folder / "episodes" / "results.json").rows}) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_two_processes_leave_whole_files(tmp_path):
-    names = ("1", "2")
-    started = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), *pair], stderr=subprocess.PIPE, text=True)
-        for pair in (names, names[::-1])
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors[-2000:]
+    start = multiprocessing.get_context("fork").Process  # imports nothing once more
+    writers = [start(target=write_all, args=(tmp_path, *pair)) for pair in ("12", "21")]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(120)
+        assert writer.exitcode == 0
     table = json.loads((tmp_path / "table" / "results.json").read_text())
     assert len({row["H"] for row in table["rows"]}) == 1
     assert len((tmp_path / "table" / "results.csv").read_text().splitlines()) == 61
