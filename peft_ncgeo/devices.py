@@ -1,4 +1,4 @@
-"""Where a model computes, which for one that is offloaded is not where its weights are."""
+"""The device a model computes on: for one that is offloaded, not the device of its weights."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ def check_movable(model: Any) -> None:
 
 
 def is_offloaded(model: nn.Module) -> bool:
-    """Whether Accelerate keeps some of a model's weights elsewhere between passes."""
+    """Return True where Accelerate keeps some of a model's weights elsewhere between passes."""
     return any(has_offloaded_params(module) for module in model.modules())

@@ -21,11 +21,11 @@ _LONGEST_NAME = 200  # bytes; file systems take 255, and endings are added
 
 
 def read_text(path: str | Path, largest: int = LARGEST) -> str:
-    """The text of a file in UTF-8, of which no more than `largest` bytes are read.
+    """Read a text file in UTF-8, of which no more than `largest` bytes are read.
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it is larger, or no text.
+        ValueError: it is larger, or not text.
     """
     with Path(path).open("rb") as file:
         content = file.read(largest + 1)
@@ -35,15 +35,15 @@ def read_text(path: str | Path, largest: int = LARGEST) -> str:
 
 
 def read_json(path: str | Path, largest: int = LARGEST) -> Any:
-    """What a JSON file holds; see [`read_text`] and [`parse_json`] for the errors."""
+    """Read a JSON file; see [`read_text`] and [`parse_json`] for the errors."""
     return parse_json(read_text(path, largest))
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text holds.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: it is no JSON, nested too deep, or has a key twice or a number of too many digits.
+        ValueError: it is not JSON, nested too deep, or has a key twice or a number of too many digits.
     """
     try:
         content = json.loads(
@@ -61,13 +61,13 @@ def parse_json(text: str) -> Any:
 
 
 def read_yaml(path: str | Path, what: str, largest: int = LARGEST) -> Any:
-    """What a YAML file holds. Aliases, with which a small file can stand for an endless one, are not read.
+    """Read a YAML file. Aliases are refused: with them a small file can stand for an endless one.
 
     Args:
-        what: it describes, for the error.
+        what: the thing that the file describes, for the error.
 
     Raises:
-        ValueError: it is missing, no YAML, too large or nested too deep, or has an alias, a key twice or a number of
+        ValueError: it is missing, not YAML, too large or nested too deep, or has an alias, a key twice or a number of
             too many digits.
     """
     try:
@@ -77,10 +77,10 @@ def read_yaml(path: str | Path, what: str, largest: int = LARGEST) -> Any:
 
 
 def file_name(name: Any, what: str) -> str:
-    """The file or folder for something with that name, other characters than letters, digits and "-_." replaced.
+    """Return a file or folder name for something of that name: letters, digits and "-_." stay, "_" for others.
 
     Args:
-        what: has the name, for the error.
+        what: the thing that has the name, for the error.
 
     Raises:
         ValueError: a name that could leave its folder, be hidden in it, or not be written: an empty or long one, one

@@ -9,7 +9,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset
 
 from ..values import shown
 from .class_prompts import list_names
-from .white import find_column_white
+from .white_level import column_white_level
 
 
 def class_names(dataset: Dataset, label_column: str = "label") -> list[str]:
@@ -36,7 +36,7 @@ def class_names(dataset: Dataset, label_column: str = "label") -> list[str]:
 
 
 def _kind_and_mend(feature: Any, label_column: str) -> str:
-    """What a label column is instead of a `ClassLabel`, and how it becomes one."""
+    """Describe a label column that is no `ClassLabel`, and how it becomes one."""
     if isinstance(feature, list) or hasattr(feature, "feature"):  # `datasets` has had several types of lists
         return "a list, so this is a multi-label set; only one label an image can be learned"
     kind = getattr(feature, "dtype", type(feature).__name__)
@@ -101,5 +101,5 @@ def check_dataset(
         raise ValueError(
             f"Class {shown(absent[0])} has no samples ({len(absent)} such classes); leave it out of the ClassLabel."
         )
-    find_column_white(dataset, image_column)  # before training, not in its middle
+    column_white_level(dataset, image_column)  # before training, not in its middle
     return names

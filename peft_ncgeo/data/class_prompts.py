@@ -107,7 +107,7 @@ def class_prompts(
 
 
 def is_number(name: str) -> bool:
-    """Whether a class name is digits alone, with a sign and a decimal point perhaps."""
+    """Return True for a class name of digits alone, with or without a sign and a decimal point."""
     return re.fullmatch(r"[+-]?\d+(\.\d*)?", name.strip()) is not None
 
 

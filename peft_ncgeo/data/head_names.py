@@ -1,4 +1,4 @@
-"""What the outputs of an image classifier are called, in its config, and whether a data set means the same by them."""
+"""Names of an image classifier's outputs in its config, compared with the classes of a data set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 from ..towers import linear_classifier, unwrap
 from ..values import shown
 
-CLASS_NAMES = "class_names.json"  # beside an image classifier's adapter: what its outputs are called
+CLASS_NAMES = "class_names.json"  # beside an image classifier's adapter: the names of its outputs
 
 
 def count_outputs(model: nn.Module) -> int:
@@ -43,7 +43,7 @@ def write_class_names(folder: Path, names: Sequence[str]) -> None:
 
 
 def same_names(names: Sequence[str], known: Sequence[str]) -> bool:
-    """Whether two lists name the same classes in the same order; case, "_" and extra spaces make no difference."""
+    """Return True for lists that name the same classes in the same order, up to case, "_" and extra spaces."""
     one, other = _spelled(names, known)
     return one == other
 

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from ..values import reason
 from .sampling import label_array
-from .white import find_column_white, find_white, has_numbers
+from .white_level import column_white_level, lacks_white_level, white_level
 
 
 def crop_flip(image: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
@@ -45,7 +45,7 @@ def to_rgb(image: Image.Image, white: int | None = None) -> Image.Image:
 
     Args:
         white: of an image of whole numbers, 255 or 65535. Default: what its own numbers tell, see
-            [`~peft_ncgeo.data.white.find_white`]. (Pillow alone would turn every number above 255 white.)
+            [`~peft_ncgeo.data.white_level.white_level`]. Pillow alone would turn every number above 255 white.
 
     Raises:
         TypeError: no PIL image.
@@ -57,12 +57,12 @@ def to_rgb(image: Image.Image, white: int | None = None) -> Image.Image:
         raise ValueError(f"An image of {image.width} x {image.height} has no pixels; leave it out.")
     try:
         image = _upright(image)
-        if not has_numbers(image):
+        if not lacks_white_level(image):
             return image.convert("RGB")
         numbers = np.asarray(image)
     except Exception as error:  # each of Pillow's decoders has errors of its own
         raise ValueError(f"An image cannot be read, its file may be damaged: {reason(error)}") from error
-    white = find_white(numbers) if white is None else white
+    white = white_level(numbers) if white is None else white
     return Image.fromarray((numbers // (white // 255)).astype(np.uint8)).convert("RGB")
 
 
@@ -151,7 +151,7 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
         self.image_column, self.label_column = image_column, label_column
         self.augment, self.seed = augment, seed
         self.num_views = num_views if augment else 1
-        self._white = find_column_white(dataset, image_column)
+        self._white = column_white_level(dataset, image_column)
         # shared memory: workers that outlive an epoch see the next one's number
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._shows = torch.ones((), dtype=torch.bool).share_memory_()

@@ -1,4 +1,4 @@
-"""White in grey images of whole numbers: 255 or 65535, by the numbers of one image or of a whole column."""
+"""The white level of grey images of whole numbers: 255 or 65535, told by one image or by a whole column."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _known: WeakKeyDictionary[Dataset, dict[str, int | None]] = WeakKeyDictionary()
 _filling = Lock()
 
 
-def has_numbers(image: Any) -> bool:
-    """Whether an image's mode is one of 16 or 32 bits, for which Pillow has no white."""
+def lacks_white_level(image: Any) -> bool:
+    """Return True for an image in one of Pillow's modes of 16 or 32 bits, which say nothing of a white level."""
     return getattr(image, "mode", "")[:1] in ("I", "F")
 
 
-def find_white(numbers: np.ndarray, column: str | None = None) -> int:
-    """The number that is white, 255 or 65535, where the largest number of an image or a column tells it.
+def white_level(numbers: np.ndarray, column: str | None = None) -> int:
+    """Return the number that is white, 255 or 65535, where the largest number of an image or a column tells it.
 
     It does where it needs all of 8 bits (128 to 255) or all of 16 (32768 to 65535). Others may have any white, such as
     16, 100, 4095 or 65535. (Numbers up to 255 may still be of 16 bits, but such an image is black all over.) Where all
@@ -47,14 +47,16 @@ def find_white(numbers: np.ndarray, column: str | None = None) -> int:
     )
 
 
-def find_column_white(dataset: Dataset, column: str) -> int | None:
-    """[`find_white`] of a column whose first image is one of numbers; all are read, once for each data set.
+def column_white_level(dataset: Dataset, column: str) -> int | None:
+    """Return the [`white_level`] of a column whose first image [`lacks_white_level`], from all of its images.
+
+    They are read once for each data set.
 
     Returns:
         None for any other column, also where a transform makes the images: there each is judged by its own numbers.
 
     Raises:
-        ValueError: as [`find_white`].
+        ValueError: as [`white_level`].
     """
     feature = dataset.features.get(column)
     if dataset.format["type"] == "custom" or not (isinstance(feature, Image) and feature.decode):
@@ -72,11 +74,11 @@ def _read_white(images: Dataset, column: str, feature: Image) -> int | None:
     for file in tqdm(files, desc=f"Reading the range of {column!r}", leave=False, delay=2):
         try:
             image = feature.decode_example(file[column])
-            if has_numbers(image):
+            if lacks_white_level(image):
                 numbers = np.asarray(image)
                 ends.append(np.array([numbers.min(), numbers.max()]))
         except Exception:  # each of Pillow's decoders has errors of its own; who shows the image names it
             continue
         if not ends or image.mode == "F":
             break
-    return find_white(np.concatenate(ends), column) if ends else None
+    return white_level(np.concatenate(ends), column) if ends else None

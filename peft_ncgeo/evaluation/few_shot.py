@@ -102,7 +102,7 @@ class FewShotClassifier:
             if isinstance(module, Residual):
                 name = f"{inside}.{path}.ncgeo_copa_residual.{self._adapter}".removeprefix(".")
                 known = str(self._adapter) in module.ncgeo_copa_residual
-                maps[path] = module.holding(self._weights.get(name) if known else None)
+                maps[path] = module.with_weight(self._weights.get(name) if known else None)
                 left -= {name} if known else set()
         if left:
             raise ValueError(f"The adapter {self._adapter!r} was taken out of the model; load the classifier again.")

@@ -14,11 +14,11 @@ _MOST_LISTS = 64
 _MOST_NAMES = 100_000  # of all lists together: 200 MiB at 512 numbers each
 
 
-class KnownTexts:
+class TextFeatureCache:
     """Text features of the last lists of names, each computed by the first thread that asks for it.
 
-    The lock is held while lists are looked up, never while features are computed; others who ask for the same list
-    wait for the first one.
+    The lock is held while lists are looked up, never while features are computed; other threads that ask for the
+    same list wait for the first one.
     """
 
     def __init__(self) -> None:
@@ -71,4 +71,4 @@ class KnownTexts:
                 del self._lists[names]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return KnownTexts, ()  # a copy begins empty: locks are not copied
+        return TextFeatureCache, ()  # a copy begins empty: locks are not copied

@@ -23,7 +23,7 @@ from ..tuners.prompt_config import active_prompt_config
 from ..tuners.text_encoder import encode_texts
 from ..values import shown, whole_number
 from .image_features import check_rows
-from .known_texts import KnownTexts
+from .text_cache import TextFeatureCache
 
 
 class ZeroShotClassifier:
@@ -57,7 +57,7 @@ class ZeroShotClassifier:
             check_template(template)
         self.model, self.processor = model.eval(), processor
         self._template = template
-        self._known = KnownTexts()
+        self._cache = TextFeatureCache()
 
     @classmethod
     def from_pretrained(
@@ -129,7 +129,7 @@ class ZeroShotClassifier:
             raise ValueError(f"Classification needs at least two class names, got {shown(list(names))}.")
         if self.model.training:
             self.model.eval()
-        return self._known.get(names, self._fingerprint(), partial(self._encode, names))
+        return self._cache.get(names, self._fingerprint(), partial(self._encode, names))
 
     def _encode(self, names: Sequence[str]) -> Tensor:
         config = active_prompt_config(self.model)

@@ -26,8 +26,8 @@ from ..precision import hold_in_float32
 from ..towers import HEAD, linear_classifier
 from ..tuners.tensors import read_shapes
 from ..values import OF_THE_MACHINE, check_path, reason
-from .allowance import Allowance
 from .errors import hub_errors
+from .size_limit import SizeLimit
 
 PROCESSOR_FILES = (
     "processor_config.json",
@@ -88,7 +88,7 @@ def load_adapter(
 
 def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, Tensor], unfit: str) -> PeftModel:
     try:
-        with Allowance(base.parameters(), [tuple(tensor.shape) for tensor in given.values()]):
+        with SizeLimit(base.parameters(), [tuple(tensor.shape) for tensor in given.values()]):
             if is_offloaded(base):  # PEFT would look for the wrapped modules' weights in files that lack them
                 model = PeftModel(base, config)
                 check_adapter_weights(model)

@@ -59,8 +59,8 @@ def push_adapter(
 
     Raises:
         ValueError: the base model is a folder, no model on the Hub or of another kind: pass base_model_id. Or neither
-            adapter nor base holds the model's head; or a file or commit_message
-            would have told a path of this machine or a token, anybody's.
+            adapter nor base holds the model's head; or a file or commit_message holds a path of this
+            machine or anybody's token.
         OSError: there is no token, it may not write, or the way to the Hub broke. The repository is as it was.
 
     Example:

@@ -1,4 +1,4 @@
-"""How much memory an adapter may ask for while it is put on a model."""
+"""A limit to the memory that an adapter may ask for while it is put on a model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MAKERS: frozenset[Callable[..., Any]] = frozenset(
 )
 
 
-class Allowance(TorchFunctionMode):
+class SizeLimit(TorchFunctionMode):
     """Refuse to make tensors once they have more numbers than an adapter of that file on that model can need.
 
     Whoever wrote an adapter's config chose its sizes (r, num_vision_tokens, ...), and PEFT makes the tensors before it

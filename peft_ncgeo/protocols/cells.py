@@ -72,7 +72,7 @@ def write_cell(path: Path, made_of: str, metrics: dict[str, Any]) -> dict[str, A
 
 
 def damaged(path: Path, why: str) -> ValueError:
-    """The error of a cell that nobody wrote as it is."""
+    """Return the error for a cell that is not as it was written."""
     return ValueError(f"{path} is damaged; remove it and run again ({why}).")
 
 
@@ -114,7 +114,7 @@ def describe_model(model: nn.Module) -> list[Any]:
 
 
 def _checked(cell: Any) -> dict[str, Any]:
-    """What [`write_cell`] wrote; refuse anything else."""
+    """Return a cell as [`write_cell`] wrote it; refuse anything else."""
     if not isinstance(cell, dict) or cell.keys() != {"made_of", "metrics"}:
         raise ValueError("it must hold made_of and metrics")
     if not isinstance(cell["metrics"], dict):

@@ -154,7 +154,7 @@ class EpisodeResults:
 
     @classmethod
     def load(cls, path: str | Path) -> EpisodeResults:
-        """What [`save`] wrote.
+        """Read what [`save`] wrote.
 
         Raises:
             ValueError: the file is missing, damaged or of something else.

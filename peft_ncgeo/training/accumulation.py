@@ -1,4 +1,4 @@
-"""What lasts over the micro-batches of an optimiser step, and the means that go to the log."""
+"""Sums over the micro-batches of an optimiser step, and the means that go to the log."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ OFFERED = {
 }
 
 
-# arguments of Transformers' Trainer that would do nothing here or fail once training has begun, and why
+# arguments of Transformers' Trainer that would do nothing here or fail once training has begun -> why, and the mend
 NO_PLACE = {
     "remove_unused_columns": "would drop the image column; leave it at False",
     "label_smoothing_factor": "is not read here; pass classification_loss=CrossEntropy(label_smoothing=...)",
@@ -123,7 +123,7 @@ def check_metric_inputs(args: GeometryTrainingArguments, reads_text: bool) -> No
 
 
 def check_weights(model: nn.Module) -> None:
-    """The weights must be where they can be trained, and the base model's own not be trained in half precision."""
+    """Refuse weights that cannot be trained where they are, and a base model trained in half precision."""
     check_adapter_weights(model)
     check_movable(model)
     for name, parameter in model.named_parameters():

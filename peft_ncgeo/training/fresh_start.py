@@ -1,4 +1,4 @@
-"""What begins each training as it was given, where `model_init` makes a model for each: losses and callbacks."""
+"""Losses and callbacks as they were given, for each training where `model_init` makes a model for each."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CallbackStates:
     """The state that each callback had before its first training.
 
     That is what a checkpoint would hold of it: `state()["attributes"]` of Transformers' `ExportableState`, or
-    `state_dict()`. Other callbacks start anew by themselves in `on_train_begin`.
+    `state_dict()`. Other callbacks reset themselves in `on_train_begin`.
     """
 
     def __init__(self) -> None:

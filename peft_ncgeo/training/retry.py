@@ -32,7 +32,7 @@ class StartingPoint:
 
     @torch.no_grad()
     def put_back(self) -> list[Any]:
-        """Make everything as it was; gives the tools."""
+        """Put everything back, and return the tools."""
         for tensor, value in self._tensors:
             tensor.copy_(value)
         for owner, state in self._states:

@@ -37,7 +37,7 @@ class SharingTrainer(Trainer):
         self._save_class_names(Path(output_dir or str(self.args.output_dir)))
 
     def _save_class_names(self, folder: Path) -> None:
-        """What an image classifier's outputs are called, for [`~peft_ncgeo.hub.load_adapter`]: no adapter tells it."""
+        """Write the names of an image classifier's outputs, which [`~peft_ncgeo.hub.load_adapter`] reads."""
         model: Any = self.model
         if reads_text(model) or classification_head(model) is None or not head_names(model):
             return

@@ -52,7 +52,7 @@ class StepFeatures:
         self.shared = SharedLayers(self.towers.model)
 
     def forget_step(self) -> None:
-        """Read the texts anew in the next micro-batch."""
+        """Forget the texts' features, so that the next micro-batch encodes them again."""
         self.step_text: Tensor | None = None
 
     end_step = forget_step

@@ -27,7 +27,7 @@ class TextGradient:
         self.forget_step()
 
     def forget_step(self) -> None:
-        """Leave out what an unfinished step has collected."""
+        """Forget what an unfinished step has collected."""
         self.collected: Tensor | None = None
 
     end_step = forget_step  # all of it has gone on into the text tower

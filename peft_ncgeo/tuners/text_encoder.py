@@ -1,4 +1,4 @@
-"""Class texts to features, many texts in a row where that is exact."""
+"""Features of class texts, many texts in a row where that is exact."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageClassification
 
 from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig, ZeroShotClassifier, adapt
-from peft_ncgeo.evaluation.known_texts import KnownTexts
+from peft_ncgeo.evaluation.text_cache import TextFeatureCache
 from peft_ncgeo.hub import export_classifier
 from peft_ncgeo.training import align_classifier
 
@@ -119,7 +119,7 @@ def test_few_shot_classifiers_of_one_backbone(config):
     model.train()
     check(
         lambda asked: (first, second)[asked[0]].predict_proba(pixels(2, seed=asked[1])),
-        list(product(range(2), range(9))),
+        list(product(range(2), range(5))),
     )
     assert all(module.training for module in model.modules())
 
@@ -141,7 +141,7 @@ def test_exported_model(tmp_path):
 
 
 def test_a_list_of_names_is_encoded_once_whoever_asks():
-    known, encoded = KnownTexts(), []
+    known, encoded = TextFeatureCache(), []
 
     def ask(i):
         names = ("cat", str(i % 3))
@@ -155,7 +155,7 @@ def test_a_list_of_names_is_encoded_once_whoever_asks():
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
 def test_what_could_not_be_encoded_is_not_kept(kind):
-    known, answers = KnownTexts(), iter([kind("no"), torch.ones(1)])
+    known, answers = TextFeatureCache(), iter([kind("no"), torch.ones(1)])
 
     def encode():
         answer = next(answers)
@@ -170,7 +170,7 @@ def test_what_could_not_be_encoded_is_not_kept(kind):
 
 def test_few_lists_are_kept():
     """A server that is asked for other names every time does not grow; the list asked for last is there."""
-    known, encoded = KnownTexts(), []
+    known, encoded = TextFeatureCache(), []
 
     def ask(*names):
         return known.get(names, ((), []), lambda: encoded.append(names) or torch.ones(len(names), 1))

@@ -94,7 +94,7 @@ class Residual(Wrapper):
         """Put the active adapter's map back to its start."""
         self.weight.copy_(self.start())
 
-    def holding(self, weight: Tensor | None) -> Residual:
+    def with_weight(self, weight: Tensor | None) -> Residual:
         """Return a map of its own beside the same module, with this weight whatever is active here; None: inactive."""
         copy: Residual = shallow_copy(self)
         copy._disable_adapters, copy._active_adapter = False, []
