@@ -91,7 +91,6 @@ def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, 
         with SizeLimit(base.parameters(), [tuple(tensor.shape) for tensor in given.values()]):
             if is_offloaded(base):  # PEFT would look for the wrapped modules' weights in files that lack them
                 model = PeftModel(base, config)
-                check_adapter_weights(model)
                 set_peft_model_state_dict(model, dict(given))
             else:
                 model = PeftModel.from_pretrained(base, str(folder), config=config)
@@ -104,6 +103,7 @@ def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, 
         if type(error) is RuntimeError and not lines:
             raise
         raise ValueError(f"{unfit}: {lines[0] if lines else reason(error)}") from error
+    check_adapter_weights(model)
     if hold_in_float32(model):  # what was trained in float32 was rounded to the base model's precision
         set_peft_model_state_dict(model, dict(given))
     loaded = get_peft_model_state_dict(model)
