@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from accelerate.utils import has_offloaded_params
 from torch import nn
+
+_PASS = threading.RLock()  # of offloaded models
 
 
 def execution_device(module: nn.Module) -> torch.device | None:
@@ -42,3 +46,12 @@ def check_movable(model: Any) -> None:
 def is_offloaded(model: nn.Module) -> bool:
     """Return True where Accelerate keeps some of a model's weights elsewhere between passes."""
     return any(has_offloaded_params(module) for module in model.modules())
+
+
+def one_at_a_time(model: nn.Module) -> AbstractContextManager[Any]:
+    """A context for a pass through a model, in which other threads wait where the model is offloaded.
+
+    Accelerate's hooks bring weights into the model before a layer runs and take them out of it afterwards, also from
+    under another thread's pass, whose answers are then wrong.
+    """
+    return _PASS if is_offloaded(model) else nullcontext()

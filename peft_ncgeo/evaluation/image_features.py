@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor
 
 from ..adapters import check_adapter_weights, evaluation_mode
 from ..data.images import image_processor, list_images, rgb_images
-from ..devices import execution_device
+from ..devices import execution_device, one_at_a_time
 from ..substitution import Recorder, substitute
 from ..towers import find_pooling, unwrap
 from ..tuners.copa import CoPALayer
@@ -54,7 +54,8 @@ class ImageFeatures(nn.Module):
         view = substitute(model, {**(modules or {}), path: recorder})
         run = getattr(view, "get_image_features", view)  # a whole CLIP would ask for texts
         try:
-            run(pixel_values=pixel_values.to(execution_device(model), first.dtype))
+            with one_at_a_time(model):
+                run(pixel_values=pixel_values.to(execution_device(model), first.dtype))
         except OF_THE_MACHINE:
             raise
         except (RuntimeError, ValueError) as error:  # torch's of channels, Transformers' of sizes

@@ -15,7 +15,7 @@ from transformers import AutoProcessor
 from ..adapters import adapter_layers, adapter_parameters, check_adapter_weights
 from ..data.class_prompts import class_prompts, list_names
 from ..data.images import find_processor, list_images, rgb_images
-from ..devices import execution_device
+from ..devices import execution_device, one_at_a_time
 from ..geometry.sphere import cosine_logits
 from ..templates import DEFAULT_TEMPLATE, check_template
 from ..towers import check_encoders, image_features, logit_scale, reads_text, text_positions, unwrap
@@ -107,7 +107,8 @@ class ZeroShotClassifier:
         for start in tqdm(starts, desc="Classifying", disable=len(starts) < 10):
             batch = rgb_images(images[start : start + batch_size], start)
             pixels = self.processor.image_processor(images=batch, return_tensors="pt")["pixel_values"]
-            features = image_features(self.model, pixels.to(self._device))
+            with one_at_a_time(self.model):
+                features = image_features(self.model, pixels.to(self._device))
             logits.append(cosine_logits(features, text, logit_scale(self.model)).float())
         found = torch.cat(logits)
         check_rows(found, "logits of image", range(len(images)))  # once: a look waits for the device
@@ -135,7 +136,8 @@ class ZeroShotClassifier:
         config = active_prompt_config(self.model)
         slots = config.num_text_tokens if config else 0
         texts = class_prompts(names, self.template, slots, self.processor.tokenizer, text_positions(self.model))
-        features = encode_texts(self.model, **texts.to(self._device))
+        with one_at_a_time(self.model):
+            features = encode_texts(self.model, **texts.to(self._device))
         check_rows(features, "text features of class", names)
         return features
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..adapters import evaluation_mode
+from ..devices import one_at_a_time
 from ..towers import head_features, image_features, reads_text, unwrap
 from ..tuners.text_encoder import encode_texts
 
@@ -62,5 +63,5 @@ class TowersModule(nn.Module):
 @torch.no_grad()
 def encode(towers: TowersModule, **inputs: Tensor) -> dict[str, Tensor]:
     """Run a pass without gradient in evaluation mode, which leaves every module in the mode that it was in."""
-    with evaluation_mode(towers):
+    with evaluation_mode(towers), one_at_a_time(towers):
         return towers(**inputs)

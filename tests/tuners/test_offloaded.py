@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -36,10 +39,11 @@ def offloaded(tmp_path):
     """A base with parts on disk."""
 
     def load(device_map, build=tiny_clip):
-        build().save_pretrained(tmp_path / "base")
+        base = tmp_path / build.__name__
+        build().save_pretrained(base)
         kind = CLIPModel if build is tiny_clip else ViTForImageClassification
         folder = tmp_path / "offloaded"
-        return kind.from_pretrained(tmp_path / "base", device_map=device_map, offload_folder=folder)
+        return kind.from_pretrained(base, device_map=device_map, offload_folder=folder)
 
     return load
 
@@ -79,6 +83,35 @@ def test_few_images_are_enough_there_too(offloaded, config):
         found = adapt(model, IMAGES["image"][:], IMAGES["label"][:], steps=3, processor=tiny_processor())
         answers.append(found.predict_proba(IMAGES["image"][:]))
     assert torch.equal(*answers)
+
+
+def test_threads_do_not_take_weights_from_each_other(offloaded):
+    """Accelerate brings weights into the one model and takes them out again, whoever else is running it."""
+    zero_shot = ZeroShotClassifier(seeded(offloaded(MAPS["both"]), PROMPTS["independent"]), tiny_processor())
+    vit, vit_map = tiny_vit_classifier, {"vit": "disk", "classifier": "cpu"}
+    few_shot = adapt(
+        offloaded(MAPS["all"], vit), IMAGES["image"][:], IMAGES["label"][:], 2, processor=tiny_processor()
+    )
+    aligned = align_classifier(offloaded(vit_map, vit), IMAGES, 0.5, tiny_processor())
+    lists = [[f"{word} {name}" for name in NAMES] for word in ("red", "green", "blue", "black")]
+
+    def ask(i):
+        image = IMAGES[i % 8]["image"]
+        return zero_shot.predict_proba(image, lists[i % 4]), few_shot.predict_proba(image), aligned.predict(image)
+
+    expected = [ask(i) for i in range(24)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads take turns often
+    try:
+        zero_shot = ZeroShotClassifier(zero_shot.model, tiny_processor())  # which knows no texts yet
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(ask, range(24)))
+    finally:
+        sys.setswitchinterval(before)
+    for (words, shots, names), (own_words, own_shots, own_names) in zip(answers, expected, strict=True):
+        torch.testing.assert_close(words, own_words)
+        torch.testing.assert_close(shots, own_shots)
+        assert names == own_names
 
 
 def test_what_cannot_work_is_refused(tmp_path, offloaded):
