@@ -16,7 +16,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, load_peft_weights
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..adapters import check_adapter_weights
+from ..adapters import adapter_parameters, check_adapter_weights
 from ..data.class_prompts import list_names
 from ..data.head_names import CLASS_NAMES, write_head_names
 from ..devices import is_offloaded
@@ -91,7 +91,8 @@ def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, 
         with SizeLimit(base.parameters(), [tuple(tensor.shape) for tensor in given.values()]):
             if is_offloaded(base):  # PEFT would look for the wrapped modules' weights in files that lack them
                 model = PeftModel(base, config)
-                set_peft_model_state_dict(model, dict(given))
+                if not any(parameter.is_meta for parameter in adapter_parameters(model)):  # else refused below
+                    set_peft_model_state_dict(model, dict(given))
             else:
                 model = PeftModel.from_pretrained(base, str(folder), config=config)
     except OF_THE_MACHINE:
