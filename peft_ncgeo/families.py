@@ -143,19 +143,22 @@ FAMILIES = {
 }
 
 
-def family_name(module: nn.Module) -> str | None:
+def family_name(module: nn.Module, method: str = "forward") -> str | None:
     """Return the folder of `transformers.models` with a module's forward pass, such as "clip"; None: it is elsewhere.
 
     A child class that has a forward pass of its own belongs to no family.
+
+    Args:
+        method: what is asked about in place of the forward pass.
     """
-    owner = next(parent for parent in type(module).__mro__ if "forward" in vars(parent))
+    owner = next((parent for parent in type(module).__mro__ if method in vars(parent)), object)
     parts = owner.__module__.split(".")
     return parts[2] if parts[:2] == ["transformers", "models"] and len(parts) > 2 else None
 
 
-def find_family(module: nn.Module) -> Family | None:
-    """Return the entry of the family that a module belongs to, or None for one that is not known."""
-    return FAMILIES.get(family_name(module) or "")
+def find_family(module: nn.Module, method: str = "forward") -> Family | None:
+    """Return the entry of the family that a module's method comes from, or None for one that is not known."""
+    return FAMILIES.get(family_name(module, method) or "")
 
 
 def find_end_of_text(tower: nn.Module) -> EndOfText | None:

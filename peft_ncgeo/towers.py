@@ -122,15 +122,17 @@ def find_pooling(model: nn.Module) -> Pooling:
     if family_name(base) is not None and find_family(base) is None:  # who knows what it makes of its tower's feature
         places = []
     for owner, name in places:
-        path, family = _join(owner, name), find_family(modules[owner])
-        if path not in modules or family is None or name not in family.features or reads_layers(modules[owner]):
+        path, holder = _join(owner, name), modules[owner]
+        projects = name == "visual_projection" and hasattr(holder, "get_image_features")  # a child's own pass may too
+        family = find_family(holder, "get_image_features" if projects else "forward")
+        if path not in modules or family is None or name not in family.features or reads_layers(holder):
             continue
         asked = inspect.signature(base.forward).parameters
         if not hasattr(base, "get_image_features") and not {"input_ids", "decoder_input_ids"}.isdisjoint(asked):
             raise ValueError(f"{type(base).__name__} reads an image only together with a text; take its image tower.")
         if name == "visual_projection":
             return Pooling(path, _width_of_output(modules[path]))
-        return Pooling(path, modules[owner].config.hidden_sizes[-1] if vision is None else vision.width)
+        return Pooling(path, holder.config.hidden_sizes[-1] if vision is None else vision.width)
     raise ValueError(
         f"The pooled feature of {type(base).__name__} is not known; backbones are "
         f"{list_families(lambda family: family.features)}."

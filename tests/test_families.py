@@ -15,11 +15,11 @@ from peft_ncgeo import CoPAConfig, GeometryTrainer, GeometryTrainingArguments, N
 from peft_ncgeo.evaluation import ZeroShotClassifier
 from peft_ncgeo.evaluation.image_features import ImageFeatures
 from peft_ncgeo.families import FAMILIES
-from peft_ncgeo.towers import find_towers, linear_classifier, linear_parameter
+from peft_ncgeo.towers import find_pooling, find_towers, linear_classifier, linear_parameter
 from peft_ncgeo.training import align_classifier
 from peft_ncgeo.tuners.text_encoder import encode_texts
 
-from .conftest import IMAGE_SIZE, pixels, tiny_images, tiny_processor
+from .conftest import IMAGE_SIZE, pixels, tiny, tiny_clip, tiny_images, tiny_processor
 
 LEFT, RIGHT = 1, 3  # of a text
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -379,3 +379,18 @@ def test_a_retrieval_model_gives_no_text_features(tmp_path):
         "neither text features",
         ValueError,
     )
+
+
+class OnePicture(CLIPModel):
+    """A model of one's own that reads images as CLIP does, in a forward pass of its own."""
+
+    def forward(self, pixel_values):
+        return self.get_image_features(pixel_values=pixel_values).pooler_output
+
+
+def test_a_child_of_clip_with_a_forward_pass_of_its_own_keeps_clips_feature():
+    config = tiny_clip().config
+    assert find_pooling(tiny(OnePicture, config)) == find_pooling(tiny_clip())
+    model = tiny(OnePicture, config)
+    with torch.no_grad():
+        torch.testing.assert_close(ImageFeatures(model)(pixels()), model(pixels()))

@@ -140,10 +140,10 @@ class GeometryTrainer(EvaluatingTrainer):
     def _adopt(self, model: nn.Module, trial: Any = None) -> None:
         """Make all that belongs to one model, its losses included."""
         args = self.args
+        self.task = ClassificationTask(model, self.processing_class, args)
         hold_in_float32(model)
         check_weights(model)
         self.losses, self.classification_loss = self._given_losses.for_trial(trial)
-        self.task = ClassificationTask(model, self.processing_class, args)
         check_losses(model, self.losses, self.classification_loss)
         check_metric_inputs(args, self.task.reads_text)
         self.class_names = [] if self.train_dataset is None else self.task.names(self.train_dataset)

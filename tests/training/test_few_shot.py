@@ -709,7 +709,7 @@ BAD = {
         [picture("F", i) for i in range(9)],
         LABELS,
         {"processor": tiny_processor()},
-        "An image of floating-point numbers has no known range",
+        "An image holds floating-point numbers",
     ),
     "diverging": (
         ValueError,
