@@ -283,6 +283,9 @@ class GeometryTrainer(EvaluatingTrainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], int]:
         """The micro-batches of a step, each with how many images every process has of it, and how many all have."""
+        if self.state.global_step >= self.state.max_steps:  # resumed from the last checkpoint of a training that ended
+            self.control.should_training_stop = True
+            return [], 0
         batches, _ = super().get_batch_samples(*args, **kwargs)
         self._accumulation.begin()
         sizes = step_sizes([batch["labels"] for batch in batches])

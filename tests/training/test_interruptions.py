@@ -83,6 +83,15 @@ def test_killed_again_and_again(tmp_path, whole, case, kills, record_property):
     assert half_written or kills < 25
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_training_that_has_ended_takes_no_further_step(tmp_path, whole, case):
+    """As one that was killed after its last checkpoint, before it could tell the result."""
+    folder = shutil.copytree(whole[case], tmp_path / case)
+    (folder / "result.pt").unlink()
+    assert train(case, str(folder)) == 0
+    is_equal(result(folder), result(whole[case]))
+
+
 def test_one_of_two_processes_is_killed(tmp_path, whole):
     def launch(case: str, folder: Path, kill_at: int) -> int:
         command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
