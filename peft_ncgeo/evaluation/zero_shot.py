@@ -128,8 +128,7 @@ class ZeroShotClassifier:
         names = tuple(list_names(class_names))
         if len(names) < 2:
             raise ValueError(f"Classification needs at least two class names, got {shown(list(names))}.")
-        if self.model.training:
-            self.model.eval()
+        self.model.eval()  # all of it: a part may be in training mode where the whole says that it is not
         return self._cache.get(names, self._fingerprint(), partial(self._encode, names))
 
     def _encode(self, names: Sequence[str]) -> Tensor:

@@ -129,6 +129,18 @@ def test_adapters_added_anew_are_never_taken_for_the_old():
         assert not torch.allclose(c.text_features(NAMES), before)
 
 
+def test_a_base_model_in_training_mode_is_put_into_evaluation_mode():
+    """Also where the `PeftModel` around it is in evaluation mode already."""
+    c = classifier()
+    base = c.model.get_base_model()
+    for layer in (layer for tower in (base.text_model, base.vision_model) for layer in tower.encoder.layers):
+        layer.self_attn.dropout = 0.5
+    expected = c.predict_proba(IMAGES, NAMES)
+    base.train()
+    assert not c.model.training
+    assert torch.equal(c.predict_proba(IMAGES, NAMES), expected)
+
+
 def test_prediction_is_in_evaluation_mode():
     c = classifier()
     c.model.train()
