@@ -45,7 +45,8 @@ def check_movable(model: Any) -> None:
 
 def is_offloaded(model: nn.Module) -> bool:
     """Return True where Accelerate keeps some of a model's weights elsewhere between passes."""
-    return any(has_offloaded_params(module) for module in model.modules())
+    hooked = (module for module in model.modules() if "_hf_hook" in vars(module))  # few, and asked before every pass
+    return any(map(has_offloaded_params, hooked))
 
 
 def one_at_a_time(model: nn.Module) -> AbstractContextManager[Any]:
