@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ def _end_process_group() -> None:
     """End the process group at exit: its threads may need Python once more, and would abort a process without it."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        gc.collect()  # its threads end with the last reference; wrapped models that nobody uses still hold one
 
 
 @dataclass

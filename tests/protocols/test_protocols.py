@@ -303,7 +303,7 @@ def test_two_processes_share_cells_and_rows(tmp_path):
     assert again[0] == again[1]
     assert again[0][0] == ranks[0][0]
     assert again[0][1]["base"] == pytest.approx(ranks[0][1]["base"])
-    assert [(tmp_path / f"group-{rank}").read_text() for rank in range(2)] == ["False"] * 2  # its threads have ended
+    assert [(tmp_path / f"group-{rank}").read_text() for rank in range(2)] == ["False 0"] * 2  # its threads have ended
     assert [(tmp_path / f"kept-{rank}").read_text() for rank in range(2)] == ["0"] * 2
 
 
