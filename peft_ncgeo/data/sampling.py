@@ -64,7 +64,7 @@ def content_order(dataset: Dataset) -> np.ndarray:
     keys = [[_digest(content) for content in encoded_images(dataset, column)] for column in images]
     if len(set(zip(*keys, strict=True))) < len(dataset):
         others = sorted(c for c in dataset.column_names if c not in images)
-        keys += [[_digest(repr(value).encode()) for value in _stored(dataset, c)] for c in others]
+        keys += [[_digest(repr(value).encode()) for value in stored_values(dataset, c)] for c in others]
     return _argsort(list(zip(*keys, strict=True)))
 
 
@@ -85,7 +85,7 @@ def label_array(dataset: Dataset, label_column: str = "label") -> np.ndarray:
     return found
 
 
-def _stored(dataset: Dataset, column: str) -> Iterator[Any]:
+def stored_values(dataset: Dataset, column: str) -> Iterator[Any]:
     """The values of a column as stored: without formats, transforms and decoding."""
     for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=100):
         yield from table[column].to_pylist()

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset, Image
-from torch import Tensor, distributed, nn
+from torch import distributed
 
-from ..data.sampling import encoded_images, label_array
 from ..files import file_name, read_json
-from ..training import Recipe
 from ..values import reason, whole_number
 from .whole_files import write_whole
 
 LARGEST = 64 * 2**20  # bytes of a cell; one with episodes has a row for each
-_LOOKED_AT = 8  # images of a set, and numbers of a weight, that stand for all of them
 
 
 def writes() -> bool:
@@ -36,6 +31,17 @@ def cell_path(folder: str | Path, setting: str, method: str, seed: int) -> Path:
     """
     names = file_name(setting, "a setting"), file_name(method, "a recipe")
     return Path(folder).joinpath(*names, f"seed-{whole_number('seed', seed)}.json")
+
+
+def check_distinct(paths: Sequence[Path]) -> None:
+    """Refuse cells that would share a file.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    for path, count in Counter(paths).items():
+        if count > 1:
+            raise ValueError(f"{count} cells would share {path}; what stands in its name must differ for each.")
 
 
 def read_cell(path: Path, made_of: str) -> dict[str, Any] | None:
@@ -57,8 +63,8 @@ def read_cell(path: Path, made_of: str) -> dict[str, Any] | None:
         raise ValueError(cell["error"])
     if cell["made_of"] != made_of:
         raise ValueError(
-            f"{path} was made by another recipe, model or data set or with other arguments; remove it or change "
-            "output_dir."
+            f"{path} was made by another recipe, model or data set, with other arguments or by an earlier version; "
+            "remove it or change output_dir."
         )
     return cell["metrics"]
 
@@ -74,43 +80,6 @@ def write_cell(path: Path, made_of: str, metrics: dict[str, Any]) -> dict[str, A
 def damaged(path: Path, why: str) -> ValueError:
     """Return the error for a cell that is not as it was written."""
     return ValueError(f"{path} is damaged; remove it and run again ({why}).")
-
-
-def fingerprint(*parts: Any) -> str:
-    """Sixteen characters that change with any part."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def describe_recipe(recipe: Recipe) -> Any:
-    """What the recipe was read from, or for one made in Python what its objects hold."""
-    if recipe.source:
-        return recipe.source
-    config = recipe.config() if recipe.config else None
-    objects = [recipe.classification_loss(), *recipe.losses(), *recipe.callbacks()]
-    held = [
-        (type(o).__name__, {k: v for k, v in vars(o).items() if isinstance(v, str | int | float)}) for o in objects
-    ]
-    return [None if config is None else config.to_dict(), held, recipe.args]
-
-
-def describe_dataset(dataset: Dataset, label_column: str) -> list[Any]:
-    """Class names, all labels, and the encoded bytes of a few images."""
-    labels = label_array(dataset, label_column)
-    places = np.linspace(0, max(0, len(dataset) - 1), min(_LOOKED_AT, len(dataset))).astype(int)
-    images = [name for name, feature in dataset.features.items() if isinstance(feature, Image)]
-    rows, stored = dataset.select(places), hashlib.sha256()
-    for row in zip(*(encoded_images(rows, name) for name in images), strict=True):
-        for content in row:
-            stored.update(content)
-    names = dataset.features[label_column].names
-    return [names, hashlib.sha256(labels.tobytes()).hexdigest(), stored.hexdigest()]
-
-
-def describe_model(model: nn.Module) -> list[Any]:
-    """Class, and shape and first numbers of every weight."""
-    weights: Mapping[str, Tensor] = model.state_dict()
-    numbers = {n: [list(w.shape), w.flatten()[:_LOOKED_AT].float().tolist()] for n, w in weights.items()}
-    return [type(model).__name__, fingerprint(numbers)]
 
 
 def _checked(cell: Any) -> dict[str, Any]:

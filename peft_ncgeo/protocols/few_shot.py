@@ -25,8 +25,9 @@ from ..geometry.sphere import modality_gap, unit
 from ..training import adapt, fit_episodes
 from ..training.episodes import head_settings
 from ..tuners.copa import CoPAConfig
-from .cells import cell_path, damaged, describe_dataset, describe_model, fingerprint, read_cell, write_cell
+from .cells import cell_path, check_distinct, damaged, read_cell, write_cell
 from .episode_results import EpisodeResults
+from .fingerprints import dataset_fingerprint, fingerprint
 
 SHIFTS = tuple(t / 4 for t in range(-4, 9))  # times the gap that an episode has
 _BLOCK, _SMALL_BLOCK = 100, 10  # episodes in a file; fewer where each takes seconds
@@ -122,29 +123,27 @@ def few_shot(
     }
     set_seed(0)  # a head that nobody reads may be drawn anew: a run that goes on must find the same model
     encoder = ImageFeatures(model().eval(), processor)
-    of_inputs = [
-        describe_model(encoder.model),
-        image_processor(processor).to_dict(),
-        image_column,
-    ]
-    of_domain = {name: describe_dataset(dataset, label_column) for name, dataset in domains.items()}
+    of_inputs = fingerprint("The model", encoder.model), fingerprint("The processor", image_processor(processor))
+    of_domain = {name: dataset_fingerprint(part.dataset, label_column) for name, part in images.items()}
+    of_method = {m.name: fingerprint(f"Method {m.name!r}", m.config, m.settings) for m in methods}
     blocks = [block for domain in domains for method in methods for block in _blocks(domain, method, episodes)]
     paths = [_block_path(output_dir, *block) for block in blocks]
+    check_distinct(paths)
     rows: list[dict[str, Any]] = []
     cached: dict[str, Tensor] = {}
     with tqdm(total=len(blocks), unit="block") as bar:
         for (domain, method, start, end), path in zip(blocks, paths, strict=True):
             bar.set_description(f"{domain}, {method.name}")
-            described = {key: str(value) for key, value in [*method.config.items(), *method.settings.items()]}
-            parts = [of_inputs, of_domain[domain], described, sampling, start, end]
-            found = read_cell(path, fingerprint(*parts))
+            parts = [of_inputs, image_column, of_domain[domain], of_method[method.name], sampling, start, end]
+            made_of = fingerprint("A block of episodes", *parts)
+            found = read_cell(path, made_of)
             if found is None:
                 if domain not in cached:
                     cached = {domain: _embed(encoder, images[domain])}
                 drawn = [samplers[domain][i] for i in range(start, end)]
                 run = _with_maps if method.residual_adapters else _on_features
                 measured = run(method, drawn, cached[domain], images[domain], model, processor, batch_size)
-                found = write_cell(path, fingerprint(*parts), {"rows": measured})
+                found = write_cell(path, made_of, {"rows": measured})
             kept: Any = found.get("rows")
             whole = isinstance(kept, list) and all(isinstance(row, dict) for row in kept)
             if not whole or len(kept) != end - start:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -22,16 +21,8 @@ from ..data.checks import class_names
 from ..evaluation import evaluate_groups
 from ..evaluation.metrics import accuracy
 from ..training import GeometryMonitor, GeometryTrainer, GeometryTrainingArguments, Recipe
-from .cells import (
-    cell_path,
-    describe_dataset,
-    describe_model,
-    describe_recipe,
-    fingerprint,
-    read_cell,
-    write_cell,
-    writes,
-)
+from .cells import cell_path, check_distinct, read_cell, write_cell, writes
+from .fingerprints import dataset_fingerprint, fingerprint, recipe_fingerprint
 
 # what a cell keeps of GeometryMonitor's metrics
 _GEOMETRY = ("nc", "text_", "modality_gap", "alignment", "error_exponent", "exponent", "class_exponent", "gram_")
@@ -70,7 +61,8 @@ def run_cells(
     """Train each recipe in each setting from each seed and evaluate it; see [`Results`] for the rows.
 
     Each cell is a small JSON file under `output_dir/<setting>/<recipe>`, written when it is done. A run that was
-    stopped goes on with the cells that are missing. All data are drawn and all recipes checked before the first cell.
+    stopped goes on with the cells that are missing; those there must be made of the same, see [`fingerprint`]. All
+    data are drawn and all recipes checked before the first cell.
 
     Args:
         recipes: settings with different names; one without a PEFT config is evaluated as it is.
@@ -87,7 +79,8 @@ def run_cells(
             the cell's. It may change the model, which nobody uses afterwards.
 
     Raises:
-        ValueError: two cells of one name, an unknown argument, or a cell that was made of something else.
+        ValueError: two cells of one name, an unknown argument, something that no cell could be told from another by
+            (see [`fingerprint`]), or a cell that was made of something else.
     """
     args = dict(args or {})
     # before anything else asks which process this is: see GeometryTrainingArguments
@@ -97,25 +90,22 @@ def run_cells(
         recipe.check_args(known)
     cells = [(setting, seed, recipe) for setting in settings for seed in seeds for recipe in recipes]
     paths = [cell_path(output_dir, setting, recipe.name, seed) for setting, seed, recipe in cells]
-    for path, count in Counter(paths).items():
-        if count > 1:
-            raise ValueError(
-                f"{count} cells would share {path}; recipes, settings and seeds must have different names."
-            )
+    check_distinct(paths)
     fresh = (lambda: CLIPModel.from_pretrained(model)) if isinstance(model, str) else model
     set_seed(0)
-    of_model = describe_model(fresh())
+    of_model = fingerprint("The model", fresh()), fingerprint("The processor", processor)
     label_column = args.get("label_column", "label")
     tasks = {(setting, seed): settings[setting](seed) for setting in settings for seed in seeds}
     sets = {id(d): d for task in tasks.values() for d in (task.train, *task.test.values())}  # test sets are shared
-    of_set = {key: describe_dataset(dataset, label_column) for key, dataset in sets.items()}
+    of_set = {key: dataset_fingerprint(dataset, label_column) for key, dataset in sets.items()}
     of_task = {key: _describe_task(task, of_set) for key, task in tasks.items()}
+    of_recipe = {recipe.name: recipe_fingerprint(recipe) for recipe in recipes}
+    of_arguments = fingerprint("What all cells share", args, finish, after)
     rows = []
     with tqdm(total=len(cells), unit="cell", disable=not writes()) as bar:
         for (setting, seed, recipe), path in zip(cells, paths, strict=True):
             bar.set_description(f"{setting}, {recipe.name}, seed {seed}")
-            parts = [of_model, of_task[setting, seed], describe_recipe(recipe), args]
-            made_of = fingerprint(*parts, *([] if after is None else [after.__qualname__]))
+            made_of = fingerprint("A cell", of_model, of_task[setting, seed], of_recipe[recipe.name], of_arguments)
             metrics = read_cell(path, made_of)
             if metrics is None:
                 set_seed(seed)
@@ -130,7 +120,7 @@ def run_cells(
 
 def _describe_task(task: Task, of_set: Mapping[int, Any]) -> list[Any]:
     sets = {"": task.train, **task.test}
-    return [{name: of_set[id(dataset)] for name, dataset in sets.items()}, task.grouped, str(task.thresholds)]
+    return [{name: of_set[id(dataset)] for name, dataset in sets.items()}, task.grouped, task.thresholds]
 
 
 def describe(seeds: Sequence[int]) -> str:

@@ -124,7 +124,7 @@ def test_a_run_that_was_stopped_goes_on(results, tmp_path):
     assert times == {path: path.stat().st_mtime_ns for path in files[1:]}
     for old, new in zip(first.rows, again.rows, strict=True):
         assert {k: v for k, v in old.items() if k != "seconds"} == {k: v for k, v in new.items() if k != "seconds"}
-    with pytest.raises(ValueError, match="was made by another recipe, model or data set or with other arguments"):
+    with pytest.raises(ValueError, match="was made by another recipe"):
         few_shot(METHODS, DOMAINS, backbone, tiny_processor(), folder, episodes=5, seen=["a"], seed=4)
     cell = json.loads(files[1].read_text())
     for rows in (None, cell["metrics"]["rows"][:1], ["x"] * len(cell["metrics"]["rows"])):
@@ -164,6 +164,13 @@ def test_numbers_of_a_domain_are_as_bright_as_its_bytes(tmp_path):
 def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="Methods must have different names"):
         few_shot([METHODS[0], METHODS[0]], DOMAINS, backbone, tiny_processor(), tmp_path)
+    with pytest.raises(ValueError, match="2 cells would share .*a_b"):
+        few_shot([FewShotMethod("a b"), FewShotMethod("a_b")], DOMAINS, backbone, tiny_processor(), tmp_path, 1)
+    for strange in ("..", "../x", ".", "/x"):
+        with pytest.raises(ValueError, match="cannot be a file's"):
+            few_shot([FewShotMethod(strange)], DOMAINS, backbone, tiny_processor(), tmp_path / "cells", 1)
+        with pytest.raises(ValueError, match="cannot be a file's"):
+            few_shot(METHODS, {strange: DOMAINS["a"]}, backbone, tiny_processor(), tmp_path / "cells", 1)
     with pytest.raises(ValueError, match="seen names 'c', which is no domain"):
         few_shot(METHODS, DOMAINS, backbone, tiny_processor(), tmp_path, seen=["c"])
     with pytest.raises(ValueError, match="Episodes of 5 ways need 5 classes"):

@@ -6,6 +6,7 @@ import csv
 import json
 import statistics
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from peft_ncgeo.protocols import (
     run_cells,
     runs,
 )
-from peft_ncgeo.protocols.cells import describe_dataset
+from peft_ncgeo.protocols.fingerprints import dataset_fingerprint
 from peft_ncgeo.training import Recipe
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor
@@ -164,10 +165,11 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
         }
 
 
-def one_cell(folder, recipe=COOP, images=None, args=(), model=tiny_clip, names=("a",), seeds=(1,), test=None):
+def one_cell(folder, recipe=COOP, images=None, args=(), names=("a",), seeds=(1,), test=None, **others):
     images = tiny_images(10) if images is None else images
     settings = {name: lambda seed: Task(images, {"test": images if test is None else test}) for name in names}
-    return run_cells([recipe], settings, model, tiny_processor(), folder, seeds, dict(args))
+    others = {"model": tiny_clip, "processor": tiny_processor(), **others}
+    return run_cells([recipe], settings, output_dir=folder, seeds=seeds, args=dict(args), **others)
 
 
 def python_recipe(weight: float) -> Recipe:
@@ -182,6 +184,8 @@ def test_cells_of_something_else_are_refused(tmp_path):
     assert one_cell(tmp_path) == first
     renamed = tiny_images(10).cast_column("label", ClassLabel(names=[*NAMES[1:], "tree"]))
     other = Recipe.from_dict("coop", {**COOP.source, "args": {**ARGS, "learning_rate": 0.02}})
+    other_words = tiny_processor()
+    other_words.tokenizer.model_max_length = 12
     changes = [
         {"recipe": other},
         {"args": {"max_steps": 3}},
@@ -190,6 +194,10 @@ def test_cells_of_something_else_are_refused(tmp_path):
         {"images": tiny_images(9)},
         {"test": tiny_images(5)},
         {"model": lambda: CLIPModel._from_config(tiny_clip().config)},
+        {"processor": other_words},
+        {"finish": lambda metrics: {**metrics, "more": 1}},
+        {"after": lambda trainer, evaluate: {"more": 1}},
+        {"after": partial(lambda number, trainer, evaluate: {"more": number}, 2)},
     ]
     for change in changes:
         with pytest.raises(ValueError, match="was made by another recipe, model or data set"):
@@ -227,8 +235,8 @@ def test_images_are_known_by_their_bytes_not_by_their_files_names(tmp_path):
         folder = Dataset.from_dict({"image": cells, "label": [0, 1] * 3}, features=features)
         embedded = [{"path": None, "bytes": Path(cell["path"]).read_bytes()} for cell in cells]
         copy = Dataset.from_dict({"image": embedded, "label": [0, 1] * 3}, features=features)
-        assert describe_dataset(copy, "label") == describe_dataset(folder, "label")
-        return describe_dataset(folder, "label")
+        assert dataset_fingerprint(copy, "label") == dataset_fingerprint(folder, "label")
+        return dataset_fingerprint(folder, "label")
 
     assert description(range(6)) == description(range(6)) != description([1, 0, 2, 3, 4, 5])
 
