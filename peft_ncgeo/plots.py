@@ -19,6 +19,7 @@ try:  # here and not at the first figure, which comes after the training that it
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Circle, Patch
+    from matplotlib.text import Text
 except ImportError as error:
     raise ImportError(f"Figures need matplotlib ({error}); install it with `pip install peft_ncgeo[plot]`.") from error
 
@@ -82,7 +83,7 @@ def plot_relation(
         f"within settings {numbers['pearson_within']:.2f}",
         fontsize=10,
     )
-    figure.savefig(path, dpi=110)
+    _write(figure, path)
     return {**numbers, "runs": float(len(rows))}
 
 
@@ -118,14 +119,14 @@ def plot_curve(
         raise ValueError(f"No row has both {x} and {y}.")
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel=x_label or x, ylabel=y_label or y)
-    drawn = {}
+    drawn, lines = {}, []
     for i, name in enumerate(dict.fromkeys(run[0] for run in runs)):
         seeds: dict[float, list[float]] = {}
         for _, place, value in sorted(run for run in runs if run[0] == name):
             seeds.setdefault(place, []).append(value)
         drawn[name] = np.array([(a, np.mean(b), np.std(b, ddof=1) if b[1:] else 0.0) for a, b in seeds.items()])
         at, mean, deviation = drawn[name].T
-        axes.plot(at, mean, marker=MARKERS[(i + i // 10) % 10], markersize=5, label=name)
+        lines += axes.plot(at, mean, marker=MARKERS[(i + i // 10) % 10], markersize=5, label=name)
         axes.fill_between(at, mean - deviation, mean + deviation, alpha=0.18, linewidth=0)
     if log_x:
         places = np.unique([float(run[1]) for run in runs])
@@ -133,8 +134,8 @@ def plot_curve(
         if len(places) <= 12:
             axes.set_xticks(places, [f"{place:g}" for place in places])
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
+    axes.legend(handles=lines, frameon=False, fontsize=8)  # all of them, also those whose names start with "_"
+    _write(figure, path)
     return drawn
 
 
@@ -173,7 +174,7 @@ def plot_gaps(results: EpisodeResults, path: str | Path, title: str | None = Non
         numbers["gaps"], numbers["losses"] = sweeps
     names = [f"{_short(domain)} (seen)" if domain in results.seen else _short(domain) for domain in domains]
     figure = _gap_figure(numbers, names, methods, title)
-    figure.savefig(path, dpi=110, bbox_inches="tight", pad_inches=0.1)
+    _write(figure, path, bbox_inches="tight", pad_inches=0.1)
     return numbers
 
 
@@ -250,8 +251,18 @@ def _gap_figure(numbers: dict[str, np.ndarray], names: list[str], methods: list[
 
 
 def _short(name: str) -> str:
-    """The name, or its beginning; matplotlib would read what stands between dollars as mathematics."""
-    return (name if len(name) <= 22 else f"{name[:21]}…").replace("$", r"\$")
+    """The name, or its beginning."""
+    return name if len(name) <= 22 else f"{name[:21]}…"
+
+
+def _write(figure: Figure, path: str | Path, **options: Any) -> None:
+    """Write a figure with all texts as they are: in names, dollars are dollars and begin no mathematics."""
+    scales = (axes.xaxis for axes in figure.axes if axes.get_xscale() != "linear")  # which write their powers with it
+    powers = {text for axis in scales for text in axis.get_ticklabels(which="both")}
+    for text in set(figure.findobj(Text)) - powers:
+        text.set_parse_math(False)
+        text.set_usetex(False)
+    figure.savefig(path, dpi=110, **options)
 
 
 def _colours(count: int) -> np.ndarray:
@@ -323,7 +334,7 @@ def plot_alignment(
     for moment in moments:
         numbers[f"cosines_{moment}"] = (units[f"weights_{moment}"] @ units[f"means_{moment}"].T).clip(-1, 1)
     names = [str(i) if class_names is None else str(class_names[i]) for i in kept]
-    _alignment_figure(numbers, names, title).savefig(path, dpi=110, bbox_inches="tight", pad_inches=0.15)
+    _write(_alignment_figure(numbers, names, title), path, bbox_inches="tight", pad_inches=0.15)
     return numbers
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from peft_ncgeo.hub import draw_geometry
@@ -167,12 +168,51 @@ def test_alignment_takes_tensors_of_any_kind(tmp_path):
     assert np.abs(numbers["weights_before"][:, 0]) == pytest.approx([1, 1])
 
 
-def test_names_with_dollars_are_no_mathematics(tmp_path, drawn):
-    points = torch.eye(3)
-    names = [r"$\frac$", "$5$ bill", r"\$"]
-    plot_alignment((points, points), (points, points), tmp_path / "x.png", names)
-    shown = [label.get_text() for axes in drawn[0].axes for label in axes.get_yticklabels() if label.get_text()]
-    assert [text.replace(r"\$", "$") for text in shown] == names
+STRANGE = ["$$", r"$\frac$", "$5$ bill", "_hidden", r"\$ a_b^c", "%#&~{x}"]
+LABELS = {"x_label": "$$ x", "y_label": r"$\y"}
+
+
+def draw_relation(path):
+    made = [
+        {"setting": s, "method": m, "seed": i, "x": i, "y": i * i} for s in STRANGE for m in STRANGE for i in range(3)
+    ]
+    plot_relation(Results(made, ["x"]), "x", "y", path, **LABELS)
+    return [*STRANGE, *STRANGE, *LABELS.values()]
+
+
+def draw_curve(path):
+    made = [{"method": m, "x": 10**i, "y": i} for m in STRANGE for i in range(14)]
+    plot_curve(made, "x", "y", path, log_x=True, **LABELS)
+    return [*STRANGE, *LABELS.values()]
+
+
+def draw_gaps(path):
+    plot_gaps(made_episodes(STRANGE, dict.fromkeys(STRANGE, 2)), path, title="$$")
+    return [*STRANGE, *STRANGE, "$$"]
+
+
+def draw_alignment(path):
+    plot_alignment(*moments(len(STRANGE)), path, STRANGE, title="$$")
+    return [*STRANGE * 4, "$$"]
+
+
+def draw_record(path):
+    record = TrainingRecord(
+        "image-classification", Part("NPTConfig"), class_names=STRANGE, moments=moments(len(STRANGE))
+    )
+    path.with_name(draw_geometry(record, path.parent)).rename(path)
+    return STRANGE * 4
+
+
+@pytest.mark.parametrize("draw", [draw_relation, draw_curve, draw_gaps, draw_alignment, draw_record])
+def test_names_with_dollars_are_no_mathematics(tmp_path, drawn, draw):
+    """Class names (price levels), methods, settings, domains, labels and titles are shown as they are."""
+    wanted = draw(tmp_path / "x.png")
+    texts = {text for text in drawn[0].findobj(Text) if text.get_visible()}
+    shown = [text for text in texts if text.get_text() in wanted]
+    assert sorted(text.get_text() for text in shown) == sorted(wanted)
+    assert not any(text.get_parse_math() or text.get_usetex() for text in shown)
+    seen_whole(tmp_path / "x.png")
 
 
 def test_alignment_errors(tmp_path):

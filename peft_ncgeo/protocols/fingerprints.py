@@ -135,7 +135,7 @@ class _Fingerprint:
     def _of_tensor(self, value: Tensor) -> bytes:
         try:
             numbers = value.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
-            content = hashlib.sha256(memoryview(numbers.numpy())).digest()
+            content = hashlib.sha256(numbers.numpy().data).digest()
         except Exception as error:  # on meta, sparse, quantised: each in a way of its own
             raise _UnknownContentError(f"a tensor whose numbers cannot be read ({reason(error)})") from None
         return _digest("tensor", str(value.dtype), str(list(value.shape)), str(value.requires_grad), content)
