@@ -80,16 +80,19 @@ class Results:
         """Write `results.json` (rows and note), `results.csv` (rows) and `results.md` (the table), on one process."""
         if not writes():
             return
-        folder = Path(folder)
-        content = {"note": self.note, "columns": self.columns, "rows": self.rows}
-        write_whole(folder / "results.json", json.dumps(content, indent=1) + "\n")
         names = list(dict.fromkeys([*KEYS, *self.columns, *(key for row in self.rows for key in row)]))
         table = StringIO(newline="")
         writer = csv.DictWriter(table, names)
         writer.writeheader()
         writer.writerows(self.rows)
-        write_whole(folder / "results.csv", table.getvalue())
-        write_whole(folder / "results.md", f"{self.markdown()}\n\n{self.note}\n")
+        content = {"note": self.note, "columns": self.columns, "rows": self.rows}
+        files = {
+            "results.json": json.dumps(content, indent=1) + "\n",
+            "results.csv": table.getvalue(),
+            "results.md": f"{self.markdown()}\n\n{self.note}\n",
+        }
+        for name, text in files.items():  # all of them made before the first is written
+            write_whole(Path(folder) / name, text)
 
     def _cell(self, setting: str, method: str, column: str) -> str:
         values = self.values(setting, method, column)

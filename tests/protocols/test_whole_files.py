@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import resource
 import time
 
 import pytest
@@ -50,3 +51,40 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_whole(tmp_path / "new" / "file.json", "half of it \ud800")
     assert [(path.name, path.read_text()) for path in (tmp_path / "new").iterdir()] == [("file.json", "before")]
+
+
+def write_where_nothing_fits(folder):
+    """Write every kind of file larger than this process may."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    rows = [{"setting": "s", "method": "m", "seed": i, "H": 2.0} for i in range(60)]
+    for write in (
+        lambda: write_cell(folder / "cell.json", "new", {"rows": rows}),
+        lambda: Results(rows, ["H"]).save(folder / "table"),
+        lambda: EpisodeResults([{"domain": "d", "method": "m", "episode": 0}] * 60, ["d"], ["m"]).save(folder / "few"),
+    ):
+        with pytest.raises(OSError, match="File too large"):
+            write()
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_full_disk_leaves_the_files_before(tmp_path):
+    rows = [{"setting": "s", "method": "m", "seed": 1, "H": 1.0}]
+    write_cell(tmp_path / "cell.json", "old", {"H": 1.0})
+    Results(rows, ["H"]).save(tmp_path / "table")
+    EpisodeResults([{"domain": "d", "method": "m", "episode": 0}], ["d"], ["m"]).save(tmp_path / "few")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    assert len(before) == 5
+    writer = multiprocessing.get_context("fork").Process(target=write_where_nothing_fits, args=(tmp_path,))
+    writer.start()
+    writer.join(60)
+    assert writer.exitcode == 0
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_a_table_that_cannot_be_made_leaves_all_files_before(tmp_path):
+    rows = [{"setting": "s", "method": "m", "seed": seed, "H": 1.0} for seed in (1, 2)]
+    Results(rows, ["H"]).save(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(TypeError):
+        Results([*rows, {**rows[0], "H": "text"}], ["H"]).save(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
