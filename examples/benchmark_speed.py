@@ -37,6 +37,7 @@ from peft_ncgeo.adapters import adapters_off
 from peft_ncgeo.data import load_demo
 from peft_ncgeo.geometry.sphere import cosine_logits
 from peft_ncgeo.losses import CrossEntropy, GeometryBatch
+from peft_ncgeo.protocols.whole_files import write_whole
 from peft_ncgeo.towers import image_features, text_positions, unwrap
 from peft_ncgeo.training import Recipe
 from peft_ncgeo.tuners.text_encoder import encode_texts
@@ -328,9 +329,8 @@ def main() -> None:
     note = f"{shapes}; torch {torch.__version__}, one thread; CPU flags: {flags}."
     text = "\n\n".join([*(markdown(rows) for rows in report.values() if rows), note])
     print(text)
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    (args.output_dir / "results.json").write_text(json.dumps({**report, "note": note}, indent=2) + "\n")
-    (args.output_dir / "results.md").write_text(text + "\n")
+    write_whole(args.output_dir / "results.json", json.dumps({**report, "note": note}, indent=2) + "\n")
+    write_whole(args.output_dir / "results.md", text + "\n")
 
 
 if __name__ == "__main__":

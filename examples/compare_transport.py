@@ -180,8 +180,8 @@ def main() -> None:
         f"mean multiplier of the later half of training. torch {torch.__version__} on the CPU."
     )
     print(f"\n{table(rows)}\n\n{note}")
-    (args.output_dir / "results.md").write_text(f"{table(rows)}\n\n{note}\n")
-    (args.output_dir / "results.json").write_text(json.dumps({"note": note, "results": rows}, indent=1) + "\n")
+    write_whole(args.output_dir / "results.md", f"{table(rows)}\n\n{note}\n")
+    write_whole(args.output_dir / "results.json", json.dumps({"note": note, "results": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

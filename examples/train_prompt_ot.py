@@ -37,6 +37,7 @@ from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, Ze
 from peft_ncgeo.data import base_new_split, few_shot, load_demo
 from peft_ncgeo.files import file_name
 from peft_ncgeo.losses import CrossEntropy, OTPreservation, Regularizer
+from peft_ncgeo.protocols.whole_files import write_whole
 from peft_ncgeo.training import parse_with_recipe
 
 # Chosen on the demo's development split; the mini-CLIP and its AdamW are far from the paper's setting.
@@ -254,9 +255,8 @@ def main() -> None:
         f"{args.device} ({platform.machine()}), {args.world_size} process(es) of {torch.get_num_threads()} thread(s)."
     )
     print(f"\n{table(results)}\n\n{note}")
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "results.md").write_text(f"{table(results)}\n\n{note}\n")
-    (output / "results.json").write_text(json.dumps({"note": note, "results": results}, indent=1) + "\n")
+    write_whole(output / "results.md", f"{table(results)}\n\n{note}\n")
+    write_whole(output / "results.json", json.dumps({"note": note, "results": results}, indent=1) + "\n")
 
     if trained:
         folder, new = output / trained[-1] / f"seed-{script.seeds[-1]}", task.eval_sets["new"]
