@@ -9,7 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from functools import singledispatchmethod
+from functools import cached_property, singledispatchmethod
 from operator import itemgetter
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType
@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from datasets import Dataset, Image
 from peft import PeftConfig
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..data.sampling import encoded_images, label_array, stored_values
@@ -189,6 +190,10 @@ class _Fingerprint:
     def _of_wrapped(self, value: Any) -> bytes:
         return self._all(type(value).__name__, value.__func__)
 
+    @_of.register(cached_property)
+    def _of_cached(self, value: cached_property[Any]) -> bytes:
+        return self._all("property", value.func)
+
     @_of.register(property)
     def _of_property(self, value: property) -> bytes:
         return self._all("property", value.fget, value.fset, value.fdel)
@@ -212,6 +217,16 @@ class _Fingerprint:
                     content.update(self._apart(stored))
             parts += [column, repr(feature), content.digest()]
         return self._all("data set", *parts)
+
+    @_of.register(nn.Module)
+    def _of_layers(self, value: nn.Module) -> bytes:
+        try:
+            plain = is_parametrized(value) or not hasattr(value, "__getstate__")  # the former refuse to be pickled
+            state = vars(value) if plain else value.__getstate__()
+            hooks = {name: [*part.values()] for name, part in state.items() if "_hooks" in name}  # their keys count up
+        except Exception as error:  # scripted modules, for one
+            raise _UnknownContentError(f"{shown(value)} ({reason(error)})") from None
+        return self._all("layers", type(value), {**state, **hooks})
 
     @_of.register(PreTrainedModel)
     def _of_model(self, value: PreTrainedModel) -> bytes:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from transformers import CLIPImageProcessor, TrainerCallback
 
 from peft_ncgeo import NPTConfig, PrototypeConfig
@@ -25,7 +26,7 @@ from peft_ncgeo.training import PromptAveraging, Recipe
 from ..conftest import NAMES, pixels, texts, tiny_clip, tiny_images, tiny_processor
 
 SCRIPT = """
-from functools import partial
+from functools import cached_property, lru_cache, partial
 import torch
 from peft_ncgeo.losses import OTPreservation
 
@@ -234,6 +235,33 @@ def test_what_cannot_be_told_apart_is_refused(held, said):
     recipe = Recipe("mine", lambda: LoraConfig(target_modules={"q_proj"}), callbacks=lambda: [Noted(held)])
     with pytest.raises(ValueError, match=rf"^Recipe 'mine' holds .*{said}.*$"):
         recipe_fingerprint(recipe)
+
+
+class Layers(nn.Module):
+    """Parts that pickle refuses, or that are kept once they are computed."""
+
+    def __init__(self, bias):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = weight_norm(nn.Linear(2, 2))
+        nn.init.constant_(self.layer.bias, bias)
+
+    @cached_property
+    def doubled(self):
+        return 2 * self.layer.bias
+
+    @property
+    def width(self):
+        return 2
+
+    @staticmethod
+    @lru_cache
+    def power(number):
+        return number**2
+
+
+def test_parts_of_the_users_own_modules():
+    assert fingerprint("x", Layers(1.0)) == fingerprint("x", Layers(1.0)) != fingerprint("x", Layers(2.0))
 
 
 def test_nested_too_deep():
