@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from huggingface_hub import get_token
 from huggingface_hub.utils import get_stored_tokens
@@ -20,6 +21,8 @@ _SHAPES = {  # what looks so is a secret, whoever's it is
     ),
     "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 }
+_NESTED = 3  # JSON texts in the strings of others
+_ESCAPED = re.compile(rb"(?P<letters>(?:\\u[0-9a-fA-F]{4})+)|\\(?P<letter>.)", re.DOTALL)
 
 
 def refuse_secrets(folder: Path, base: str, token: str | None, texts: Mapping[str, str | None]) -> None:
@@ -33,10 +36,10 @@ def refuse_secrets(folder: Path, base: str, token: str | None, texts: Mapping[st
     Raises:
         ValueError: one line that names the file and the line in it, and says which kind of secret it holds.
     """
-    known = _known(token) | dict.fromkeys(_places(folder, base), "a path of this machine")
-    shapes = [(what, re.compile(re.escape(secret.encode()))) for secret, what in known.items()] + [*_SHAPES.items()]
+    shapes = [(what, re.compile(re.escape(secret.encode()))) for secret, what in _known(token).items()]
+    shapes += [*_SHAPES.items(), *(("a path of this machine", place) for place in _places(folder, base))]
     for name, content in _contents(folder, texts):
-        for form in (content, content.replace(b"\\", b"")):  # Markdown has a backslash in front of some letters
+        for form in _forms(content):
             for what, shape in shapes:
                 found = shape.search(form)
                 if found:
@@ -61,6 +64,34 @@ def _known(token: str | None) -> dict[str, str]:
     return {secret: what for secret, what in held.items() if len(secret) >= _SHORTEST}
 
 
-def _places(folder: Path, base: str) -> set[str]:
-    places = {str(place) + os.sep for place in (Path.home(), Path.cwd(), folder.parent)} | {base}
-    return {place for place in places if os.path.isabs(place) and len(place) > len("/x/")}
+def _forms(content: bytes) -> Iterator[bytes]:
+    """A text as it is and without what was put in front of its letters: once for each text that is inside another."""
+    yield content
+    yield content.replace(b"\\", b"")  # Markdown's, which stand in front of some letters
+    for _ in range(_NESTED):
+        content = _ESCAPED.sub(_plain, content)
+        yield content
+
+
+def _plain(escaped: re.Match[bytes]) -> bytes:
+    if escaped["letters"]:
+        letters: str = json.loads(b'"%b"' % escaped["letters"])
+        return letters.encode("utf-8", "surrogatepass")
+    return b" " if escaped["letter"] in b"nrtbf" else escaped["letter"]  # no line more
+
+
+def _places(folder: Path, base: str) -> Iterator[re.Pattern[bytes]]:
+    """Find where a path of this machine begins: not inside another one, nor behind the name of a host."""
+    own = {str(Path.cwd()): False, str(folder.parent): False, str(Path.home()): True, base: True}
+    for place, by_itself in own.items():
+        trimmed = place.rstrip("/\\")
+        if not _is_absolute(trimmed) or len(trimmed) < len("/xy"):
+            continue
+        # one name at the root, /data say, tells nothing by itself
+        by_itself = by_itself or len(re.split(r"[/\\]", trimmed)) > 2
+        end = r"(?![\w-]|\.\w)" if by_itself else r"[/\\]"
+        yield re.compile(rb"(?<![\w.-])" + re.escape(trimmed.encode("utf-8", "surrogateescape")) + end.encode())
+
+
+def _is_absolute(place: str) -> bool:
+    return os.path.isabs(place) or PureWindowsPath(place).is_absolute()

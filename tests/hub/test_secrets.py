@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import random
 import socket
 from pathlib import Path, PurePosixPath
@@ -169,6 +170,43 @@ def test_secrets_of_any_kind_in_any_file(tmp_path, monkeypatch, secret, said, wr
         file.unlink()
         with pytest.raises(ValueError, match=f"tag holds .*{said}"):
             refuse_secrets(tmp_path, "", None, {"tag": content})
+
+
+@pytest.mark.parametrize("home", ["/home/jürg ß👩", "/home/me", "C:\\Users\\name\\new", "/root"])
+@pytest.mark.parametrize("inside", ["{}", "{}/photos", "in {}.", "a\n{}", "file://{}/x", "PATH=/bin:{}"])
+@pytest.mark.parametrize("nested", range(4))
+def test_a_path_however_it_is_written(tmp_path, monkeypatch, home, inside, nested):
+    """As text, in JSON, and in JSON that is a string of JSON."""
+    text = inside.format(home)
+    for _ in range(nested):
+        text = json.dumps({"x": text})
+    (tmp_path / "a.json").write_text(f"first\n{text}", encoding="utf-8")
+    with pytest.raises(ValueError, match="a.json holds a path of this machine in line [23] "):
+        refuse_secrets(tmp_path, home, None, {})  # as what the base was loaded from
+    if home[0] == "/":
+        monkeypatch.setenv("HOME", home)
+        with pytest.raises(ValueError, match="a.json holds a path of this machine in line [23] "):
+            refuse_secrets(tmp_path, "", None, {})
+
+
+def test_names_on_the_hub_are_no_paths(tmp_path, monkeypatch):
+    """Where the home folder, or the working folder, is called as the user is there."""
+    text = "[user/base](https://huggingface.co/user/base) https://huggingface.co/datasets/user/birds user/base"
+    (tmp_path / "README.md").write_text(text)
+    monkeypatch.setenv("HOME", "/user")
+    refuse_secrets(tmp_path, "user/base", None, {"repo_id": "user/name"})
+    monkeypatch.setenv("HOME", "/user/base")
+    refuse_secrets(tmp_path, "user/base", None, {"repo_id": "user/name"})
+    (tmp_path / "README.md").write_text("/user/based /user/base-old /user/base.old")
+    refuse_secrets(tmp_path, "user/base", None, {})
+
+
+def test_the_tokens_of_the_environment_beside_the_one_that_is_passed(tmp_path, monkeypatch):
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.setenv(name, f"held-by-{name}")
+        (tmp_path / "a.txt").write_text(f"x held-by-{name} x")
+        with pytest.raises(ValueError, match="a.txt holds the"):
+            refuse_secrets(tmp_path, "", "another-token", {})
 
 
 def test_what_is_no_secret_is_published(tmp_path, monkeypatch):
