@@ -13,12 +13,12 @@ DEFAULT_TEMPLATE = "a photo of a {}."  # CLIP's own, where neither an adapter no
 _PLACEHOLDER = "X"  # CoOp's; any word of one token would do, its embedding is replaced
 
 
-def find_tokenizer(name_or_path: str | None) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of that name or folder, or None where there is none to be had."""
+def find_tokenizer(name_or_path: str | None, revision: str | None = None) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of that name or folder, or None where there is none to be had without code of its own."""
     if not name_or_path:
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError, KeyError):
         return None
     # For a CLIP saved without its tokenizer Transformers makes one up that knows no words.

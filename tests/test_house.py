@@ -14,10 +14,13 @@ from packaging.version import Version
 PACKAGE = Path(__file__).parents[1] / "peft_ncgeo"
 # each part -> the parts it may import; everything may import what its own row names, nothing else
 BASE = {
+    "adapter_folder",
     "adapters",
+    "base_model",
     "devices",
     "families",
     "files",
+    "markdown",
     "precision",
     "substitution",
     "templates",
@@ -29,7 +32,10 @@ ALLOWED = {
     "towers": {"families", "substitution"},
     "substitution": set(),
     "templates": {"values"},
+    "adapter_folder": set(),
     "adapters": set(),
+    "base_model": {"towers"},
+    "markdown": set(),
     "devices": set(),
     "precision": {"towers", "adapters"},
     "values": set(),

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from datasets import Dataset
 from PIL import ExifTags, Image, ImageOps
+from torch import nn
 
+from ..base_model import base_name, base_revision
 from ..values import reason
 from .sampling import label_array
 from .white_level import column_white_level, lacks_white_level, white_level
@@ -110,16 +112,26 @@ def image_processor(processor: Any) -> Any:
     return getattr(processor, "image_processor", processor)
 
 
-def find_processor(kind: Any, *places: str | Path | None, token: str | None = None) -> Any:
+def find_processor(
+    kind: Any, *places: str | Path | None, revision: str | None = None, token: str | None = None
+) -> Any:
     """The processor that lies in the first of these folders or repositories that has one, or None.
+
+    One that needs code of its own counts as none: nothing here runs what a repository brings.
 
     Args:
         kind: Transformers' `AutoProcessor` or `AutoImageProcessor`.
+        revision: of the repositories.
     """
     for place in filter(None, places):
         with suppress(OSError, ValueError):
-            return kind.from_pretrained(place, token=token)
+            return kind.from_pretrained(place, revision=revision or "main", token=token, trust_remote_code=False)
     return None
+
+
+def processor_of_base(kind: Any, model: nn.Module) -> Any:
+    """The processor that lies where a model came from, at the revision that its adapters name; None without one."""
+    return find_processor(kind, base_name(model), revision=base_revision(model))
 
 
 Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoImageProcessor
 
+from ..adapter_folder import refuse_model_folder, weights_digest, writing_adapter
+from ..data.head_names import CLASS_NAMES
 from ..data.images import find_processor
 from ..files import file_name, parse_json
 from ..geometry.contrast import TEMPERATURE
@@ -25,6 +28,7 @@ from ..values import reason, shown
 from .image_features import ImageFeatures, check_rows
 
 PROTOTYPES = "prototypes.safetensors"
+_HEADS = "adapter_sha256"  # in that file's header: of the heads that the prototypes belong to
 
 
 class FewShotClassifier:
@@ -124,8 +128,8 @@ class FewShotClassifier:
         As PEFT does, an adapter that is not named "default" goes into a folder of its name inside.
 
         Raises:
-            ValueError: the model has no `CoPAConfig` adapter to write into, or the classes are not all numbers or
-                words.
+            ValueError: the model has no `CoPAConfig` adapter to write into; the classes are not all numbers or words;
+                or the folder is a model's.
         """
         if not isinstance(self.model, PeftModel) or self._adapter is None:
             raise ValueError(
@@ -134,11 +138,14 @@ class FewShotClassifier:
         if not all(isinstance(name, str | int) for name in self.classes):
             raise ValueError(f"Classes must be numbers or words to be saved, got {self.classes}.")
         file_name(self._adapter, "an adapter")  # PEFT makes a folder of it
+        refuse_model_folder(folder)
         tensors = {**self.model.state_dict(), **self._weights}
-        self.model.save_pretrained(str(folder), selected_adapters=[self._adapter], state_dict=tensors)
-        place = Path(folder) / (self._adapter if self._adapter != "default" else "")
         prototypes = {"prototypes": self.prototypes.contiguous().cpu()}
-        save_file(prototypes, place / PROTOTYPES, {"classes": json.dumps(self.classes)})
+        with writing_adapter(folder, [CLASS_NAMES]) as part:
+            self.model.save_pretrained(str(part), selected_adapters=[self._adapter], state_dict=tensors)
+            place = part / (self._adapter if self._adapter != "default" else "")
+            told = {"classes": json.dumps(self.classes), _HEADS: weights_digest(place)}
+            save_file(prototypes, place / PROTOTYPES, told)
 
     @classmethod
     def from_pretrained(
@@ -164,12 +171,16 @@ class FewShotClassifier:
             raise ValueError(f"{repo_id} holds a {config.peft_type.value} adapter, not one of type NCGEO_COPA.")
         if not (folder / PROTOTYPES).is_file():
             raise ValueError(f"{repo_id} has no {PROTOTYPES}; write it with FewShotClassifier.save_pretrained.")
+        digest = weights_digest(folder)
         try:
             read_shapes(folder / PROTOTYPES)  # refuses kinds of numbers before any is read
             with safe_open(folder / PROTOTYPES, "pt") as file:
-                classes = parse_json(file.metadata()["classes"])
+                told = file.metadata()
+                classes = parse_json(told["classes"])
                 prototypes = file.get_tensor("prototypes").clone()  # else they are the file, and change with it
             check_tensors({"prototypes": prototypes})
+            if told.get(_HEADS, digest) != digest:  # version 0.1.0 wrote none
+                raise ValueError(f"it belongs to other heads than {SAFETENSORS_WEIGHTS_NAME}; save both again")
             known = isinstance(classes, list) and all(isinstance(name, str | int) for name in classes)
             if not known or len(set(classes)) < max(2, len(classes)):
                 raise ValueError(f"its classes are {shown(classes)}")

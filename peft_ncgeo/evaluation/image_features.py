@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
 from ..adapters import check_adapter_weights, evaluation_mode
-from ..data.images import image_processor, list_images, rgb_images
+from ..data.images import image_processor, list_images, processor_of_base, rgb_images
 from ..devices import execution_device, one_at_a_time
 from ..substitution import Recorder, substitute
 from ..towers import find_pooling, unwrap
@@ -122,10 +122,9 @@ class ImageFeatures(nn.Module):
 
     def _image_processor(self) -> Any:
         if self.processor is None:  # several threads may look for it, and find the same
-            try:
-                self.processor = AutoImageProcessor.from_pretrained(unwrap(self.model).name_or_path)
-            except (OSError, ValueError) as error:
-                raise ValueError("No image processor lies where the model came from; pass processor.") from error
+            self.processor = processor_of_base(AutoImageProcessor, self.model)
+            if self.processor is None:
+                raise ValueError("No image processor lies where the model came from; pass processor.")
         return image_processor(self.processor)
 
 

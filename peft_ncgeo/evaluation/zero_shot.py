@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import AutoProcessor
 
 from ..adapters import adapter_layers, adapter_parameters, check_adapter_weights
+from ..base_model import base_name, base_revision
 from ..data.class_prompts import class_prompts, list_names
 from ..data.images import find_processor, list_images, rgb_images
 from ..devices import execution_device, one_at_a_time
@@ -78,8 +79,10 @@ class ZeroShotClassifier:
 
         folder = fetch_adapter(repo_id, revision, token)
         model = load_adapter(folder, base_model, token=token)
-        base = base_model if isinstance(base_model, str) else unwrap(model).name_or_path
-        processor = processor or find_processor(AutoProcessor, folder, base, token=token)
+        processor = processor or find_processor(AutoProcessor, folder)
+        processor = processor or find_processor(
+            AutoProcessor, base_name(model), revision=base_revision(model), token=token
+        )
         if processor is None:
             raise ValueError(f"No processor beside the adapter in {repo_id} nor with its base model; pass processor.")
         return cls(model, processor, template)

@@ -11,7 +11,9 @@ from urllib.parse import quote
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
+from ..base_model import is_folder
 from ..evaluation import FewShotClassifier
+from ..markdown import code_cell, escape, literal, table
 from ..templates import DEFAULT_TEMPLATE
 from ..training.measure import record_few_shot
 from ..training.record import Part, TrainingRecord, record_model
@@ -28,8 +30,6 @@ from .card_tables import (
     results_rows,
     results_table,
 )
-from .load import is_folder
-from .markdown import code_cell, escape, literal, table
 from .references import adapter_reference, bibtex, term_references
 
 TEMPLATE = Path(__file__).with_name("card_template.md")

@@ -9,8 +9,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from ..markdown import escape, table
 from ..training.record import GROUPS, TrainingRecord
-from .markdown import escape, table
 
 Rows = dict[str, dict[str, Any]]  # row -> `before` and `after` in percent, and `over_seeds`, what is known of them
 Runs = Sequence[Mapping[str, Any]]

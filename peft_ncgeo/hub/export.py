@@ -17,10 +17,10 @@ from transformers import CLIPModel, CLIPVisionConfig
 from ..data.images import image_processor
 from ..evaluation.zero_shot import ZeroShotClassifier
 from ..geometry.sphere import unit
+from ..markdown import escape
 from ..towers import find_towers, reads_text, unwrap
 from ..tuners.prompt_layer import PromptLayer
 from .exported_classifier import ExportedClassifier
-from .markdown import escape
 
 
 def export_classifier(

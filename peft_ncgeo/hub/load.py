@@ -54,8 +54,9 @@ def load_adapter(
 
     Args:
         repo_id: Hub repository or local folder with `adapter_config.json` and `adapter_model.safetensors`.
-        base_model: the model to adapt, or where to load it from. Default: the one named in the adapter's config.
-        revision: branch, tag or commit of the repository.
+        base_model: the model to adapt, or where to load it from. Default: the one named in the adapter's config, at
+            the revision named there. One that needs code of its own is refused; pass the model.
+        revision: branch, tag or commit of the repository. With one, a folder called `repo_id` is not looked at.
         token: for a private repository. Default: the one that `hf auth login` stored.
 
     Raises:
@@ -146,7 +147,7 @@ def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str |
     if not isinstance(repo_id, str | os.PathLike):
         raise TypeError(f"repo_id must be a folder or a repository of the Hub, got {type(repo_id).__name__}.")
     folder = Path(repo_id)
-    if not folder.is_dir():
+    if revision or not folder.is_dir():  # a folder has no revisions, so one is asked of the Hub
         # and never the gigabytes of a whole model
         wanted = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, CLASS_NAMES, PROTOTYPES, *PROCESSOR_FILES]
         try:
@@ -154,18 +155,16 @@ def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str |
             with hub_errors(f"The adapter {repo_id}{at} cannot be loaded"):
                 folder = Path(snapshot_download(str(repo_id), revision=revision, token=token, allow_patterns=wanted))
         except HFValidationError as error:
+            if folder.is_dir():
+                raise ValueError(f"The folder {repo_id} has no revisions; leave out revision={revision!r}.") from error
             raise OSError(f"{repo_id} is neither a folder nor the id of a repository on the Hub.") from error
     for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise ValueError(
-                f"{repo_id} has no {name}, so it is no adapter that can be loaded (pickles are not read)."
+                f"{repo_id} has no {name}, so it is no adapter that can be loaded (pickles are not read); save it "
+                "again if that was interrupted."
             )
     return folder
-
-
-def is_folder(name: str | None) -> bool:
-    """Whether what a base model was loaded from is a path of this machine, rather than an id on the Hub."""
-    return name is not None and (Path(name).exists() or os.path.isabs(name) or name.count("/") > 1)
 
 
 def read_config(folder: Path, repo_id: str | Path) -> PeftConfig:
@@ -218,18 +217,27 @@ def _load_base(
     if not name_or_path:
         raise ValueError("The adapter's config names no base model; pass base_model.")
     name, brings_head = str(name_or_path), holds_head(given)
+    revision = config.revision if name == config.base_model_name_or_path else None
+    if revision and Path(name).is_dir():
+        raise ValueError(
+            f"The adapter is for {name} at revision {revision}, and the folder {name} here has no revisions; pass "
+            "base_model, loaded from where it is."
+        )
     mapping = config.auto_mapping if isinstance(config.auto_mapping, dict) else {}
     base_class: Any = getattr(transformers, str(mapping.get("base_model_class")), None)
     if not hasattr(base_class, "from_pretrained"):
         base_class = transformers.AutoModel
-    options = {"num_labels": len(names), "ignore_mismatched_sizes": True} if names and brings_head else {}
+    options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+    if names and brings_head:
+        options |= {"num_labels": len(names), "ignore_mismatched_sizes": True}
     try:
         model, told = base_class.from_pretrained(name, token=token, output_loading_info=True, **options)
     except OF_THE_MACHINE:
         raise
     except Exception as error:  # of the Hub, of safetensors, or of a config in which anything may stand
+        at = f" at revision {revision}" if revision else ""
         said = f"Its file is damaged or truncated: {error}" if isinstance(error, SafetensorError) else reason(error)
-        raise OSError(f"The base model {name} cannot be loaded; pass base_model. ({said})") from error
+        raise OSError(f"The base model {name}{at} cannot be loaded; pass base_model. ({said})") from error
     missing = any(key.split(".")[0] == HEAD for key in told["missing_keys"])
     if not brings_head and (missing or (names and model.config.num_labels != len(names))):
         raise ValueError(f"Neither the adapter nor {name} holds the head; pass base_model, with one that was trained.")

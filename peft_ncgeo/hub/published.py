@@ -12,6 +12,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..adapter_folder import refuse_model_folder, writing_adapter
 from ..tuners.npt import NPTConfig
 from ..tuners.tensors import check_tensors
 from ..values import reason
@@ -34,14 +35,14 @@ class ImportedPrompts:
 
     def save_pretrained(self, folder: str | Path, base_model_name_or_path: str | None = None) -> None:
         """Write an adapter folder for `PeftModel.from_pretrained(CLIPModel, folder)`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         parent = "transformers.models.clip.modeling_clip"
         self.config.inference_mode = True
         self.config.base_model_name_or_path = base_model_name_or_path
         self.config.auto_mapping = {"base_model_class": "CLIPModel", "parent_library": parent}
-        self.config.save_pretrained(str(folder))
+        refuse_model_folder(folder)
+        with writing_adapter(folder) as part:
+            save_file(self.state_dict, part / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+            self.config.save_pretrained(str(part))
 
 
 def import_prompts(path: str | Path, format: str, template: str = "a photo of a {}.") -> ImportedPrompts:

@@ -13,13 +13,14 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
 from transformers import AutoConfig
 
+from ..base_model import base_name, is_folder
 from ..evaluation import FewShotClassifier
 from ..towers import classification_head, linear_classifier, reads_text, unwrap
 from ..training.record import TrainingRecord
 from ..tuners.copa import CoPAConfig
 from .errors import hub_errors
-from .load import holds_head, is_folder
-from .save import OPTIONAL, base_path, save_adapter, tuned_model
+from .load import holds_head
+from .save import OPTIONAL, save_adapter, tuned_model
 from .secrets import refuse_secrets
 
 _TOWERS = ("text_config", "vision_config")
@@ -59,8 +60,8 @@ def push_adapter(
 
     Raises:
         ValueError: the base model is a folder, no model on the Hub or of another kind: pass base_model_id. Or neither
-            adapter nor base holds the model's head; or a file or commit_message holds a path of this
-            machine or anybody's token.
+            adapter nor base holds the model's head; the repository holds a model; or a file or commit_message holds a
+            path of this machine or anybody's token.
         OSError: there is no token, it may not write, or the way to the Hub broke. The repository is as it was.
 
     Example:
@@ -78,7 +79,7 @@ def push_adapter(
     with TemporaryDirectory() as folder:
         save_adapter(model, folder, processor, base.id, record, repo_id=repo_id, **card)
         texts = {"commit_message": commit_message, "revision": revision, "repo_id": repo_id}
-        refuse_secrets(Path(folder), base_path(tuned_model(model)), token, texts)
+        refuse_secrets(Path(folder), base_name(tuned_model(model)), token, texts)
         with hub_errors(f"{repo_id} was not pushed"):
             api.create_repo(repo_id, private=private, exist_ok=True)
             if revision is not None and not create_pr:
@@ -106,11 +107,16 @@ def check_push(
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(f"{repo_id!r} is not the id of a repository: {error}") from error
-    base = _base_on_hub(base_model_id or base_path(tuned), base_model_id is not None, token)
+    base = _base_on_hub(base_model_id or base_name(tuned), base_model_id is not None, token)
     _check_base(tuned, base.id, token)
+    api = HfApi(token=token)
     with hub_errors(f"{repo_id} was not pushed"):
-        user = HfApi(token=token).whoami()["name"]
-    return base, repo_id if "/" in repo_id else f"{user}/{repo_id}"
+        user = api.whoami()["name"]
+        repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
+        holds_model = api.file_exists(repo_id, "config.json")
+    if holds_model:  # whose tokenizer would be replaced
+        raise ValueError(f"{repo_id} holds a model (config.json); push the adapter to a repository of its own.")
+    return base, repo_id
 
 
 def _base_on_hub(name: str, given: bool, token: str | None) -> ModelInfo:
@@ -135,7 +141,7 @@ def _check_base(model: PeftModel, base_model_id: str, token: str | None) -> None
     """Whether the adapter fits what others will load under that id, as far as its configuration tells."""
     own = unwrap(model).config
     with hub_errors(f"base_model_id={base_model_id!r} holds no model"):
-        base = AutoConfig.from_pretrained(base_model_id, token=token)
+        base = AutoConfig.from_pretrained(base_model_id, token=token, trust_remote_code=False)
     # a single tower, clip_vision_model, is loaded from a whole clip
     if not own.model_type.startswith(base.model_type):
         raise ValueError(f"base_model_id={base_model_id!r} is a {base.model_type}, the model a {own.model_type}.")

@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..markdown import code_cell
 from ..training.record import Part, TrainingRecord
-from .markdown import code_cell
 
 
 class Reference(NamedTuple):

@@ -12,17 +12,19 @@ from peft.utils import CONFIG_NAME
 from torch import nn
 from transformers import AutoImageProcessor, AutoProcessor
 
+from ..adapter_folder import refuse_model_folder, writing_adapter
+from ..base_model import base_name, is_folder
 from ..data.head_names import CLASS_NAMES, count_outputs, head_names, write_class_names
-from ..data.images import find_processor
+from ..data.images import find_processor, processor_of_base
 from ..evaluation import FewShotClassifier
 from ..evaluation.few_shot import PROTOTYPES
 from ..files import file_name
-from ..towers import reads_text, unwrap
+from ..towers import reads_text
 from ..training.measure import record_few_shot
 from ..training.record import TrainingRecord, check_peft_model, record_model
 from ..training.state import writing
 from .card import FIGURE, create_card
-from .load import PROCESSOR_FILES, is_folder
+from .load import PROCESSOR_FILES
 
 OPTIONAL = (CLASS_NAMES, PROTOTYPES, FIGURE, *PROCESSOR_FILES)  # files that another kind of adapter may have left
 
@@ -41,48 +43,47 @@ def save_adapter(
 
     Args:
         model: a `PeftModel`, or a [`~peft_ncgeo.FewShotClassifier`] around one.
-        folder: what an adapter that was there before left is replaced; other files stay.
+        folder: it holds the new adapter as a whole, or what was there before. What an adapter that was there before
+            left is replaced; other files stay.
         processor, base_model_id, record, card: see [`push_adapter`].
 
     Warns: where no processor is found to save.
 
     Raises:
         TypeError: another model.
-        ValueError: an adapter whose name cannot be a folder's.
+        ValueError: an adapter whose name cannot be a folder's; or the folder of a model.
         OSError: the folder cannot be written.
     """
     tuned, folder = tuned_model(model), Path(folder)
     name: Any = model.adapter_name if isinstance(model, FewShotClassifier) else tuned.active_adapter
     file_name(name or "default", "an adapter")  # PEFT makes a folder of it
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for pattern in OPTIONAL:
-            for file in folder.glob(pattern):
-                file.unlink()
+    refuse_model_folder(folder)
+    base = base_name(tuned)
+    base_model_id = base_model_id or base
+    base_model_id = None if is_folder(base_model_id) else base_model_id or None
+    with writing(folder), writing_adapter(folder, OPTIONAL) as part:
         if isinstance(model, FewShotClassifier):
-            model.save_pretrained(folder)
+            model.save_pretrained(part)
             record = record or record_few_shot(model)
             processor = processor or model.processor
         else:
-            tuned.save_pretrained(str(folder), selected_adapters=[name])
+            tuned.save_pretrained(str(part), selected_adapters=[name])
             record = record or record_model(model)
         if name != "default":  # PEFT gives it a folder of its own
-            for file in (folder / name).iterdir():
-                file.replace(folder / file.name)
-            (folder / name).rmdir()
-        base = base_model_id or base_path(tuned)
-        base_model_id = None if is_folder(base) else base or None
-        _write_config(folder / CONFIG_NAME, base_model_id)
+            for file in (part / name).iterdir():
+                file.replace(part / file.name)
+            (part / name).rmdir()
+        _write_config(part / CONFIG_NAME, base_model_id, other_base=not is_folder(base) and base_model_id != base)
         if record.task == "image-classification" and record.adapter.name != "CoPAConfig":
             generic = [f"LABEL_{i}" for i in range(count_outputs(tuned))]
-            write_class_names(folder, record.class_names or head_names(tuned) or generic)
+            write_class_names(part, record.class_names or head_names(tuned) or generic)
         processor = processor or _find_processor(tuned, base_model_id)
         if processor is None:
             warnings.warn("No processor was found to save beside the adapter; pass processor.", stacklevel=2)
         else:
-            processor.save_pretrained(str(folder))
-        card.setdefault("figure", draw_geometry(record, folder))
-        create_card(model, record, base_model_id=base_model_id, **card).save(folder / "README.md")
+            processor.save_pretrained(str(part))
+        card.setdefault("figure", draw_geometry(record, part))
+        create_card(model, record, base_model_id=base_model_id, **card).save(part / "README.md")
 
 
 def draw_geometry(record: TrainingRecord, folder: str | Path) -> str | None:
@@ -106,14 +107,11 @@ def tuned_model(model: Any) -> PeftModel:
     return check_peft_model(model.model if isinstance(model, FewShotClassifier) else model)
 
 
-def base_path(model: nn.Module) -> str:
-    """What the base model was loaded from; empty where nothing says so."""
-    return str(getattr(unwrap(model), "name_or_path", "") or "")
-
-
-def _write_config(file: Path, base_model_id: str | None) -> None:
+def _write_config(file: Path, base_model_id: str | None, other_base: bool) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base_model_id
+    if other_base:
+        config["revision"] = None  # it was one of the repository that the model was loaded from
     if is_folder(config.get("tokenizer_name_or_path")):
         config["tokenizer_name_or_path"] = None  # that of the base model; tokens are in the config anyway
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -121,4 +119,4 @@ def _write_config(file: Path, base_model_id: str | None) -> None:
 
 def _find_processor(model: nn.Module, base_model_id: str | None) -> Any:
     kind = AutoProcessor if reads_text(model) else AutoImageProcessor
-    return find_processor(kind, base_path(model), base_model_id)
+    return processor_of_base(kind, model) or find_processor(kind, base_model_id)

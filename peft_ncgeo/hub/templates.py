@@ -38,18 +38,19 @@ def hypothesis_template(
     classify(image, candidate_labels=names, hypothesis_template=hypothesis_template("user/adapter"))
     ```
     """
-    places: list[Any] = []
+    places: list[tuple[Any, Any]] = []
     config: Any = config_or_repo
     if not isinstance(config_or_repo, PeftConfig):
         folder = fetch_adapter(config_or_repo, revision, token)
-        config, places = read_config(folder, config_or_repo), [str(folder)]
+        config, places = read_config(folder, config_or_repo), [(str(folder), None)]
     slots = getattr(config, "num_text_tokens", 0)
     template = getattr(config, "template", DEFAULT_TEMPLATE)
     if not slots:
         return template
-    places += [getattr(config, "tokenizer_name_or_path", None), config.base_model_name_or_path]
-    for place in places:
-        tokenizer = tokenizer or find_tokenizer(place)
+    places += [(getattr(config, "tokenizer_name_or_path", None), None)]
+    places += [(config.base_model_name_or_path, config.revision)]
+    for place, at in places:
+        tokenizer = tokenizer or find_tokenizer(place, at)
     if tokenizer is None:
         raise ValueError("No tokenizer is found with the adapter or its base model; pass tokenizer.")
     return padded_template(template, slots, tokenizer)

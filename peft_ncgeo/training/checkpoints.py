@@ -34,7 +34,7 @@ def flaw(folder: str | Path) -> str:
         random_states = list(folder.glob("rng_state*.pth"))  # of this machine's processes
         for path in (folder / OPTIMIZER_NAME, folder / SCHEDULER_NAME, *random_states):
             ZipFile(path).close()  # its table of contents is its end
-        adapters = list(folder.rglob("adapter_model.safetensors"))
+        adapters = [path for at in ("", "[!.]*/") for path in folder.glob(f"{at}adapter_model.safetensors")]
         for path in adapters:
             json.loads(path.with_name("adapter_config.json").read_text())
         for path in (folder / FILE_NAME, *adapters):

@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 from ..adapters import adapter_layers, adapter_parameters, check_adapter_weights, evaluation_mode
 from ..data.checks import check_dataset
 from ..data.head_names import check_head_names, same_names
-from ..data.images import ImageCollator, LabelledImages, image_processor, rgb_images
+from ..data.images import ImageCollator, LabelledImages, image_processor, processor_of_base, rgb_images
 from ..devices import execution_device
 from ..evaluation import ZeroShotClassifier
 from ..evaluation.metrics import accuracy, balanced_accuracy
@@ -33,7 +33,6 @@ from ..towers import (
     linear_parameter,
     logit_scale,
     reads_text,
-    unwrap,
 )
 from ..values import shown
 from .towers_module import TowersModule, encode
@@ -349,10 +348,9 @@ class _Encoder:
     def _processor(self) -> Any:
         if self.processor is None:
             loader = AutoProcessor if self.reads_text else AutoImageProcessor
-            try:
-                self.processor = loader.from_pretrained(unwrap(self.model).name_or_path)
-            except (OSError, ValueError) as error:
-                raise ValueError("No processor lies where the model came from; pass processing_class.") from error
+            self.processor = processor_of_base(loader, self.model)
+            if self.processor is None:
+                raise ValueError("No processor lies where the model came from; pass processing_class.")
         return self.processor
 
     def _image_processor(self) -> Any:

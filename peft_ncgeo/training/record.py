@@ -16,6 +16,7 @@ import numpy as np
 from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 
+from ..base_model import base_name
 from ..evaluation.metrics import harmonic_mean
 from ..towers import classification_head, find_towers, reads_text, unwrap
 from ..tuners.copa import CoPAConfig
@@ -62,7 +63,7 @@ class TrainingRecord:
     Attributes:
         task: the Hub's pipeline tag.
         adapter: the PEFT config.
-        base_model: what the model was loaded from, a Hub id or a folder.
+        base_model: what the model was loaded from, a Hub id or the absolute path of a folder.
         template: text around a class name; None for an image classifier.
         terms: classification loss, losses and callbacks.
         class_names, class_counts: of the training set, (K,).
@@ -166,7 +167,7 @@ def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingR
     return TrainingRecord(
         task=task,
         adapter=describe(config, _OF_EVERY_CONFIG),
-        base_model=getattr(unwrap(model), "name_or_path", None) or config.base_model_name_or_path,
+        base_model=base_name(model) or config.base_model_name_or_path,
         template=getattr(config, "template", None) if names_as_text else None,
         dtype=str(next(unwrap(model).parameters()).dtype).removeprefix("torch."),
         versions={"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},

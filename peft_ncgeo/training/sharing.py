@@ -13,7 +13,9 @@ from peft.utils import CONFIG_NAME
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
-from ..data.head_names import head_names, write_class_names
+from ..adapter_folder import writing_adapter
+from ..data.head_names import CLASS_NAMES, head_names, write_class_names
+from ..evaluation.few_shot import PROTOTYPES
 from ..towers import classification_head, reads_text
 from .measure import record_training
 from .record import TrainingRecord
@@ -29,12 +31,18 @@ class SharingTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # The base model has its processor. A tokenizer beside the adapter makes AutoPeftModel ask CLIPModel for input
         # embeddings, which it does not give.
+        folder = Path(output_dir or str(self.args.output_dir))
         processing_class, self.processing_class = self.processing_class, None
         try:
-            super()._save(output_dir, state_dict)
+            if self.args.should_save and isinstance(self.model, PeftModel):
+                with writing_adapter(folder, [CLASS_NAMES, PROTOTYPES]) as part:
+                    super()._save(str(part), state_dict)
+                    self._save_class_names(part)
+            else:
+                super()._save(output_dir, state_dict)
+                self._save_class_names(folder)
         finally:
             self.processing_class = processing_class
-        self._save_class_names(Path(output_dir or str(self.args.output_dir)))
 
     def _save_class_names(self, folder: Path) -> None:
         """Write the names of an image classifier's outputs, which [`~peft_ncgeo.hub.load_adapter`] reads."""

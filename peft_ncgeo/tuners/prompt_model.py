@@ -131,7 +131,8 @@ def _wrap_vision(tower: Tower, num_tokens: int, prompted: list[str]) -> dict[str
 
 
 def _write_token_ids(config: PromptConfig, model_name: str | None) -> None:
-    tokenizer = find_tokenizer(config.tokenizer_name_or_path or model_name)
+    own = config.tokenizer_name_or_path
+    tokenizer = find_tokenizer(own) if own else find_tokenizer(model_name, config.revision)
     if tokenizer is None and isinstance(config.text_init, str):
         warnings.warn(
             f"No tokenizer found for text_init={config.text_init!r}, so text prompts start from N(0, init_std); name "

@@ -257,7 +257,7 @@ def lying_around(user: User) -> set[str]:
         ("push_adapter(model, 'user/wrong', token='hf_wrong')", "no valid token"),
         ("push_adapter(model, 'wrong', token='hf_wrong')", "no valid token"),
         ("push_adapter(model, 'other/model')", "other/model was not pushed: the token may not write there"),
-        ("push_adapter(model, 'user/tiny-clip', create_pr=True)", "user/tiny-clip was not pushed"),
+        ("push_adapter(model, 'user/by-request', create_pr=True)", "user/by-request was not pushed"),
     ],
 )
 def test_refused_pushes(hub, author, model, call, said):

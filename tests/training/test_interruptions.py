@@ -174,8 +174,11 @@ def test_nothing_to_resume_from(tmp_path):
 
 
 def refuse_to_write(monkeypatch, folder: Path, name: str) -> None:
-    """A disk that is full when this file is written."""
+    """A disk that is full when this file is written, or a place that it cannot take."""
     folder.mkdir()
+    if name in ("adapter_config.json", "training_args.bin"):  # written elsewhere, and moved
+        (folder / name).mkdir()
+        return
     if name != "trainer_state.json":
         (folder / name).symlink_to("/dev/full")
         return
@@ -231,12 +234,11 @@ def test_a_checkpoint_written_again_is_not_vouched_for_by_the_old_one(checkpoint
     assert not flaw(checkpoints / "checkpoint-4")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_is_said_of_an_adapters_folder(tmp_path):
+def test_a_place_that_is_taken_is_said_of_an_adapters_folder(tmp_path):
     run = again(tmp_path / "trained")
     for name, save in {"trainer": run.save_model, "hub": partial(save_adapter, run.model)}.items():
         folder = tmp_path / name
-        folder.mkdir()
-        (folder / "adapter_config.json").symlink_to("/dev/full")
-        with pytest.raises(OSError, match=rf"^{folder} could not be written: .*No space left"):
+        (folder / "adapter_config.json").mkdir(parents=True)
+        with pytest.raises(OSError, match=rf"^{folder} could not be written: "):
             save(str(folder))
+        assert [path.name for path in folder.iterdir()] == ["adapter_config.json"]
