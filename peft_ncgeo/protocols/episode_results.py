@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from ..files import read_json
+from ..markdown import escape
 from ..values import reason
 from .cells import LARGEST
 from .results import markdown_table
@@ -96,7 +97,7 @@ class EpisodeResults:
         ranks = self.ranks()
         lines = [
             [
-                method,
+                escape(method),
                 str(len(self.values(self.domains[0], method))),
                 *(_shown(self.mean(domain, method), 1) for domain in self.domains),
                 *(_shown(self.mean(members, method), 1) for members in self.groups.values()),
@@ -112,7 +113,7 @@ class EpisodeResults:
         places = [*self.domains, *self.groups.values()]
         lines = [
             [
-                f"{method} - {other}",
+                escape(f"{method} - {other}"),
                 str(min(len(self.values(self.domains[0], name)) for name in (method, other))),
                 *(_shown(self.difference(place, method, other), 1, "+") for place in places),
             ]
@@ -125,7 +126,7 @@ class EpisodeResults:
         columns = {"gap_before": 3, "gap_after": 3, "nc1_before": 2, "nc1_after": 2, "seconds": 3}
         titles = ["gap before", "gap after", "NC1 before", "NC1 after", "CPU seconds of training"]
         lines = [
-            [domain, method, *(f"{self.mean(domain, method, c)[0]:.{d}f}" for c, d in columns.items())]
+            [escape(domain), escape(method), *(f"{self.mean(domain, method, c)[0]:.{d}f}" for c, d in columns.items())]
             for domain in self.domains
             for method in self.methods
         ]

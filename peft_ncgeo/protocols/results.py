@@ -11,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from ..markdown import escape
 from .cells import writes
 from .whole_files import write_whole
 
@@ -61,7 +62,7 @@ class Results:
         columns = self.columns if columns is None else list(columns)
         head = ["setting", "method", *(self.titles.get(c, c) for c in columns)]
         lines = [
-            [setting, method, *(self._cell(setting, method, column) for column in columns)]
+            [escape(setting), escape(method), *(self._cell(setting, method, column) for column in columns)]
             for setting in self._seen("setting")
             for method in self._seen("method")
             if any(row["setting"] == setting and row["method"] == method for row in self.rows)
@@ -72,7 +73,8 @@ class Results:
         """One metric: a row for each method, a column for each setting."""
         settings = self._seen("setting")
         lines = [
-            [method, *(self._cell(setting, method, column) for setting in settings)] for method in self._seen("method")
+            [escape(method), *(self._cell(setting, method, column) for setting in settings)]
+            for method in self._seen("method")
         ]
         return markdown_table([self.titles.get(column, column), *settings], lines)
 
@@ -107,6 +109,6 @@ class Results:
 
 
 def markdown_table(head: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table of cells as they are."""
-    rows = [head, ["---"] * len(head), *lines]
+    """A Markdown table: names in the head are escaped, cells are as they are."""
+    rows = [[*map(escape, head)], ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -30,6 +30,7 @@ from peft_ncgeo.protocols.fingerprints import dataset_fingerprint
 from peft_ncgeo.training import Recipe
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor
+from ..hub.test_card import cells
 from ..training.test_processes import launch
 
 ARGS = {"num_train_epochs": 1, "batch_size": 8, "learning_rate": 0.01, "max_steps": 2}
@@ -355,3 +356,12 @@ def test_results_as_tables_and_files(tmp_path):
     assert len(read) == 12
     assert read[0] == {"setting": "a", "method": "x", "seed": "1", "base": "11.0", "few": ""}
     assert (tmp_path / "results.md").read_text().endswith("\n\na note\n")
+
+
+def test_names_in_a_table_are_text():
+    names = ["a|b", "<img src=x>", "`c|", "*d*", "e\nf"]
+    rows = [{"setting": name, "method": name, "seed": 1, "H": 1.0} for name in names]
+    for table in (Results(rows, ["H"], titles={"H": "H|H"}).markdown(), Results(rows, ["H"]).pivot("H")):
+        lines = [cells(line) for line in table.splitlines()]
+        assert len({len(line) for line in lines}) == 1
+        assert [line[0] for line in lines[2:]] == [" ".join(name.split()) for name in names]
