@@ -25,7 +25,7 @@ from ..files import read_json
 from ..precision import hold_in_float32
 from ..towers import HEAD, linear_classifier
 from ..tuners.tensors import read_shapes
-from ..values import OF_THE_MACHINE, check_path, reason
+from ..values import OF_THE_MACHINE, check_path, reason, shown
 from .errors import hub_errors
 from .size_limit import SizeLimit
 
@@ -39,6 +39,8 @@ PROCESSOR_FILES = (
     "vocab.json",
     "merges.txt",
 )
+# Fields by which PEFT's X-LoRA, Shadow and multitask prompts read weights of other places, pickles among them.
+_ELSEWHERE = ("adapters", "shadow_model", "prompt_tuning_init_state_dict_path")
 
 
 def load_adapter(
@@ -49,7 +51,8 @@ def load_adapter(
 ) -> PeftModel:
     """The tuned model in evaluation mode.
 
-    Of the adapter only safetensors are read: weights in a pickle are refused. From the Hub, configuration and weights
+    Of the adapter only its own safetensors are read: weights in a pickle are refused, and so are adapters of PEFT that
+    read weights of other places (X-LoRA, Shadow, multitask prompts). From the Hub, configuration and weights
     come from one commit.
 
     Args:
@@ -90,6 +93,7 @@ def load_adapter(
 def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, Tensor], unfit: str) -> PeftModel:
     try:
         with SizeLimit(base.parameters(), [tuple(tensor.shape) for tensor in given.values()]):
+            config.inference_mode = True
             if is_offloaded(base):  # PEFT would look for the wrapped modules' weights in files that lack them
                 model = PeftModel(base, config)
                 if not any(parameter.is_meta for parameter in adapter_parameters(model)):  # else refused below
@@ -171,7 +175,7 @@ def read_config(folder: Path, repo_id: str | Path) -> PeftConfig:
     """The adapter's config in a folder that [`fetch_adapter`] gave for `repo_id`.
 
     Raises:
-        ValueError: it is damaged, or of a type that PEFT does not know.
+        ValueError: it is damaged, of a type that PEFT does not know, or reads weights beside its own.
     """
     try:
         read_json(folder / CONFIG_NAME)  # within bounds, before PEFT reads it
@@ -185,6 +189,13 @@ def read_config(folder: Path, repo_id: str | Path) -> PeftConfig:
         ) from error
     except Exception as error:  # of whatever stands in the file in a field's place
         raise ValueError(f"{CONFIG_NAME} in {repo_id} is damaged: {reason(error)}") from error
+    for name in _ELSEWHERE:
+        place = getattr(config, name, None)
+        if place and place != "mirror":  # Shadow's word for a part that is made anew
+            raise ValueError(
+                f"The adapter in {repo_id} reads {name}={shown(place)} beside its own file, which nothing here does; "
+                "load it with PEFT."
+            )
     return config
 
 
