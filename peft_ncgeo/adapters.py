@@ -46,15 +46,19 @@ def change_of_base(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in inside:
             return f"{name} is trained and belongs to no adapter, so switching adapters off does not undo it"
-    for config in _configs(model):
-        start = getattr(config, "init_lora_weights", True)
-        if str(start).lower() not in _KEEPS_BASE:
-            return (
-                f"init_lora_weights={start!r} takes part of the base model's weights into the adapter, so switching "
-                'it off does not give them back; True and "gaussian" leave them alone'
-            )
-        if getattr(config, "bias", "none") != "none":  # loaded with an adapter that is not trained here
-            return f"bias={config.bias!r} changes biases of the base model, which switching adapters off does not undo"
+    return next(filter(None, map(base_change_of, _configs(model))), "")
+
+
+def base_change_of(config: Any) -> str:
+    """Return the reason why an adapter with this PEFT config changes the base model's own weights, or ""."""
+    start = getattr(config, "init_lora_weights", True)
+    if str(start).lower() not in _KEEPS_BASE:
+        return (
+            f"init_lora_weights={start!r} takes part of the base model's weights into the adapter, so switching "
+            'it off does not give them back; True and "gaussian" leave them alone'
+        )
+    if getattr(config, "bias", "none") != "none":  # loaded with an adapter that is not trained here
+        return f"bias={config.bias!r} changes biases of the base model, which switching adapters off does not undo"
     return ""
 
 

@@ -10,6 +10,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from .adapters import adapter_layers, is_of_base
+from .snapshots import unchanged_on_error
 from .towers import classification_head
 
 HALF = (torch.float16, torch.bfloat16)
@@ -23,12 +24,13 @@ def hold_in_float32(model: nn.Module) -> bool:
     Parameters stay the same objects, so an optimiser that has them keeps them.
     """
     found = False
-    for layer in adapter_layers(model):
-        for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
-            if tensor.dtype in HALF and not is_of_base(name):
-                tensor.data, tensor.grad, found = tensor.data.float(), None, True
-        if isinstance(layer, ModulesToSaveWrapper) and _dtype(layer.original_module) in HALF:
-            _accept_other_dtypes(layer, back=layer is not classification_head(model))
+    with unchanged_on_error(model):
+        for layer in adapter_layers(model):
+            for name, tensor in (*layer.named_parameters(), *layer.named_buffers()):
+                if tensor.dtype in HALF and not is_of_base(name):
+                    tensor.data, tensor.grad, found = tensor.data.float(), None, True
+            if isinstance(layer, ModulesToSaveWrapper) and _dtype(layer.original_module) in HALF:
+                _accept_other_dtypes(layer, back=layer is not classification_head(model))
     return found
 
 

@@ -21,6 +21,7 @@ from ..data.images import find_processor
 from ..files import file_name, parse_json
 from ..geometry.contrast import TEMPERATURE
 from ..geometry.heads import Heads
+from ..snapshots import unchanged_on_error
 from ..towers import unwrap
 from ..tuners.copa import CoPAConfig, CoPALayer, Residual
 from ..tuners.tensors import check_tensors, read_shapes
@@ -165,37 +166,44 @@ class FewShotClassifier:
         from ..hub import fetch_adapter, load_adapter
 
         folder = fetch_adapter(repo_id, revision, token)
-        model = load_adapter(folder, base_model, token=token)
-        config: Any = model.peft_config[model.active_adapter]
-        if not isinstance(config, CoPAConfig):
-            raise ValueError(f"{repo_id} holds a {config.peft_type.value} adapter, not one of type NCGEO_COPA.")
-        if not (folder / PROTOTYPES).is_file():
-            raise ValueError(f"{repo_id} has no {PROTOTYPES}; write it with FewShotClassifier.save_pretrained.")
-        digest = weights_digest(folder)
-        try:
-            read_shapes(folder / PROTOTYPES)  # refuses kinds of numbers before any is read
-            with safe_open(folder / PROTOTYPES, "pt") as file:
-                told = file.metadata()
-                classes = parse_json(told["classes"])
-                prototypes = file.get_tensor("prototypes").clone()  # else they are the file, and change with it
-            check_tensors({"prototypes": prototypes})
-            if told.get(_HEADS, digest) != digest:  # version 0.1.0 wrote none
-                raise ValueError(f"it belongs to other heads than {SAFETENSORS_WEIGHTS_NAME}; save both again")
-            known = isinstance(classes, list) and all(isinstance(name, str | int) for name in classes)
-            if not known or len(set(classes)) < max(2, len(classes)):
-                raise ValueError(f"its classes are {shown(classes)}")
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{PROTOTYPES} in {repo_id} is damaged: {reason(error)}") from error
-        layer: Any = copa_layer(model)
-        heads = Heads(*(head.detach().to(prototypes.dtype, copy=True) for head in layer.heads))
-        if prototypes.dim() != 2 or prototypes.shape[1] != layer.width:
-            raise ValueError(
-                f"{PROTOTYPES} in {repo_id} has shape {tuple(prototypes.shape)}, the model {layer.width}."
-            )
-        prototypes = prototypes.to(heads.image.device)
-        processor = processor or find_processor(AutoImageProcessor, folder)  # else the base model's, when needed
-        temperature: Any = config.temperature
-        return cls(model, heads, prototypes, classes, temperature, processor, copa_weights(model))
+        with unchanged_on_error(base_model):
+            model = load_adapter(folder, base_model, token=token)
+            config: Any = model.peft_config[model.active_adapter]
+            if not isinstance(config, CoPAConfig):
+                raise ValueError(f"{repo_id} holds a {config.peft_type.value} adapter, not one of type NCGEO_COPA.")
+            prototypes, classes = _read_prototypes(folder, repo_id)
+            layer: Any = copa_layer(model)
+            heads = Heads(*(head.detach().to(prototypes.dtype, copy=True) for head in layer.heads))
+            if prototypes.dim() != 2 or prototypes.shape[1] != layer.width:
+                raise ValueError(
+                    f"{PROTOTYPES} in {repo_id} has shape {tuple(prototypes.shape)}, the model {layer.width}."
+                )
+            prototypes = prototypes.to(heads.image.device)
+            processor = processor or find_processor(AutoImageProcessor, folder)  # else the base model's, when needed
+            temperature: Any = config.temperature
+            return cls(model, heads, prototypes, classes, temperature, processor, copa_weights(model))
+
+
+def _read_prototypes(folder: Path, repo_id: str | Path) -> tuple[Tensor, list[Any]]:
+    """Read the prototypes (K, d) that lie beside an adapter, and the names of their classes."""
+    if not (folder / PROTOTYPES).is_file():
+        raise ValueError(f"{repo_id} has no {PROTOTYPES}; write it with FewShotClassifier.save_pretrained.")
+    digest = weights_digest(folder)
+    try:
+        read_shapes(folder / PROTOTYPES)  # refuses kinds of numbers before any is read
+        with safe_open(folder / PROTOTYPES, "pt") as file:
+            told = file.metadata()
+            classes = parse_json(told["classes"])
+            prototypes = file.get_tensor("prototypes").clone()  # else they are the file, and change with it
+        check_tensors({"prototypes": prototypes})
+        if told.get(_HEADS, digest) != digest:  # version 0.1.0 wrote none
+            raise ValueError(f"it belongs to other heads than {SAFETENSORS_WEIGHTS_NAME}; save both again")
+        known = isinstance(classes, list) and all(isinstance(name, str | int) for name in classes)
+        if not known or len(set(classes)) < max(2, len(classes)):
+            raise ValueError(f"its classes are {shown(classes)}")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{PROTOTYPES} in {repo_id} is damaged: {reason(error)}") from error
+    return prototypes, classes
 
 
 def copa_layer(model: nn.Module) -> CoPALayer | None:

@@ -18,6 +18,7 @@ from ..data.class_prompts import class_prompts, list_names
 from ..data.images import find_processor, list_images, rgb_images
 from ..devices import execution_device, one_at_a_time
 from ..geometry.sphere import cosine_logits
+from ..snapshots import unchanged_on_error
 from ..templates import DEFAULT_TEMPLATE, check_template
 from ..towers import check_encoders, image_features, logit_scale, reads_text, text_positions, unwrap
 from ..tuners.prompt_config import active_prompt_config
@@ -78,14 +79,17 @@ class ZeroShotClassifier:
         from ..hub import fetch_adapter, load_adapter
 
         folder = fetch_adapter(repo_id, revision, token)
-        model = load_adapter(folder, base_model, token=token)
-        processor = processor or find_processor(AutoProcessor, folder)
-        processor = processor or find_processor(
-            AutoProcessor, base_name(model), revision=base_revision(model), token=token
-        )
-        if processor is None:
-            raise ValueError(f"No processor beside the adapter in {repo_id} nor with its base model; pass processor.")
-        return cls(model, processor, template)
+        with unchanged_on_error(base_model):
+            model = load_adapter(folder, base_model, token=token)
+            processor = processor or find_processor(AutoProcessor, folder)
+            processor = processor or find_processor(
+                AutoProcessor, base_name(model), revision=base_revision(model), token=token
+            )
+            if processor is None:
+                raise ValueError(
+                    f"No processor beside the adapter in {repo_id} nor with its base model; pass processor."
+                )
+            return cls(model, processor, template)
 
     @property
     def template(self) -> str:
@@ -131,13 +135,15 @@ class ZeroShotClassifier:
         names = tuple(list_names(class_names))
         if len(names) < 2:
             raise ValueError(f"Classification needs at least two class names, got {shown(list(names))}.")
+        features = self._cache.get(names, self._fingerprint(), partial(self._encode, names))
         self.model.eval()  # all of it: a part may be in training mode where the whole says that it is not
-        return self._cache.get(names, self._fingerprint(), partial(self._encode, names))
+        return features
 
     def _encode(self, names: Sequence[str]) -> Tensor:
         config = active_prompt_config(self.model)
         slots = config.num_text_tokens if config else 0
         texts = class_prompts(names, self.template, slots, self.processor.tokenizer, text_positions(self.model))
+        self.model.eval()  # after names that are refused
         with one_at_a_time(self.model):
             features = encode_texts(self.model, **texts.to(self._device))
         check_rows(features, "text features of class", names)

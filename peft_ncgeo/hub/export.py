@@ -14,6 +14,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPVisionConfig
 
+from ..adapters import evaluation_mode
 from ..data.images import image_processor
 from ..evaluation.zero_shot import ZeroShotClassifier
 from ..geometry.sphere import unit
@@ -34,7 +35,7 @@ def export_classifier(
     .. math:: z_k = \exp(\texttt{logit\_scale}) \, \mathrm{unit}(f) \cdot \mathrm{unit}(g_k)
 
     Adapters that PEFT can merge, as LoRA, are merged into the weights, which rounds where the model is in half
-    precision; vision prompts are kept as tensors. The model itself is not changed, but put into evaluation mode.
+    precision; vision prompts are kept as tensors. The model itself is not changed.
 
     The folder holds `model.safetensors` (in the model's dtype; text features and scale in float32 or wider),
     `config.json` with the names, the image processor's config, a README, and `exported_classifier.py`, the one class
@@ -68,8 +69,9 @@ def export_classifier(
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} exists and is not empty; name a new folder.")
     _check(model, processor)
-    text = ZeroShotClassifier(model, processor, template)
-    exported = _exported(unwrap(model), list(class_names), text.text_features(class_names))
+    with evaluation_mode(model):
+        text = ZeroShotClassifier(model, processor, template)
+        exported = _exported(unwrap(model), list(class_names), text.text_features(class_names))
     readme = _README.format(count=len(class_names), template=escape(text.template))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, load_peft_weights
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..adapters import adapter_parameters, check_adapter_weights
+from ..adapters import adapter_parameters, base_change_of, check_adapter_weights
 from ..data.class_prompts import list_names
 from ..data.head_names import CLASS_NAMES, write_head_names
 from ..devices import is_offloaded
 from ..evaluation.few_shot import PROTOTYPES
 from ..files import read_json
 from ..precision import hold_in_float32
+from ..snapshots import unchanged_on_error
 from ..towers import HEAD, linear_classifier
+from ..tuners.copa import CoPAConfig
+from ..tuners.prompt_config import PromptConfig
 from ..tuners.tensors import read_shapes
 from ..values import OF_THE_MACHINE, check_path, reason, shown
 from .errors import hub_errors
@@ -79,20 +82,27 @@ def load_adapter(
     given = _read_weights(folder, repo_id)
     if not isinstance(base_model, nn.Module):
         base_model = _load_base(config, check_path("base_model", base_model), given, names, token)
-    with _as_before(base_model):
+    with unchanged_on_error(base_model, copy_weights=_may_change_base(config)):
         model = _put_on(base_model, config, folder, given, f"The adapter file in {repo_id} does not fit the model")
         head = linear_classifier(model)
         if names and head is not None and len(head.weight) != len(names):
             outputs = len(head.weight)
             raise ValueError(f"{CLASS_NAMES} beside the adapter has {len(names)} names, the model {outputs} outputs.")
-    if names:
-        write_head_names(model, names)
-    return model.eval()
+        if names:
+            write_head_names(model, names)
+        return model.eval()
+
+
+def _may_change_base(config: PeftConfig) -> bool:
+    """Return True unless adapters of this kind are known to leave the base model's own numbers alone."""
+    known = isinstance(config, LoraConfig | PromptConfig | CoPAConfig)
+    return not known or bool(base_change_of(config))
 
 
 def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, Tensor], unfit: str) -> PeftModel:
+    limit = SizeLimit(base.parameters(), [tuple(tensor.shape) for tensor in given.values()])
     try:
-        with SizeLimit(base.parameters(), [tuple(tensor.shape) for tensor in given.values()]):
+        with limit:
             config.inference_mode = True
             if is_offloaded(base):  # PEFT would look for the wrapped modules' weights in files that lack them
                 model = PeftModel(base, config)
@@ -109,6 +119,8 @@ def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, 
         if type(error) is RuntimeError and not lines:
             raise
         raise ValueError(f"{unfit}: {lines[0] if lines else reason(error)}") from error
+    finally:
+        limit.left = math.inf  # where Ctrl-C came while it was taken off
     check_adapter_weights(model)
     if hold_in_float32(model):  # what was trained in float32 was rounded to the base model's precision
         set_peft_model_state_dict(model, dict(given))
@@ -121,25 +133,6 @@ def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, 
         if tensor.is_floating_point() != loaded[name].is_floating_point():
             raise ValueError(f"{unfit}: {name} is of {tensor.dtype}, the model's of {loaded[name].dtype}.")
     return model
-
-
-@contextmanager
-def _as_before(model: nn.Module) -> Iterator[None]:
-    """Take an adapter that could not be loaded out again: its prompts would be random ones."""
-    children = [(module, dict(module._modules)) for module in model.modules()]
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    attributes = vars(model).copy()
-    try:
-        yield
-    except BaseException:
-        for module, held in children:
-            module._modules.clear()
-            module._modules.update(held)
-        for parameter, requires_grad in trained:
-            parameter.requires_grad_(requires_grad)
-        for name in vars(model).keys() - attributes.keys():
-            delattr(model, name)
-        raise
 
 
 def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str | None = None) -> Path:

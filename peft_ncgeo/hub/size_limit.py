@@ -47,7 +47,7 @@ class SizeLimit(TorchFunctionMode):
     def __init__(self, tensors: Iterable[torch.Tensor], shapes: Iterable[tuple[int, ...]]) -> None:
         super().__init__()
         numbers = sum(tensor.numel() for tensor in tensors) + sum(torch.Size(shape).numel() for shape in shapes)
-        self.left = 4 * numbers + _SLACK
+        self.left: float = 4 * numbers + _SLACK
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from ..precision import hold_in_float32
+from ..snapshots import unchanged_on_error
 from ..towers import unwrap
 from ..values import shown
 from .combination import adapter_tensors, check_combination, combined_tensors, is_prompt
@@ -50,7 +51,8 @@ class WrapperModel(BaseTuner):
                     f"The model's {type(module).__name__} adapter is named {adapter_name!r} too, and their weights "
                     "would mix in files; inject that one under another adapter_name."
                 )
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        with unchanged_on_error(model):
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """PEFT's own, which leaves modules that are trained as a whole in the base model's precision."""
@@ -106,13 +108,9 @@ class WrapperModel(BaseTuner):
             raise ValueError(
                 "slerp turns prompt vectors, and these adapters have none; use combination_type='linear'."
             )
-        self.peft_config[adapter_name] = replace(configs[adapters[0]])
-        try:
+        with unchanged_on_error(self), torch.no_grad():
+            self.peft_config[adapter_name] = replace(configs[adapters[0]])
             self.inject_adapter(self.model, adapter_name)
-        except Exception:
-            del self.peft_config[adapter_name]
-            raise
-        with torch.no_grad():
             for layer, tensors in zip(layers, combined, strict=True):
                 for name, tensor in adapter_tensors(layer, adapter_name).items():
                     tensor.copy_(tensors[name])

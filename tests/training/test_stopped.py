@@ -18,6 +18,7 @@ from peft_ncgeo.training import align_classifier, sweep_alignment
 from peft_ncgeo.training.half_weights import HalfWeights
 
 from ..conftest import NAMES, pixels, tiny_clip, tiny_images, tiny_processor, tiny_vit, tiny_vit_classifier
+from ..states import changes, state
 from .runs import prompted_clip, trainer, vit
 
 pytestmark = pytest.mark.filterwarnings("ignore:The head belongs")
@@ -66,22 +67,6 @@ def mixed(model: nn.Module) -> nn.Module:
     for parameter in list(model.parameters())[1::5]:
         parameter.requires_grad_(not parameter.requires_grad)
     return model
-
-
-def state(model: nn.Module, modes: bool = True) -> dict:
-    """All that a pass or a training could leave behind in a model."""
-    found = {}
-    for name, module in model.named_modules():
-        hooks = len(module._forward_hooks) + len(module._forward_pre_hooks)
-        adapter = getattr(module, "_disable_adapters", None), str(getattr(module, "_active_adapter", None))
-        found[name] = type(module), modes and module.training, hooks, "forward" in vars(module), adapter
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        found[f"{name} (tensor)"] = tensor.dtype, tensor.requires_grad, tensor.detach().clone().numpy().tobytes()
-    return found
-
-
-def changes(before: dict, after: dict) -> list[str]:
-    return sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
 
 
 def lora(*targets: str, **fields):
