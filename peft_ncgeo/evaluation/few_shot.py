@@ -19,7 +19,7 @@ from ..adapter_folder import refuse_model_folder, weights_digest, writing_adapte
 from ..data.head_names import CLASS_NAMES
 from ..data.images import find_processor
 from ..files import file_name, parse_json
-from ..geometry.contrast import TEMPERATURE
+from ..geometry.contrast import TEMPERATURE, check_temperature
 from ..geometry.heads import Heads
 from ..snapshots import unchanged_on_error
 from ..towers import unwrap
@@ -43,7 +43,7 @@ class FewShotClassifier:
         heads: Theta_I and Theta_P, each (d, d).
         prototypes: P, (K, d), mean features of the classes' support images.
         classes: what the K classes are called, numbers or words; `predict` answers with them.
-        temperature: tau, which divides the cosines.
+        temperature: tau, 1e-6 to 1e6, which divides the cosines.
         processor: the backbone's image processor. Default: the one that lies where the model came from.
         weights: trained tensors of the backbone's adapter, by their names in `model`.
         metrics: of the adaptation: `loss`, `gap_before`, `gap_after`.
@@ -65,7 +65,7 @@ class FewShotClassifier:
         if len(prototypes) != len(classes):
             raise ValueError(f"There are {len(prototypes)} prototypes for {len(classes)} classes.")
         self.model, self.heads, self.prototypes = model, heads, prototypes
-        self.classes, self.temperature = list(classes), temperature
+        self.classes, self.temperature = list(classes), check_temperature(temperature)
         self.metrics, self.adaptation = dict(metrics or {}), dict(adaptation or {})
         self._encoder = ImageFeatures(model, processor)
         self._weights = dict(weights or {})
@@ -116,12 +116,16 @@ class FewShotClassifier:
     @torch.no_grad()
     def predict_proba(self, images: Any, batch_size: int = 64) -> Tensor:
         """Class probabilities (N, K), `softmax_c(cos(x Theta_I, P_c Theta_P) / tau)`, float32 on the CPU."""
-        scores = self.heads.scores(self.features(images, batch_size).to(self.prototypes.dtype), self.prototypes)
-        return (scores / self.temperature).softmax(-1).float().cpu()
+        return (self._cosines(images, batch_size) / self.temperature).softmax(-1).float().cpu()
 
     def predict(self, images: Any, batch_size: int = 64) -> list[Any]:
         """The class with the nearest prototype, for each image."""
-        return [self.classes[i] for i in self.predict_proba(images, batch_size).argmax(-1).tolist()]
+        return [self.classes[i] for i in self._cosines(images, batch_size).argmax(-1).tolist()]
+
+    @torch.no_grad()
+    def _cosines(self, images: Any, batch_size: int) -> Tensor:
+        features = self.features(images, batch_size)
+        return self.heads.scores(features.to(self.prototypes.dtype), self.prototypes)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a PEFT adapter, which [`from_pretrained`] and `PeftModel.from_pretrained` read, and the prototypes.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _MOST_LISTS = 64
-_MOST_NAMES = 100_000  # of all lists together: 200 MiB at 512 numbers each
+_MOST_BYTES = 2**27  # of all lists' features together: 65,536 names at 512 numbers each
 
 
 class TextFeatureCache:
@@ -38,7 +38,7 @@ class TextFeatureCache:
             self._forget_others(*model)
             known = self._lists.pop(names, None)
             future = self._lists[names] = known or Future()
-            self._make_room()
+            self._make_room(names)
         if known is None:
             try:
                 future.set_result(encode())
@@ -51,6 +51,8 @@ class TextFeatureCache:
                 else:  # Ctrl-C, say, which is not meant for those who wait
                     future.cancel()
                 raise
+            with self._lock:  # again, now that the size is known
+                self._make_room(names)
         try:
             return future.result()
         except CancelledError:
@@ -63,12 +65,20 @@ class TextFeatureCache:
             self._settings, self._weights = settings, [weight.detach().clone() for weight in weights]
             self._lists = {}
 
-    def _make_room(self) -> None:
-        held = sum(map(len, self._lists))
-        for names in list(self._lists)[:-1]:
-            if held > _MOST_NAMES or len(self._lists) > _MOST_LISTS:
-                held -= len(names)
+    def _make_room(self, kept: tuple[str, ...]) -> None:
+        """Forget lists until there is room for what is held: first the one asked for longest ago, never `kept`."""
+        sizes = {names: _nbytes(future) for names, future in self._lists.items()}
+        held = sum(sizes.values())
+        for names in list(self._lists):
+            if names != kept and (held > _MOST_BYTES or len(self._lists) > _MOST_LISTS):
+                held -= sizes[names]
                 del self._lists[names]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TextFeatureCache, ()  # a copy begins empty: locks are not copied
+
+
+def _nbytes(future: Future[Tensor]) -> int:
+    """Return the memory of features that have been computed; 0 before that."""
+    done = future.done() and not future.cancelled() and future.exception() is None
+    return future.result().nbytes if done else 0

@@ -36,7 +36,7 @@ class ZeroShotClassifier:
         processor: its `CLIPProcessor`.
         template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
 
-    Text features are kept for the last 64 lists of names (of 100,000 names together) until an adapter's weights
+    Text features are kept for the last 64 lists of names (of 128 MiB together) until an adapter's weights
     change, or which one is active. Several threads may use a classifier, but not while the model is trained or its
     adapters are switched.
 
@@ -97,7 +97,6 @@ class ZeroShotClassifier:
         config = active_prompt_config(self.model)
         return self._template or (config.template if config else DEFAULT_TEMPLATE)
 
-    @torch.no_grad()
     def predict_proba(
         self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int = 64
     ) -> Tensor:
@@ -105,8 +104,14 @@ class ZeroShotClassifier:
 
         Raises:
             TypeError, ValueError: fewer than two names, or names that [`class_prompts`] refuses; something that is no
-                image or cannot be read, by its number; features that are not finite.
+                image or cannot be read, by its number; features or a `logit_scale` that are not finite.
         """
+        return self._logits(images, class_names, batch_size).softmax(dim=-1).cpu()
+
+    @torch.no_grad()
+    def _logits(
+        self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int
+    ) -> Tensor:
         batch_size = whole_number("batch_size", batch_size, least=1)
         images, text = list_images(images), self.text_features(class_names)
         starts = range(0, len(images), batch_size)
@@ -119,14 +124,14 @@ class ZeroShotClassifier:
             logits.append(cosine_logits(features, text, logit_scale(self.model)).float())
         found = torch.cat(logits)
         check_rows(found, "logits of image", range(len(images)))  # once: a look waits for the device
-        return found.softmax(dim=-1).cpu()
+        return found
 
     def predict(
         self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int = 64
     ) -> list[str]:
         """The most probable name for each image."""
         names = list_names(class_names)
-        best = self.predict_proba(images, names, batch_size).argmax(dim=-1)
+        best = self._logits(images, names, batch_size).argmax(dim=-1)  # which differ where probabilities are rounded
         return [names[i] for i in best.tolist()]
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..values import positive
+from ..values import real_number
 from .checks import check, check_finite, check_shape, check_tensor, maybe, numbers
 from .sphere import modality_gap, moderate, ordinary, polar, unit
 
@@ -34,7 +34,7 @@ def prototype_image_contrast(
         instances: `(..., N, d)`; normalised here.
         prototypes: `(..., K, d)`, of the same leading shape, episodes for instance; normalised here.
         labels: `(..., N)` int64 in 0..K-1, or -1: padding, which counts for nothing and whose rows may be anything.
-        temperature: > 0; the default e^-2 scales cosines by 7.4.
+        temperature: 1e-6 to 1e6; the default e^-2 scales cosines by 7.4.
 
     Returns:
         `(...)`, one value for each leading index, in float32 or wider whatever autocast says; 0, attached to the
@@ -150,7 +150,7 @@ def loss_against_gap(
         prototypes: (K, d); normalised here.
         labels: (N,) int64 in 0..K-1, or -1: padding, which is left out.
         shifts: t, T numbers.
-        temperature: that of the loss, > 0.
+        temperature: that of the loss, 1e-6 to 1e6.
 
     Returns:
         Gaps (T,), measured after the shift, as [`modality_gap`] has them: in 0..2; and losses (T,). Both in float32 or
@@ -187,8 +187,8 @@ def loss_against_gap(
 
 
 def check_temperature(temperature: float) -> float:
-    """The temperature as Python's number; refused where it is not finite and above 0."""
-    return positive("temperature", temperature)
+    """Return the temperature as Python's number; refuse one for which cosines over it overflow or are all the same."""
+    return real_number("temperature", temperature, "1e-6 to 1e6", lambda number: 1e-6 <= number <= 1e6)
 
 
 def _scores(
@@ -221,9 +221,7 @@ def _scores(
 
 def _finite(value: Tensor) -> Tensor:
     def refuse() -> None:
-        raise FloatingPointError(
-            "The contrast is not finite: instances or prototypes hold nan or inf, or temperature is tiny."
-        )
+        raise FloatingPointError("The contrast is not finite: instances or prototypes hold nan or inf.")
 
     check(value.detach().isfinite().all(), refuse)
     return value

@@ -106,7 +106,7 @@ def _exported(model: CLIPModel, class_names: list[str], text_features: Tensor) -
         "text_features": unit(text_features),
         "logit_scale": model.logit_scale.to(torch.promote_types(model.logit_scale.dtype, torch.float32)),
     }
-    for name, value in weights.items():
+    for name, value in [*weights.items(), ("exp(logit_scale)", weights["logit_scale"].exp())]:
         if not value.isfinite().all():
             raise ValueError(f"{name} is not finite; train again or load another adapter before exporting.")
     vision_config: Any = model.config.vision_config

@@ -40,7 +40,7 @@ class PrototypeSupCon(Regularizer):
             ones included.
         copies: n_w, 0 or more, also a fraction; 0 is supervised contrastive learning without prototypes. None: the
             head's `prototypes_per_class`.
-        temperature: tau, > 0. None: the head's.
+        temperature: tau, 1e-6 to 1e6. None: the head's.
         weight, budget, name, step_size, max_step: see [`Regularizer`]; weight 1 unless one of the two is given.
 
     Raises:
@@ -149,7 +149,7 @@ class PrototypeImageContrast(Regularizer):
     In an episode prototypes have a head of their own, which is the paper's point: see `peft_ncgeo.adapt`.
 
     Args:
-        temperature: tau, > 0; e^-2 by default.
+        temperature: tau, 1e-6 to 1e6; e^-2 by default.
         weight, budget, name, step_size, max_step: see [`Regularizer`]; weight 1 unless one of the two is given.
 
     Raises:

@@ -22,16 +22,16 @@ from ..data.head_names import check_head_names, same_names
 from ..data.images import ImageCollator, LabelledImages, image_processor, processor_of_base, rgb_images
 from ..devices import execution_device
 from ..evaluation import ZeroShotClassifier
+from ..evaluation.image_features import check_rows
 from ..evaluation.metrics import accuracy, balanced_accuracy
 from ..geometry.alignment import alignment, rotate_towards_means
 from ..geometry.collapse import NeuralCollapse
-from ..geometry.sphere import cosine_logits
+from ..geometry.sphere import unit
 from ..towers import (
     check_encoders,
     classifier,
     linear_classifier,
     linear_parameter,
-    logit_scale,
     reads_text,
 )
 from ..values import shown
@@ -78,7 +78,7 @@ class AlignedClassifier:
         best: list[int] = []
         for start in range(0, len(images), batch_size):
             features = self._encoder.features(images[start : start + batch_size])
-            best += self._encoder.logits(features, self.weight, self.bias).argmax(-1).tolist()
+            best += self._encoder.scores(features, self.weight, self.bias).argmax(-1).tolist()
         return best if self.class_names is None else [self.class_names[i] for i in best]
 
 
@@ -220,7 +220,7 @@ def sweep_alignment(
     results = []
     for fraction in fractions:
         turned = rotate_towards_means(rows, trained.means, fraction, center=center)
-        predicted = encoder.logits(judged.features, turned, bias).argmax(-1)
+        predicted = encoder.scores(judged.features, turned, bias).argmax(-1)
         results.append(
             {
                 "fraction": float(fraction),
@@ -253,11 +253,11 @@ class _Collected:
             )
 
     def accuracy(self, encoder: _Encoder, rows: Tensor, bias: Tensor | None) -> float:
-        return accuracy(encoder.logits(self.features, rows, bias).argmax(-1), self.labels)
+        return accuracy(encoder.scores(self.features, rows, bias).argmax(-1), self.labels)
 
 
 class _Encoder:
-    """Images to features and features to logits, as the model does it."""
+    """Images to features and features to scores of classes, in the order in which the model's logits are."""
 
     def __init__(
         self,
@@ -322,14 +322,16 @@ class _Encoder:
             raise ValueError(f"The head has {len(rows)} outputs, the data set {len(collected.means)} classes.")
         return rows.float().cpu(), None if bias is None else bias.float().cpu()
 
-    def logits(self, features: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
+    def scores(self, features: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
         if self.reads_text:
-            return cosine_logits(features, rows.to(features), logit_scale(self.model).detach().cpu())
+            return unit(features) @ unit(rows.to(features)).T  # in the logits' order, whatever the temperature
         return nn.functional.linear(features, rows.to(features), None if bias is None else bias.to(features))
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
         pixels = self._image_processor()(images=rgb_images(images), return_tensors="pt")
-        return self._encode(pixels["pixel_values"]).cpu()
+        features = self._encode(pixels["pixel_values"]).cpu()
+        check_rows(features, "features of image", range(len(images)))
+        return features
 
     def _encode(self, pixel_values: Tensor) -> Tensor:
         return encode(self.towers, pixel_values=pixel_values.to(self.device))["image_features"].float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from weakref import ref
 
 import pytest
 import torch
@@ -168,18 +169,29 @@ def test_what_could_not_be_encoded_is_not_kept(kind):
     assert known.get(("cat",), ((), []), encode) == 1
 
 
-def test_few_lists_are_kept():
-    """A server that is asked for other names every time does not grow; the list asked for last is there."""
-    known, encoded = TextFeatureCache(), []
+@pytest.mark.parametrize("width", [512, 4096])
+def test_few_lists_are_kept(width):
+    """Of 300 lists of 1,000 names no more than 128 MiB; the last one is among them, and so are small ones."""
+    known, held = TextFeatureCache(), []
 
-    def ask(*names):
-        return known.get(names, ((), []), lambda: encoded.append(names) or torch.ones(len(names), 1))
+    def features():
+        made = torch.zeros(1000, width)
+        held.append(ref(made))
+        return made
 
     for i in range(300):
-        ask("cat", str(i))
-        ask("cat", str(i))
-    assert len(encoded) == 300
-    assert len(known._lists) < 100
-    for i in range(3):
-        ask(*(f"{i} {k}" for k in range(60_000)))
-    assert sum(map(len, known._lists)) < 120_000
+        names = tuple(f"{i} {k}" for k in range(1000))
+        found = known.get(names, ("", []), features)
+        assert known.get(names, ("", []), lambda: torch.ones(1)) is found
+    alive = sum(tensor().nbytes for tensor in held if tensor() is not None)
+    assert 2**26 < alive <= 2**27
+    small = [known.get((str(i),), ("", []), lambda: torch.zeros(1, width)) for i in range(100)]
+    assert known.get(("99",), ("", []), features) is small[-1]
+    del found
+    assert sum(tensor() is not None for tensor in held) == 0
+
+
+def test_a_list_that_is_larger_than_all_that_is_kept():
+    known, names = TextFeatureCache(), tuple(map(str, range(100)))
+    found = known.get(names, ("", []), lambda: torch.zeros(100, 2**19))
+    assert known.get(names, ("", []), lambda: torch.ones(1)) is found

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from peft import PeftConfig, PeftType
 
-from ...geometry.contrast import TEMPERATURE, URL_TEMPERATURE
-from ...values import check_names, flag, positive, whole_number
+from ...geometry.contrast import TEMPERATURE, URL_TEMPERATURE, check_temperature
+from ...values import check_names, flag, whole_number
 
 
 @dataclass
@@ -33,7 +33,7 @@ class CoPAConfig(PeftConfig):
         residual_adapters: maps beside the backbone's own, as TSA has them, `f(h) + h A`: beside every attention and
             MLP of a transformer (our reading), a 1x1 convolution beside every 3x3 one of a ResNet. They start at
             1e-4 times the identity and are trained together with the heads.
-        temperature: tau, > 0. Default: exp(-2), and URL's 0.1 for a shared head.
+        temperature: tau, 1e-6 to 1e6. Default: exp(-2), and URL's 0.1 for a shared head.
         modules_to_save: modules trained and saved whole where a trainer trains the heads; `adapt` has no use for them.
 
     Raises:
@@ -74,4 +74,4 @@ class CoPAConfig(PeftConfig):
         self.modules_to_save = check_names("modules_to_save", self.modules_to_save)
         if self.temperature is None:
             self.temperature = URL_TEMPERATURE if self.shared else TEMPERATURE
-        self.temperature = positive("temperature", self.temperature)
+        self.temperature = check_temperature(self.temperature)

@@ -10,11 +10,12 @@ import torch
 from peft import PeftType
 from torch import Tensor
 
+from ...geometry.contrast import check_temperature
 from ...geometry.prototypes import minority_margin
 from ...geometry.simplex import simplex_etf
 from ...geometry.sphere import unit
 from ...towers import HEAD
-from ...values import flag, positive, real_number, reason, shown, whole_number
+from ...values import flag, real_number, reason, shown, whole_number
 from ..prompt_config import PromptConfig
 
 GEOMETRIES = ("etf", "minority_margin")
@@ -47,7 +48,7 @@ class PrototypeConfig(PromptConfig):
         class_counts: (K,) training images of each class, for "minority_margin".
         margin_strength: 0 (an ETF) or more, for "minority_margin".
         prototypes_per_class: copies of each prototype that `PrototypeSupCon` puts into every batch.
-        temperature: tau, > 0.
+        temperature: tau, 1e-6 to 1e6.
         trainable: train the prototypes too, as earlier work does.
 
     Raises:
@@ -96,7 +97,7 @@ class PrototypeConfig(PromptConfig):
                 f"projection_dim must be at most {_LARGEST:,}."
             )
         self.prototypes_per_class = whole_number("prototypes_per_class", self.prototypes_per_class, 0, _MOST)
-        self.temperature = positive("temperature", self.temperature)
+        self.temperature = check_temperature(self.temperature)
         self.margin_strength = real_number("margin_strength", self.margin_strength)
         self.trainable = flag("trainable", self.trainable)
         if isinstance(self.geometry, str) and self.geometry == "minority_margin" and self.class_counts is None:
