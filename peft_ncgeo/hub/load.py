@@ -22,6 +22,7 @@ from ..data.head_names import CLASS_NAMES, write_head_names
 from ..devices import is_offloaded
 from ..evaluation.few_shot import PROTOTYPES
 from ..files import read_json
+from ..patterns import check_patterns
 from ..precision import hold_in_float32
 from ..snapshots import unchanged_on_error
 from ..towers import HEAD, linear_classifier
@@ -99,8 +100,15 @@ def _may_change_base(config: PeftConfig) -> bool:
     return not known or bool(base_change_of(config))
 
 
+def _is_whole_in_file(config: PeftConfig) -> bool:
+    """Return True where adapters of this kind are known to make little more than their file holds."""
+    return not _may_change_base(config) and not getattr(config, "use_dora", False)  # DoRA multiplies by an eye
+
+
 def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, Tensor], unfit: str) -> PeftModel:
-    limit = SizeLimit(base.parameters(), [tuple(tensor.shape) for tensor in given.values()])
+    in_file = sum(tensor.numel() for tensor in given.values())
+    in_model = sum(parameter.numel() for parameter in base.parameters())
+    limit = SizeLimit(16 * in_file if _is_whole_in_file(config) else 4 * (in_file + in_model))
     try:
         with limit:
             config.inference_mode = True
@@ -176,6 +184,7 @@ def read_config(folder: Path, repo_id: str | Path) -> PeftConfig:
         check_path("base_model_name_or_path", config.base_model_name_or_path)
         if config.peft_type is None:
             raise ValueError("it names no peft_type")
+        check_patterns(vars(config))
     except KeyError as error:
         raise ValueError(
             f"The adapter in {repo_id} is of the type {error}, which PEFT does not know; import the package with it."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,21 +33,19 @@ _MAKERS: frozenset[Callable[..., Any]] = frozenset(
 
 
 class SizeLimit(TorchFunctionMode):
-    """Refuse to make tensors once they have more numbers than an adapter of that file on that model can need.
+    """Refuse to make tensors once they have more numbers than an adapter can need.
 
     Whoever wrote an adapter's config chose its sizes (r, num_vision_tokens, ...), and PEFT makes the tensors before it
-    looks into the file. Those that belong together need the numbers of the file, and while they start at most a few
-    times those of the model: four times both are allowed.
+    looks into the file. Those that belong together need a few times the numbers of the file, with some methods also
+    those of the model.
 
     Args:
-        tensors: of the model.
-        shapes: in the adapter's file.
+        numbers: of all tensors together; a million more are allowed.
     """
 
-    def __init__(self, tensors: Iterable[torch.Tensor], shapes: Iterable[tuple[int, ...]]) -> None:
+    def __init__(self, numbers: int) -> None:
         super().__init__()
-        numbers = sum(tensor.numel() for tensor in tensors) + sum(torch.Size(shape).numel() for shape in shapes)
-        self.left: float = 4 * numbers + _SLACK
+        self.left: float = numbers + _SLACK
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -58,7 +56,5 @@ class SizeLimit(TorchFunctionMode):
             asked = func(*args, **{**without, "device": "meta"}).numel()
             self.left -= asked
             if self.left < 0:
-                raise ValueError(
-                    f"its config asks for a tensor of {asked:,} numbers, more than the file and the model hold"
-                )
+                raise ValueError(f"its config asks for a tensor of {asked:,} numbers, more than fit to its file")
         return func(*args, **kwargs)

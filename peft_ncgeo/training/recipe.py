@@ -28,6 +28,7 @@ from transformers import HfArgumentParser, TrainerCallback
 from .. import losses as loss_names
 from ..files import read_yaml
 from ..losses import CrossEntropy, Regularizer
+from ..patterns import check_patterns
 from ..tuners.npt import NPTConfig
 from ..tuners.prototype import PrototypeConfig
 from ..values import reason, shown
@@ -99,6 +100,8 @@ class Recipe:
             recipe.callbacks = lambda: [make() for make in callbacks]
             for make in (recipe.config, recipe.losses, recipe.classification_loss, recipe.callbacks):
                 _ = make and make()  # values are checked now
+            if recipe.config:
+                check_patterns(vars(recipe.config()))
         except Exception as error:  # PEFT's configs check what they are given in ways of their own
             raise ValueError(f"Recipe {path}: {reason(error)}") from error
         return recipe
