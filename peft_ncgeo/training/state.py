@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..tuners.tensors import read_shapes
 from ..values import reason
 
 FILE_NAME = "geometry_state.safetensors"
@@ -59,8 +60,10 @@ def load_state(owners: Iterable[Stateful], folder: str | Path) -> None:
     owners = list(owners)
     expected = {own.name for own in owners if own.state_dict()}
     try:
+        if path.exists():
+            read_shapes(path)  # refuses kinds of numbers before any is read
         state = load_file(path) if expected or path.exists() else {}
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"Cannot resume from {path}: {error}.") from error
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():

@@ -13,11 +13,13 @@ from peft import LoraConfig, PolyConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
-from peft_ncgeo import CoPAConfig, NPTConfig, ZeroShotClassifier
+from peft_ncgeo import CoPAConfig, NPTConfig, ZeroShotClassifier, adapt
 from peft_ncgeo.hub import export_classifier
 from peft_ncgeo.hub.exported_classifier import ExportedClassifier
+from peft_ncgeo.training import align_classifier
 
 from ..conftest import NAMES, TEXT, VISION, pixels, tiny, tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
+from ..states import changes, state
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*all of them get prompts"),
@@ -222,17 +224,37 @@ def test_no_path_of_this_machine_is_written(tmp_path):
     assert [p.name for p in folder.parent.iterdir()] == ["export"]
 
 
-def test_the_model_is_left_as_it_was(tmp_path):
-    model = lora_below_prompts()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    random = torch.get_rng_state()
-    export_classifier(model, NAMES, tmp_path, tiny_processor())
+def aligned_lora():
+    model = tuned(LORA())
+    align_classifier(model, tiny_images(10), 0.5, tiny_processor())
+    return model
+
+
+def few_shot_clip():
+    model = tuned(CoPAConfig())
+    adapt(model, IMAGES, [0, 1] * 3, steps=1, processor=tiny_processor().image_processor)
+    model.base_model.disable_adapter_layers()
+    return model
+
+
+LEFT = {name: MODELS[name] for name in ("plain", "coupled", "lora-merged", "lora-dora", "modules_to_save")}
+LEFT |= {"below": lora_below_prompts, "aligned": aligned_lora, "few-shot": few_shot_clip}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_the_model_is_left_as_it_was(tmp_path, name):
+    """Every tensor, what of them is trained, and every module's mode: after an export, and after a refused one."""
+    model = LEFT[name]()
+    for parameter in list(model.parameters())[::3]:
+        parameter.requires_grad_(not parameter.requires_grad)
+    list(model.modules())[7].train()
+    before, random = state(model), torch.get_rng_state()
+    export_classifier(model, NAMES, tmp_path / "export", tiny_processor())
     assert torch.equal(torch.get_rng_state(), random)
-    after = model.state_dict()
-    assert after.keys() == before.keys()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == trained
+    assert changes(before, state(model)) == []
+    with pytest.raises(ValueError, match="name"):
+        export_classifier(model, ["owl", ""], tmp_path / "refused", tiny_processor())
+    assert changes(before, state(model)) == []
 
 
 def broken():

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from peft_ncgeo import CoPAConfig, FewShotClassifier, NPTConfig, PrototypeConfig, adapt
 from peft_ncgeo.hub import hypothesis_template, load_adapter, save_adapter
 from peft_ncgeo.training import Recipe
+from peft_ncgeo.training.state import load_state, save_state
 from peft_ncgeo.tuners.tensors import read_shapes
 
 from ..conftest import pixels, tiny_clip, tiny_vit, tiny_vit_classifier
@@ -48,6 +49,7 @@ HOSTILE: list[tuple[str, dict[str, Any]]] = [
     ("prompts", {"modules_to_save": ["x"] * 20_000}),
     ("prompts", {"tokenizer_name_or_path": "x/" * 10**4}),
     ("prompts", {"token_ids": {"of": [], "text_init": [6] * 10**5, "placeholders": []}}),
+    ("prompts", {"token_ids": {"of": [], "text_init": [6], "placeholders": [1e30]}}),
     ("prototypes", {"num_classes": 3000, "projection_dim": 3000}),
     ("prototypes", {"num_classes": 10**9}),
     ("prototypes", {"num_classes": 10**5, "projection_dim": 10**5}),
@@ -175,6 +177,40 @@ def test_json_without_end(tmp_path, file, content):
     if file == CONFIG:
         with pytest.raises(ValueError, match=f"{file}.*is damaged"):
             hypothesis_template(tmp_path)
+
+
+def with_kind(path: Path, kind: str, bits: int) -> None:
+    """Write a file's tensors again as numbers of another kind, all of them 0."""
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header, end = json.loads(content[8 : 8 + size]), 0
+    for stored in (stored for name, stored in header.items() if name != "__metadata__"):
+        stored["dtype"], start = kind, end
+        end += -(-torch.Size(stored["shape"]).numel() * bits // 8)
+        stored["data_offsets"] = [start, end]
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("F4", 4), ("F6_E2M3", 6), ("F8_E8M0", 8), ("F8_E4M3", 8), ("C64", 64)])
+def test_numbers_that_nobody_trains(tmp_path, kind, bits):
+    base, _ = saved("prompts", tmp_path / "prompts")
+    adapt(get_peft_model(tiny_vit(), CoPAConfig()), pixels(4), [0, 1, 0, 1], steps=1).save_pretrained(tmp_path / "few")
+    memory: Any = torch.nn.Module()
+    memory.register_buffer("kept", torch.ones(4, 8))
+    memory.name = "memory"
+    save_state([memory], tmp_path)
+    cases = {
+        tmp_path / "prompts" / WEIGHTS: lambda: load_adapter(tmp_path / "prompts", base),
+        tmp_path / "few" / "prototypes.safetensors": lambda: FewShotClassifier.from_pretrained(
+            tmp_path / "few", tiny_vit()
+        ),
+        tmp_path / "geometry_state.safetensors": lambda: load_state([memory], tmp_path),
+    }
+    for file, load in cases.items():
+        with_kind(file, kind, bits)
+        with pytest.raises(ValueError, match=f"{kind}, where floats of 16 bits or more belong"):
+            load()
 
 
 def test_a_header_without_end_is_not_read(tmp_path):
