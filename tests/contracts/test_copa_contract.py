@@ -218,12 +218,12 @@ def test_defaults():
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"temperature": 0}, "temperature=0 must be greater than 0 and finite."),
-        ({"temperature": 0.0}, "temperature=0.0 must be greater than 0 and finite."),
-        ({"temperature": -0.5}, "temperature=-0.5 must be greater than 0 and finite."),
-        ({"temperature": math.nan}, "temperature=nan must be greater than 0 and finite."),
-        ({"temperature": math.inf}, "temperature=inf must be greater than 0 and finite."),
-        ({"temperature": "warm"}, "temperature='warm' must be greater than 0 and finite."),
+        ({"temperature": 0}, "temperature=0 must be 1e-6 to 1e6."),
+        ({"temperature": 0.0}, "temperature=0.0 must be 1e-6 to 1e6."),
+        ({"temperature": -0.5}, "temperature=-0.5 must be 1e-6 to 1e6."),
+        ({"temperature": math.nan}, "temperature=nan must be 1e-6 to 1e6."),
+        ({"temperature": math.inf}, "temperature=inf must be 1e-6 to 1e6."),
+        ({"temperature": "warm"}, "temperature='warm' must be 1e-6 to 1e6."),
         ({"num_features": 0}, "num_features=0 must be a whole number of at least 1 and at most 1,000,000."),
         ({"num_features": -3}, "num_features=-3 must be a whole number of at least 1 and at most 1,000,000."),
         ({"num_features": True}, "num_features=True must be a whole number of at least 1 and at most 1,000,000."),
