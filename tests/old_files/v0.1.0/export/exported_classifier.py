@@ -1,0 +1,69 @@
+"""CLIP for one list of class names: image tower and text features, without text tower and adapters.
+
+This file is copied into the folder of every export and needs torch and transformers (5 or later), nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPVisionModelWithProjection
+from transformers.modeling_outputs import ImageClassifierOutput
+
+
+class ExportedClassifier(CLIPVisionModelWithProjection):
+    r"""An image classifier whose head are the texts of its classes.
+
+    With the image's projected feature f and the classes' text features `g_k` of length 1,
+
+    .. math:: z_k = \exp(\texttt{logit\_scale}) \, \mathrm{unit}(f) \cdot g_k
+
+    Where the image tower has prompts, n vectors follow [CLS] and the patches from layer `prompt_layers[0]` on (0: the
+    input); each further layer of `prompt_layers` overwrites them with its own.
+
+    Weights beside those of `CLIPVisionModelWithProjection`: `text_features` (K, d), `logit_scale` (), and
+    `prompts.{layer}` (n, width).
+
+    Config, beside a `CLIPVisionConfig`'s own fields: `id2label` holds the class names, `prompt_layers` the layers with
+    prompts (none: an empty list), `num_prompts` is n.
+    """
+
+    text_features: Tensor
+    logit_scale: Tensor
+
+    _auto_class = "AutoModelForImageClassification"  # saving it copies this file and names it in config.json
+    # Cosines are multiplied by 100: rounded to bfloat16 they would move the logits by 0.4.
+    _keep_in_fp32_modules_strict = ["text_features", "logit_scale"]  # noqa: RUF012  as Transformers declares it
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        shape = config.num_prompts, config.hidden_size
+        self.prompts = nn.ParameterDict({str(i): nn.Parameter(torch.zeros(shape)) for i in config.prompt_layers})
+        # as parameters they would come first, and their dtype pass for the model's
+        self.register_buffer("text_features", torch.zeros(config.num_labels, config.projection_dim))
+        self.register_buffer("logit_scale", torch.zeros(()))
+
+    def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
+        """Pixels (B, C, H, W) to logits (B, K), float32 or wider; `softmax(-1)` of them are the probabilities."""
+        tower: Any = self.vision_model
+        hidden_states = tower.pre_layrnorm(self._with_prompts(tower.embeddings(pixel_values), 0))
+        for i, layer in enumerate(tower.encoder.layers):
+            hidden_states = self._with_prompts(hidden_states, i) if i else hidden_states
+            hidden_states = layer(hidden_states, attention_mask=None)
+        features = self.visual_projection(tower.post_layernorm(hidden_states[:, 0]))
+        with torch.autocast(features.device.type, enabled=False):
+            features = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+            logits = self.logit_scale.exp() * features @ self.text_features.T
+        return ImageClassifierOutput(logits=logits)
+
+    def _with_prompts(self, hidden_states: Tensor, layer: int) -> Tensor:
+        """Tokens (B, L, width) at the entry of a layer, the last n of them that layer's prompts where it has some."""
+        if layer not in self.config.prompt_layers:
+            return hidden_states
+        prompts = self.prompts[str(layer)].expand(len(hidden_states), -1, -1)
+        first = layer == self.config.prompt_layers[0]
+        others = hidden_states if first else hidden_states[:, : -self.config.num_prompts]
+        return torch.cat([others, prompts], dim=1)
