@@ -93,6 +93,10 @@ PROMISES = [
     ),
     Promise("Their numbers stay from release to release.", ("tests/references",), references),
     Promise(
+        "Adapters, classifiers, checkpoints and recipes that 0.1.0 wrote load, and say what they said.",
+        ("tests/old_files",),
+    ),
+    Promise(
         "Two and three processes train as one, for every loss and callback: also a last batch that does not divide, "
         "and classes that one process alone sees.",
         ("tests/training/test_processes.py",),
