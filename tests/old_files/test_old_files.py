@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -131,6 +132,9 @@ def test_exported_classifiers(folder, monkeypatch):
     assert model.config.id2label == dict(enumerate(NEW))
 
 
+@pytest.mark.skipif(
+    int(np.__version__.split(".")[0]) < 2, reason="Transformers reads random states of numpy 2 under numpy 2 alone"
+)
 @pytest.mark.parametrize(("folder", "name"), stored("checkpoints"))
 def test_trainings_go_on(folder, name, tmp_path):
     """To the losses, multipliers and weights that the version itself came to."""
