@@ -19,11 +19,11 @@ from peft_ncgeo.data import class_prompts, load_demo
 from peft_ncgeo.data.images import ImageCollator, LabelledImages
 from peft_ncgeo.geometry.sphere import cosine_logits
 from peft_ncgeo.losses import CrossEntropy, GeometryBatch
+from peft_ncgeo.models.feature_extractor import TowersModule
 from peft_ncgeo.training import Recipe
+from peft_ncgeo.training.features.teacher import FrozenTeacher
 from peft_ncgeo.training.gathering import batch_sizes, gather_batch
 from peft_ncgeo.training.sampling import count_once
-from peft_ncgeo.training.teacher import FrozenTeacher
-from peft_ncgeo.training.towers_module import TowersModule
 
 RECIPE = Path(__file__).parent / "recipes" / "demo" / "ot_budget.yaml"
 

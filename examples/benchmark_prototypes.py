@@ -29,12 +29,12 @@ from torch import Tensor, nn
 
 from peft_ncgeo.data import class_counts, load_image_demo, step_imbalanced
 from peft_ncgeo.evaluation import evaluate_groups
-from peft_ncgeo.evaluation.metrics import accuracy
 from peft_ncgeo.geometry import NeuralCollapse, gram_distance, simplex_etf
 from peft_ncgeo.losses import GeometryBatch, PrototypeSupCon
+from peft_ncgeo.metrics.accuracy import accuracy
+from peft_ncgeo.models.towers import linear_classifier
 from peft_ncgeo.protocols import Results, Task, run_cells
 from peft_ncgeo.protocols.runs import describe
-from peft_ncgeo.towers import linear_classifier
 from peft_ncgeo.training import Recipe
 
 COPIES, RATIOS, GEOMETRIES = (0, 10, 50, 100, 1000), (10, 100), ("etf", "minority_margin")

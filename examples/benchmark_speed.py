@@ -33,14 +33,14 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
-from peft_ncgeo.adapters import adapters_off
 from peft_ncgeo.data import load_demo
 from peft_ncgeo.geometry.sphere import cosine_logits
 from peft_ncgeo.losses import CrossEntropy, GeometryBatch
+from peft_ncgeo.models.adapters import adapters_off
+from peft_ncgeo.models.text_encoder import encode_texts
+from peft_ncgeo.models.towers import image_features, text_positions, unwrap
 from peft_ncgeo.protocols.whole_files import write_whole
-from peft_ncgeo.towers import image_features, text_positions, unwrap
 from peft_ncgeo.training import Recipe
-from peft_ncgeo.tuners.text_encoder import encode_texts
 
 RECIPES = Path(__file__).parent / "recipes"
 PROMPT_OT, COOP = Recipe.read(RECIPES / "prompt_ot.yaml"), Recipe.read(RECIPES / "coop.yaml")

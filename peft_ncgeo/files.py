@@ -12,7 +12,7 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from .values import reason, shown
+from .validation import reason, shown
 
 LARGEST = 2**20  # bytes of a file with settings
 _DEEPEST = 50  # lists and mappings inside each other

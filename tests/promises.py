@@ -110,9 +110,9 @@ PROMISES = [
     ),
     Promise(
         "Eight threads on one classifier or one prompted model get what one thread gets.",
-        ("tests/evaluation/test_threads.py",),
+        ("tests/classifiers/test_threads.py",),
     ),
-    Promise("Packed texts have the features and gradients of padded ones.", ("tests/tuners/test_text_packing.py",)),
+    Promise("Packed texts have the features and gradients of padded ones.", ("tests/models/test_text_packing.py",)),
     Promise(
         "What is computed once, shared or cast once equals what is computed anew.",
         tuple(f"tests/training/test_{name}.py" for name in ("step_features", "shared_layers", "half_weights")),

@@ -13,23 +13,23 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
 from peft_ncgeo import CoPAConfig, GeometryTrainer, NPTConfig, PrototypeConfig, adapt
+from peft_ncgeo.classifiers.image_features import ImageFeatures
 from peft_ncgeo.data import DatasetSource, class_prompts
 from peft_ncgeo.data.images import input_size
 from peft_ncgeo.evaluation import FewShotClassifier
-from peft_ncgeo.evaluation.image_features import ImageFeatures
 from peft_ncgeo.geometry.heads import Heads
 from peft_ncgeo.geometry.simplex import clustered_etf_deviation
 from peft_ncgeo.geometry.transport import class_transport_plans
 from peft_ncgeo.hub import hypothesis_template, load_adapter
-from peft_ncgeo.hub.errors import hub_errors
 from peft_ncgeo.hub.push import _base_on_hub, _check_base
+from peft_ncgeo.loading.errors import hub_errors
 from peft_ncgeo.losses import GeometryBatch, PointwisePreservation, Regularizer
-from peft_ncgeo.towers import find_residual_places
-from peft_ncgeo.training.class_means import ClassMeans
-from peft_ncgeo.training.measure import record_few_shot
-from peft_ncgeo.training.state import load_state, save_state
+from peft_ncgeo.models.towers import find_residual_places
+from peft_ncgeo.training.card_record import record_few_shot
+from peft_ncgeo.training.state.class_means import ClassMeans
+from peft_ncgeo.training.state.files import load_state, save_state
 from peft_ncgeo.tuners.npt import NPTModel
-from peft_ncgeo.values import OF_THE_MACHINE
+from peft_ncgeo.validation import OF_THE_MACHINE
 
 from .conftest import tiny_clip, tiny_images, tiny_processor, tiny_vit, tiny_vit_classifier
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset
 
-from ..values import shown
+from ..validation import shown
 from .class_prompts import list_names
 from .white_level import column_white_level
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from ..templates import padded_template, placeholder_ids
-from ..values import shown, whole_number
+from ..models.templates import padded_template, placeholder_ids
+from ..validation import shown, whole_number
 
 _LOCK = threading.Lock()  # fast tokenizers change their settings in a call, and fail where another thread reads them
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset
 
-from ..values import whole_number
+from ..validation import whole_number
 from .checks import class_names, leave_out_unlabelled
 from .sampling import label_array, rows_of_classes
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import nn
 
-from ..towers import linear_classifier, unwrap
-from ..values import shown
+from ..models.towers import linear_classifier, unwrap
+from ..validation import shown
 
 CLASS_NAMES = "class_names.json"  # beside an image classifier's adapter: the names of its outputs
 

@@ -14,8 +14,8 @@ from datasets import Dataset
 from PIL import ExifTags, Image, ImageOps
 from torch import nn
 
-from ..base_model import base_name, base_revision
-from ..values import reason
+from ..models.base_model import base_name, base_revision
+from ..validation import reason
 from .sampling import label_array
 from .white_level import column_white_level, lacks_white_level, white_level
 

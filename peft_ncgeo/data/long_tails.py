@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from datasets import Dataset
 
-from ..values import real_number, shown, whole_number
+from ..validation import real_number, shown, whole_number
 from .checks import class_names
 from .sampling import draw, label_array
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Image
 
-from ..values import reason, shown
+from ..validation import reason, shown
 from .checks import class_names
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Image, load_dataset
 
 from ..files import read_yaml
-from ..templates import check_template
-from ..values import reason, shown, whole_number
+from ..models.templates import check_template
+from ..validation import reason, shown, whole_number
 from .class_prompts import is_number
 from .long_tails import imbalance
 from .splits import select_classes

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from ..values import whole_number
+from ..validation import whole_number
 from .checks import class_names
 from .sampling import draw, label_array
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .base_new import evaluate_base_new
-from .few_shot import FewShotClassifier
-from .hub_metrics import metric_path
-from .metrics import evaluate_groups, harmonic_mean
-from .zero_shot import ZeroShotClassifier
+from ..classifiers.base_new import evaluate_base_new
+from ..classifiers.few_shot import FewShotClassifier
+from ..classifiers.zero_shot import ZeroShotClassifier
+from ..metrics.accuracy import evaluate_groups, harmonic_mean
+from ..metrics.hub_metrics import metric_path
 
 if TYPE_CHECKING:
-    from .hub_metrics.group_accuracy.group_accuracy import GroupAccuracyMetric
-    from .hub_metrics.neural_collapse.neural_collapse import NeuralCollapseMetric
+    from ..metrics.hub_metrics.group_accuracy.group_accuracy import GroupAccuracyMetric
+    from ..metrics.hub_metrics.neural_collapse.neural_collapse import NeuralCollapseMetric
 
 __all__ = [
     "FewShotClassifier",

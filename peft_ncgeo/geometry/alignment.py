@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..values import real_number, whole_number
+from ..validation import real_number, whole_number
 from .checks import check, check_finite, check_shape, numbers
 from .sphere import polar, rounding, slerp, tangent
 

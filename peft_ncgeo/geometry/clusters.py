@@ -7,7 +7,7 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from ..values import whole_number
+from ..validation import whole_number
 from .checks import check_finite, check_shape
 from .quiet import without_warnings
 from .sphere import unit

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..values import whole_number
+from ..validation import whole_number
 from .checks import check_tensor
 from .simplex import simplex_distance
 from .sphere import moderate

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..values import real_number
+from ..validation import real_number
 from .checks import check, check_finite, check_shape, check_tensor, maybe, numbers
 from .sphere import modality_gap, moderate, ordinary, polar, unit
 

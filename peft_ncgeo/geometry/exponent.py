@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..values import real_number, whole_number
+from ..validation import real_number, whole_number
 from .alignment import seen_classes
 from .checks import check, check_tensor
 from .sphere import rounding

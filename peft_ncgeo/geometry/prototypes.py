@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..values import not_negative, whole_number
+from ..validation import not_negative, whole_number
 from .checks import check_tensor, numbers
 from .simplex import welch_bound
 from .sphere import unit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..values import whole_number
+from ..validation import whole_number
 from .checks import check_finite, check_shape
 from .sphere import moderate, unit
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..values import real_number
+from ..validation import real_number
 from .checks import check_shape
 from .quiet import without_warnings
 

@@ -1,12 +1,12 @@
 """Adapters in files and on the Hub."""
 
+from ..loading.converted import ImportedPrompts, import_prompts
+from ..loading.hypothesis_template import hypothesis_template
+from ..loading.load import fetch_adapter, load_adapter
 from .card import create_card
 from .export import export_classifier
-from .load import fetch_adapter, load_adapter
-from .published import ImportedPrompts, import_prompts
 from .push import check_push, push_adapter
 from .save import draw_geometry, save_adapter
-from .templates import hypothesis_template
 
 __all__ = [
     "ImportedPrompts",

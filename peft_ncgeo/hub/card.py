@@ -11,12 +11,11 @@ from urllib.parse import quote
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
-from ..base_model import is_folder
 from ..evaluation import FewShotClassifier
 from ..markdown import code_cell, escape, literal, table
-from ..templates import DEFAULT_TEMPLATE
-from ..training.measure import record_few_shot
-from ..training.record import Part, TrainingRecord, record_model
+from ..models.base_model import is_folder
+from ..models.templates import DEFAULT_TEMPLATE
+from ..training.card_record import record_few_shot
 from .card_tables import (
     FOLDED,
     Runs,
@@ -30,6 +29,7 @@ from .card_tables import (
     results_rows,
     results_table,
 )
+from .record import Part, TrainingRecord, record_model
 from .references import adapter_reference, bibtex, term_references
 
 TEMPLATE = Path(__file__).with_name("card_template.md")

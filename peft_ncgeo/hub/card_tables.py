@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ..markdown import escape, table
-from ..training.record import GROUPS, TrainingRecord
+from .record import GROUPS, TrainingRecord
 
 Rows = dict[str, dict[str, Any]]  # row -> `before` and `after` in percent, and `over_seeds`, what is known of them
 Runs = Sequence[Mapping[str, Any]]

@@ -14,14 +14,14 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPVisionConfig
 
-from ..adapters import evaluation_mode
+from ..classifiers.exported_classifier import ExportedClassifier
+from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.images import image_processor
-from ..evaluation.zero_shot import ZeroShotClassifier
 from ..geometry.sphere import unit
 from ..markdown import escape
-from ..towers import find_towers, reads_text, unwrap
+from ..models.adapters import evaluation_mode
+from ..models.towers import find_towers, reads_text, unwrap
 from ..tuners.prompt_layer import PromptLayer
-from .exported_classifier import ExportedClassifier
 
 
 def export_classifier(

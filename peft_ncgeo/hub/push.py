@@ -13,13 +13,13 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
 from transformers import AutoConfig
 
-from ..base_model import base_name, is_folder
 from ..evaluation import FewShotClassifier
-from ..towers import classification_head, linear_classifier, reads_text, unwrap
-from ..training.record import TrainingRecord
+from ..loading.errors import hub_errors
+from ..loading.load import holds_head
+from ..models.base_model import base_name, is_folder
+from ..models.towers import classification_head, linear_classifier, reads_text, unwrap
 from ..tuners.copa import CoPAConfig
-from .errors import hub_errors
-from .load import holds_head
+from .record import TrainingRecord
 from .save import OPTIONAL, save_adapter, tuned_model
 from .secrets import refuse_secrets
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..markdown import code_cell
-from ..training.record import Part, TrainingRecord
+from .record import Part, TrainingRecord
 
 
 class Reference(NamedTuple):

@@ -1,12 +1,12 @@
 """Loss terms, one class per published term. Formulas live in `peft_ncgeo.geometry`."""
 
-from .alignment import SpaceAlignment
 from .base import GeometryBatch, Regularizer
-from .classification import LDAM, BalancedSoftmax, CrossEntropy, LogitAdjustment
-from .contrastive import PrototypeImageContrast, PrototypeSupCon
-from .neural_collapse import ClusterCollapse, GeometricDebiasing, LanguageCollapse, ModalityIsomorphism
-from .preservation import PointwisePreservation, RotationStabilization
-from .transport import OTPreservation
+from .fixed_prototypes import PrototypeImageContrast, PrototypeSupCon
+from .long_tail import LDAM, BalancedSoftmax, CrossEntropy, LogitAdjustment
+from .npt import ClusterCollapse, GeometricDebiasing, LanguageCollapse, ModalityIsomorphism
+from .prompt_ot import OTPreservation
+from .promptsrc import PointwisePreservation, RotationStabilization
+from .space_alignment import SpaceAlignment
 
 __all__ = [
     "LDAM",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry.checks import check, check_finite, check_shape, check_tensor, deferred, number
-from ..values import not_negative, positive, real_number
+from ..validation import not_negative, positive, real_number
 
 # Axes with one letter have one length: B images, K classes, T templates and S of the frozen model, d the width.
 _AXES = {

@@ -14,8 +14,8 @@ from scipy.stats import rankdata
 
 from ..files import read_json
 from ..markdown import escape
-from ..values import reason
-from .cells import LARGEST
+from ..validation import reason
+from .cached_runs import LARGEST
 from .results import markdown_table
 from .whole_files import write_whole
 

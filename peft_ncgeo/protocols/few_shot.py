@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import set_seed
 
+from ..classifiers.image_features import ImageFeatures
 from ..data.episodes import Episode, EpisodeSampler
 from ..data.images import LabelledImages, image_processor
-from ..evaluation.image_features import ImageFeatures
+from ..few_shot.episodes import head_settings
 from ..geometry.collapse import NeuralCollapse
 from ..geometry.contrast import loss_against_gap
 from ..geometry.heads import Heads, class_prototypes
 from ..geometry.sphere import modality_gap, unit
 from ..training import adapt, fit_episodes
-from ..training.episodes import head_settings
 from ..tuners.copa import CoPAConfig
-from .cells import cell_path, check_distinct, damaged, read_cell, write_cell
+from .cached_runs import cell_path, check_distinct, damaged, read_cell, write_cell
 from .episode_results import EpisodeResults
 from .fingerprints import dataset_fingerprint, fingerprint
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..data.sampling import encoded_images, label_array, stored_values
 from ..training import Recipe
-from ..values import reason, shown
+from ..validation import reason, shown
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
 # packages known by their names, as is all that lies in site-packages; they may be installed from a checkout

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..markdown import escape
-from .cells import writes
+from .cached_runs import writes
 from .whole_files import write_whole
 
 KEYS = ("setting", "method", "seed")

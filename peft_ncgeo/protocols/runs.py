@@ -19,9 +19,9 @@ from transformers import CLIPModel, PrinterCallback, TrainerCallback, set_seed
 from ..data import class_counts
 from ..data.checks import class_names
 from ..evaluation import evaluate_groups
-from ..evaluation.metrics import accuracy
+from ..metrics.accuracy import accuracy
 from ..training import GeometryMonitor, GeometryTrainer, GeometryTrainingArguments, Recipe
-from .cells import cell_path, check_distinct, read_cell, write_cell, writes
+from .cached_runs import cell_path, check_distinct, read_cell, write_cell, writes
 from .fingerprints import dataset_fingerprint, fingerprint, recipe_fingerprint
 
 # what a cell keeps of GeometryMonitor's metrics

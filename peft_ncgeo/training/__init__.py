@@ -1,14 +1,14 @@
 """Training: arguments, trainer, recipes, and what they are made of."""
 
-from .alignment import GradientProjection, SlerpAlignment
+from ..classifiers.aligned import AlignedClassifier, align_classifier, sweep_alignment
+from ..few_shot.adapt import adapt
+from ..few_shot.episodes import fit_episodes, fit_heads
+from ..hub.record import TrainingRecord
 from .arguments import GeometryTrainingArguments
-from .callbacks import GeometryMonitor, PromptAveraging
-from .episodes import fit_episodes, fit_heads
-from .few_shot import adapt
-from .measure import record_few_shot
-from .post_hoc import AlignedClassifier, align_classifier, sweep_alignment
+from .callbacks.alignment import GradientProjection, SlerpAlignment
+from .callbacks.monitor import GeometryMonitor, PromptAveraging
+from .card_record import record_few_shot
 from .recipe import Recipe, parse_with_recipe
-from .record import TrainingRecord
 from .trainer import GeometryTrainer
 
 __all__ = [

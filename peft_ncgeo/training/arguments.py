@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from ..values import flag, shown, whole_number
+from ..validation import flag, shown, whole_number
 
 # argument and variable of `accelerate launch` that ask for it
 SHARDED = {

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import HubStrategy
 
-from ..adapters import adapter_layers, check_adapter_weights
-from ..devices import check_movable
 from ..geometry.checks import check
 from ..losses import Regularizer
-from ..precision import HALF
-from ..templates import is_template
-from ..towers import classification_head, linear_classifier, reads_text, unwrap
-from ..values import shown
+from ..models.adapters import adapter_layers, check_adapter_weights
+from ..models.devices import check_movable
+from ..models.precision import HALF
+from ..models.templates import is_template
+from ..models.towers import classification_head, linear_classifier, reads_text, unwrap
+from ..validation import shown
 from .arguments import GeometryTrainingArguments
 
 # GeometryBatch fields that GeometryTrainer fills

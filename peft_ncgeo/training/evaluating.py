@@ -10,13 +10,13 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import EvalPrediction
 
-from ..evaluation.metrics import accuracy, balanced_accuracy, harmonic_mean
 from ..geometry.sphere import cosine_logits
-from ..towers import linear_classifier, logit_scale
-from .callbacks import GeometryMonitor
-from .checkpoints import CheckpointingTrainer
+from ..metrics.accuracy import accuracy, balanced_accuracy, harmonic_mean
+from ..models.feature_extractor import TowersModule, encode
+from ..models.towers import linear_classifier, logit_scale
+from .callbacks.monitor import GeometryMonitor
+from .state.checkpoints import CheckpointingTrainer
 from .task import ClassificationTask
-from .towers_module import TowersModule, encode
 
 
 def accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -27,13 +27,13 @@ from transformers import HfArgumentParser, TrainerCallback
 
 from .. import losses as loss_names
 from ..files import read_yaml
+from ..loading.patterns import check_patterns
 from ..losses import CrossEntropy, Regularizer
-from ..patterns import check_patterns
 from ..tuners.npt import NPTConfig
 from ..tuners.prototype import PrototypeConfig
-from ..values import reason, shown
-from .alignment import GradientProjection, SlerpAlignment
-from .callbacks import GeometryMonitor, PromptAveraging
+from ..validation import reason, shown
+from .callbacks.alignment import GradientProjection, SlerpAlignment
+from .callbacks.monitor import GeometryMonitor, PromptAveraging
 
 _COMPARED = 80  # characters of an unknown name; comparing takes the square of their number
 _KEYS = ("peft", "losses", "classification_loss", "callbacks", "args")

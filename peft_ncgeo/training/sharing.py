@@ -13,12 +13,12 @@ from peft.utils import CONFIG_NAME
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
-from ..adapter_folder import writing_adapter
+from ..classifiers.few_shot import PROTOTYPES
 from ..data.head_names import CLASS_NAMES, head_names, write_class_names
-from ..evaluation.few_shot import PROTOTYPES
-from ..towers import classification_head, reads_text
-from .measure import record_training
-from .record import TrainingRecord
+from ..hub.record import TrainingRecord
+from ..loading.adapter_folder import writing_adapter
+from ..models.towers import classification_head, reads_text
+from .card_record import record_training
 
 
 class SharingTrainer(Trainer):
@@ -55,7 +55,7 @@ class SharingTrainer(Trainer):
                 write_class_names(folder / name, head_names(model))
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        from ..hub.errors import hub_errors
+        from ..loading.errors import hub_errors
 
         with hub_errors(f"The repository {self._repo_id} cannot be made"):
             super().init_hf_repo(*args, **kwargs)

@@ -17,12 +17,12 @@ from ..data.sampling import label_array
 from ..geometry.checks import DeferredChecks
 from ..geometry.sphere import cosine_logits
 from ..losses import CrossEntropy, GeometryBatch, Regularizer
-from ..precision import hold_in_float32
-from ..towers import linear_classifier, logit_scale
-from .accumulation import Accumulation
-from .alignment import GradientProjection
+from ..models.feature_extractor import TowersModule
+from ..models.precision import hold_in_float32
+from ..models.towers import linear_classifier, logit_scale
 from .arguments import GeometryTrainingArguments
-from .callbacks import NewViews
+from .callbacks.alignment import GradientProjection
+from .callbacks.monitor import NewViews
 from .checks import (
     CheckedCollator,
     check_arguments,
@@ -32,19 +32,19 @@ from .checks import (
     check_trainable,
     check_weights,
 )
-from .class_means import ClassMeans
 from .evaluating import EvaluatingTrainer, accuracy_metrics
-from .fresh_start import CallbackStates, GivenLosses
+from .features.half_weights import HalfWeights, autocast_dtype
+from .features.step import StepFeatures
+from .features.teacher import FrozenTeacher
+from .features.views import LookAhead
 from .gathering import batch_sizes, gather_batch, step_sizes
-from .half_weights import HalfWeights, autocast_dtype
 from .objective import objective
 from .sampling import ClassBalancedSampler, check_batches, count_once, drop_last_only
-from .step_features import StepFeatures
+from .state.accumulation import Accumulation
+from .state.class_means import ClassMeans
+from .state.fresh_start import CallbackStates, GivenLosses
+from .state.text_gradient import TextGradient
 from .task import ClassificationTask
-from .teacher import FrozenTeacher
-from .text_gradient import TextGradient
-from .towers_module import TowersModule
-from .view_features import LookAhead
 
 
 class GeometryTrainer(EvaluatingTrainer):

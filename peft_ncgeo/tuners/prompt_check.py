@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..families import family_name, find_family, first_reason, list_families, reads_layers, why_no_end_of_text
-from ..towers import Tower, parent_path
+from ..models.families import family_name, find_family, first_reason, list_families, reads_layers, why_no_end_of_text
+from ..models.towers import Tower, parent_path
 
 _REASONS = {"text": "no_end_of_text", "vision": "no_prompts"}
 _UNKNOWN = "is not known to treat prompts as it treats image tokens"
@@ -16,7 +16,7 @@ def check_prompts(model: nn.Module, kind: str, tower: Tower | None) -> None:
 
     Args:
         kind: "text" or "vision".
-        tower: what [`~peft_ncgeo.towers.find_towers`] found of this kind.
+        tower: what [`~peft_ncgeo.models.towers.find_towers`] found of this kind.
 
     Raises:
         ValueError: a model of a known family that has no such tower.

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from peft import PeftConfig
 from torch import nn
 
-from ..adapters import adapter_layers
-from ..templates import check_template
-from ..values import check_length, check_names, check_path, flag, not_negative, shown, whole_number
+from ..models.adapters import adapter_layers
+from ..models.templates import check_template
+from ..validation import check_length, check_names, check_path, flag, not_negative, shown, whole_number
 
 _MOST_TOKENS = 10_000  # vectors of a layer, and layers
 _LARGEST_ID = 2**31 - 1

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..families import EndOfText
+from ..models.families import EndOfText
+from ..models.text_packing import Layout, TextReader
 from .prompt_config import PromptConfig
-from .text_packing import Layout, TextReader
 from .wrapper import Wrapper
 
 

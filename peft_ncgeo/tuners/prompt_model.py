@@ -13,9 +13,9 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..templates import find_tokenizer, placeholder_ids
-from ..towers import Tower, find_towers
-from ..values import shown
+from ..models.templates import find_tokenizer, placeholder_ids
+from ..models.towers import Tower, find_towers
+from ..validation import shown
 from .prompt_check import check_prompts
 from .prompt_config import PromptConfig
 from .prompt_layer import (

@@ -8,7 +8,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ..devices import execution_device
+from ..models.devices import execution_device
 
 # Transformers and Accelerate set these on every module that answers to them, so the wrapper must not answer for its
 # base layer.

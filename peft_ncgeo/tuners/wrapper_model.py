@@ -11,12 +11,12 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
-from ..precision import hold_in_float32
-from ..snapshots import unchanged_on_error
-from ..towers import unwrap
-from ..values import shown
+from ..models.precision import hold_in_float32
+from ..models.snapshots import unchanged_on_error
+from ..models.tensor_files import check_tensors
+from ..models.towers import unwrap
+from ..validation import shown
 from .combination import adapter_tensors, check_combination, combined_tensors, is_prompt
-from .tensors import check_tensors
 from .wrapper import Wrapper
 
 

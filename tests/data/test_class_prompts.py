@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from peft_ncgeo.data import class_prompts
 from peft_ncgeo.data.demo import ASSETS
-from peft_ncgeo.templates import padded_template, placeholder_ids
+from peft_ncgeo.models.templates import padded_template, placeholder_ids
 
 from ..conftest import BOS, EOT, NAMES, PAD, tiny_processor
 

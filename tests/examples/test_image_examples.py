@@ -15,8 +15,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from peft_ncgeo.data import load_image_demo
+from peft_ncgeo.models.towers import linear_classifier
 from peft_ncgeo.protocols import Results
-from peft_ncgeo.towers import linear_classifier
 from peft_ncgeo.training import Recipe
 
 from .test_benchmarks import updated

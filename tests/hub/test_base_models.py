@@ -10,10 +10,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoImageProcessor, AutoProcessor
 
 from peft_ncgeo import NPTConfig, ZeroShotClassifier
+from peft_ncgeo.classifiers.image_features import ImageFeatures
 from peft_ncgeo.data.images import find_processor
-from peft_ncgeo.evaluation.image_features import ImageFeatures
 from peft_ncgeo.hub import load_adapter
-from peft_ncgeo.templates import find_tokenizer
+from peft_ncgeo.models.templates import find_tokenizer
 
 from ..conftest import tiny_clip, tiny_images, tiny_vit
 from .test_hub_errors import one_line

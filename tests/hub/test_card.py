@@ -20,8 +20,8 @@ from peft import LoraConfig, get_peft_model
 import peft_ncgeo
 from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig
 from peft_ncgeo.hub import create_card
+from peft_ncgeo.hub.record import Part, TrainingRecord, record_model
 from peft_ncgeo.losses import LanguageCollapse, OTPreservation
-from peft_ncgeo.training.record import Part, TrainingRecord, record_model
 
 from ..conftest import tiny_clip, tiny_images, tiny_vit, tiny_vit_classifier
 from ..training.runs import trainer

@@ -10,8 +10,8 @@ from peft import get_peft_model
 
 from peft_ncgeo import CoPAConfig, NPTConfig
 from peft_ncgeo.hub import create_card
+from peft_ncgeo.hub.record import Part
 from peft_ncgeo.losses import OTPreservation
-from peft_ncgeo.training.record import Part
 
 from ..conftest import tiny_vit
 from ..training.runs import trainer

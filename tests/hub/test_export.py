@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from peft_ncgeo import CoPAConfig, NPTConfig, ZeroShotClassifier, adapt
+from peft_ncgeo.classifiers.exported_classifier import ExportedClassifier
 from peft_ncgeo.hub import export_classifier
-from peft_ncgeo.hub.exported_classifier import ExportedClassifier
 from peft_ncgeo.training import align_classifier
 
 from ..conftest import NAMES, TEXT, VISION, pixels, tiny, tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier

@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 from peft_ncgeo import CoPAConfig, FewShotClassifier, NPTConfig, PrototypeConfig, adapt
 from peft_ncgeo.hub import hypothesis_template, load_adapter, save_adapter
+from peft_ncgeo.models.tensor_files import read_shapes
 from peft_ncgeo.training import Recipe
-from peft_ncgeo.training.state import load_state, save_state
-from peft_ncgeo.tuners.tensors import read_shapes
+from peft_ncgeo.training.state.files import load_state, save_state
 
 from ..conftest import pixels, tiny_clip, tiny_vit, tiny_vit_classifier
 

@@ -9,7 +9,7 @@ import peft
 import peft_ncgeo
 from peft_ncgeo import losses, training
 from peft_ncgeo.hub import create_card, references
-from peft_ncgeo.training.record import Part
+from peft_ncgeo.hub.record import Part
 
 from .test_card import record, sections
 

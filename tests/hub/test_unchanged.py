@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 import peft_ncgeo
 from peft_ncgeo import CoPAConfig, FewShotClassifier, NPTConfig, ZeroShotClassifier, adapt
 from peft_ncgeo.hub import export_classifier, load_adapter
-from peft_ncgeo.precision import hold_in_float32
-from peft_ncgeo.snapshots import unchanged_on_error
+from peft_ncgeo.models.precision import hold_in_float32
+from peft_ncgeo.models.snapshots import unchanged_on_error
 from peft_ncgeo.training import align_classifier
 
 from ..conftest import NAMES, pixels, tiny_clip, tiny_images, tiny_processor, tiny_vit, tiny_vit_classifier

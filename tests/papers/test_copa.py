@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 import peft_ncgeo
+from peft_ncgeo.classifiers.image_features import ImageFeatures
 from peft_ncgeo.data import EpisodeSampler, load_few_shot_domains, load_image_demo
-from peft_ncgeo.evaluation.image_features import ImageFeatures
 from peft_ncgeo.geometry import modality_gap, shared_head_gap_bound
 from peft_ncgeo.geometry.heads import class_prototypes
 from peft_ncgeo.training import fit_heads

@@ -12,11 +12,11 @@ import torch
 
 from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig, adapt
 from peft_ncgeo.data.class_prompts import list_names
-from peft_ncgeo.evaluation.metrics import accuracy, class_groups, harmonic_mean
 from peft_ncgeo.geometry import loss_against_gap, minority_margin, simplex_etf, slerp
 from peft_ncgeo.geometry.alignment import rotate_towards_means, slerp_fraction
 from peft_ncgeo.losses import LDAM, PrototypeSupCon, RotationStabilization
-from peft_ncgeo.values import flag, real_number, whole_number
+from peft_ncgeo.metrics.accuracy import accuracy, class_groups, harmonic_mean
+from peft_ncgeo.validation import flag, real_number, whole_number
 
 from ..conftest import pixels, tiny_vit
 

@@ -16,7 +16,7 @@ from transformers import CLIPProcessor
 from peft_ncgeo import NPTConfig, ZeroShotClassifier
 from peft_ncgeo.data import EpisodeSampler, class_counts, class_prompts, few_shot
 from peft_ncgeo.data.demo import ASSETS
-from peft_ncgeo.templates import padded_template
+from peft_ncgeo.models.templates import padded_template
 
 from ..conftest import WORDS, tiny_clip, tiny_images, tiny_processor
 from ..training.runs import lora_clip, trainer

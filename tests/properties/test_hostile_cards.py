@@ -14,8 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from peft_ncgeo.hub import create_card
+from peft_ncgeo.hub.record import Part, TrainingRecord
 from peft_ncgeo.markdown import code_cell, escape, literal
-from peft_ncgeo.training.record import Part, TrainingRecord
 
 from ..hub.test_card import cells
 

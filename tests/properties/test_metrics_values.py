@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peft_ncgeo.evaluation import GroupAccuracyMetric, NeuralCollapseMetric, evaluate_groups, harmonic_mean
-from peft_ncgeo.evaluation.metrics import accuracy, balanced_accuracy, class_groups
+from peft_ncgeo.metrics.accuracy import accuracy, balanced_accuracy, class_groups
 
 from .outcomes import said_well
 from .tensors import features, seeds

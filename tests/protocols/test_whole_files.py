@@ -10,7 +10,7 @@ import time
 import pytest
 
 from peft_ncgeo.protocols import EpisodeResults, Results
-from peft_ncgeo.protocols.cells import read_cell, write_cell
+from peft_ncgeo.protocols.cached_runs import read_cell, write_cell
 from peft_ncgeo.protocols.whole_files import write_whole
 
 

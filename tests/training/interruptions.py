@@ -19,7 +19,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from peft_ncgeo import NPTConfig
 from peft_ncgeo.losses import LDAM, ClusterCollapse, OTPreservation, SpaceAlignment
 from peft_ncgeo.training import GeometryMonitor, GradientProjection, PromptAveraging, SlerpAlignment
-from peft_ncgeo.training.checkpoints import flaw
+from peft_ncgeo.training.state.checkpoints import flaw
 
 from ..conftest import tiny_clip, tiny_images
 from .runs import lora_vit, ot_and_budget, trainer, weights

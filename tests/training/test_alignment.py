@@ -11,14 +11,14 @@ from peft import LoraConfig, get_peft_model
 
 from peft_ncgeo.losses import LDAM, CrossEntropy, SpaceAlignment
 from peft_ncgeo.training import GeometryMonitor, GradientProjection, SlerpAlignment, align_classifier
-from peft_ncgeo.training.class_means import ClassMeans
-from peft_ncgeo.training.text_gradient import TextGradient
+from peft_ncgeo.training.state.class_means import ClassMeans
+from peft_ncgeo.training.state.text_gradient import TextGradient
 
+from ..classifiers.test_aligned import resnet
 from ..conftest import tiny_images, tiny_processor, tiny_vit_classifier
 from ..contracts.test_peft_contract import CASES
 from ..losses.batches import unit_rows
 from .runs import lora_vit, prompted_clip, prototypes, trainer, vit, weights
-from .test_post_hoc import resnet
 
 
 def test_class_means_are_an_average_of_batch_means():

@@ -24,7 +24,7 @@ from peft_ncgeo.losses import (
     Regularizer,
 )
 from peft_ncgeo.training import PromptAveraging
-from peft_ncgeo.training.state import FILE_NAME
+from peft_ncgeo.training.state.files import FILE_NAME
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit
 from .runs import Pointwise, lora_clip, ot_and_budget, prompted_clip, prototypes, trainer, vit, weights

@@ -13,7 +13,7 @@ from torch import nn
 
 from peft_ncgeo import GeometryTrainingArguments
 from peft_ncgeo.losses import CrossEntropy, GeometryBatch, OTPreservation
-from peft_ncgeo.training.half_weights import autocast_dtype
+from peft_ncgeo.training.features.half_weights import autocast_dtype
 
 from ..conftest import tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
 from .runs import trainer, vit

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from peft_ncgeo.losses import OTPreservation
-from peft_ncgeo.training.half_weights import HalfWeights
+from peft_ncgeo.training.features.half_weights import HalfWeights
 
 from ..conftest import CHECKPOINTING, pixels, tiny_images
 from .runs import lora_clip, prompted_clip, trainer, vit, weights

@@ -19,7 +19,7 @@ import torch
 from transformers import TrainerState
 
 from peft_ncgeo.hub import save_adapter
-from peft_ncgeo.training.checkpoints import flaw, last_whole
+from peft_ncgeo.training.state.checkpoints import flaw, last_whole
 
 from ..conftest import tiny_images
 from . import interruptions

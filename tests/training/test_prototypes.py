@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 from peft_ncgeo import NPTConfig, PrototypeConfig
 from peft_ncgeo.geometry import gram_distance
 from peft_ncgeo.losses import CrossEntropy, PrototypeSupCon
-from peft_ncgeo.towers import linear_classifier
+from peft_ncgeo.models.towers import linear_classifier
 from peft_ncgeo.training import GeometryMonitor
 
+from ..classifiers.test_aligned import tiny_resnet
 from ..conftest import tiny_images, tiny_vit_classifier
 from ..losses.batches import unit_rows
 from .runs import prototypes, trainer, weights
 from .test_monitor import pixels_and_labels
-from .test_post_hoc import tiny_resnet
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*for a second time", "ignore:Already found a `peft_config`")
 

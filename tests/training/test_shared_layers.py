@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from peft_ncgeo import NPTConfig
 from peft_ncgeo.losses import OTPreservation
-from peft_ncgeo.training.shared_layers import SharedLayers
+from peft_ncgeo.training.features.shared_layers import SharedLayers
 
 from ..conftest import CHECKPOINTING, tiny_clip
 from .runs import Pointwise, trainer, weights

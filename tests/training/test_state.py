@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from peft_ncgeo.training.state import FILE_NAME, load_state, save_state
+from peft_ncgeo.training.state.files import FILE_NAME, load_state, save_state
 
 
 class Memory:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from peft_ncgeo import NPTConfig
 from peft_ncgeo.data.images import LabelledImages
 from peft_ncgeo.losses import OTPreservation
-from peft_ncgeo.training.view_features import FixedViews, never_changes
+from peft_ncgeo.training.features.views import FixedViews, never_changes
 
 from ..conftest import CHECKPOINTING, NAMES, tiny_clip, tiny_images
 from .runs import Pointwise, lora_clip, prompted_clip, trainer, vit, weights

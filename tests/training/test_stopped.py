@@ -11,11 +11,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from peft_ncgeo import CoPAConfig, ZeroShotClassifier, adapt
-from peft_ncgeo.adapters import adapters_off
 from peft_ncgeo.hub import load_adapter
 from peft_ncgeo.losses import OTPreservation
+from peft_ncgeo.models.adapters import adapters_off
 from peft_ncgeo.training import align_classifier, sweep_alignment
-from peft_ncgeo.training.half_weights import HalfWeights
+from peft_ncgeo.training.features.half_weights import HalfWeights
 
 from ..conftest import NAMES, pixels, tiny_clip, tiny_images, tiny_processor, tiny_vit, tiny_vit_classifier
 from ..states import changes, state

@@ -8,7 +8,7 @@ from typing import ClassVar
 from peft import PeftConfig, PeftType
 
 from ...geometry.contrast import TEMPERATURE, URL_TEMPERATURE, check_temperature
-from ...values import check_names, flag, whole_number
+from ...validation import check_names, flag, whole_number
 
 
 @dataclass
@@ -23,7 +23,7 @@ class CoPAConfig(PeftConfig):
     Both heads, d x d and without bias, are the identity at the start, so that before any training this is the nearest
     prototype by cosine. [`~peft_ncgeo.adapt`] trains them on a support set.
 
-    Theta_I sits where the pooled feature leaves the model, see [`~peft_ncgeo.towers.find_pooling`]: with the adapter
+    Theta_I sits where the pooled feature leaves the model, see [`~peft_ncgeo.models.towers.find_pooling`]: with the adapter
     on, that feature is the transformed one in the model's own output. (`CLIPForImageClassification`'s head reads
     another.) Theta_P is used by `adapt` and its classifier.
 

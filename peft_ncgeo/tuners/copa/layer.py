@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...substitution import shallow_copy
+from ...models.substitution import shallow_copy
 from ..wrapper import Wrapper
 
 RESIDUAL_START = 1e-4  # times the identity, as TSA starts

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from ...devices import execution_device
-from ...towers import find_pooling, find_residual_places, find_towers
+from ...models.devices import execution_device
+from ...models.towers import find_pooling, find_residual_places, find_towers
 from ..wrapper_model import WrapperModel
 from .layer import CoPALayer, ResidualConvolution, ResidualLinear
 

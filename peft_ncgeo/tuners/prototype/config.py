@@ -14,8 +14,8 @@ from ...geometry.contrast import check_temperature
 from ...geometry.prototypes import minority_margin
 from ...geometry.simplex import simplex_etf
 from ...geometry.sphere import unit
-from ...towers import HEAD
-from ...values import flag, real_number, reason, shown, whole_number
+from ...models.towers import HEAD
+from ...validation import flag, real_number, reason, shown, whole_number
 from ..prompt_config import PromptConfig
 
 GEOMETRIES = ("etf", "minority_margin")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ...towers import HEAD, classification_head, head_width, other_heads, unwrap
+from ...models.towers import HEAD, classification_head, head_width, other_heads, unwrap
 from ..prompt_model import PromptModel
 from .layer import PrototypeClassifier, PrototypeLayer
 

@@ -1,0 +1,353 @@
+"""Space alignment after training: the classifier's rows turned towards the class means, with no gradient at all."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoImageProcessor, AutoProcessor
+
+from ..data.checks import check_dataset
+from ..data.head_names import check_head_names, same_names
+from ..data.images import ImageCollator, LabelledImages, image_processor, processor_of_base, rgb_images
+from ..evaluation import ZeroShotClassifier
+from ..geometry.alignment import alignment, rotate_towards_means
+from ..geometry.collapse import NeuralCollapse
+from ..geometry.sphere import unit
+from ..metrics.accuracy import accuracy, balanced_accuracy
+from ..models.adapters import adapter_layers, adapter_parameters, check_adapter_weights, evaluation_mode
+from ..models.devices import execution_device
+from ..models.feature_extractor import TowersModule, encode
+from ..models.towers import check_encoders, classifier, linear_classifier, linear_parameter, reads_text
+from ..validation import shown
+from .image_features import check_rows
+
+
+@dataclass
+class AlignedClassifier:
+    """What [`align_classifier`] made.
+
+    Attributes:
+        weight: (K, d), the aligned rows, as the head's precision rounds them. For a CLIP-like model this is a
+            classifier of its own, cached: the model computes class texts from words and stays as it is.
+        original: (K, d), the rows before.
+        means: (K, d), class means over the data set; nan for classes without samples.
+        bias: (K,) or None.
+        accuracy_before, accuracy_after: in 0..1, on the validation set, or the data set where there was none.
+        cosine_before, cosine_after: mean over classes of `cos(w_c, mu_c)`.
+        class_names: of the rows, where the data set told them.
+    """
+
+    weight: Tensor
+    original: Tensor
+    means: Tensor
+    bias: Tensor | None
+    accuracy_before: float
+    accuracy_after: float
+    cosine_before: float
+    cosine_after: float
+    class_names: list[str] | None
+    _encoder: _Encoder
+    _parameter: nn.Parameter | None = None
+    _before: Tensor | None = None
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Give the model's head its rows back. A CLIP-like model never lost its own."""
+        if self._parameter is not None and self._before is not None:
+            self._parameter.copy_(self._before)
+
+    def predict(self, images: Image.Image | Sequence[Image.Image], batch_size: int = 64) -> list[Any]:
+        """The most probable class of each image: its name, or its index where names are unknown."""
+        images = [images] if isinstance(images, Image.Image) else list(images)
+        best: list[int] = []
+        for start in range(0, len(images), batch_size):
+            features = self._encoder.features(images[start : start + batch_size])
+            best += self._encoder.scores(features, self.weight, self.bias).argmax(-1).tolist()
+        return best if self.class_names is None else [self.class_names[i] for i in best]
+
+
+def align_classifier(
+    model: nn.Module,
+    dataset: Dataset | Iterable[dict[str, Tensor]],
+    fraction: float,
+    processing_class: Any = None,
+    validation: Dataset | Iterable[dict[str, Tensor]] | None = None,
+    center: bool = True,
+    image_column: str = "image",
+    label_column: str = "label",
+    batch_size: int = 64,
+    template: str | None = None,
+) -> AlignedClassifier:
+    r"""Rotate every row of a trained classifier towards its class mean by a fraction of their angle, length kept.
+
+    Ours: space alignment without training. `mu_c` is the mean feature of class c over `dataset`, minus the mean of
+    these over the classes; rows of classes without samples, and rows that are 0 or parallel to their mean, stay.
+
+    The head of an image classifier is changed in place ([`AlignedClassifier.undo`] takes it back), whatever PEFT made
+    of it: trained through `modules_to_save`, adapted by LoRA, or the base model's own. Only the first is part of the
+    adapter's file; else the base model's weights change, and a warning says so. For a CLIP-like model the rows are the
+    texts of the data set's class names; the model stays as it is and the result is a classifier of its own.
+
+    Args:
+        model: plain or under PEFT.
+        dataset: labelled training images, or batches with `pixel_values` (B, C, H, W) and `labels` (B,).
+        fraction: 0 (nothing) to 1 (weights point where the means do). [`sweep_alignment`] helps to choose it.
+        processing_class: the model's (image) processor. Default: what lies where the model came from.
+        validation: images to report accuracy on. Default: `dataset`, whose features are then kept, (N, d) float32.
+        center: False takes class means as they are.
+        image_column, label_column: of the data sets.
+        batch_size: images a pass.
+        template: text around a class name, for a CLIP-like model. Default: the adapter's own, else
+            "a photo of a {}.".
+
+    Raises:
+        ValueError: a fraction out of range, a head that is not linear, no processor, or data that do not fit, as where
+            labels mean other classes than the head's outputs are called in `model.config`.
+
+    Example:
+
+    ```python
+    aligned = align_classifier(model, train, fraction=0.5, processing_class=processor, validation=validation)
+    print(aligned.accuracy_before, aligned.accuracy_after)
+    aligned.undo()
+    ```
+    """
+    _check_fractions([fraction])
+    encoder = _Encoder(model, processing_class, image_column, label_column, batch_size, template)
+    trained = encoder.collect(dataset, keep=validation is None)
+    judged = trained if validation is None else encoder.collect(validation)
+    judged.check_names(trained)
+    original, bias = encoder.rows(trained)
+    aligned = rotate_towards_means(original, trained.means, fraction, center=center).to(original)
+    parameter = None if reads_text(model) else linear_parameter(model)
+    kept = None if parameter is None else parameter.detach().clone()
+    try:
+        if parameter is not None:
+            aligned = _turn(parameter, aligned - original, encoder, trained)
+            if adapter_layers(model) and not any(p is parameter for p in adapter_parameters(model)):
+                warnings.warn(
+                    "The head belongs to the base model, so the adapter's file will not hold its aligned weights; "
+                    'train it with modules_to_save=["classifier"], or save the whole model.',
+                    stacklevel=2,
+                )
+        before, after = (judged.accuracy(encoder, rows, bias) for rows in (original, aligned))
+        return AlignedClassifier(
+            weight=aligned,
+            original=original,
+            means=trained.means,
+            bias=bias,
+            accuracy_before=before,
+            accuracy_after=after,
+            cosine_before=float(alignment(original, trained.means, center).nanmean()),
+            cosine_after=float(alignment(aligned, trained.means, center).nanmean()),
+            class_names=trained.names,
+            _encoder=encoder,
+            _parameter=parameter,
+            _before=kept,
+        )
+    except BaseException:  # also Ctrl-C: without a result nobody could undo it
+        if parameter is not None and kept is not None:
+            with torch.no_grad():
+                parameter.copy_(kept)
+        raise
+
+
+@torch.no_grad()
+def _turn(parameter: nn.Parameter, change: Tensor, encoder: _Encoder, trained: _Collected) -> Tensor:
+    """Add a change to the head's rows, and return what they are then: rounded, where it is in half precision.
+
+    Raises:
+        ValueError: the head does more than add to its weights.
+    """
+    kept, (original, _) = parameter.detach().clone(), encoder.rows(trained)
+    wide = torch.promote_types(parameter.dtype, torch.float32)
+    parameter.copy_(kept.to(wide) + change.to(parameter.device, wide))
+    reached, _ = encoder.rows(trained)
+    precision = max(1e-3, torch.finfo(parameter.dtype).eps)
+    largest = max(float(rows.abs().max()) for rows in (original, reached, kept))
+    if not torch.allclose(reached, original + change, atol=precision * largest):
+        raise ValueError(
+            "The head's adapter does not only add to its weights (DoRA and IA3 do not), so they cannot be turned; "
+            'train the head with modules_to_save=["classifier"].'
+        )
+    return reached
+
+
+def sweep_alignment(
+    model: nn.Module,
+    dataset: Dataset | Iterable[dict[str, Tensor]],
+    validation: Dataset | Iterable[dict[str, Tensor]],
+    fractions: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    processing_class: Any = None,
+    center: bool = True,
+    image_column: str = "image",
+    label_column: str = "label",
+    batch_size: int = 64,
+    template: str | None = None,
+) -> list[dict[str, float]]:
+    """What [`align_classifier`] would give for each fraction; every image is encoded once and nothing is changed.
+
+    Args:
+        validation: on which accuracies are measured; not the training images, which the head fits already.
+        fractions: each 0 to 1.
+        model, dataset, processing_class, center, image_column, label_column, batch_size, template: see
+            [`align_classifier`].
+
+    Returns:
+        A row each: `fraction`, `accuracy`, `balanced_accuracy`, `cosine` (mean over classes of `cos(w_c, mu_c)`).
+    """
+    _check_fractions(fractions)
+    encoder = _Encoder(model, processing_class, image_column, label_column, batch_size, template)
+    trained, judged = encoder.collect(dataset, keep=False), encoder.collect(validation)
+    judged.check_names(trained)
+    rows, bias = encoder.rows(trained)
+    results = []
+    for fraction in fractions:
+        turned = rotate_towards_means(rows, trained.means, fraction, center=center)
+        predicted = encoder.scores(judged.features, turned, bias).argmax(-1)
+        results.append(
+            {
+                "fraction": float(fraction),
+                "accuracy": accuracy(predicted, judged.labels),
+                "balanced_accuracy": balanced_accuracy(predicted.numpy(), judged.labels.numpy()),
+                "cosine": float(alignment(turned, trained.means, center).nanmean()),
+            }
+        )
+    return results
+
+
+def _check_fractions(fractions: Sequence[float]) -> None:
+    for fraction in fractions:
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"fraction={fraction} must be 0 to 1.")
+
+
+@dataclass
+class _Collected:
+    means: Tensor  # (K, d) float64
+    names: list[str] | None
+    features: Tensor  # (N, d), empty unless kept
+    labels: Tensor
+
+    def check_names(self, trained: _Collected) -> None:
+        if self.names and trained.names and not same_names(self.names, trained.names):
+            raise ValueError(
+                f"The validation set's classes {shown(self.names)} are not the data set's {shown(trained.names)} in "
+                "their order; give it the same ClassLabel, for instance with align_labels_with_mapping."
+            )
+
+    def accuracy(self, encoder: _Encoder, rows: Tensor, bias: Tensor | None) -> float:
+        return accuracy(encoder.scores(self.features, rows, bias).argmax(-1), self.labels)
+
+
+class _Encoder:
+    """Images to features and features to scores of classes, in the order in which the model's logits are."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        image_column: str,
+        label_column: str,
+        batch_size: int,
+        template: str | None,
+    ) -> None:
+        self.model, self.processor, self.template = model, processor, template
+        self.image_column, self.label_column, self.batch_size = image_column, label_column, batch_size
+        self.towers = TowersModule(model)
+        check_adapter_weights(model)
+        self.reads_text = reads_text(model)
+        check_encoders(model)
+        self.device = execution_device(model)
+
+    def collect(self, dataset: Any, keep: bool = True) -> _Collected:
+        """Stream class means, and keep features where asked."""
+        names = None
+        if isinstance(dataset, Dataset):
+            names = check_dataset(dataset, self.image_column, self.label_column, False)
+            if not self.reads_text:
+                check_head_names(self.model, names, self.label_column)
+        elif self.reads_text:
+            raise ValueError("Class texts need names: pass a `datasets` set with a ClassLabel column.")
+        features, labels, collapse = [], [], None
+        for batch in self._batches(dataset):
+            own = self._encode(batch["pixel_values"])
+            if collapse is None:
+                classes = len(names) if names else linear_parameter(self.model).shape[0]
+                collapse = NeuralCollapse(classes, own.shape[1], keep_samples=False)
+            collapse.update(own, batch["labels"])
+            if keep:
+                features.append(own.cpu())
+                labels.append(batch["labels"].cpu())
+        if collapse is None:
+            raise ValueError("There are no images to take class means of.")
+        kept = [torch.cat(part) if part else torch.empty(0) for part in (features, labels)]
+        return _Collected(collapse.class_means.cpu(), names, *kept)
+
+    def rows(self, collected: _Collected) -> tuple[Tensor, Tensor | None]:
+        """The classifier's rows (K, d) and bias: class texts, or what the head does to unit vectors."""
+        if self.reads_text:
+            assert collected.names is not None  # collect saw to it
+            with evaluation_mode(self.model):
+                zero_shot = ZeroShotClassifier(self.model, self._processor(), self.template)
+                return zero_shot.text_features(collected.names).float().cpu(), None
+        parameter, head = linear_parameter(self.model), linear_classifier(self.model)  # refuses what is not linear
+        if parameter.is_meta:
+            raise ValueError('The head is offloaded; keep it on a device: device_map={..., "classifier": "cpu"}.')
+        if head is not None:
+            rows, bias = head.weight.detach().clone(), None if head.bias is None else head.bias.detach().clone()
+        else:  # LoRA's: what it does to unit vectors, in a copy that does not round
+            wide = torch.promote_types(parameter.dtype, torch.float32)
+            head = copy.deepcopy(classifier(self.model)).to(wide).eval()
+            with torch.no_grad():
+                bias = head(parameter.new_zeros(1, parameter.shape[1], dtype=wide))[0]
+                rows = (head(torch.eye(parameter.shape[1]).to(parameter.device, wide)) - bias).T
+        if len(rows) != len(collected.means):
+            raise ValueError(f"The head has {len(rows)} outputs, the data set {len(collected.means)} classes.")
+        return rows.float().cpu(), None if bias is None else bias.float().cpu()
+
+    def scores(self, features: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
+        if self.reads_text:
+            return unit(features) @ unit(rows.to(features)).T  # in the logits' order, whatever the temperature
+        return nn.functional.linear(features, rows.to(features), None if bias is None else bias.to(features))
+
+    def features(self, images: Sequence[Image.Image]) -> Tensor:
+        pixels = self._image_processor()(images=rgb_images(images), return_tensors="pt")
+        features = self._encode(pixels["pixel_values"]).cpu()
+        check_rows(features, "features of image", range(len(images)))
+        return features
+
+    def _encode(self, pixel_values: Tensor) -> Tensor:
+        return encode(self.towers, pixel_values=pixel_values.to(self.device))["image_features"].float()
+
+    def _batches(self, dataset: Any) -> Iterator[dict[str, Tensor]]:
+        if isinstance(dataset, Dataset):
+            images = LabelledImages(dataset, self.image_column, self.label_column)
+            collator = ImageCollator(self._image_processor())
+            dataset = DataLoader(images, self.batch_size, collate_fn=collator)
+        total = len(dataset) if hasattr(dataset, "__len__") else None
+        for batch in tqdm(dataset, desc="Encoding", total=total, disable=total is not None and total < 10):
+            if not {"pixel_values", "labels"} <= set(batch):
+                raise ValueError(f"A batch must hold pixel_values and labels, it has {sorted(batch)}.")
+            yield batch
+
+    def _processor(self) -> Any:
+        if self.processor is None:
+            loader = AutoProcessor if self.reads_text else AutoImageProcessor
+            self.processor = processor_of_base(loader, self.model)
+            if self.processor is None:
+                raise ValueError("No processor lies where the model came from; pass processing_class.")
+        return self.processor
+
+    def _image_processor(self) -> Any:
+        return image_processor(self._processor())

@@ -1,0 +1,166 @@
+"""Classify images by class names that need not be those of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoProcessor
+
+from ..data.class_prompts import class_prompts, list_names
+from ..data.images import find_processor, list_images, rgb_images
+from ..geometry.sphere import cosine_logits
+from ..models.adapters import adapter_layers, adapter_parameters, check_adapter_weights
+from ..models.base_model import base_name, base_revision
+from ..models.devices import execution_device, one_at_a_time
+from ..models.snapshots import unchanged_on_error
+from ..models.templates import DEFAULT_TEMPLATE, check_template
+from ..models.text_encoder import encode_texts
+from ..models.towers import check_encoders, image_features, logit_scale, reads_text, text_positions, unwrap
+from ..tuners.prompt_config import active_prompt_config
+from ..validation import shown, whole_number
+from .image_features import check_rows
+from .text_cache import TextFeatureCache
+
+
+class ZeroShotClassifier:
+    """CLIP, tuned or not, as a classifier over any class names.
+
+    Args:
+        model: a `CLIPModel`, or a `PeftModel` around one.
+        processor: its `CLIPProcessor`.
+        template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
+
+    Text features are kept for the last 64 lists of names (of 128 MiB together) until an adapter's weights
+    change, or which one is active. Several threads may use a classifier, but not while the model is trained or its
+    adapters are switched.
+
+    Example:
+
+    ```python
+    classifier = ZeroShotClassifier.from_pretrained("user/adapter")
+    classifier.predict(images, class_names=["red panda", "snow leopard"])
+    ```
+    """
+
+    def __init__(self, model: nn.Module, processor: Any, template: str | None = None) -> None:
+        if not reads_text(model):
+            raise ValueError(f"{type(unwrap(model)).__name__} gives no text features: class names mean nothing to it.")
+        check_encoders(model)
+        check_adapter_weights(model)
+        if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+            raise TypeError(f"processor must be the model's CLIPProcessor, got {type(processor).__name__}.")
+        if template is not None:
+            check_template(template)
+        self.model, self.processor = model.eval(), processor
+        self._template = template
+        self._cache = TextFeatureCache()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        base_model: nn.Module | str | None = None,
+        processor: Any = None,
+        template: str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> ZeroShotClassifier:
+        """Load an adapter (folder or Hub repository) onto its base model, or onto `base_model`.
+
+        The processor, where none is given, is the one saved beside the adapter, else the base model's. `revision` and
+        `token` are for the Hub, see [`~peft_ncgeo.hub.load_adapter`] for the errors.
+        """
+        from ..hub import fetch_adapter, load_adapter
+
+        folder = fetch_adapter(repo_id, revision, token)
+        with unchanged_on_error(base_model):
+            model = load_adapter(folder, base_model, token=token)
+            processor = processor or find_processor(AutoProcessor, folder)
+            processor = processor or find_processor(
+                AutoProcessor, base_name(model), revision=base_revision(model), token=token
+            )
+            if processor is None:
+                raise ValueError(
+                    f"No processor beside the adapter in {repo_id} nor with its base model; pass processor."
+                )
+            return cls(model, processor, template)
+
+    @property
+    def template(self) -> str:
+        """Text around a class name in force now."""
+        config = active_prompt_config(self.model)
+        return self._template or (config.template if config else DEFAULT_TEMPLATE)
+
+    def predict_proba(
+        self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int = 64
+    ) -> Tensor:
+        """Class probabilities, `softmax_k(exp(logit_scale) * cos(f_i, g_k))`: (N, K) float32 on the CPU.
+
+        Raises:
+            TypeError, ValueError: fewer than two names, or names that [`class_prompts`] refuses; something that is no
+                image or cannot be read, by its number; features or a `logit_scale` that are not finite.
+        """
+        return self._logits(images, class_names, batch_size).softmax(dim=-1).cpu()
+
+    @torch.no_grad()
+    def _logits(
+        self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int
+    ) -> Tensor:
+        batch_size = whole_number("batch_size", batch_size, least=1)
+        images, text = list_images(images), self.text_features(class_names)
+        starts = range(0, len(images), batch_size)
+        logits = [text.new_zeros(0, len(text), dtype=torch.float32)]
+        for start in tqdm(starts, desc="Classifying", disable=len(starts) < 10):
+            batch = rgb_images(images[start : start + batch_size], start)
+            pixels = self.processor.image_processor(images=batch, return_tensors="pt")["pixel_values"]
+            with one_at_a_time(self.model):
+                features = image_features(self.model, pixels.to(self._device))
+            logits.append(cosine_logits(features, text, logit_scale(self.model)).float())
+        found = torch.cat(logits)
+        check_rows(found, "logits of image", range(len(images)))  # once: a look waits for the device
+        return found
+
+    def predict(
+        self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int = 64
+    ) -> list[str]:
+        """The most probable name for each image."""
+        names = list_names(class_names)
+        best = self._logits(images, names, batch_size).argmax(dim=-1)  # which differ where probabilities are rounded
+        return [names[i] for i in best.tolist()]
+
+    @torch.no_grad()
+    def text_features(self, class_names: Sequence[str]) -> Tensor:
+        """Raw text features (K, d) of the names in the template, computed once for each list of names."""
+        names = tuple(list_names(class_names))
+        if len(names) < 2:
+            raise ValueError(f"Classification needs at least two class names, got {shown(list(names))}.")
+        features = self._cache.get(names, self._fingerprint(), partial(self._encode, names))
+        self.model.eval()  # all of it: a part may be in training mode where the whole says that it is not
+        return features
+
+    def _encode(self, names: Sequence[str]) -> Tensor:
+        config = active_prompt_config(self.model)
+        slots = config.num_text_tokens if config else 0
+        texts = class_prompts(names, self.template, slots, self.processor.tokenizer, text_positions(self.model))
+        self.model.eval()  # after names that are refused
+        with one_at_a_time(self.model):
+            features = encode_texts(self.model, **texts.to(self._device))
+        check_rows(features, "text features of class", names)
+        return features
+
+    @property
+    def _device(self) -> Any:
+        return execution_device(self.model)
+
+    def _fingerprint(self) -> tuple[Any, list[nn.Parameter]]:
+        """Return what text features depend on beside the names: settings, and an adapter's weights."""
+        layers = adapter_layers(self.model)
+        active = tuple((layer._disable_adapters, tuple(layer.active_adapters)) for layer in layers)
+        dtype = next(self.model.parameters()).dtype
+        return (self.template, self._device, dtype, active), adapter_parameters(self.model)

@@ -1,0 +1,233 @@
+"""What was trained and how, as a model card tells it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import platform
+import re
+from collections.abc import Container
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from enum import Enum
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+
+from ..metrics.accuracy import harmonic_mean
+from ..models.base_model import base_name
+from ..models.towers import classification_head, find_towers, reads_text, unwrap
+from ..tuners.copa import CoPAConfig
+
+GROUPS = ("many", "medium", "few")
+LIBRARIES = ("peft_ncgeo", "peft", "transformers", "torch", "accelerate", "datasets")
+# Arguments that say how a run was watched, kept and spread, not what was learned; some hold paths or tokens.
+_ASIDE = re.compile(
+    "accelerator_config|dataloader_(?!drop_last)|ddp|deepspeed|disable_tqdm|do_|eval|fsdp|hub|ignore_data|include_|"
+    "label_names|local_|log|output|parallelism|past_|per_device_eval|prediction_loss|project|push|remove_unused|report|"
+    "restore_|resume_|run|save|skip_|torch_|trackio|use_|_"
+)
+# Those a reader looks for, whether they differ from the defaults or not.
+_ALWAYS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "optim",
+    "weight_decay",
+    "max_grad_norm",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "augmentation",
+    "class_balanced_sampling",
+    "seed",
+)
+# Fields of every PEFT config, and those written when an adapter is made.
+_OF_EVERY_CONFIG = {entry.name for entry in fields(PeftConfig)} | {"token_ids", "tokenizer_name_or_path"}
+
+
+@dataclass
+class Part:
+    """A config, a loss or a callback: its class and the settings that differ from the defaults."""
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrainingRecord:
+    """Plain values, which JSON keeps; `TrainingRecord.from_dict` reads them back.
+
+    Attributes:
+        task: the Hub's pipeline tag.
+        adapter: the PEFT config.
+        base_model: what the model was loaded from, a Hub id or the absolute path of a folder.
+        template: text around a class name; None for an image classifier.
+        terms: classification loss, losses and callbacks.
+        class_names, class_counts: of the training set, (K,).
+        arguments: training arguments that differ from the defaults, and after them the others that matter.
+        changed: how many of `arguments` differ.
+        seed, steps, epochs, processes, device: of the run.
+        base_changed: why `sets` have no `before`: the model with its adapter off is not the pretrained one.
+        sets: evaluation set -> `size`, `classes`, `trained` (whether its classes are those of training), `before` and
+            `after`, the metrics with the adapter off and on, as shares in 0..1.
+        geometry_set: the set among them on the training classes, whose geometry is told.
+        thresholds: of many / medium / few, see [`~peft_ncgeo.metrics.accuracy.class_groups`]; None for equal counts.
+        dtype: of the base model's weights.
+        runs: metrics of several seeds, each with its `seed`.
+        moments: class means and classifier weights (K, d) before and after, for a figure; not kept in JSON.
+    """
+
+    task: str
+    adapter: Part
+    base_model: str | None = None
+    template: str | None = None
+    terms: list[Part] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)
+    class_counts: list[int] = field(default_factory=list)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    changed: int = 0
+    seed: int | None = None
+    steps: int = 0
+    epochs: float = 0.0
+    processes: int = 1
+    device: str = "cpu"
+    dtype: str = "float32"
+    base_changed: str = ""
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    geometry_set: str | None = None
+    thresholds: list[float] | str | None = None
+    runs: list[dict[str, float]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    moments: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+
+    def row(self, moment: str = "after") -> dict[str, float]:
+        """Accuracies in percent: one a set, "H" of base and new, many / medium / few; what is not known is left out.
+
+        With "seed", so that the rows of several runs are what a card's `runs` takes. A set that is called as one of
+        these others has " (set)" behind its name.
+        """
+        shares: dict[str, Any] = {
+            f"{name} (set)" if name in ("H", "seed", *GROUPS) else name: entry.get(moment, {}).get("accuracy")
+            for name, entry in self.sets.items()
+        }
+        if shares.get("base") is not None and shares.get("new") is not None:
+            shares["H"] = harmonic_mean(shares["base"], shares["new"])
+        groups = self.sets.get(self.geometry_set or "", {}).get(moment, {})
+        shares |= {group: groups.get(group) for group in GROUPS}
+        seed = {} if self.seed is None else {"seed": self.seed}
+        return {**seed, **{name: 100 * share for name, share in shares.items() if share is not None}}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but `moments`."""
+        moments, self.moments = self.moments, None
+        try:
+            values = asdict(self)
+        finally:
+            self.moments = moments
+        del values["moments"]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingRecord:
+        parts = {"adapter": Part(**values["adapter"]), "terms": [Part(**term) for term in values.get("terms", [])]}
+        return cls(**{**values, **parts})
+
+
+def check_peft_model(model: Any) -> PeftModel:
+    """The model, which must be a `PeftModel`.
+
+    Raises:
+        TypeError: another model.
+    """
+    if not isinstance(model, PeftModel):
+        raise TypeError(
+            f"Expected a PeftModel, got {type(model).__name__}; make one with get_peft_model(model, config)."
+        )
+    return model
+
+
+def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingRecord:
+    """What a `PeftModel` itself tells of an adapter; default: the active one.
+
+    Raises:
+        TypeError: another model.
+    """
+    model = check_peft_model(model)
+    config: Any = model.peft_config[adapter_name or model.active_adapter]
+    text = find_towers(unwrap(model)).get("text") if reads_text(model) else None
+    names_as_text = text is not None and text.end_of_text is not None  # SigLIP's texts are not read here
+    task = "image-feature-extraction"
+    if names_as_text:
+        task = "zero-shot-image-classification"
+    elif classification_head(model) is not None and not isinstance(config, CoPAConfig):
+        task = "image-classification"
+    return TrainingRecord(
+        task=task,
+        adapter=describe(config, _OF_EVERY_CONFIG),
+        base_model=base_name(model) or config.base_model_name_or_path,
+        template=getattr(config, "template", None) if names_as_text else None,
+        dtype=str(next(unwrap(model).parameters()).dtype).removeprefix("torch."),
+        versions={"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+    )
+
+
+def describe(owner: Any, aside: Container[str] = ()) -> Part:
+    """The class, and what its constructor was given where the object kept it and it is not the default.
+
+    Of classes that are neither this package's nor PEFT's, weight and budget alone: who knows what else they hold.
+    """
+    known = type(owner).__module__.partition(".")[0] in ("peft_ncgeo", "peft")
+    parameters = inspect.signature(type(owner)).parameters if known else {}
+    defaults = {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) and name not in aside
+    }
+    settings = {}
+    for name in dict.fromkeys([*defaults, "weight", "budget"]):
+        value = _plain(getattr(owner, name, None))
+        if name == "weight" and inspect.isroutine(getattr(owner, name, None)):
+            value = "a function of the share of training done"
+        given = name in defaults or isinstance(value, int | float | str)
+        if given and value is not None and value != [] and value != {} and value != defaults.get(name):
+            settings[name] = value
+    if settings.get("name") == getattr(owner, "default_name", None):
+        settings.pop("name", None)
+    return Part(type(owner).__name__, settings)
+
+
+def describe_arguments(args: Any) -> tuple[dict[str, Any], int]:
+    """Those that differ from the defaults, and behind them the other ones of `_ALWAYS`; how many differ."""
+    values, changed = {}, []
+    for entry in fields(args):
+        default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+        value, default = _plain(getattr(args, entry.name)), _plain(default)
+        if _ASIDE.match(entry.name) or value is None:
+            continue
+        values[entry.name] = value
+        if value != default and (value or default):  # None, False and 0 say the same
+            changed.append(entry.name)
+    kept = [name for name in _ALWAYS if name in values and name not in changed]
+    return {name: values[name] for name in (*changed, *kept)}, len(changed)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers, words, and lists and dicts of them, as JSON keeps them; None for what is none of that, or a place."""
+    if isinstance(value, Enum):
+        value = value.value
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, set | frozenset):
+        value = sorted(value, key=str)
+    if isinstance(value, list | tuple):
+        parts = [_plain(part) for part in value]
+        return None if any(part is None for part in parts) else parts
+    if isinstance(value, dict):
+        values = {str(key): _plain(part) for key, part in value.items()}
+        return None if any(part is None for part in values.values()) else values
+    if isinstance(value, str) and ("://" in value or os.path.isabs(value) or value.startswith("~")):
+        return None
+    return value if isinstance(value, bool | int | float | str) else None

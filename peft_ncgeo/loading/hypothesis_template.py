@@ -1,0 +1,56 @@
+"""The text around a class name, as a pipeline of Transformers must be told it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig
+from transformers import PreTrainedTokenizerBase
+
+from ..models.templates import DEFAULT_TEMPLATE, find_tokenizer, padded_template
+from .load import fetch_adapter, read_config
+
+
+def hypothesis_template(
+    config_or_repo: PeftConfig | str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> str:
+    """What `pipeline("zero-shot-image-classification")` is to be called with under a tuned model.
+
+    Text prompts replace the first words in front of the class name. A pipeline knows nothing of it; with another
+    template its words would be overwritten. This one has a word for every prompt.
+
+    Args:
+        config_or_repo: an adapter's config, its folder, or its Hub repository.
+        tokenizer: of the model. Default: the one beside the adapter, else the base model's.
+        revision, token: of the repository.
+
+    Raises:
+        OSError, ValueError: the adapter cannot be read, or no tokenizer is found.
+
+    Example:
+
+    ```python
+    classify = pipeline("zero-shot-image-classification", model="user/adapter")
+    classify(image, candidate_labels=names, hypothesis_template=hypothesis_template("user/adapter"))
+    ```
+    """
+    places: list[tuple[Any, Any]] = []
+    config: Any = config_or_repo
+    if not isinstance(config_or_repo, PeftConfig):
+        folder = fetch_adapter(config_or_repo, revision, token)
+        config, places = read_config(folder, config_or_repo), [(str(folder), None)]
+    slots = getattr(config, "num_text_tokens", 0)
+    template = getattr(config, "template", DEFAULT_TEMPLATE)
+    if not slots:
+        return template
+    places += [(getattr(config, "tokenizer_name_or_path", None), None)]
+    places += [(config.base_model_name_or_path, config.revision)]
+    for place, at in places:
+        tokenizer = tokenizer or find_tokenizer(place, at)
+    if tokenizer is None:
+        raise ValueError("No tokenizer is found with the adapter or its base model; pass tokenizer.")
+    return padded_template(template, slots, tokenizer)

@@ -1,0 +1,268 @@
+"""Load an adapter, from a folder or from the Hub, onto its base model."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, load_peft_weights
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ..classifiers.few_shot import PROTOTYPES
+from ..data.class_prompts import list_names
+from ..data.head_names import CLASS_NAMES, write_head_names
+from ..files import read_json
+from ..models.adapters import adapter_parameters, base_change_of, check_adapter_weights
+from ..models.devices import is_offloaded
+from ..models.precision import hold_in_float32
+from ..models.snapshots import unchanged_on_error
+from ..models.tensor_files import read_shapes
+from ..models.towers import HEAD, linear_classifier
+from ..tuners.copa import CoPAConfig
+from ..tuners.prompt_config import PromptConfig
+from ..validation import OF_THE_MACHINE, check_path, reason, shown
+from .errors import hub_errors
+from .patterns import check_patterns
+from .size_limit import SizeLimit
+
+PROCESSOR_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+# Fields by which PEFT's X-LoRA, Shadow and multitask prompts read weights of other places, pickles among them.
+_ELSEWHERE = ("adapters", "shadow_model", "prompt_tuning_init_state_dict_path")
+
+
+def load_adapter(
+    repo_id: str | Path,
+    base_model: nn.Module | str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> PeftModel:
+    """The tuned model in evaluation mode.
+
+    Of the adapter only its own safetensors are read: weights in a pickle are refused, and so are adapters of PEFT that
+    read weights of other places (X-LoRA, Shadow, multitask prompts). From the Hub, configuration and weights
+    come from one commit.
+
+    Args:
+        repo_id: Hub repository or local folder with `adapter_config.json` and `adapter_model.safetensors`.
+        base_model: the model to adapt, or where to load it from. Default: the one named in the adapter's config, at
+            the revision named there. One that needs code of its own is refused; pass the model.
+        revision: branch, tag or commit of the repository. With one, a folder called `repo_id` is not looked at.
+        token: for a private repository. Default: the one that `hf auth login` stored.
+
+    Raises:
+        OSError: there is no such repository, revision or base model, or the Hub cannot be reached.
+        ValueError: it holds no adapter in safetensors; no base model is known; the file is damaged; or it does not
+            fit the model, where any missing or unexpected weight is named; or its config asks for more memory than
+            file and model take.
+    """
+    folder = fetch_adapter(repo_id, revision, token)
+    config, shapes, names = read_config(folder, repo_id), _read_shapes(folder, repo_id), _class_names(folder)
+    heads = [shape for name, shape in shapes.items() if holds_head([name])]
+    if names and heads and not any(shape[:1] == (len(names),) for shape in heads):
+        raise ValueError(
+            f"{CLASS_NAMES} beside the adapter {repo_id} has {len(names)} names, and nothing of the head in its file "
+            "as many rows; write the names of its outputs."
+        )
+    given = _read_weights(folder, repo_id)
+    if not isinstance(base_model, nn.Module):
+        base_model = _load_base(config, check_path("base_model", base_model), given, names, token)
+    with unchanged_on_error(base_model, copy_weights=_may_change_base(config)):
+        model = _put_on(base_model, config, folder, given, f"The adapter file in {repo_id} does not fit the model")
+        head = linear_classifier(model)
+        if names and head is not None and len(head.weight) != len(names):
+            outputs = len(head.weight)
+            raise ValueError(f"{CLASS_NAMES} beside the adapter has {len(names)} names, the model {outputs} outputs.")
+        if names:
+            write_head_names(model, names)
+        return model.eval()
+
+
+def _may_change_base(config: PeftConfig) -> bool:
+    """Return True unless adapters of this kind are known to leave the base model's own numbers alone."""
+    known = isinstance(config, LoraConfig | PromptConfig | CoPAConfig)
+    return not known or bool(base_change_of(config))
+
+
+def _is_whole_in_file(config: PeftConfig) -> bool:
+    """Return True where adapters of this kind are known to make little more than their file holds."""
+    return not _may_change_base(config) and not getattr(config, "use_dora", False)  # DoRA multiplies by an eye
+
+
+def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, Tensor], unfit: str) -> PeftModel:
+    in_file = sum(tensor.numel() for tensor in given.values())
+    in_model = sum(parameter.numel() for parameter in base.parameters())
+    limit = SizeLimit(16 * in_file if _is_whole_in_file(config) else 4 * (in_file + in_model))
+    try:
+        with limit:
+            config.inference_mode = True
+            if is_offloaded(base):  # PEFT would look for the wrapped modules' weights in files that lack them
+                model = PeftModel(base, config)
+                if not any(parameter.is_meta for parameter in adapter_parameters(model)):  # else refused below
+                    set_peft_model_state_dict(model, dict(given))
+            else:
+                model = PeftModel.from_pretrained(base, str(folder), config=config)
+    except OF_THE_MACHINE:
+        raise
+    except KeyError as error:  # PEFT looks the weights of modules_to_save up by name
+        raise ValueError(f"{unfit}: missing {error}.") from error
+    except Exception as error:  # of torch, which lists tensors whose shapes differ, or of any method of PEFT
+        lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
+        if type(error) is RuntimeError and not lines:
+            raise
+        raise ValueError(f"{unfit}: {lines[0] if lines else reason(error)}") from error
+    finally:
+        limit.left = math.inf  # where Ctrl-C came while it was taken off
+    check_adapter_weights(model)
+    if hold_in_float32(model):  # what was trained in float32 was rounded to the base model's precision
+        set_peft_model_state_dict(model, dict(given))
+    loaded = get_peft_model_state_dict(model)
+    differing = sorted(loaded.keys() ^ given.keys())
+    if differing:
+        which = "unexpected" if differing[0] in given else "missing"
+        raise ValueError(f"{unfit}: {which} {differing[0]} (of {len(differing)}).")
+    for name, tensor in given.items():
+        if tensor.is_floating_point() != loaded[name].is_floating_point():
+            raise ValueError(f"{unfit}: {name} is of {tensor.dtype}, the model's of {loaded[name].dtype}.")
+    return model
+
+
+def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str | None = None) -> Path:
+    """The folder that holds the adapter: the given one, or the Hub's in the cache, all of one commit.
+
+    Raises:
+        OSError, ValueError: as [`load_adapter`].
+    """
+    if not isinstance(repo_id, str | os.PathLike):
+        raise TypeError(f"repo_id must be a folder or a repository of the Hub, got {type(repo_id).__name__}.")
+    folder = Path(repo_id)
+    if revision or not folder.is_dir():  # a folder has no revisions, so one is asked of the Hub
+        # and never the gigabytes of a whole model
+        wanted = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, CLASS_NAMES, PROTOTYPES, *PROCESSOR_FILES]
+        try:
+            at = f" at revision {revision}" if revision else ""
+            with hub_errors(f"The adapter {repo_id}{at} cannot be loaded"):
+                folder = Path(snapshot_download(str(repo_id), revision=revision, token=token, allow_patterns=wanted))
+        except HFValidationError as error:
+            if folder.is_dir():
+                raise ValueError(f"The folder {repo_id} has no revisions; leave out revision={revision!r}.") from error
+            raise OSError(f"{repo_id} is neither a folder nor the id of a repository on the Hub.") from error
+    for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"{repo_id} has no {name}, so it is no adapter that can be loaded (pickles are not read); save it "
+                "again if that was interrupted."
+            )
+    return folder
+
+
+def read_config(folder: Path, repo_id: str | Path) -> PeftConfig:
+    """The adapter's config in a folder that [`fetch_adapter`] gave for `repo_id`.
+
+    Raises:
+        ValueError: it is damaged, of a type that PEFT does not know, or reads weights beside its own.
+    """
+    try:
+        read_json(folder / CONFIG_NAME)  # within bounds, before PEFT reads it
+        config = PeftConfig.from_pretrained(str(folder))
+        check_path("base_model_name_or_path", config.base_model_name_or_path)
+        if config.peft_type is None:
+            raise ValueError("it names no peft_type")
+        check_patterns(vars(config))
+    except KeyError as error:
+        raise ValueError(
+            f"The adapter in {repo_id} is of the type {error}, which PEFT does not know; import the package with it."
+        ) from error
+    except Exception as error:  # of whatever stands in the file in a field's place
+        raise ValueError(f"{CONFIG_NAME} in {repo_id} is damaged: {reason(error)}") from error
+    for name in _ELSEWHERE:
+        place = getattr(config, name, None)
+        if place and place != "mirror":  # Shadow's word for a part that is made anew
+            raise ValueError(
+                f"The adapter in {repo_id} reads {name}={shown(place)} beside its own file, which nothing here does; "
+                "load it with PEFT."
+            )
+    return config
+
+
+def _read_shapes(folder: Path, repo_id: str | Path) -> dict[str, tuple[int, ...]]:
+    try:
+        return read_shapes(folder / SAFETENSORS_WEIGHTS_NAME)
+    except SafetensorError as error:
+        raise ValueError(f"The adapter file in {repo_id} is damaged or truncated ({reason(error)}).") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"The adapter file in {repo_id} cannot be read: {reason(error)}.") from error
+
+
+def _read_weights(folder: Path, repo_id: str | Path) -> dict[str, Tensor]:
+    given = load_peft_weights(str(folder), device="cpu")
+    for name, tensor in given.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"The adapter file in {repo_id} is damaged: {name} has numbers that are not finite.")
+    return given
+
+
+def holds_head(keys: Iterable[str]) -> bool:
+    """Whether an adapter with these weights brings a classification head."""
+    return any(f".{HEAD}." in key for key in keys)
+
+
+def _load_base(
+    config: PeftConfig, name_or_path: str | None, given: dict[str, Tensor], names: list[str], token: str | None
+) -> nn.Module:
+    name_or_path = name_or_path or config.base_model_name_or_path
+    if not name_or_path:
+        raise ValueError("The adapter's config names no base model; pass base_model.")
+    name, brings_head = str(name_or_path), holds_head(given)
+    revision = config.revision if name == config.base_model_name_or_path else None
+    if revision and Path(name).is_dir():
+        raise ValueError(
+            f"The adapter is for {name} at revision {revision}, and the folder {name} here has no revisions; pass "
+            "base_model, loaded from where it is."
+        )
+    mapping = config.auto_mapping if isinstance(config.auto_mapping, dict) else {}
+    base_class: Any = getattr(transformers, str(mapping.get("base_model_class")), None)
+    if not hasattr(base_class, "from_pretrained"):
+        base_class = transformers.AutoModel
+    options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+    if names and brings_head:
+        options |= {"num_labels": len(names), "ignore_mismatched_sizes": True}
+    try:
+        model, told = base_class.from_pretrained(name, token=token, output_loading_info=True, **options)
+    except OF_THE_MACHINE:
+        raise
+    except Exception as error:  # of the Hub, of safetensors, or of a config in which anything may stand
+        at = f" at revision {revision}" if revision else ""
+        said = f"Its file is damaged or truncated: {error}" if isinstance(error, SafetensorError) else reason(error)
+        raise OSError(f"The base model {name}{at} cannot be loaded; pass base_model. ({said})") from error
+    missing = any(key.split(".")[0] == HEAD for key in told["missing_keys"])
+    if not brings_head and (missing or (names and model.config.num_labels != len(names))):
+        raise ValueError(f"Neither the adapter nor {name} holds the head; pass base_model, with one that was trained.")
+    return model
+
+
+def _class_names(folder: Path) -> list[str]:
+    """What an image classifier's outputs are called; empty where nothing says so."""
+    file = folder / CLASS_NAMES
+    if not file.is_file():
+        return []
+    try:
+        return list_names(read_json(file))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{CLASS_NAMES} beside the adapter is damaged: {reason(error)}") from error

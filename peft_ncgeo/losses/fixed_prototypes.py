@@ -1,0 +1,188 @@
+"""Contrastive terms with prototypes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ..geometry.checks import check_finite, check_shape, numbers
+from ..geometry.contrast import TEMPERATURE, check_temperature, prototype_image_contrast
+from ..geometry.sphere import unit
+from ..validation import not_negative
+from .base import GeometryBatch, Regularizer, class_indices
+
+
+class PrototypeSupCon(Regularizer):
+    r"""Supervised contrastive learning with `n_w` copies of each class's prototype in every batch.
+
+    With unit embeddings h and unit prototypes w, for every anchor i
+
+    .. math:: l_i = \log\Big(\sum_{l \ne i} e^{h_i \cdot h_l / \tau} + n_w \sum_c e^{h_i \cdot w_c / \tau}\Big)
+              - \frac{\sum_{j \ne i, y_j = y_i} h_i \cdot h_j + n_w\, h_i \cdot w_{y_i}}{\tau (n_{y_i} - 1 + n_w)}
+
+    `n_{y_i}` being the batch's samples of the anchor's class; the loss is the mean of l_i. Anchors that have nothing
+    to be near to (no prototypes and no other sample of their class) are left out; 0, attached to the graph, if none
+    is left. Cost and memory are O(B^2 + BK) whatever n_w, since copies are counted and not made.
+
+    | field | shape |
+    |---|---|
+    | image_features | (B, d), embeddings; normalised here |
+    | labels | (B,) |
+    | classifier_weight | (K, d), the model's prototypes; read where `prototypes` is None |
+
+    Args:
+        prototypes: (K, d), fixed; normalised here. None: those of a [`~peft_ncgeo.PrototypeConfig`] head, trained
+            ones included.
+        copies: n_w, 0 or more, also a fraction; 0 is supervised contrastive learning without prototypes. None: the
+            head's `prototypes_per_class`.
+        temperature: tau, 1e-6 to 1e6. None: the head's.
+        weight, budget, name, step_size, max_step: see [`Regularizer`]; weight 1 unless one of the two is given.
+
+    Raises:
+        ValueError: a field missing or not finite; copies or temperature out of range, or neither given nor to be read
+            from a prototype head; a label without a prototype.
+
+    Relations: as n_w grows, `l_i - log n_w` goes to [`CrossEntropy`] with fixed classifier w and normalised h.
+
+    Reference: J. Gill, V. Vakilian, C. Thrampoulidis, arXiv 2310.00893; P. Khosla et al., Supervised Contrastive
+    Learning, NeurIPS 2020, arXiv 2004.11362.
+
+    Example: `GeometryTrainer(model, ..., losses=[PrototypeSupCon()], classification_loss=None)`
+    """
+
+    default_name = "prototype_supcon"
+
+    def __init__(
+        self,
+        prototypes: ArrayLike | Tensor | None = None,
+        copies: float | None = None,
+        temperature: float | None = None,
+        weight: float | Callable[[float], float] | None = None,
+        budget: float | None = None,
+        name: str | None = None,
+        step_size: float = 0.3,
+        max_step: float | None = None,
+    ) -> None:
+        weight = 1.0 if weight is None and budget is None else weight
+        super().__init__(weight, budget, name, step_size, max_step)
+        if copies is not None:
+            copies = not_negative("copies", copies)
+        if temperature is not None:
+            temperature = check_temperature(temperature)
+        self.copies, self.temperature = copies, temperature
+        self._head: Any = None
+        self.prototypes: Tensor | None
+        if prototypes is not None:
+            prototypes = numbers("prototypes", prototypes)
+            check_shape("prototypes", prototypes, "K", "d")
+            check_finite("prototypes", prototypes)
+        self.register_buffer("prototypes", None if prototypes is None else unit(prototypes.detach()))
+        self.requires = () if prototypes is not None else ("classifier_weight",)
+
+    def bind(self, classifier: Any) -> None:
+        self._head = [classifier]  # in a list, so that it is no part of this module
+        self._setting("copies")
+        self._setting("temperature")
+
+    def _setting(self, name: str) -> float:
+        """As given, else as the head has it."""
+        value = getattr(self, name)
+        value = getattr(self._head[0] if self._head else None, name, None) if value is None else value
+        if value is None:
+            raise ValueError(f"{self.name}: give {name}, or train a model with a PrototypeConfig that has it.")
+        return value
+
+    def forward(self, batch: GeometryBatch) -> Tensor:
+        copies, temperature = self._setting("copies"), self._setting("temperature")
+        if self.prototypes is None:
+            features, labels, prototypes = batch.need("image_features", "labels", "classifier_weight")
+        else:
+            (features, labels), prototypes = batch.need("image_features", "labels"), self.prototypes
+            if prototypes.shape[1] != features.shape[1]:
+                raise ValueError(
+                    f"{self.name}: image_features have width {features.shape[1]}, the prototypes "
+                    f"{prototypes.shape[1]}."
+                )
+        labels = class_indices(labels, len(prototypes), owner=self.name)
+        with torch.autocast(features.device.type, enabled=False):
+            h = unit(features)
+            w = unit(prototypes).to(h)
+            samples, classes = h @ h.T / temperature, h @ w.T / temperature  # (B, B), (B, K)
+        own = torch.eye(len(h), dtype=torch.bool, device=h.device)
+        others = samples.masked_fill(own, -math.inf)
+        if copies:
+            others = torch.cat([others, classes + math.log(copies)], dim=1)
+        positives = (labels[:, None] == labels) & ~own
+        near = (samples * positives).sum(1) + copies * classes.gather(1, labels[:, None]).squeeze(1)
+        count = positives.sum(1).to(h) + copies  # a fraction with all of h's digits
+        kept = count > 0
+        others = others.masked_fill(~kept[:, None], 0)  # a row of -inf alone has a gradient of nan
+        values = others.logsumexp(1) - near / count.where(kept, 1)
+        return values.masked_fill(~kept, 0).sum() / kept.sum().clamp_min(1)
+
+
+class PrototypeImageContrast(Regularizer):
+    r"""CoPA's loss: CLIP's symmetric contrast, with each image's class prototype in the place of its text.
+
+    With unit instances e, unit prototypes p and `s_{ic} = e_i \cdot p_c / \tau`,
+
+    .. math:: L = \frac{1}{2N} \Big(\sum_i \log \sum_c n_c e^{s_{ic}} + \sum_c n_c \log \sum_i e^{s_{ic}}
+              - 2 \sum_i s_{i y_i}\Big)
+
+    `n_c` being the batch's samples of class c: the cross-entropy of the N x N logits and of their transpose, which are
+    never formed. It stays above `mean_i log n_{y_i}`, so give a budget more than that. Samples of a class whose row of
+    class_means is nan are left out; 0, attached to the graph, if none is left.
+
+    | field | shape |
+    |---|---|
+    | image_features | (B, d), the instances; normalised here |
+    | labels | (B,), -1: left out |
+    | class_means | (K, d), the prototypes; normalised here; rows of nan: classes not seen yet |
+
+    Both are taken as they come, each already through its own head. [`GeometryTrainer`]'s class means are running means
+    of the same features, `0.9 stored + 0.1 batch mean`: one head for both, and a tenth of the prototypes' gradient.
+    In an episode prototypes have a head of their own, which is the paper's point: see `peft_ncgeo.adapt`.
+
+    Args:
+        temperature: tau, 1e-6 to 1e6; e^-2 by default.
+        weight, budget, name, step_size, max_step: see [`Regularizer`]; weight 1 unless one of the two is given.
+
+    Raises:
+        ValueError: a field missing or not finite; temperature out of range; a label without a prototype.
+
+    Relations: [`~peft_ncgeo.geometry.prototype_image_contrast`] is the formula, for batches of episodes too. Its first
+    sum is [`BalancedSoftmax`] of the logits s with the batch's own counts, up to a constant.
+
+    Reference: H. Tian et al., Mind the Gap Between Prototypes and Images in Cross-domain Finetuning, NeurIPS 2024,
+    arXiv 2410.12474.
+
+    Example: `GeometryTrainer(model, ..., losses=[PrototypeImageContrast(weight=0.1)])`
+    """
+
+    default_name = "prototype_image"
+    requires = ("class_means",)
+
+    def __init__(
+        self,
+        temperature: float = TEMPERATURE,
+        weight: float | Callable[[float], float] | None = None,
+        budget: float | None = None,
+        name: str | None = None,
+        step_size: float = 0.3,
+        max_step: float | None = None,
+    ) -> None:
+        weight = 1.0 if weight is None and budget is None else weight
+        super().__init__(weight, budget, name, step_size, max_step)
+        self.temperature = check_temperature(temperature)
+
+    def forward(self, batch: GeometryBatch) -> Tensor:
+        features, labels, means = batch.need("image_features", "labels", "class_means")
+        labels = class_indices(labels, len(means), lowest=-1, owner=self.name)
+        seen = ~means.isnan().all(-1)
+        labels = labels.where(seen[labels.clamp_min(0)], -1)
+        return prototype_image_contrast(features, means, labels, self.temperature)

@@ -1,0 +1,112 @@
+"""Point-wise ways to keep near the frozen model: PromptSRC's consistency, CPT's rotation stabilisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..geometry.sphere import cosine_logits, unit
+from ..validation import real_number
+from .base import GeometryBatch, Regularizer
+
+
+class PointwisePreservation(Regularizer):
+    r"""PromptSRC's three consistency terms: texts, images and predictions stay near the frozen model's.
+
+    .. math:: L = w_t \, \mathrm{mean}|\hat g - \hat g^0| + w_i \, \mathrm{mean}|\hat f - \hat f^0|
+              + w_p \, \mathrm{KL}(p^0 \| p)
+
+    The first two are means over all entries of normalised features; p and p0 are the softmax of the tuned and of the
+    frozen logits at the same logit scale.
+
+    | field | shape |
+    |---|---|
+    | image_features, frozen_image_features | (B, d) |
+    | text_features, frozen_text_features | (K, d) |
+    | logit_scale | () |
+
+    Args:
+        weight, budget, name, step_size, max_step: see [`Regularizer`]. Published: weight 1.
+        text_weight: w_t.
+        image_weight: w_i.
+        prediction_weight: w_p.
+        kl_reduction: "batchmean" divides the KL by B, as the paper writes it; "mean" by B * K, as its code does.
+
+    Raises:
+        ValueError: unknown `kl_reduction`; a field missing or not finite, named.
+
+    Relations: with `frozen_templates` of the training arguments the frozen texts are the mean over templates (the
+    paper's 60). Its third part, averaging prompts over epochs, is [`~peft_ncgeo.training.PromptAveraging`].
+
+    Reference: M. U. Khattak et al., Self-regulating Prompts: Foundational Model Adaptation without Forgetting, ICCV
+    2023, arXiv 2307.06948.
+
+    Example: `GeometryTrainer(..., losses=[PointwisePreservation(weight=1.0)])`
+    """
+
+    default_name = "pointwise"
+    requires = ("frozen_image_features", "frozen_text_features", "logit_scale")
+
+    def __init__(
+        self,
+        weight: float | Callable[[float], float] | None = None,
+        budget: float | None = None,
+        text_weight: float = 25.0,
+        image_weight: float = 10.0,
+        prediction_weight: float = 1.0,
+        kl_reduction: str = "batchmean",
+        name: str | None = None,
+        step_size: float = 0.3,
+        max_step: float | None = None,
+    ) -> None:
+        super().__init__(weight, budget, name, step_size, max_step)
+        if kl_reduction not in ("batchmean", "mean"):
+            raise ValueError(f"kl_reduction={kl_reduction!r} must be 'batchmean' or 'mean'.")
+        self.text_weight = real_number("text_weight", text_weight, "finite")
+        self.image_weight = real_number("image_weight", image_weight, "finite")
+        self.prediction_weight = real_number("prediction_weight", prediction_weight, "finite")
+        self.kl_reduction = kl_reduction
+
+    def forward(self, batch: GeometryBatch) -> Tensor:
+        image, frozen_image, text, frozen_text, scale = batch.need(
+            "image_features", "frozen_image_features", "text_features", "frozen_text_features", "logit_scale"
+        )
+        text_term = (unit(text) - unit(frozen_text)).abs().mean()
+        image_term = (unit(image) - unit(frozen_image)).abs().mean()
+        prediction = cosine_logits(image, text, scale).log_softmax(-1)
+        target = cosine_logits(frozen_image, frozen_text, scale).log_softmax(-1)
+        divisor = len(prediction) if self.kl_reduction == "batchmean" else prediction.numel()
+        prediction_term = F.kl_div(prediction, target, reduction="sum", log_target=True) / divisor
+        return self.text_weight * text_term + self.image_weight * image_term + self.prediction_weight * prediction_term
+
+
+class RotationStabilization(Regularizer):
+    r"""CPT's rotation stabilisation: class texts keep their place on the sphere.
+
+    .. math:: L = \frac1K \sum_c \|\hat g_c - \hat g^0_c\|_1
+
+    | field | shape |
+    |---|---|
+    | text_features, frozen_text_features | (K, d) |
+
+    Args:
+        weight, budget, name, step_size, max_step: see [`Regularizer`]. The paper's weight is 0.10.
+
+    Raises:
+        ValueError: a field missing or not finite, named.
+
+    Relations: d times PromptSRC's text term.
+
+    Reference: B. Guo et al., Cluster-Aware Neural Collapse Prompt Tuning, CVPR 2026, arXiv 2605.11939.
+
+    Example: `RotationStabilization(weight=0.10)`
+    """
+
+    default_name = "rotation"
+    requires = ("frozen_text_features",)
+
+    def forward(self, batch: GeometryBatch) -> Tensor:
+        text, frozen = batch.need("text_features", "frozen_text_features")
+        return (unit(text) - unit(frozen)).abs().sum(-1).mean()

@@ -1,0 +1,173 @@
+"""Accuracies as pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ..validation import real_number, reason, shown
+
+
+def accuracy(predictions: ArrayLike, labels: ArrayLike) -> float:
+    """Share of samples whose prediction is the label; both (N,) class indices, or both names.
+
+    Raises:
+        ValueError: other shapes, or no samples.
+        TypeError: what is neither indices nor names.
+
+    Example:
+
+    >>> accuracy([0, 0, 0, 0], [0, 0, 0, 1]), balanced_accuracy([0, 0, 0, 0], [0, 0, 0, 1])
+    (0.75, 0.5)
+    """
+    predictions, labels = _pairs(predictions, labels)
+    return float(np.mean(predictions == labels))
+
+
+def balanced_accuracy(predictions: ArrayLike, labels: ArrayLike) -> float:
+    """Mean over the classes with samples of the share of each predicted right; see [`accuracy`]."""
+    predictions, labels = _pairs(predictions, labels)
+    _, classes = np.unique(labels, return_inverse=True)
+    return float(np.mean(np.bincount(classes, predictions == labels) / np.bincount(classes)))
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """`H = 2 b n / (b + n)` of base and new accuracy; 0 where both are 0.
+
+    Raises:
+        ValueError: a value that is negative or not finite.
+        TypeError: a value that is no number.
+
+    Example:
+
+    >>> round(harmonic_mean(0.8, 0.6), 4)
+    0.6857
+    """
+    base, new = (
+        real_number(name, value, "an accuracy of at least 0", lambda value: 0 <= value < math.inf)
+        for name, value in (("base", base), ("new", new))
+    )
+    # in this order nothing overflows, and products of tiny numbers do not vanish
+    return 2 * min(base, new) * (max(base, new) / (base + new)) if base + new else 0.0
+
+
+def evaluate_groups(
+    predictions: ArrayLike,
+    labels: ArrayLike,
+    class_counts: ArrayLike,
+    thresholds: Sequence[float] | str = (20, 100),
+) -> dict[str, float | None]:
+    """Accuracy on classes with many, medium and few training samples; see [`class_groups`].
+
+    Args:
+        predictions: (N,) class indices.
+        labels: (N,) class indices, 0 to K - 1.
+        class_counts: (K,) numbers of *training* samples, as `peft_ncgeo.data.class_counts(train_set)` gives them.
+        thresholds: (low, high), or "thirds".
+
+    Returns:
+        "many", "medium" and "few": the share, in 0..1, of the samples of the group's classes predicted right; None
+        for a group without classes or without samples.
+
+    Raises:
+        ValueError: other shapes, a label that is no class index, or what `class_groups` refuses.
+        TypeError: predictions or labels that are no numbers, or what `class_groups` refuses.
+
+    Example:
+
+    >>> evaluate_groups(predictions=[0, 1, 1, 2], labels=[0, 1, 2, 2], class_counts=[150, 50, 5])
+    {'many': 1.0, 'medium': 1.0, 'few': 0.5}
+    """
+    groups = class_groups(class_counts, thresholds)
+    predictions, labels = _pairs(predictions, labels, empty=True)
+    if not len(labels):
+        return dict.fromkeys(groups)
+    if labels.dtype.kind == "U":
+        raise TypeError(f"labels must be class indices, got {labels[0]!r}.")
+    classes = sum(map(len, groups.values()))
+    unknown = labels[(labels < 0) | (labels >= classes)]
+    if len(unknown):
+        raise ValueError(f"Label {unknown[0]} is no index of the {classes} classes that class_counts counts.")
+    members = {group: np.isin(labels, indices) for group, indices in groups.items()}
+    return {g: accuracy(predictions[m], labels[m]) if m.any() else None for g, m in members.items()}
+
+
+def class_groups(class_counts: ArrayLike, thresholds: Sequence[float] | str = (20, 100)) -> dict[str, np.ndarray]:
+    """Indices of the classes with many, medium and few training samples.
+
+    With (low, high): many is `n > high`, medium `low < n <= high`, few `n <= low`. With "thirds", for tails that are
+    short everywhere: the classes by count, largest first and ties in the order of the labels, in three groups as
+    equal as possible (the first ones are the larger, as in `np.array_split`).
+
+    Args:
+        class_counts: (K,) numbers of training samples.
+
+    Raises:
+        ValueError: counts that are not (K,), negative or not finite, or thresholds that are neither.
+        TypeError: counts that are no numbers.
+    """
+    counts = _array("class_counts", class_counts)
+    if counts.dtype.kind not in "iuf" and counts.size:
+        raise TypeError(f"class_counts must be one number for each class, got {counts.dtype}.")
+    counts = counts.astype(np.float64)
+    if counts.ndim != 1 or not len(counts):
+        raise ValueError(f"class_counts must be one number of at least 0 for each class, got shape {counts.shape}.")
+    wrong = np.flatnonzero(~((counts >= 0) & (counts < np.inf)))
+    if len(wrong):
+        c = wrong[0]
+        raise ValueError(
+            f"class_counts must be one number of at least 0 for each class, class_counts[{c}] is {counts[c]:g}."
+        )
+    if isinstance(thresholds, str) and thresholds == "thirds":
+        many, medium, few = np.array_split(np.argsort(-counts, kind="stable"), 3)
+        return {"many": many, "medium": medium, "few": few}
+    low, high = _low_and_high(thresholds)
+    parts = {"many": counts > high, "medium": (low < counts) & (counts <= high), "few": counts <= low}
+    return {group: np.flatnonzero(part) for group, part in parts.items()}
+
+
+def _low_and_high(thresholds: Any) -> tuple[float, float]:
+    pair = list(thresholds) if isinstance(thresholds, (Sequence, np.ndarray, Tensor)) else []
+    wanted = f'thresholds={shown(thresholds)} must be (low, high) with low < high, or "thirds".'
+    try:
+        low, high = (real_number("threshold", value, "a number", lambda _: True) for value in pair)
+    except (TypeError, ValueError):
+        raise ValueError(wanted) from None
+    if not low < high:
+        raise ValueError(wanted)
+    return low, high
+
+
+def _pairs(predictions: ArrayLike, labels: ArrayLike, empty: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Both as (N,) arrays whose entries can be compared."""
+    one, other = _array("predictions", predictions), _array("labels", labels)
+    if one.ndim != 1 or one.shape != other.shape:
+        raise ValueError(
+            f"predictions and labels must both be (N,) class indices, got {one.shape} and {other.shape}; "
+            "take the argmax of logits."
+        )
+    if not len(one) and not empty:
+        raise ValueError("There are no samples.")
+    for name, array in (("Prediction", one), ("Label", other)):
+        wrong: Any = array[~np.isfinite(array) | (array != np.round(array))] if array.dtype.kind == "f" else []
+        if len(wrong):
+            raise ValueError(f"{name} {wrong[0]} is no index of a class.")
+    if len(one) and not any(one.dtype.kind in kinds and other.dtype.kind in kinds for kinds in ("U", "iubf")):
+        raise TypeError(
+            f"predictions and labels must both be class indices or both be names, got {one.dtype} and {other.dtype}."
+        )
+    return one, other
+
+
+def _array(name: str, values: Any) -> np.ndarray:
+    try:
+        array = np.asarray(values)
+    except Exception as error:  # of any library whose array or tensor this is
+        raise TypeError(f"{name} must be an array of numbers: {reason(error)}") from None
+    words = array.dtype == object and all(isinstance(value, str) for value in array.flat)
+    return array.astype(str) if words else array  # as pandas holds names

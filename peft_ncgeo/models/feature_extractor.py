@@ -1,0 +1,67 @@
+"""The one module that every student pass goes through, so that DDP sees all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .adapters import evaluation_mode
+from .devices import one_at_a_time
+from .text_encoder import encode_texts
+from .towers import head_features, image_features, reads_text, unwrap
+
+
+class TowersModule(nn.Module):
+    """Runs the towers it is given inputs for and returns raw features.
+
+    `image_features` (B, d) and `text_features` (K, d) for a CLIP-like model; `image_features` and `logits` (B, K)
+    for a classification model, whose features are what enters its head.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def train(self, mode: bool = True) -> TowersModule:
+        """Training mode, but frozen batch norms keep their statistics: no adapter's file would hold new ones."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+        return self
+
+    def spare_lower_layers(self, args: Any) -> None:
+        """End the backward pass at the first prompt under gradient checkpointing too.
+
+        Transformers makes the towers' inputs ask for gradients, which only reentrant checkpointing needs.
+        """
+        options = getattr(args, "activation_checkpointing_kwargs", None) or {}
+        if not options.get("use_reentrant", False):
+            unwrap(self.model).disable_input_require_grads()
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        if pixel_values is not None:  # ResNet's layers do not cast them
+            pixel_values = pixel_values.to(next(self.model.parameters()).dtype)
+        if pixel_values is not None and reads_text(self.model):
+            out["image_features"] = image_features(self.model, pixel_values)
+        elif pixel_values is not None:
+            out["image_features"], out["logits"] = head_features(self.model, pixel_values)
+        if input_ids is not None:
+            out["text_features"] = encode_texts(self.model, input_ids, attention_mask)
+        return out
+
+
+@torch.no_grad()
+def encode(towers: TowersModule, **inputs: Tensor) -> dict[str, Tensor]:
+    """Run a pass without gradient in evaluation mode, which leaves every module in the mode that it was in."""
+    with evaluation_mode(towers), one_at_a_time(towers):
+        return towers(**inputs)

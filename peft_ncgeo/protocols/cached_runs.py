@@ -1,0 +1,91 @@
+"""One run as a small file, which says what it was made of."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from torch import distributed
+
+from ..files import file_name, read_json
+from ..validation import reason, whole_number
+from .whole_files import write_whole
+
+LARGEST = 64 * 2**20  # bytes of a cell; one with episodes has a row for each
+
+
+def writes() -> bool:
+    """Whether this process writes files: the first of several."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def cell_path(folder: str | Path, setting: str, method: str, seed: int) -> Path:
+    """`folder/<setting>/<method>/seed-<seed>.json`; see [`~peft_ncgeo.files.file_name`] for the names.
+
+    Raises:
+        ValueError: a name that cannot be a folder's.
+    """
+    names = file_name(setting, "a setting"), file_name(method, "a recipe")
+    return Path(folder).joinpath(*names, f"seed-{whole_number('seed', seed)}.json")
+
+
+def check_distinct(paths: Sequence[Path]) -> None:
+    """Refuse cells that would share a file.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    for path, count in Counter(paths).items():
+        if count > 1:
+            raise ValueError(f"{count} cells would share {path}; what stands in its name must differ for each.")
+
+
+def read_cell(path: Path, made_of: str) -> dict[str, Any] | None:
+    """The metrics in a cell, or None where there is none. All processes get what the first one read.
+
+    Raises:
+        ValueError: it was made of something else, or is damaged.
+    """
+    found: list[Any] = [None]
+    if writes() and path.exists():
+        try:
+            found = [_checked(read_json(path, LARGEST))]
+        except (OSError, ValueError) as error:
+            found = [{"error": str(damaged(path, reason(error)))}]
+    (cell,) = broadcast_object_list(found)
+    if cell is None:
+        return None
+    if "error" in cell:
+        raise ValueError(cell["error"])
+    if cell["made_of"] != made_of:
+        raise ValueError(
+            f"{path} was made by another recipe, model or data set, with other arguments or by an earlier version; "
+            "remove it or change output_dir."
+        )
+    return cell["metrics"]
+
+
+def write_cell(path: Path, made_of: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Write a cell, once and whole, and give every process the first one's metrics."""
+    if writes():
+        write_whole(path, json.dumps({"made_of": made_of, "metrics": metrics}, indent=1) + "\n")
+    (shared,) = broadcast_object_list([metrics])
+    return shared
+
+
+def damaged(path: Path, why: str) -> ValueError:
+    """Return the error for a cell that is not as it was written."""
+    return ValueError(f"{path} is damaged; remove it and run again ({why}).")
+
+
+def _checked(cell: Any) -> dict[str, Any]:
+    """Return a cell as [`write_cell`] wrote it; refuse anything else."""
+    if not isinstance(cell, dict) or cell.keys() != {"made_of", "metrics"}:
+        raise ValueError("it must hold made_of and metrics")
+    if not isinstance(cell["metrics"], dict):
+        raise ValueError("its metrics must have names")
+    return cell

@@ -1,0 +1,144 @@
+"""Space alignment without a loss: callbacks that turn the classifier's weights, or their gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ...geometry.alignment import project_gradient, rotate_towards_means, slerp_fraction
+from ...geometry.checks import DeferredChecks
+from ..state.class_means import ClassMeans
+
+
+class _Alignment(TrainerCallback):
+    """A callback that needs class means, and for an image classifier its trained linear head."""
+
+    requires = ("class_means",)
+    _means: ClassMeans | None = None
+    _head: Any = None
+
+    def bind(self, head: Any, means: ClassMeans, reads_text: bool) -> None:
+        """Called by the trainer before each training run.
+
+        Args:
+            head: of an image classifier, where it is one linear layer, else None.
+            means: the trainer's.
+            reads_text: whether class texts stand in for a head's weights.
+
+        Raises:
+            ValueError: there are no weights that this callback could change.
+        """
+        self._head, self._means = head, means
+        if not reads_text and not (
+            isinstance(getattr(head, "weight", None), nn.Parameter) and head.weight.requires_grad
+        ):
+            raise ValueError(
+                f"{type(self).__name__} changes the classifier's weights, but the head is not one trained linear "
+                'layer; keep it with modules_to_save=["classifier"].'
+            )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._means is None:
+            raise ValueError(f"{type(self).__name__} needs GeometryTrainer, which keeps class means.")
+
+
+class SlerpAlignment(_Alignment):
+    r"""SpA-SLERP: after each step every misaligned row of the head is rotated a little towards its class mean.
+
+    At step t of T, where `cos(w_c, mu_c) <= threshold`, by the fraction of their angle (length kept)
+
+    .. math:: 1 - (1 - \alpha r_t)^{34000 / T}, \quad r_t = (1 - \cos(\pi t / T)) / 2
+
+    since the effect compounds and the published alpha belongs to 34,000 steps (our reading). `mu_c` is the moving
+    average of class c's features, minus the mean of those of all classes seen. Rows of classes not seen yet, of length
+    0, or parallel to their mean stay as they are.
+
+    Class texts of a CLIP-like model are no weights that could be rotated while training; use
+    [`~peft_ncgeo.training.align_classifier`] afterwards.
+
+    Args:
+        alpha: 0 to 1; 0.002 in the paper.
+        threshold: cosine above which a row is left alone; 0.95 in the paper.
+        center: False takes class means as they are, as the authors' code did.
+
+    Raises:
+        ValueError: a value out of range; when training starts, a head that is not one trained linear layer.
+
+    Reference: J. Wang, Z. Gao, Z. Xie, Space Alignment Matters, arXiv 2512.07844.
+
+    Example: `GeometryTrainer(..., callbacks=[SlerpAlignment(alpha=0.002)])`
+    """
+
+    def __init__(self, alpha: float = 0.002, threshold: float = 0.95, center: bool = True) -> None:
+        slerp_fraction(0, 1, alpha)  # checks alpha
+        if not -1 <= threshold <= 1:
+            raise ValueError(f"threshold={threshold} must be a cosine, -1 to 1.")
+        self.alpha, self.threshold, self.center = alpha, threshold, center
+
+    def bind(self, head: Any, means: ClassMeans, reads_text: bool) -> None:
+        if reads_text:
+            raise ValueError(
+                "SlerpAlignment rotates a head's weights; class texts are computed from words. Rotate them after "
+                "training with align_classifier."
+            )
+        super().bind(head, means, reads_text)
+
+    @torch.no_grad()
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        assert self._means is not None  # bound
+        fraction = slerp_fraction(state.global_step, state.max_steps, self.alpha)  # global_step counts from 0 here
+        weight = self._head.weight
+        with DeferredChecks():  # never read, since the trainer checks what class means are made of
+            weight.copy_(rotate_towards_means(weight, self._means.means, fraction, self.threshold, self.center))
+
+
+class GradientProjection(_Alignment):
+    r"""SpA-Proj: takes out of the gradient of each classifier weight what would rotate it away from its class mean.
+
+    With w and mu of length 1 and g the gradient of row c, `g_t = g - <g, w> w` and `d = unit(mu - <mu, w> w)`; if
+    `<g_t, d> > 0`, `g_t <- g_t - <g_t, d> d`; the row's gradient becomes `(1 - gamma) g_t + gamma g`. So the part
+    along w is scaled by gamma, as in the authors' code. "Away" is said of descent along the gradient, which Adam's
+    step is not.
+
+    For a head it acts on the gradient that all processes and micro-batches have added up to; for a CLIP-like model on
+    that same gradient of the class texts, before it goes on into the text tower (under gradient accumulation at the
+    last micro-batch, through that pass).
+
+    Args:
+        gamma: 0 (projected only) to 1 (unchanged); 0.6 in the paper.
+        center: False takes class means as they are.
+
+    Raises:
+        ValueError: gamma out of range; when training starts, a head that is not one trained linear layer.
+
+    Reference: J. Wang, Z. Gao, Z. Xie, Space Alignment Matters, arXiv 2512.07844.
+
+    Example: `GeometryTrainer(..., callbacks=[GradientProjection(gamma=0.6)])`
+    """
+
+    def __init__(self, gamma: float = 0.6, center: bool = True) -> None:
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma={gamma} must be 0 to 1.")
+        self.gamma, self.center = gamma, center
+
+    @torch.no_grad()
+    def project(self, gradient: Tensor, weights: Tensor) -> Tensor:
+        """The gradient (K, d) that goes on in place of `gradient`, for classifier weights (K, d)."""
+        assert self._means is not None  # bound
+        with DeferredChecks():  # never read, as above
+            return project_gradient(gradient, weights, self._means.means, self.gamma, self.center)
+
+    @torch.no_grad()
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._head is not None and self._head.weight.grad is not None:
+            weight = self._head.weight
+            weight.grad.copy_(self.project(weight.grad, weight))

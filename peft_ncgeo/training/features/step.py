@@ -1,0 +1,124 @@
+"""The features that a training step's losses read, each computed as seldom as it can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...data.images import LabelledImages
+from ...models.feature_extractor import TowersModule, encode
+from ...models.towers import reads_text
+from ..arguments import GeometryTrainingArguments
+from .shared_layers import SharedLayers
+from .teacher import FrozenTeacher
+from .views import ViewFeatures, never_changes
+
+
+class StepFeatures:
+    """Features of micro-batches: the student's, and the frozen model's where a loss asks for them.
+
+    - Texts do not depend on images: one pass serves all micro-batches of an optimiser step.
+    - The frozen model's texts are read once.
+    - Where images are shown in views that come again, the frozen model sees each view once. So does the student where
+      nothing in its image tower is trained; images are not even decoded then.
+    - Otherwise the two image passes of a step share the layers below the first prompt.
+
+    Args:
+        towers: the student.
+        teacher: the frozen model, or None.
+        required: [`GeometryBatch`] fields that losses ask for.
+        args: of the training.
+    """
+
+    def __init__(
+        self,
+        towers: TowersModule,
+        teacher: FrozenTeacher | None,
+        required: Collection[str],
+        args: GeometryTrainingArguments,
+    ) -> None:
+        self.towers, self.teacher, self.args = towers, teacher, args
+        self.required = set(required) if teacher is not None else set()
+        self.begin({})
+
+    def begin(self, texts: dict[str, Tensor]) -> None:
+        """Start a training on these texts; what was known of images and of an unfinished step is forgotten."""
+        self.texts = texts
+        self.forget_step()
+        self.student_views: ViewFeatures | None = None
+        self.frozen_views: ViewFeatures | None = None
+        self.shared = SharedLayers(self.towers.model)
+
+    def forget_step(self) -> None:
+        """Forget the texts' features, so that the next micro-batch encodes them again."""
+        self.step_text: Tensor | None = None
+
+    end_step = forget_step
+
+    def student(self, model: nn.Module, inputs: dict[str, Any], is_last: bool) -> dict[str, Tensor]:
+        """`image_features` (B, d) and `text_features` (K, d), or `logits` (B, K), with gradient.
+
+        Args:
+            model: the towers, under DDP where there are several processes.
+            inputs: `pixel_values` (B, C, H, W), or `views` where the images' features are known.
+            is_last: whether the optimiser steps after this micro-batch.
+        """
+        new = {} if self.step_text is not None else dict(self.texts)
+        if "pixel_values" in inputs:
+            new["pixel_values"] = inputs["pixel_values"]
+        with self.shared.recording():
+            out: dict[str, Tensor] = model(**new) if new else {}
+        if self.student_views is not None:
+            out["image_features"] = self.student_views.of(inputs["views"], inputs["labels"].device)
+        if self.step_text is not None:
+            out["text_features"] = self.step_text
+        # DDP reduces in a backward pass only what a forward pass announced
+        announced = "pixel_values" in new or self.args.world_size == 1
+        kept = announced and self.args.gradient_accumulation_steps > 1 and not is_last
+        self.step_text = out.get("text_features") if kept else None
+        return out
+
+    def frozen_images(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """`frozen_image_features` (B, d), or nothing where no loss asks for them."""
+        if self.teacher is None or "frozen_image_features" not in self.required:
+            return {}
+        if self.frozen_views is not None:
+            features = self.frozen_views.of(inputs["views"], inputs["labels"].device)
+        else:
+            with self.shared.replaying():
+                features = self.teacher.image_features(inputs["pixel_values"])
+        return {"frozen_image_features": features}
+
+    def frozen_texts(self, device: Any) -> dict[str, Tensor]:
+        """`frozen_text_features` (K, d) and `frozen_template_features` (K, T, d), as far as losses ask for them."""
+        if self.teacher is None:
+            return {}
+        readers = {
+            "frozen_text_features": self.teacher.text_features,
+            "frozen_template_features": self.teacher.template_features,
+        }
+        return {field: read(device) for field, read in readers.items() if field in self.required}
+
+    def look_ahead(self, images: LabelledImages, collate: Callable[..., dict[str, Any]], steps: int) -> None:
+        """Encode every view now, if `steps` optimiser steps will see each more than once on average."""
+        args = self.args
+        seen = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        if not images.views or seen < 2 * images.views:
+            return
+
+        def embed(encoder: Callable[[Tensor], Tensor]) -> ViewFeatures:
+            return ViewFeatures(
+                images, collate, encoder, args.device, args.eval_batch_size, quiet=bool(args.disable_tqdm)
+            )
+
+        sample = collate([images.fixed_view(0)])
+        if "views" not in sample:
+            return  # a collator of the user's own, which does not say which views it holds
+        pixels = sample["pixel_values"].to(args.device)
+        if reads_text(self.towers.model) and never_changes(self.towers, self.towers(pixel_values=pixels)):
+            self.student_views = embed(lambda pixels: encode(self.towers, pixel_values=pixels)["image_features"])
+        if self.teacher is not None and "frozen_image_features" in self.required:
+            self.frozen_views = embed(self.teacher.image_features)
+        images.show(self.student_views is None)

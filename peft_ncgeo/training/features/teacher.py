@@ -1,0 +1,50 @@
+"""The frozen model: the same weights with the adapter switched off, never a second copy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import BatchEncoding
+
+from ...models.adapters import adapter_layers, adapters_off, change_of_base
+from ...models.feature_extractor import TowersModule, encode
+
+
+class FrozenTeacher:
+    """Features of the model as it was before training, without gradient.
+
+    Args:
+        towers: the student; its adapter is switched off for each pass.
+        texts: the class names in each template; the features of several are averaged.
+
+    Raises:
+        ValueError: the model has no adapters to switch off, or is not the pretrained one without them: parameters
+            outside them are trained, or the adapter was made of the base model's weights.
+    """
+
+    def __init__(self, towers: TowersModule, texts: Sequence[BatchEncoding]) -> None:
+        if not adapter_layers(towers):
+            raise ValueError("A loss asks for the frozen model, but the model has no PEFT adapters to switch off.")
+        if change := change_of_base(towers.model):
+            raise ValueError(f"A loss asks for the frozen model, but {change}.")
+        self.towers, self.texts = towers, list(texts)
+        self._template_features: Tensor | None = None
+
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, d)."""
+        with adapters_off(self.towers):
+            return encode(self.towers, pixel_values=pixel_values)["image_features"]
+
+    def text_features(self, device: torch.device) -> Tensor:
+        """(K, d), the mean over the templates."""
+        return self.template_features(device).mean(dim=1)
+
+    def template_features(self, device: torch.device) -> Tensor:
+        """(K, T, d), computed once."""
+        if self._template_features is None:
+            with adapters_off(self.towers):
+                features = [encode(self.towers, **texts.to(device))["text_features"] for texts in self.texts]
+            self._template_features = torch.stack(features, dim=1)
+        return self._template_features

@@ -1,0 +1,99 @@
+"""Features of training images that stay the same from epoch to epoch, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ...data.images import LabelledImages
+from ..gathering import gather_batch, world_size
+
+
+class FixedViews(Dataset[dict[str, Any]]):
+    """Every `step`-th view of the images from `first` on."""
+
+    def __init__(self, images: LabelledImages, first: int, step: int) -> None:
+        self.images, self.numbers = images, range(first, images.views, step)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.images.fixed_view(self.numbers[i])
+
+
+class ViewFeatures:
+    """What an encoder makes of every view of the training images, kept on the host: (V, d).
+
+    Views are encoded in their own order and in batches of one size, so that a resumed run has the same features to
+    the last bit. Several processes share the work.
+
+    Args:
+        images: with `views` > 0.
+        collate: makes `pixel_values` of samples.
+        encode: pixels (B, C, H, W) to features (B, d).
+        device: of the encoder.
+        batch_size: of the passes.
+        quiet: no progress bar.
+    """
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        encode: Callable[[Tensor], Tensor],
+        device: torch.device,
+        batch_size: int,
+        quiet: bool = False,
+    ) -> None:
+        rank, processes = (torch.distributed.get_rank(), world_size()) if world_size() > 1 else (0, 1)
+        loader = DataLoader(FixedViews(images, rank, processes), batch_size, collate_fn=collate)
+        # one more than its own where a process has none, for the width
+        batches = loader if len(loader) else [collate([images.fixed_view(0)])]
+        own = torch.cat(
+            [
+                encode(batch["pixel_values"].to(device))
+                for batch in tqdm(batches, "Embedding training images once", disable=quiet or rank > 0)
+            ]
+        )
+        if processes > 1:
+            sizes = [len(FixedViews(images, i, processes)) for i in range(processes)]
+            shares = gather_batch(own, sizes).split(sizes)
+            own = own.new_empty(images.views, own.shape[1])
+            for i, share in enumerate(shares):
+                own[i::processes] = share
+        self.features = own.float().cpu()
+
+    def of(self, views: list[int], device: torch.device) -> Tensor:
+        """(B, d) of these views."""
+        return self.features[views].to(device, non_blocking=True)
+
+
+def never_changes(model: nn.Module, out: dict[str, Tensor]) -> bool:
+    """Whether the image features of a pass in training mode, with gradient on, are the same in every such pass."""
+    return not out["image_features"].requires_grad and not is_random(model)
+
+
+def is_random(model: nn.Module) -> bool:
+    """Whether a pass in training mode draws anything by chance."""
+    configs = [getattr(module, "config", None) for module in model.modules()]
+    dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    return dropout or any(getattr(config, "attention_dropout", 0) for config in configs)
+
+
+class LookAhead(TrainerCallback):
+    """Calls `look_ahead(images, steps)` when a training knows its images and how many steps it takes."""
+
+    def __init__(self, look_ahead: Callable[[LabelledImages, int], None]) -> None:
+        self.look_ahead = look_ahead
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.look_ahead(kwargs["train_dataloader"].dataset, state.max_steps)

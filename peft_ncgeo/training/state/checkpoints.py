@@ -1,0 +1,151 @@
+"""Checkpoints that survive an interruption: written so that a whole one is known, and resumed to the last bit."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import warnings
+from collections import Counter
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ...validation import reason
+from ..sharing import SharingTrainer
+from .files import FILE_NAME, is_of_writing, load_state, save_state, writing
+from .retry import StartingPoint
+
+
+def flaw(folder: str | Path) -> str:
+    """What keeps a training from going on from this checkpoint, "" for a whole one.
+
+    `trainer_state.json` is written last, when every process has written its own file; the others are looked at all the
+    same, since a copy may have been cut short.
+    """
+    folder = Path(folder)
+    try:
+        json.loads((folder / TRAINER_STATE_NAME).read_text())
+        random_states = list(folder.glob("rng_state*.pth"))  # of this machine's processes
+        for path in (folder / OPTIMIZER_NAME, folder / SCHEDULER_NAME, *random_states):
+            ZipFile(path).close()  # its table of contents is its end
+        adapters = [path for at in ("", "[!.]*/") for path in folder.glob(f"{at}adapter_model.safetensors")]
+        for path in adapters:
+            json.loads(path.with_name("adapter_config.json").read_text())
+        for path in (folder / FILE_NAME, *adapters):
+            safe_open(path, "pt").__exit__(None, None, None)  # its header says how long the file is
+    except FileNotFoundError as error:
+        return f"it has no {Path(error.filename or FILE_NAME).name}, as where save_only_model is on"
+    except (OSError, ValueError, RecursionError, BadZipFile, SafetensorError) as error:
+        return reason(error)
+    missing = [name for name, found in (("rng_state.pth", random_states), ("adapter", adapters)) if not found]
+    return f"it has no {missing[0]}" if missing else ""
+
+
+def last_whole(output_dir: str | Path) -> str:
+    """The latest checkpoint that a training can go on from. Warns of later ones.
+
+    Raises:
+        ValueError: there is none, with the reason.
+    """
+    names = [path.name for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
+    steps = [int(found[1]) for name in names if (found := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", name))]
+    flaws = {}
+    for step in sorted(steps, reverse=True):
+        path = Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        flaws[path.name] = flaw(path)
+        if not flaws[path.name]:
+            break
+    broken = ", ".join(f"{name} ({what})" for name, what in flaws.items() if what)
+    if "" not in flaws.values():
+        raise ValueError(
+            f"No valid checkpoint in {output_dir} to resume from{': ' if broken else ''}{broken}. Leave out "
+            "resume_from_checkpoint to begin anew."
+        )
+    if broken:
+        warnings.warn(f"Not whole and left aside: {broken}. Training goes on from {path.name}.", stacklevel=3)
+    return str(path)
+
+
+class CheckpointingTrainer(SharingTrainer):
+    """Transformers' Trainer, whose checkpoints hold all that losses and callbacks remember.
+
+    A training that is killed at any time goes on from its last whole checkpoint (`resume_from_checkpoint=True`) to the
+    weights that it would have had; a checkpoint that cannot be written leaves the ones before it.
+    """
+
+    losses: list[Any]
+    class_means: Any = None
+    _start: StartingPoint | None = None
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_whole(str(self.args.output_dir))
+        elif resume_from_checkpoint and (problem := flaw(resume_from_checkpoint)):
+            raise ValueError(f"Cannot resume from {resume_from_checkpoint}: {problem}.")
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._start = None
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        if self._start is not None:  # memory ran out before
+            self.optimizer, self.lr_scheduler = self._start.put_back()
+        elif self.args.auto_find_batch_size:
+            model: Any = self.model
+            self._start = StartingPoint(model, self._stateful(), self.optimizer, self.lr_scheduler)
+        return super()._inner_training_loop(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        with nullcontext() if _internal_call else writing(output_dir or str(self.args.output_dir)):
+            super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.args.should_save:  # of an earlier training: it would vouch for what is only now being written
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            if not is_of_writing(error) or self.args.save_only_model or not flaw(folder):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            raise OSError(
+                f"{folder} could not be written ({reason(error)}); the checkpoints before it are whole."
+            ) from error
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            save_state(self._stateful(), output_dir)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # trainer_state.json comes next
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_state(self._stateful(), checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()  # the active adapter alone
+        model: Any = self.model
+        for name in set(getattr(model, "peft_config", {})) - set(getattr(model, "active_adapters", ())):
+            folder = Path(str(self.state.best_model_checkpoint)) / name
+            if folder.is_dir():
+                model.load_adapter(str(folder), name)
+
+    def _stateful(self) -> list[Any]:
+        """Whatever has a name and a state: losses, class means and some callbacks."""
+        others = [self.class_means, *self.callback_handler.callbacks]
+        owners = [*self.losses, *(o for o in others if hasattr(o, "name") and hasattr(o, "load_state_dict"))]
+        for name, count in Counter(owner.name for owner in owners).items():
+            if count > 1:
+                raise ValueError(f"{count} losses or callbacks have the name {name!r} and would share a state.")
+        return owners

@@ -1,0 +1,82 @@
+"""Moving averages of each class's features while training."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ...geometry.checks import check
+
+MOMENTUM = 0.9
+
+
+class ClassMeans:
+    """Exponential moving average of every class's mean feature, `m_c <- 0.9 m_c + 0.1 batch mean`.
+
+    A class's first batch mean is taken as it is; until then its row is nan. A batch is what one optimiser step sees:
+    all micro-batches and, since features are gathered, all processes. Part of a checkpoint.
+    """
+
+    name = "class_means"
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self._means = torch.zeros(num_classes, 0)
+        self.forget_step()
+
+    def forget_step(self) -> None:
+        """Leave out what was taken in since the last finished step."""
+        self._sums: Tensor | None = None  # of this step's micro-batches so far
+        self._counts: Tensor | None = None
+
+    @property
+    def means(self) -> Tensor:
+        """(K, d) with all that was taken in so far; rows of nan: classes not seen yet."""
+        if self._sums is None or self._counts is None:
+            return self._means
+        return self._blend(self._sums, self._counts)
+
+    def update(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Take in a micro-batch and give the means with it, (K, d), attached to the graph of `features` (B, d).
+
+        Raises:
+            ValueError: features are not finite.
+        """
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        check(torch.isfinite(features).all(), _refuse)
+        if self._means.shape[1] == 0:
+            self._means = features.new_full((self.num_classes, features.shape[1]), math.nan)
+        self._means = self._means.to(features.device)
+        # not index_add, whose order of addition on a GPU differs between processes that must agree
+        members = (labels[:, None] == torch.arange(self.num_classes, device=labels.device)).to(features.dtype)
+        sums, counts = members.T @ features, members.sum(0)
+        if self._sums is not None and self._counts is not None:
+            sums, counts = self._sums + sums, self._counts + counts
+        self._sums, self._counts = sums.detach(), counts
+        return self._blend(sums, counts)
+
+    def end_step(self) -> None:
+        """Take up what all micro-batches of an optimiser step have added."""
+        self._means = self.means
+        self.forget_step()
+
+    def _blend(self, sums: Tensor, counts: Tensor) -> Tensor:
+        batch = sums / counts[:, None].clamp_min(1)
+        known, present = ~self._means.isnan(), (counts > 0)[:, None]
+        blended = torch.where(known, MOMENTUM * self._means.nan_to_num() + (1 - MOMENTUM) * batch, batch)
+        return torch.where(present, blended, self._means)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"means": self._means}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        if len(state_dict["means"]) != self.num_classes:
+            raise RuntimeError(f"it holds {len(state_dict['means'])} classes, the data set {self.num_classes}.")
+        self._means = state_dict["means"]
+        self.forget_step()
+
+
+def _refuse() -> None:
+    raise ValueError("image_features has non-finite values; class means stay as they were.")

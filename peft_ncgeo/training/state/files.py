@@ -1,0 +1,84 @@
+"""What losses and callbacks remember, in a checkpoint: `geometry_state.safetensors`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ...models.tensor_files import read_shapes
+from ...validation import reason
+
+FILE_NAME = "geometry_state.safetensors"
+
+
+class Stateful(Protocol):
+    """A loss or callback with something to remember."""
+
+    name: str
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> Any: ...
+
+
+@contextmanager
+def writing(folder: str | Path) -> Iterator[None]:
+    """Turn whatever fails while a folder is written, on a full disk say, into one `OSError` that names it."""
+    try:
+        yield
+    except Exception as error:
+        if not is_of_writing(error):
+            raise
+        raise OSError(f"{folder} could not be written: {reason(error)}") from error
+
+
+def is_of_writing(error: Exception) -> bool:
+    """Whether this is the error of a file that could not be written; torch's writer has no class of its own for it."""
+    of_torch = any(part in str(error) for part in ("inline_container", "iostream error"))
+    return of_torch or isinstance(error, OSError | SafetensorError)
+
+
+def save_state(owners: Iterable[Stateful], folder: str | Path) -> None:
+    """Write everybody's tensors under `<name>.<tensor>`."""
+    state = {f"{own.name}.{key}": value.contiguous() for own in owners for key, value in own.state_dict().items()}
+    save_file(state, Path(folder) / FILE_NAME)
+
+
+def load_state(owners: Iterable[Stateful], folder: str | Path) -> None:
+    """Read them back.
+
+    Raises:
+        ValueError: the file is missing or damaged, or holds the state of other losses and callbacks than these.
+    """
+    path = Path(folder) / FILE_NAME
+    owners = list(owners)
+    expected = {own.name for own in owners if own.state_dict()}
+    try:
+        if path.exists():
+            read_shapes(path)  # refuses kinds of numbers before any is read
+        state = load_file(path) if expected or path.exists() else {}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ValueError(f"Cannot resume from {path}: {error}.") from error
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        owner, _, name = key.partition(".")
+        parts.setdefault(owner, {})[name] = value.clone()  # else it is the file, and changes with it
+    if expected != parts.keys():
+        raise ValueError(f"{path} was written for other losses: it differs in {sorted(expected ^ parts.keys())}.")
+    for own in owners:
+        now = own.state_dict()
+        for name, value in parts.get(own.name, {}).items():
+            kinds = [(tensor.is_floating_point(), tensor.dim()) for tensor in (value, now.get(name, value))]
+            if kinds[0] != kinds[1]:  # its length may differ, and its precision
+                raise ValueError(f"{path} does not fit {own.name}: its {name} is {value.dtype} {tuple(value.shape)}.")
+        if own.name in parts:
+            try:
+                own.load_state_dict(parts[own.name])
+            except RuntimeError as error:
+                raise ValueError(f"{path} does not fit {own.name}: {reason(error)}") from error

@@ -1,0 +1,72 @@
+"""Losses and callbacks as they were given, for each training where `model_init` makes a model for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import number_of_arguments
+
+from ...losses import Regularizer
+from ..checks import list_losses
+
+
+class GivenLosses:
+    """The losses a trainer was given, of which each model gets its own.
+
+    Args:
+        losses: one, several, or a function of a trial that makes them.
+        classification_loss: a module, None, or a function of a trial that makes one.
+        copied: each training gets copies, so that nothing it has learned or remembers reaches the next one.
+    """
+
+    def __init__(self, losses: Any, classification_loss: Any, copied: bool) -> None:
+        self.losses, self.classification_loss, self.copied = losses, classification_loss, copied
+
+    def for_trial(self, trial: Any) -> tuple[list[Regularizer], nn.Module | None]:
+        """Return the terms and the classification loss of one training; `trial` is None outside a search."""
+        losses, classification_loss = (self._make(given, trial) for given in (self.losses, self.classification_loss))
+        return list_losses(losses), classification_loss
+
+    def _make(self, given: Any, trial: Any) -> Any:
+        if not self.copied:
+            return given
+        if callable(given) and not isinstance(given, nn.Module | type):
+            return given(trial) if number_of_arguments(given) else given()
+        return deepcopy(given)
+
+
+class CallbackStates:
+    """The state that each callback had before its first training.
+
+    That is what a checkpoint would hold of it: `state()["attributes"]` of Transformers' `ExportableState`, or
+    `state_dict()`. Other callbacks reset themselves in `on_train_begin`.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[int, tuple[TrainerCallback, Any]] = {}  # the callback is kept, so that its id stays its own
+
+    def begin(self, callbacks: Iterable[TrainerCallback]) -> None:
+        """Give callbacks their first state back; note it of those not seen before."""
+        for callback in callbacks:
+            if id(callback) in self._first:
+                _write_state(callback, deepcopy(self._first[id(callback)][1]))
+            else:
+                self._first[id(callback)] = callback, deepcopy(_read_state(callback))
+
+
+def _read_state(callback: Any) -> Any:
+    if isinstance(callback, ExportableState):
+        return callback.state()["attributes"]
+    return callback.state_dict() if hasattr(callback, "load_state_dict") else None
+
+
+def _write_state(callback: Any, state: Any) -> None:
+    if isinstance(callback, ExportableState):
+        vars(callback).update(state)
+    elif state is not None:
+        callback.load_state_dict(state)

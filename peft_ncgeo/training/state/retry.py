@@ -1,0 +1,47 @@
+"""A training that begins again with a smaller batch, where memory ran out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .files import Stateful
+
+
+class StartingPoint:
+    """All that a training changes, as it was before its first step.
+
+    Under `auto_find_batch_size` Transformers begins again after the steps that memory allowed. Put back before that,
+    the second try ends as if it had been the only one. Held in the host's memory.
+
+    Args:
+        model: whose trained parameters and buffers are kept.
+        owners: losses, class means and callbacks with a state.
+        tools: optimiser and scheduler, None where there is none yet.
+    """
+
+    def __init__(self, model: nn.Module, owners: Sequence[Stateful], *tools: Any) -> None:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._tensors = [(own, own.detach().to("cpu", copy=True)) for own in (*trained, *model.buffers())]
+        self._states = [(own, _copied(own.state_dict())) for own in owners]
+        self._tools = [(tool, None if tool is None else deepcopy(tool.state_dict())) for tool in tools]
+
+    @torch.no_grad()
+    def put_back(self) -> list[Any]:
+        """Put everything back, and return the tools."""
+        for tensor, value in self._tensors:
+            tensor.copy_(value)
+        for owner, state in self._states:
+            owner.load_state_dict(_copied(state))
+        for tool, saved in self._tools:
+            if tool is not None:
+                tool.load_state_dict(deepcopy(saved))
+        return [tool for tool, _ in self._tools]
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}
