@@ -33,7 +33,7 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 
 from peft_ncgeo.data import load_demo, load_few_shot_domains, load_image_demo
-from peft_ncgeo.plots.gaps import plot_gaps
+from peft_ncgeo.plots import plot_gaps
 from peft_ncgeo.protocols import EpisodeResults, FewShotMethod, few_shot
 
 NEAREST = FewShotMethod("nearest prototype", settings={"steps": 0})

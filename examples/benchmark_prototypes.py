@@ -32,7 +32,7 @@ from peft_ncgeo.evaluation import evaluate_groups
 from peft_ncgeo.geometry import NeuralCollapse, gram_distance, simplex_etf
 from peft_ncgeo.losses import GeometryBatch, PrototypeSupCon
 from peft_ncgeo.metrics.accuracy import accuracy
-from peft_ncgeo.models.towers import linear_classifier
+from peft_ncgeo.models.heads import linear_classifier
 from peft_ncgeo.protocols import Results, Task, run_cells
 from peft_ncgeo.protocols.runs import describe
 from peft_ncgeo.training import Recipe

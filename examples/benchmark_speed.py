@@ -34,12 +34,13 @@ from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from peft_ncgeo.data import load_demo
+from peft_ncgeo.files import write_whole
 from peft_ncgeo.geometry.sphere import cosine_logits
 from peft_ncgeo.losses import CrossEntropy, GeometryBatch
-from peft_ncgeo.models.adapters import adapters_off
+from peft_ncgeo.models.adapters import adapters_off, unwrap
+from peft_ncgeo.models.image_encoder import image_features
 from peft_ncgeo.models.text_encoder import encode_texts
-from peft_ncgeo.models.towers import image_features, text_positions, unwrap
-from peft_ncgeo.protocols.whole_files import write_whole
+from peft_ncgeo.models.towers import text_positions
 from peft_ncgeo.training import Recipe
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -24,9 +24,9 @@ from transformers import PrinterCallback, set_seed
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
 from peft_ncgeo.data import load_demo
+from peft_ncgeo.files import write_whole
 from peft_ncgeo.geometry.sphere import unit
 from peft_ncgeo.losses import GeometryBatch, OTPreservation, Regularizer
-from peft_ncgeo.protocols.whole_files import write_whole
 from peft_ncgeo.training import Recipe
 
 RECIPE = Path(__file__).parent / "recipes" / "demo" / "ot_budget.yaml"

@@ -35,9 +35,8 @@ from transformers import CLIPModel, CLIPProcessor, HfArgumentParser, PrinterCall
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, ZeroShotClassifier
 from peft_ncgeo.data import base_new_split, few_shot, load_demo
-from peft_ncgeo.files import file_name
+from peft_ncgeo.files import file_name, write_whole
 from peft_ncgeo.losses import CrossEntropy, OTPreservation, Regularizer
-from peft_ncgeo.protocols.whole_files import write_whole
 from peft_ncgeo.training import parse_with_recipe
 
 # Chosen on the demo's development split; the mini-CLIP and its AdamW are far from the paper's setting.

@@ -29,8 +29,8 @@ from transformers import HfArgumentParser, PrinterCallback, set_seed
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, PrototypeConfig
 from peft_ncgeo.data import class_counts, step_imbalanced
 from peft_ncgeo.metrics.accuracy import accuracy
-from peft_ncgeo.models.towers import linear_classifier
-from peft_ncgeo.plots.gaps import plot_alignment
+from peft_ncgeo.models.heads import linear_classifier
+from peft_ncgeo.plots import plot_alignment
 from peft_ncgeo.training import GeometryMonitor, parse_with_recipe
 
 RECIPE = Path(__file__).parent / "recipes" / "images" / "demo" / "prototypes.yaml"

@@ -30,7 +30,7 @@ from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
 from peft_ncgeo.data import class_counts, long_tailed
 from peft_ncgeo.evaluation import evaluate_groups
 from peft_ncgeo.losses import SpaceAlignment
-from peft_ncgeo.plots.gaps import plot_alignment
+from peft_ncgeo.plots import plot_alignment
 from peft_ncgeo.training import (
     GeometryMonitor,
     GradientProjection,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from adapt_copa import ADAPTERS, PAIRS
 
-from peft_ncgeo.plots.gaps import plot_curve, plot_gaps, plot_relation
+from peft_ncgeo.plots import plot_curve, plot_gaps, plot_relation
 from peft_ncgeo.protocols import EpisodeResults, Results
 
 ROOT = Path(__file__).parents[1]

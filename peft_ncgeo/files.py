@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import yaml
+from safetensors import SafetensorError
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
@@ -159,3 +162,34 @@ _Loader.add_implicit_resolver(
 )
 _Loader.add_constructor("tag:yaml.org,2002:int", _short_scalar(yaml.SafeLoader.construct_yaml_int))
 _Loader.add_constructor("tag:yaml.org,2002:float", _short_scalar(yaml.SafeLoader.construct_yaml_float))
+
+
+@contextmanager
+def writing(folder: str | Path) -> Iterator[None]:
+    """Turn whatever fails while a folder is written, on a full disk say, into one `OSError` that names it."""
+    try:
+        yield
+    except Exception as error:
+        if not is_of_writing(error):
+            raise
+        raise OSError(f"{folder} could not be written: {reason(error)}") from error
+
+
+def is_of_writing(error: Exception) -> bool:
+    """Whether this is the error of a file that could not be written; torch's writer has no class of its own for it."""
+    of_torch = any(part in str(error) for part in ("inline_container", "iostream error"))
+    return of_torch or isinstance(error, OSError | SafetensorError)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file beside its place and move it there, so that neither a stop nor a second writer leaves half of it.
+
+    Where several processes write the same file, the last one's stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{uuid4().hex}.part")  # of this writer alone
+    try:
+        part.write_text(text, encoding="utf-8", newline="")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

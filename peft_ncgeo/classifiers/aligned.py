@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoProcessor
 
+from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.checks import check_dataset
 from ..data.head_names import check_head_names, same_names
 from ..data.images import ImageCollator, LabelledImages, image_processor, processor_of_base, rgb_images
-from ..evaluation import ZeroShotClassifier
 from ..geometry.alignment import alignment, rotate_towards_means
 from ..geometry.collapse import NeuralCollapse
 from ..geometry.sphere import unit
@@ -27,7 +27,8 @@ from ..metrics.accuracy import accuracy, balanced_accuracy
 from ..models.adapters import adapter_layers, adapter_parameters, check_adapter_weights, evaluation_mode
 from ..models.devices import execution_device
 from ..models.feature_extractor import TowersModule, encode
-from ..models.towers import check_encoders, classifier, linear_classifier, linear_parameter, reads_text
+from ..models.heads import classifier, linear_classifier, linear_parameter
+from ..models.towers import check_encoders, reads_text
 from ..validation import shown
 from .image_features import check_rows
 

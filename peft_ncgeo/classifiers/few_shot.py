@@ -21,14 +21,14 @@ from ..files import file_name, parse_json
 from ..geometry.contrast import TEMPERATURE, check_temperature
 from ..geometry.heads import Heads
 from ..loading.adapter_folder import refuse_model_folder, weights_digest, writing_adapter
+from ..loading.load import PROTOTYPES, fetch_adapter, load_adapter
+from ..models.adapters import unwrap
 from ..models.snapshots import unchanged_on_error
 from ..models.tensor_files import check_tensors, read_shapes
-from ..models.towers import unwrap
 from ..tuners.copa import CoPAConfig, CoPALayer, Residual
 from ..validation import reason, shown
 from .image_features import ImageFeatures, check_rows
 
-PROTOTYPES = "prototypes.safetensors"
 _HEADS = "adapter_sha256"  # in that file's header: of the heads that the prototypes belong to
 
 
@@ -167,8 +167,6 @@ class FewShotClassifier:
             OSError, ValueError: as [`~peft_ncgeo.hub.load_adapter`]; or the adapter is of another type, or has no
                 prototypes.
         """
-        from ..hub import fetch_adapter, load_adapter
-
         folder = fetch_adapter(repo_id, revision, token)
         with unchanged_on_error(base_model):
             model = load_adapter(folder, base_model, token=token)

@@ -13,10 +13,10 @@ from tqdm.auto import tqdm
 from transformers import AutoImageProcessor
 
 from ..data.images import image_processor, list_images, processor_of_base, rgb_images
-from ..models.adapters import check_adapter_weights, evaluation_mode
+from ..models.adapters import check_adapter_weights, evaluation_mode, unwrap
 from ..models.devices import execution_device, one_at_a_time
 from ..models.substitution import Recorder, substitute
-from ..models.towers import find_pooling, unwrap
+from ..models.towers import find_pooling
 from ..tuners.copa import CoPALayer
 from ..validation import OF_THE_MACHINE, reason, shown, whole_number
 
@@ -24,8 +24,8 @@ from ..validation import OF_THE_MACHINE, reason, shown, whole_number
 class ImageFeatures(nn.Module):
     """A backbone as a function of pixels alone: (B, C, H, W) to its pooled features (B, d), in float32 or wider.
 
-    See [`~peft_ncgeo.models.towers.find_pooling`] for where they are read. The heads of a [`~peft_ncgeo.CoPAConfig`] are
-    left out; every other adapter counts.
+    See [`~peft_ncgeo.models.towers.find_pooling`] for where they are read. The heads of a [`~peft_ncgeo.CoPAConfig`]
+    are left out; every other adapter counts.
 
     Args:
         model: a vision backbone with any head on top, a CLIP, or a `PeftModel` around one.

@@ -15,13 +15,15 @@ from transformers import AutoProcessor
 from ..data.class_prompts import class_prompts, list_names
 from ..data.images import find_processor, list_images, rgb_images
 from ..geometry.sphere import cosine_logits
-from ..models.adapters import adapter_layers, adapter_parameters, check_adapter_weights
+from ..loading.load import fetch_adapter, load_adapter
+from ..models.adapters import adapter_layers, adapter_parameters, check_adapter_weights, unwrap
 from ..models.base_model import base_name, base_revision
 from ..models.devices import execution_device, one_at_a_time
+from ..models.image_encoder import image_features
 from ..models.snapshots import unchanged_on_error
 from ..models.templates import DEFAULT_TEMPLATE, check_template
 from ..models.text_encoder import encode_texts
-from ..models.towers import check_encoders, image_features, logit_scale, reads_text, text_positions, unwrap
+from ..models.towers import check_encoders, logit_scale, reads_text, text_positions
 from ..tuners.prompt_config import active_prompt_config
 from ..validation import shown, whole_number
 from .image_features import check_rows
@@ -76,8 +78,6 @@ class ZeroShotClassifier:
         The processor, where none is given, is the one saved beside the adapter, else the base model's. `revision` and
         `token` are for the Hub, see [`~peft_ncgeo.hub.load_adapter`] for the errors.
         """
-        from ..hub import fetch_adapter, load_adapter
-
         folder = fetch_adapter(repo_id, revision, token)
         with unchanged_on_error(base_model):
             model = load_adapter(folder, base_model, token=token)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import nn
 
-from ..models.towers import linear_classifier, unwrap
+from ..models.adapters import unwrap
+from ..models.heads import linear_classifier
 from ..validation import shown
 
 CLASS_NAMES = "class_names.json"  # beside an image classifier's adapter: the names of its outputs

@@ -1,4 +1,4 @@
-"""Evaluation: zero-shot classification and metrics; those for the `evaluate` library are imported when first used."""
+"""Names that README of version 0.1.0 shows here: classifiers, and metrics."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ __all__ = [
 ]
 
 _LAZY = {
-    "GroupAccuracyMetric": ".hub_metrics.group_accuracy.group_accuracy",
-    "NeuralCollapseMetric": ".hub_metrics.neural_collapse.neural_collapse",
+    "GroupAccuracyMetric": "..metrics.hub_metrics.group_accuracy.group_accuracy",
+    "NeuralCollapseMetric": "..metrics.hub_metrics.neural_collapse.neural_collapse",
 }
 
 

@@ -1,0 +1,1 @@
+"""Adaptation to a few labelled images."""

@@ -11,11 +11,10 @@ from urllib.parse import quote
 from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
-from ..evaluation import FewShotClassifier
+from ..classifiers.few_shot import FewShotClassifier
 from ..markdown import code_cell, escape, literal, table
 from ..models.base_model import is_folder
 from ..models.templates import DEFAULT_TEMPLATE
-from ..training.card_record import record_few_shot
 from .card_tables import (
     FOLDED,
     Runs,
@@ -29,6 +28,7 @@ from .card_tables import (
     results_rows,
     results_table,
 )
+from .few_shot_record import record_few_shot
 from .record import Part, TrainingRecord, record_model
 from .references import adapter_reference, bibtex, term_references
 

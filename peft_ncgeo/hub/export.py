@@ -19,8 +19,8 @@ from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.images import image_processor
 from ..geometry.sphere import unit
 from ..markdown import escape
-from ..models.adapters import evaluation_mode
-from ..models.towers import find_towers, reads_text, unwrap
+from ..models.adapters import evaluation_mode, unwrap
+from ..models.towers import find_towers, reads_text
 from ..tuners.prompt_layer import PromptLayer
 
 

@@ -13,11 +13,13 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
 from transformers import AutoConfig
 
-from ..evaluation import FewShotClassifier
+from ..classifiers.few_shot import FewShotClassifier
 from ..loading.errors import hub_errors
 from ..loading.load import holds_head
+from ..models.adapters import unwrap
 from ..models.base_model import base_name, is_folder
-from ..models.towers import classification_head, linear_classifier, reads_text, unwrap
+from ..models.heads import classification_head, linear_classifier
+from ..models.towers import reads_text
 from ..tuners.copa import CoPAConfig
 from .record import TrainingRecord
 from .save import OPTIONAL, save_adapter, tuned_model

@@ -17,8 +17,10 @@ from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 
 from ..metrics.accuracy import harmonic_mean
+from ..models.adapters import unwrap
 from ..models.base_model import base_name
-from ..models.towers import classification_head, find_towers, reads_text, unwrap
+from ..models.heads import classification_head
+from ..models.towers import find_towers, reads_text
 from ..tuners.copa import CoPAConfig
 
 GROUPS = ("many", "medium", "few")
@@ -231,3 +233,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str) and ("://" in value or os.path.isabs(value) or value.startswith("~")):
         return None
     return value if isinstance(value, bool | int | float | str) else None
+
+
+def _finite(metrics: dict[str, Any]) -> dict[str, float | None]:
+    return {key: float(value) if np.isfinite(value) else None for key, value in metrics.items()}
+
+
+def _drawable(moments: list[Any]) -> Any:
+    """Means and weights before and after, where there are all four and they can be drawn beside each other."""
+    shapes = [[getattr(tensor, "shape", None) for tensor in moment] for moment in moments]
+    whole = len(moments) == 2 and all(means is not None and means == weights for means, weights in shapes)
+    same_classes = whole and len(moments[0][0]) == len(moments[1][0])
+    return tuple(moments) if same_classes else None

@@ -12,18 +12,16 @@ from peft.utils import CONFIG_NAME
 from torch import nn
 from transformers import AutoImageProcessor, AutoProcessor
 
-from ..classifiers.few_shot import PROTOTYPES
+from ..classifiers.few_shot import FewShotClassifier
 from ..data.head_names import CLASS_NAMES, count_outputs, head_names, write_class_names
 from ..data.images import find_processor, processor_of_base
-from ..evaluation import FewShotClassifier
-from ..files import file_name
+from ..files import file_name, writing
 from ..loading.adapter_folder import refuse_model_folder, writing_adapter
-from ..loading.load import PROCESSOR_FILES
+from ..loading.load import PROCESSOR_FILES, PROTOTYPES
 from ..models.base_model import base_name, is_folder
 from ..models.towers import reads_text
-from ..training.card_record import record_few_shot
-from ..training.state.files import writing
 from .card import FIGURE, create_card
+from .few_shot_record import record_few_shot
 from .record import TrainingRecord, check_peft_model, record_model
 
 OPTIONAL = (CLASS_NAMES, PROTOTYPES, FIGURE, *PROCESSOR_FILES)  # files that another kind of adapter may have left
@@ -91,7 +89,7 @@ def draw_geometry(record: TrainingRecord, folder: str | Path) -> str | None:
     if record.moments is None:
         return None
     try:
-        from ..plots.gaps import plot_alignment  # matplotlib is an extra
+        from ..plots.alignment import plot_alignment  # matplotlib is an extra
     except ImportError:
         return None
     plot_alignment(*record.moments, Path(folder) / FIGURE, record.class_names)

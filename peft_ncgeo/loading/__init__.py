@@ -1,0 +1,1 @@
+"""Adapters from files and from the Hub, and prompts that other projects' code has written."""

@@ -16,16 +16,15 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, load_peft_weights
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..classifiers.few_shot import PROTOTYPES
 from ..data.class_prompts import list_names
 from ..data.head_names import CLASS_NAMES, write_head_names
 from ..files import read_json
 from ..models.adapters import adapter_parameters, base_change_of, check_adapter_weights
 from ..models.devices import is_offloaded
+from ..models.heads import HEAD, linear_classifier
 from ..models.precision import hold_in_float32
 from ..models.snapshots import unchanged_on_error
 from ..models.tensor_files import read_shapes
-from ..models.towers import HEAD, linear_classifier
 from ..tuners.copa import CoPAConfig
 from ..tuners.prompt_config import PromptConfig
 from ..validation import OF_THE_MACHINE, check_path, reason, shown
@@ -266,3 +265,6 @@ def _class_names(folder: Path) -> list[str]:
         return list_names(read_json(file))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{CLASS_NAMES} beside the adapter is damaged: {reason(error)}") from error
+
+
+PROTOTYPES = "prototypes.safetensors"

@@ -1,11 +1,13 @@
 """Loss terms, one class per published term. Formulas live in `peft_ncgeo.geometry`."""
 
 from .base import GeometryBatch, Regularizer
-from .fixed_prototypes import PrototypeImageContrast, PrototypeSupCon
+from .copa import PrototypeImageContrast
+from .cpt import ClusterCollapse, RotationStabilization
+from .fixed_prototypes import PrototypeSupCon
 from .long_tail import LDAM, BalancedSoftmax, CrossEntropy, LogitAdjustment
-from .npt import ClusterCollapse, GeometricDebiasing, LanguageCollapse, ModalityIsomorphism
+from .npt import GeometricDebiasing, LanguageCollapse, ModalityIsomorphism
 from .prompt_ot import OTPreservation
-from .promptsrc import PointwisePreservation, RotationStabilization
+from .promptsrc import PointwisePreservation
 from .space_alignment import SpaceAlignment
 
 __all__ = [

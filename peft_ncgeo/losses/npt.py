@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from ..geometry.clusters import cluster_features
 from ..geometry.simplex import (
     centred_directions,
-    clustered_etf_deviation,
     etf_deviation,
     etf_floor,
     gram_distance,
@@ -21,7 +17,6 @@ from ..geometry.simplex import (
 )
 from ..geometry.sphere import unit
 from ..geometry.transport import check_solver, grouped_transport_plans
-from ..validation import whole_number
 from .base import GeometryBatch, Regularizer, class_indices
 
 
@@ -214,87 +209,6 @@ class ModalityIsomorphism(Regularizer):
         cost = (2 - 2 * torch.einsum("btd,bd->bt", texts[labels], image)).clamp_min(0)
         plans, classes = grouped_transport_plans(cost, labels, self.epsilon)
         return (plans * cost).sum() / classes
-
-
-class ClusterCollapse(_TextSimplex):
-    r"""CPT's textual ETF within clusters: class texts spread from their semantic neighbours only.
-
-    .. math:: L = \frac{1}{M'} \sum_m \frac{1}{k_m(k_m-1)} \sum_{i \ne j \in m}
-              \left(\hat g_i \cdot \hat g_j + \frac{1}{k_m-1}\right)^2
-
-    over the M' clusters of two classes or more (reduction "mean", ours). "sum" is the formula as printed, without its
-    constant diagonal: the inner sums, divided by the number M of all clusters. Clusters come from k-means on the
-    frozen text features at the first call, on process 0, never again; they are part of a checkpoint. Clusters of one
-    class count 0; none larger: 0, attached to the graph.
-
-    | field | shape |
-    |---|---|
-    | text_features, frozen_text_features | (K, d) |
-
-    Args:
-        weight, budget, name, step_size, max_step: see [`Regularizer`]. The paper's weight is 0.25.
-        num_clusters: M. Default: `ceil(K / 16)` (our reading).
-        reduction: "mean" or "sum".
-        seed: of k-means.
-
-    Raises:
-        ValueError: `num_clusters` outside 1..K; unknown reduction; another number of classes than at the first call;
-            a field missing or not finite, named.
-
-    Warns: once, where a cluster has more than d + 1 classes, and where two texts are equal.
-
-    Relations: with one cluster and "mean" this is [`LanguageCollapse`]. CPT adds `ModalityIsomorphism(0.15)` and
-    `RotationStabilization(0.10)`.
-
-    Reference: B. Guo et al., Cluster-Aware Neural Collapse Prompt Tuning, CVPR 2026, arXiv 2605.11939.
-
-    Example: `ClusterCollapse(weight=0.25)`
-    """
-
-    default_name = "cluster_collapse"
-    requires = ("frozen_text_features",)
-    clusters: Tensor
-
-    def __init__(
-        self,
-        weight: float | Callable[[float], float] | None = None,
-        budget: float | None = None,
-        num_clusters: int | None = None,
-        reduction: str = "mean",
-        seed: int = 0,
-        name: str | None = None,
-        step_size: float = 0.3,
-        max_step: float | None = None,
-    ) -> None:
-        super().__init__(weight, budget, name, step_size, max_step)
-        if reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction={reduction!r} must be 'mean' or 'sum'.")
-        self.num_clusters = None if num_clusters is None else whole_number("num_clusters", num_clusters, least=1)
-        self.reduction, self.seed = reduction, whole_number("seed", seed, least=0)
-        self.register_buffer("clusters", torch.empty(0, dtype=torch.int64))  # (K,) once they are known
-
-    def forward(self, batch: GeometryBatch) -> Tensor:
-        (text,) = batch.need("text_features")
-        self._look(text)
-        if not len(self.clusters):
-            self._find_clusters(batch.need("text_features", "frozen_text_features")[1])
-        if len(self.clusters) != len(text):
-            raise ValueError(
-                f"{self.name} has clusters of {len(self.clusters)} classes, the batch has {len(text)}; make a new "
-                "loss for another list of classes."
-            )
-        return clustered_etf_deviation(text, self.clusters.to(text.device), self.reduction)
-
-    def _find_clusters(self, frozen: Tensor) -> None:
-        number = math.ceil(len(frozen) / 16) if self.num_clusters is None else self.num_clusters
-        clusters = torch.empty(len(frozen), dtype=torch.int64, device=frozen.device)
-        several = dist.is_available() and dist.is_initialized()
-        if not several or dist.get_rank() == 0:
-            clusters = cluster_features(frozen, number, self.seed)
-        if several:
-            dist.broadcast(clusters, 0)
-        self.clusters = clusters
-        self._warn_of_floor(int(clusters.bincount().max()), frozen.shape[1])
 
 
 def _class_means(values: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

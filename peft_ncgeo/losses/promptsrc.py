@@ -80,33 +80,3 @@ class PointwisePreservation(Regularizer):
         divisor = len(prediction) if self.kl_reduction == "batchmean" else prediction.numel()
         prediction_term = F.kl_div(prediction, target, reduction="sum", log_target=True) / divisor
         return self.text_weight * text_term + self.image_weight * image_term + self.prediction_weight * prediction_term
-
-
-class RotationStabilization(Regularizer):
-    r"""CPT's rotation stabilisation: class texts keep their place on the sphere.
-
-    .. math:: L = \frac1K \sum_c \|\hat g_c - \hat g^0_c\|_1
-
-    | field | shape |
-    |---|---|
-    | text_features, frozen_text_features | (K, d) |
-
-    Args:
-        weight, budget, name, step_size, max_step: see [`Regularizer`]. The paper's weight is 0.10.
-
-    Raises:
-        ValueError: a field missing or not finite, named.
-
-    Relations: d times PromptSRC's text term.
-
-    Reference: B. Guo et al., Cluster-Aware Neural Collapse Prompt Tuning, CVPR 2026, arXiv 2605.11939.
-
-    Example: `RotationStabilization(weight=0.10)`
-    """
-
-    default_name = "rotation"
-    requires = ("frozen_text_features",)
-
-    def forward(self, batch: GeometryBatch) -> Tensor:
-        text, frozen = batch.need("text_features", "frozen_text_features")
-        return (unit(text) - unit(frozen)).abs().sum(-1).mean()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -125,3 +126,15 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                 if not _EVALUATED[module]:
                     del _EVALUATED[module]
                     module.training = True
+
+
+def _innermost(module: Any) -> Any:
+    """What an adapter wraps, or the module itself."""
+    while isinstance(module, BaseTunerLayer):
+        module = module.get_base_layer()
+    return module
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The Transformers model inside a `PeftModel`, adapters still in place; any other model as it is."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -10,7 +10,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
 from torch import nn
 
-from .towers import unwrap
+from .adapters import unwrap
 
 
 def base_name(model: nn.Module) -> str:

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .adapters import evaluation_mode
+from .adapters import evaluation_mode, unwrap
 from .devices import one_at_a_time
+from .image_encoder import head_features, image_features
 from .text_encoder import encode_texts
-from .towers import head_features, image_features, reads_text, unwrap
+from .towers import reads_text
 
 
 class TowersModule(nn.Module):

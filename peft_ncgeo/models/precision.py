@@ -10,8 +10,8 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from .adapters import adapter_layers, is_of_base
+from .heads import classification_head
 from .snapshots import unchanged_on_error
-from .towers import classification_head
 
 HALF = (torch.float16, torch.bfloat16)
 

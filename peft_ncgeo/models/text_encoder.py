@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..tuners.prompt_layer import TextEmbeddingsWithPrompt
+from .adapters import unwrap
 from .text_packing import Layout
-from .towers import text_features, unwrap
 
 
 def encode_texts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -46,3 +46,8 @@ def _can_pack(base: Any) -> bool:
         return False
     takes_positions = tower is not None and "position_ids" in inspect.signature(tower.forward).parameters
     return takes_positions and tower.config._attn_implementation in ("eager", "sdpa")
+
+
+def text_features(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    """Projected, unnormalised text features of CLIP: token ids (K, L) to (K, d)."""
+    return unwrap(model).get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output

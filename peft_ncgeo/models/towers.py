@@ -10,11 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from .adapters import _innermost, unwrap
 from .families import (
     EndOfText,
     family_name,
@@ -25,9 +24,7 @@ from .families import (
     reads_layers,
     why_no_end_of_text,
 )
-from .substitution import Recorder, substitute
-
-HEAD = "classifier"  # what Transformers' ...ForImageClassification models call theirs
+from .heads import HEAD, classification_head
 
 
 @dataclass(frozen=True)
@@ -183,18 +180,6 @@ def _width_of_output(projection: nn.Module) -> int:
     return next(width for layer in layers if (width := getattr(_innermost(layer), "out_features", None)))
 
 
-def _innermost(module: Any) -> Any:
-    """What an adapter wraps, or the module itself."""
-    while isinstance(module, BaseTunerLayer):
-        module = module.get_base_layer()
-    return module
-
-
-def unwrap(model: nn.Module) -> Any:
-    """The Transformers model inside a `PeftModel`, adapters still in place; any other model as it is."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
 def text_positions(model: nn.Module) -> int:
     """How many tokens CLIP's text tower takes, [BOS] and [EOT] included."""
     return unwrap(model).config.text_config.max_position_embeddings
@@ -239,88 +224,6 @@ def check_encoders(model: nn.Module) -> None:
         )
 
 
-def classification_head(model: nn.Module) -> nn.Module | None:
-    """The head of an image classification model (under PEFT's wrapper where it has one), or None.
-
-    A list of layers is none: the model calls them one by one, so features enter and logits leave elsewhere.
-    """
-    head = getattr(unwrap(model), HEAD, None)
-    return None if isinstance(head, nn.Identity | nn.ModuleList | nn.ModuleDict) else head
-
-
-def other_heads(model: nn.Module) -> list[str]:
-    """Names of heads whose logits a model averages with those of its classification head, as LeViT's teacher has."""
-    heads = [(name, child) for name, child in unwrap(model).named_children() if name != HEAD and HEAD in name]
-    return [name for name, child in heads if not isinstance(child, nn.Identity)]
-
-
-def head_width(head: nn.Module) -> int:
-    """How many numbers the features have that enter a head.
-
-    Raises:
-        ValueError: the head holds no linear layer to tell it by.
-    """
-    for module in head.modules():
-        width: Any = getattr(module, "in_features", None)
-        if isinstance(width, int):
-            return width
-    raise ValueError(f"{type(head).__name__} holds no linear layer, so the width of its features is not known.")
-
-
-def classifier(model: nn.Module) -> Any:
-    """The module whose input are an image model's features and whose output are logits, or None.
-
-    The head itself, or what an adapter puts in its place: such a wrapper has an attribute `active_classifier`.
-    """
-    head = classification_head(model)
-    if isinstance(head, ModulesToSaveWrapper):
-        active = [] if head.disable_adapters else head.active_adapters
-        return head.modules_to_save[active[0]] if active else head.original_module
-    return getattr(head, "active_classifier", head)
-
-
-def linear_classifier(model: nn.Module) -> Any:
-    """The part of [`classifier`] with `weight` (K, d) and `bias` (K,) or None, by which the logits are linear.
-
-    None where there is no such single layer, as for a head that LoRA adapts, whose own weight is not what classifies,
-    or beside another head.
-    """
-    head = None if other_heads(model) else _only_layer(classifier(model))
-    if isinstance(head, BaseTunerLayer) or not isinstance(getattr(head, "weight", None), Tensor):
-        return None
-    return head
-
-
-def _only_layer(head: Any) -> Any:
-    """What computes in a head that is a `Sequential` of one layer and others that only pass on, as ResNet's is."""
-    if not isinstance(head, nn.Sequential):
-        return head
-    parts = [part for part in head if not isinstance(part, nn.Flatten | nn.Dropout | nn.Identity)]
-    return parts[0] if len(parts) == 1 else None
-
-
-def linear_parameter(model: nn.Module) -> nn.Parameter:
-    """The parameter (K, d) to which a change of an image model's classifier can be added.
-
-    The weight of [`linear_classifier`], or for a head under LoRA that of the layer it adapts.
-
-    Raises:
-        ValueError: the head is not one linear layer that is added to, its rows are prototypes, or there are two heads.
-    """
-    if others := other_heads(model):
-        raise ValueError(f"{type(unwrap(model)).__name__} has another head, {others[0]!r}, which would not be turned.")
-    head = _only_layer(classifier(model))
-    if isinstance(head, BaseTunerLayer):
-        head = head.get_base_layer()
-    weight = getattr(head, "weight", None)
-    if not isinstance(weight, nn.Parameter) or weight.dim() != 2:
-        raise ValueError(
-            f"The head of {type(unwrap(model)).__name__} is a {type(head).__name__}, not one linear layer whose rows "
-            "could be turned."
-        )
-    return weight
-
-
 def logit_scale(model: nn.Module) -> Tensor:
     """CLIP's learned factor of cosines, as its logarithm: ().
 
@@ -331,25 +234,3 @@ def logit_scale(model: nn.Module) -> Tensor:
     if scale.is_meta:
         raise ValueError('logit_scale is offloaded; keep it on a device: device_map={..., "logit_scale": "cpu"}.')
     return scale
-
-
-def text_features(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Projected, unnormalised text features of CLIP: token ids (K, L) to (K, d)."""
-    return unwrap(model).get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
-
-
-def image_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """Projected, unnormalised image features of CLIP: pixels (B, C, H, W) to (B, d)."""
-    return unwrap(model).get_image_features(pixel_values=pixel_values).pooler_output
-
-
-def head_features(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-    """What enters a classification model's head (B, d), and the logits (B, K) that leave it."""
-    head = classifier(model)
-    if head is None:
-        raise ValueError(f"{type(unwrap(model)).__name__} has neither a text tower nor a classification head.")
-    base = unwrap(model)
-    path = next(path for path, module in getattr(base, HEAD).named_modules(prefix=HEAD) if module is head)
-    recorder = Recorder(head)
-    logits = substitute(base, {path: recorder})(pixel_values=pixel_values).logits
-    return recorder.only("entered").flatten(1), logits  # ResNet's end in (B, d, 1, 1)

@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import nn
 
 from ..data import base_new_split, long_tailed
-from ..evaluation import harmonic_mean
+from ..metrics.accuracy import harmonic_mean
 from ..training import Recipe
 from .results import Results
 from .runs import Task, describe, run_cells

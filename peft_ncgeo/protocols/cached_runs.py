@@ -11,9 +11,8 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from torch import distributed
 
-from ..files import file_name, read_json
+from ..files import file_name, read_json, write_whole
 from ..validation import reason, whole_number
-from .whole_files import write_whole
 
 LARGEST = 64 * 2**20  # bytes of a cell; one with episodes has a row for each
 

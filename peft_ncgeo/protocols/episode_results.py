@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from ..files import read_json
+from ..files import read_json, write_whole
 from ..markdown import escape
 from ..validation import reason
 from .cached_runs import LARGEST
 from .results import markdown_table
-from .whole_files import write_whole
 
 
 @dataclass

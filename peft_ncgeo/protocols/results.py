@@ -11,9 +11,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from ..files import write_whole
 from ..markdown import escape
 from .cached_runs import writes
-from .whole_files import write_whole
 
 KEYS = ("setting", "method", "seed")
 

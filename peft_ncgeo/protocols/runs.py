@@ -18,8 +18,7 @@ from transformers import CLIPModel, PrinterCallback, TrainerCallback, set_seed
 
 from ..data import class_counts
 from ..data.checks import class_names
-from ..evaluation import evaluate_groups
-from ..metrics.accuracy import accuracy
+from ..metrics.accuracy import accuracy, evaluate_groups
 from ..training import GeometryMonitor, GeometryTrainer, GeometryTrainingArguments, Recipe
 from .cached_runs import cell_path, check_distinct, read_cell, write_cell, writes
 from .fingerprints import dataset_fingerprint, fingerprint, recipe_fingerprint

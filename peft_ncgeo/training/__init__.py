@@ -3,11 +3,12 @@
 from ..classifiers.aligned import AlignedClassifier, align_classifier, sweep_alignment
 from ..few_shot.adapt import adapt
 from ..few_shot.episodes import fit_episodes, fit_heads
+from ..hub.few_shot_record import record_few_shot
 from ..hub.record import TrainingRecord
 from .arguments import GeometryTrainingArguments
 from .callbacks.alignment import GradientProjection, SlerpAlignment
-from .callbacks.monitor import GeometryMonitor, PromptAveraging
-from .card_record import record_few_shot
+from .callbacks.averaging import PromptAveraging
+from .callbacks.monitor import GeometryMonitor
 from .recipe import Recipe, parse_with_recipe
 from .trainer import GeometryTrainer
 

@@ -15,11 +15,12 @@ from transformers.trainer_utils import HubStrategy
 
 from ..geometry.checks import check
 from ..losses import Regularizer
-from ..models.adapters import adapter_layers, check_adapter_weights
+from ..models.adapters import adapter_layers, check_adapter_weights, unwrap
 from ..models.devices import check_movable
+from ..models.heads import classification_head, linear_classifier
 from ..models.precision import HALF
 from ..models.templates import is_template
-from ..models.towers import classification_head, linear_classifier, reads_text, unwrap
+from ..models.towers import reads_text
 from ..validation import shown
 from .arguments import GeometryTrainingArguments
 

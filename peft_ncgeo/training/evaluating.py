@@ -13,7 +13,8 @@ from transformers import EvalPrediction
 from ..geometry.sphere import cosine_logits
 from ..metrics.accuracy import accuracy, balanced_accuracy, harmonic_mean
 from ..models.feature_extractor import TowersModule, encode
-from ..models.towers import linear_classifier, logit_scale
+from ..models.heads import linear_classifier
+from ..models.towers import logit_scale
 from .callbacks.monitor import GeometryMonitor
 from .state.checkpoints import CheckpointingTrainer
 from .task import ClassificationTask

@@ -33,7 +33,8 @@ from ..tuners.npt import NPTConfig
 from ..tuners.prototype import PrototypeConfig
 from ..validation import reason, shown
 from .callbacks.alignment import GradientProjection, SlerpAlignment
-from .callbacks.monitor import GeometryMonitor, PromptAveraging
+from .callbacks.averaging import PromptAveraging
+from .callbacks.monitor import GeometryMonitor
 
 _COMPARED = 80  # characters of an unknown name; comparing takes the square of their number
 _KEYS = ("peft", "losses", "classification_loss", "callbacks", "args")

@@ -13,11 +13,16 @@ from peft.utils import CONFIG_NAME
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
-from ..classifiers.few_shot import PROTOTYPES
 from ..data.head_names import CLASS_NAMES, head_names, write_class_names
+from ..hub.card import create_card
+from ..hub.push import check_push, push_adapter
 from ..hub.record import TrainingRecord
+from ..hub.save import draw_geometry
 from ..loading.adapter_folder import writing_adapter
-from ..models.towers import classification_head, reads_text
+from ..loading.errors import hub_errors
+from ..loading.load import PROTOTYPES
+from ..models.heads import classification_head
+from ..models.towers import reads_text
 from .card_record import record_training
 
 
@@ -55,8 +60,6 @@ class SharingTrainer(Trainer):
                 write_class_names(folder / name, head_names(model))
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        from ..loading.errors import hub_errors
-
         with hub_errors(f"The repository {self._repo_id} cannot be made"):
             super().init_hf_repo(*args, **kwargs)
 
@@ -85,8 +88,6 @@ class SharingTrainer(Trainer):
         See [`~peft_ncgeo.hub.create_card`], whose arguments are taken too. To be called on all processes. `tasks` and
         `dataset_args` are not read: the card's task is the model's.
         """
-        from ..hub import create_card, draw_geometry
-
         options = _card_options(card, language, license, tags, finetuned_from, dataset_tags, dataset)
         record, folder = self.record(), str(self.args.output_dir)
         if self.is_world_process_zero():
@@ -120,8 +121,6 @@ class SharingTrainer(Trainer):
         Returns:
             The commit; None on all processes but the first.
         """
-        from ..hub import check_push
-
         if not blocking:
             raise ValueError("blocking=False is not supported; an adapter is pushed in seconds.")
         names = ("language", "license", "tags", "finetuned_from", "dataset_tags", "dataset")
@@ -151,8 +150,6 @@ class SharingTrainer(Trainer):
         return getattr(self, "hub_model_id", None) or args.hub_model_id or Path(str(args.output_dir)).resolve().name
 
     def _push(self, token: str | None = None, **options: Any) -> CommitInfo:
-        from ..hub import push_adapter
-
         args = self.args
         token = token or args.hub_token
         if options.get("private") is None:
@@ -184,8 +181,6 @@ def _card_options(
     Raises:
         TypeError: `card` has a name that neither knows.
     """
-    from ..hub import create_card
-
     known = inspect.signature(create_card).parameters
     for name in card:
         if name not in (*known, "model_name", "tasks", "dataset_args"):

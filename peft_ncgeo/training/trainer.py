@@ -18,11 +18,12 @@ from ..geometry.checks import DeferredChecks
 from ..geometry.sphere import cosine_logits
 from ..losses import CrossEntropy, GeometryBatch, Regularizer
 from ..models.feature_extractor import TowersModule
+from ..models.heads import linear_classifier
 from ..models.precision import hold_in_float32
-from ..models.towers import linear_classifier, logit_scale
+from ..models.towers import logit_scale
 from .arguments import GeometryTrainingArguments
 from .callbacks.alignment import GradientProjection
-from .callbacks.monitor import NewViews
+from .callbacks.views import NewViews
 from .checks import (
     CheckedCollator,
     check_arguments,

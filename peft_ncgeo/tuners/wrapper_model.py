@@ -11,10 +11,10 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
+from ..models.adapters import unwrap
 from ..models.precision import hold_in_float32
 from ..models.snapshots import unchanged_on_error
 from ..models.tensor_files import check_tensors
-from ..models.towers import unwrap
 from ..validation import shown
 from .combination import adapter_tensors, check_combination, combined_tensors, is_prompt
 from .wrapper import Wrapper

@@ -10,7 +10,7 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from peft_ncgeo.models.towers import linear_classifier
+from peft_ncgeo.models.heads import linear_classifier
 from peft_ncgeo.training import align_classifier, sweep_alignment
 
 from ..conftest import NAMES, tiny, tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTConfig, ViTModel
 
 from peft_ncgeo import CoPAConfig
-from peft_ncgeo.classifiers.few_shot import PROTOTYPES, FewShotClassifier
+from peft_ncgeo.classifiers.few_shot import FewShotClassifier
 from peft_ncgeo.few_shot.adapt import adapt
 from peft_ncgeo.geometry.heads import Heads
+from peft_ncgeo.loading.load import PROTOTYPES
 from peft_ncgeo.tuners.copa import CoPALayer
 
 from ..conftest import VIT, pixels, tiny, tiny_images, tiny_processor, tiny_vit

@@ -35,7 +35,8 @@ from transformers import (
 
 from peft_ncgeo import CoPAConfig, NPTConfig
 from peft_ncgeo.classifiers.image_features import ImageFeatures
-from peft_ncgeo.models.towers import find_pooling, find_residual_places, unwrap
+from peft_ncgeo.models.adapters import unwrap
+from peft_ncgeo.models.towers import find_pooling, find_residual_places
 from peft_ncgeo.tuners.copa import CoPALayer, Residual
 
 from ..conftest import VIT, pixels, tiny, tiny_clip, tiny_vit, tiny_vit_classifier

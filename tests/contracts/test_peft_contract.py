@@ -45,7 +45,10 @@ from transformers import (
 
 from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig
 from peft_ncgeo.geometry import simplex_etf
-from peft_ncgeo.models.towers import find_towers, image_features, text_features, unwrap
+from peft_ncgeo.models.adapters import unwrap
+from peft_ncgeo.models.image_encoder import image_features
+from peft_ncgeo.models.text_encoder import text_features
+from peft_ncgeo.models.towers import find_towers
 from peft_ncgeo.tuners.copa import CoPALayer
 
 from ..conftest import TEXT, VISION, VIT, checkpoint, pixels, texts, tiny, tiny_clip, tiny_vit, tiny_vit_classifier

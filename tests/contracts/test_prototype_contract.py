@@ -14,7 +14,8 @@ from transformers import Dinov2ForImageClassification, ResNetForImageClassificat
 
 from peft_ncgeo import PrototypeConfig
 from peft_ncgeo.geometry import minority_margin, simplex_etf
-from peft_ncgeo.models.towers import classifier, head_features, linear_classifier, linear_parameter
+from peft_ncgeo.models.heads import classifier, linear_classifier, linear_parameter
+from peft_ncgeo.models.image_encoder import head_features
 
 from ..conftest import pixels, tiny, tiny_clip, tiny_images, tiny_processor, tiny_vit, tiny_vit_classifier
 from ..losses.batches import unit_rows

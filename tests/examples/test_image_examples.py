@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from peft_ncgeo.data import load_image_demo
-from peft_ncgeo.models.towers import linear_classifier
+from peft_ncgeo.models.heads import linear_classifier
 from peft_ncgeo.protocols import Results
 from peft_ncgeo.training import Recipe
 

@@ -19,7 +19,7 @@ from peft_ncgeo.data import EpisodeSampler
 from peft_ncgeo.few_shot.adapt import adapt
 from peft_ncgeo.few_shot.episodes import fit_episodes, fit_heads
 from peft_ncgeo.geometry.contrast import prototype_cross_entropy
-from peft_ncgeo.models.towers import unwrap
+from peft_ncgeo.models.adapters import unwrap
 from peft_ncgeo.tuners.copa import CoPALayer, Residual
 
 from ..conftest import pixels, tiny, tiny_images, tiny_processor, tiny_vit

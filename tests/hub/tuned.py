@@ -19,7 +19,7 @@ from peft_ncgeo import (
 )
 from peft_ncgeo.hub import load_adapter, push_adapter
 from peft_ncgeo.losses import LanguageCollapse, OTPreservation
-from peft_ncgeo.models.towers import image_features
+from peft_ncgeo.models.image_encoder import image_features
 
 from ..conftest import NAMES, pixels, tiny_clip, tiny_images, tiny_processor, tiny_vit, tiny_vit_classifier
 from ..training.runs import trainer

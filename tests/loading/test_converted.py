@@ -8,7 +8,8 @@ from peft import AutoPeftModel, PeftModel, get_peft_model
 
 from peft_ncgeo import NPTConfig
 from peft_ncgeo.hub import import_prompts
-from peft_ncgeo.models.towers import image_features, text_features
+from peft_ncgeo.models.image_encoder import image_features
+from peft_ncgeo.models.text_encoder import text_features
 
 from ..conftest import pixels, texts, tiny_clip
 

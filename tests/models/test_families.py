@@ -15,8 +15,9 @@ from peft_ncgeo import CoPAConfig, GeometryTrainer, GeometryTrainingArguments, N
 from peft_ncgeo.classifiers.image_features import ImageFeatures
 from peft_ncgeo.evaluation import ZeroShotClassifier
 from peft_ncgeo.models.families import FAMILIES
+from peft_ncgeo.models.heads import linear_classifier, linear_parameter
 from peft_ncgeo.models.text_encoder import encode_texts
-from peft_ncgeo.models.towers import find_pooling, find_towers, linear_classifier, linear_parameter
+from peft_ncgeo.models.towers import find_pooling, find_towers
 from peft_ncgeo.training import align_classifier
 
 from ..conftest import IMAGE_SIZE, pixels, tiny, tiny_clip, tiny_images, tiny_processor

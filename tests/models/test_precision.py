@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, VeraConfig, get_peft_model
 from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig, ZeroShotClassifier, adapt
 from peft_ncgeo.classifiers.exported_classifier import ExportedClassifier
 from peft_ncgeo.hub import export_classifier, load_adapter
-from peft_ncgeo.models.towers import linear_classifier
+from peft_ncgeo.models.heads import linear_classifier
 from peft_ncgeo.training import SlerpAlignment
 
 from ..classifiers.test_aligned import tiny_resnet

@@ -8,8 +8,8 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from peft_ncgeo.models.image_encoder import head_features
 from peft_ncgeo.models.substitution import Recorder, substitute
-from peft_ncgeo.models.towers import head_features
 
 from ..conftest import pixels, tiny_vit_classifier
 

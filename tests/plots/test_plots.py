@@ -16,11 +16,11 @@ from PIL import Image
 
 from peft_ncgeo.hub import draw_geometry
 from peft_ncgeo.hub.record import Part, TrainingRecord
-from peft_ncgeo.plots.gaps import plot_alignment, plot_curve, plot_gaps, plot_relation
+from peft_ncgeo.plots import plot_alignment, plot_curve, plot_gaps, plot_relation
 from peft_ncgeo.protocols import EpisodeResults, Results
 from peft_ncgeo.protocols.few_shot import SHIFTS
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 DRAWING = ["adapt_copa.py", "make_cards.py", "train_prototypes.py", "train_space_alignment.py"]
 WITHOUT = """
 import runpy, sys
@@ -406,7 +406,7 @@ def test_gaps_errors(tmp_path):
 
 
 def test_without_matplotlib_an_example_stops_before_it_trains(tmp_path):
-    drawing = {path.name for path in EXAMPLES.glob("*.py") if "peft_ncgeo.plots.gaps" in path.read_text()}
+    drawing = {path.name for path in EXAMPLES.glob("*.py") if "peft_ncgeo.plots" in path.read_text()}
     assert drawing == {*DRAWING, "update_readme.py"}  # which trains nothing
     command = [sys.executable, "-c", WITHOUT, str(EXAMPLES), *DRAWING]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
@@ -424,7 +424,8 @@ def test_without_matplotlib_a_record_has_no_figure(tmp_path, monkeypatch):
     )
     assert draw_geometry(record, tmp_path) == "geometry.png"
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "peft_ncgeo.plots.gaps")
+    for name in [name for name in sys.modules if name.startswith("peft_ncgeo.plots")]:
+        monkeypatch.delitem(sys.modules, name)
     (tmp_path / "geometry.png").unlink()
     assert draw_geometry(record, tmp_path) is None
     assert not list(tmp_path.iterdir())

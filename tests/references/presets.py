@@ -19,7 +19,9 @@ from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig
 from peft_ncgeo.data import class_prompts
 from peft_ncgeo.geometry import prototype_cross_entropy, prototype_image_contrast
 from peft_ncgeo.geometry.heads import Heads, class_prototypes
-from peft_ncgeo.models.towers import image_features, text_features, unwrap
+from peft_ncgeo.models.adapters import unwrap
+from peft_ncgeo.models.image_encoder import image_features
+from peft_ncgeo.models.text_encoder import text_features
 from peft_ncgeo.training import fit_heads
 from peft_ncgeo.tuners.copa import CoPALayer
 

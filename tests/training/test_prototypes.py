@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from peft_ncgeo import NPTConfig, PrototypeConfig
 from peft_ncgeo.geometry import gram_distance
 from peft_ncgeo.losses import CrossEntropy, PrototypeSupCon
-from peft_ncgeo.models.towers import linear_classifier
+from peft_ncgeo.models.heads import linear_classifier
 from peft_ncgeo.training import GeometryMonitor
 
 from ..classifiers.test_aligned import tiny_resnet

@@ -14,7 +14,7 @@ from peft_ncgeo import PrototypeConfig
 from peft_ncgeo.hub import create_card
 from peft_ncgeo.losses import OTPreservation
 from peft_ncgeo.models.adapters import adapters_off, change_of_base
-from peft_ncgeo.models.towers import image_features
+from peft_ncgeo.models.image_encoder import image_features
 
 from ..conftest import pixels, tiny_clip, tiny_images
 from .runs import prompted_clip, trainer, vit

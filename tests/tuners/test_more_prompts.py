@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, ZeroShotClassifier
-from peft_ncgeo.models.towers import image_features
+from peft_ncgeo.models.image_encoder import image_features
 
 from ..conftest import (
     TEXT,

@@ -16,7 +16,9 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig, C
 
 from peft_ncgeo import NPTConfig
 from peft_ncgeo.data import class_prompts, load_demo
-from peft_ncgeo.models.towers import find_towers, image_features, text_features
+from peft_ncgeo.models.image_encoder import image_features
+from peft_ncgeo.models.text_encoder import text_features
+from peft_ncgeo.models.towers import find_towers
 
 from ..conftest import pixels, texts, tiny_clip, tiny_vit, tiny_vit_classifier
 

@@ -1,0 +1,1 @@
+"""The features that a training step's losses read."""

@@ -9,7 +9,8 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from ...models.towers import find_towers, unwrap
+from ...models.adapters import unwrap
+from ...models.towers import find_towers
 from ...tuners.prompt_layer import PromptLayer
 from .views import is_random
 

@@ -16,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ...files import is_of_writing, writing
 from ...validation import reason
 from ..sharing import SharingTrainer
-from .files import FILE_NAME, is_of_writing, load_state, save_state, writing
+from .files import FILE_NAME, load_state, save_state
 from .retry import StartingPoint
 
 

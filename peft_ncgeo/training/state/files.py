@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,23 +24,6 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> Any: ...
-
-
-@contextmanager
-def writing(folder: str | Path) -> Iterator[None]:
-    """Turn whatever fails while a folder is written, on a full disk say, into one `OSError` that names it."""
-    try:
-        yield
-    except Exception as error:
-        if not is_of_writing(error):
-            raise
-        raise OSError(f"{folder} could not be written: {reason(error)}") from error
-
-
-def is_of_writing(error: Exception) -> bool:
-    """Whether this is the error of a file that could not be written; torch's writer has no class of its own for it."""
-    of_torch = any(part in str(error) for part in ("inline_container", "iostream error"))
-    return of_torch or isinstance(error, OSError | SafetensorError)
 
 
 def save_state(owners: Iterable[Stateful], folder: str | Path) -> None:

@@ -23,9 +23,9 @@ class CoPAConfig(PeftConfig):
     Both heads, d x d and without bias, are the identity at the start, so that before any training this is the nearest
     prototype by cosine. [`~peft_ncgeo.adapt`] trains them on a support set.
 
-    Theta_I sits where the pooled feature leaves the model, see [`~peft_ncgeo.models.towers.find_pooling`]: with the adapter
-    on, that feature is the transformed one in the model's own output. (`CLIPForImageClassification`'s head reads
-    another.) Theta_P is used by `adapt` and its classifier.
+    Theta_I sits where the pooled feature leaves the model, see [`~peft_ncgeo.models.towers.find_pooling`]: with the
+    adapter on, that feature is the transformed one in the model's own output. (`CLIPForImageClassification`'s head
+    reads another.) Theta_P is used by `adapt` and its classifier.
 
     Args:
         num_features: d. Default: the model's.

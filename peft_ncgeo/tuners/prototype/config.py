@@ -14,7 +14,7 @@ from ...geometry.contrast import check_temperature
 from ...geometry.prototypes import minority_margin
 from ...geometry.simplex import simplex_etf
 from ...geometry.sphere import unit
-from ...models.towers import HEAD
+from ...models.heads import HEAD
 from ...validation import flag, real_number, reason, shown, whole_number
 from ..prompt_config import PromptConfig
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from ...models.towers import HEAD, classification_head, head_width, other_heads, unwrap
+from ...models.adapters import unwrap
+from ...models.heads import HEAD, classification_head, head_width, other_heads
 from ..prompt_model import PromptModel
 from .layer import PrototypeClassifier, PrototypeLayer
 

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
+from peft_ncgeo.files import write_whole
 from peft_ncgeo.protocols import EpisodeResults, Results
 from peft_ncgeo.protocols.cached_runs import read_cell, write_cell
-from peft_ncgeo.protocols.whole_files import write_whole
 
 
 def write_all(folder, name, other):

@@ -1,0 +1,69 @@
+"""The record of a few-shot adaptation, for its card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from ..classifiers.few_shot import FewShotClassifier
+from ..data.checks import check_dataset
+from ..data.images import LabelledImages
+from ..data.sampling import label_array
+from ..geometry.heads import Heads
+from ..geometry.sphere import modality_gap
+from ..metrics.accuracy import accuracy
+from ..metrics.feature_geometry import FeatureGeometry
+from .record import Part, TrainingRecord, _drawable, _finite, record_model
+
+
+def record_few_shot(
+    classifier: FewShotClassifier,
+    dataset: Dataset | None = None,
+    class_counts: Sequence[int] = (),
+    image_column: str = "image",
+    label_column: str = "label",
+) -> TrainingRecord:
+    """An adaptation to a few images; "before" is the nearest prototype of the backbone's own features.
+
+    Args:
+        classifier: of [`~peft_ncgeo.adapt`], around a `PeftModel`.
+        dataset: labelled images to evaluate it on, its class names those of the classifier. Default: the record has
+            no results.
+        class_counts: support images of each class.
+
+    Raises:
+        TypeError, ValueError: the backbone is no `PeftModel`, or the data set has other classes.
+    """
+    record = record_model(classifier.model, classifier.adapter_name)
+    record.task = "image-classification"
+    record.terms = [Part("adapt", dict(classifier.adaptation))] if classifier.adaptation else []
+    record.class_names, record.class_counts = [str(name) for name in classifier.classes], list(class_counts)
+    if dataset is None:
+        return record
+    names = check_dataset(dataset, image_column, label_column, every_class=False)
+    if names != record.class_names:
+        raise ValueError(f"The data set's classes {names} are not the classifier's {record.class_names}.")
+    images = LabelledImages(dataset, image_column, label_column)
+    features = classifier.features([images[i]["image"] for i in range(len(images))])
+    features, labels = features.to(classifier.prototypes.dtype), torch.from_numpy(label_array(dataset, label_column))
+    entry: dict[str, Any] = {"size": len(dataset), "classes": len(names), "trained": True}
+    moments = []
+    for moment, heads in (("before", Heads.identity(features)), ("after", classifier.heads)):
+        if moment == "before" and classifier.changes_backbone:
+            continue  # its own features are not known any more
+        embedded, weights = heads.embed(features, classifier.prototypes)
+        monitor = FeatureGeometry(nc4=False)
+        monitor.update(embedded, labels.to(features.device), len(names), reads_text=True)
+        entry[moment] = {
+            "accuracy": accuracy((embedded @ weights.T).argmax(-1).cpu(), labels),
+            "gap": float(modality_gap(embedded, weights)),
+            **_finite(monitor.compute(None, SimpleNamespace(weight=weights, bias=None))),
+        }
+        moments.append((monitor.class_means, monitor.weights))
+    record.sets["test"], record.geometry_set = entry, "test"
+    record.moments = _drawable(moments)
+    return record

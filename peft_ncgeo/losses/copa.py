@@ -1,0 +1,72 @@
+"""The loss of CoPA (NeurIPS 2024)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ..geometry.contrast import TEMPERATURE, check_temperature, prototype_image_contrast
+from .base import GeometryBatch, Regularizer, class_indices
+
+
+class PrototypeImageContrast(Regularizer):
+    r"""CoPA's loss: CLIP's symmetric contrast, with each image's class prototype in the place of its text.
+
+    With unit instances e, unit prototypes p and `s_{ic} = e_i \cdot p_c / \tau`,
+
+    .. math:: L = \frac{1}{2N} \Big(\sum_i \log \sum_c n_c e^{s_{ic}} + \sum_c n_c \log \sum_i e^{s_{ic}}
+              - 2 \sum_i s_{i y_i}\Big)
+
+    `n_c` being the batch's samples of class c: the cross-entropy of the N x N logits and of their transpose, which are
+    never formed. It stays above `mean_i log n_{y_i}`, so give a budget more than that. Samples of a class whose row of
+    class_means is nan are left out; 0, attached to the graph, if none is left.
+
+    | field | shape |
+    |---|---|
+    | image_features | (B, d), the instances; normalised here |
+    | labels | (B,), -1: left out |
+    | class_means | (K, d), the prototypes; normalised here; rows of nan: classes not seen yet |
+
+    Both are taken as they come, each already through its own head. [`GeometryTrainer`]'s class means are running means
+    of the same features, `0.9 stored + 0.1 batch mean`: one head for both, and a tenth of the prototypes' gradient.
+    In an episode prototypes have a head of their own, which is the paper's point: see `peft_ncgeo.adapt`.
+
+    Args:
+        temperature: tau, 1e-6 to 1e6; e^-2 by default.
+        weight, budget, name, step_size, max_step: see [`Regularizer`]; weight 1 unless one of the two is given.
+
+    Raises:
+        ValueError: a field missing or not finite; temperature out of range; a label without a prototype.
+
+    Relations: [`~peft_ncgeo.geometry.prototype_image_contrast`] is the formula, for batches of episodes too. Its first
+    sum is [`BalancedSoftmax`] of the logits s with the batch's own counts, up to a constant.
+
+    Reference: H. Tian et al., Mind the Gap Between Prototypes and Images in Cross-domain Finetuning, NeurIPS 2024,
+    arXiv 2410.12474.
+
+    Example: `GeometryTrainer(model, ..., losses=[PrototypeImageContrast(weight=0.1)])`
+    """
+
+    default_name = "prototype_image"
+    requires = ("class_means",)
+
+    def __init__(
+        self,
+        temperature: float = TEMPERATURE,
+        weight: float | Callable[[float], float] | None = None,
+        budget: float | None = None,
+        name: str | None = None,
+        step_size: float = 0.3,
+        max_step: float | None = None,
+    ) -> None:
+        weight = 1.0 if weight is None and budget is None else weight
+        super().__init__(weight, budget, name, step_size, max_step)
+        self.temperature = check_temperature(temperature)
+
+    def forward(self, batch: GeometryBatch) -> Tensor:
+        features, labels, means = batch.need("image_features", "labels", "class_means")
+        labels = class_indices(labels, len(means), lowest=-1, owner=self.name)
+        seen = ~means.isnan().all(-1)
+        labels = labels.where(seen[labels.clamp_min(0)], -1)
+        return prototype_image_contrast(features, means, labels, self.temperature)

@@ -1,0 +1,92 @@
+"""The geometry of an evaluation's features, in one pass over its batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..geometry.alignment import alignment
+from ..geometry.collapse import NeuralCollapse
+from ..geometry.exponent import class_exponents, share_of_best, worst_exponent
+from ..geometry.simplex import gram_distance, simplex_distance
+from ..geometry.sphere import unit
+
+
+class FeatureGeometry:
+    """Collects features batch by batch and computes the geometry of classes and classifier.
+
+    | metric | what |
+    |---|---|
+    | `nc1`, `nc1_trace` | within-class variability, `tr(S_B^+ S_W)/K` and `tr(S_W)/tr(S_B)` |
+    | `nc2`, `nc2_norm_spread`, `nc2_cosine` | class means against a simplex ETF |
+    | `nc3`, `nc3_cosine`, `nc4` | class means against classifier weights (alignment), and their predictions |
+    | `alignment` | mean over classes of `cos(w_c, mu_c)`, weights as they are, class means centred |
+    | `error_exponent`, `exponent_ratio` | how fast errors vanish with the noise, and as a share of the best possible |
+    | `class_exponent` | the same for each class against its nearest rival, mean over classes |
+    | `gram_distance` | class means against classifier weights as shapes, neither centred (Delta_G*) |
+    | `modality_gap` | distance between the centres of images and texts |
+    | `text_nc2` | class texts against a simplex ETF |
+
+    See [`~peft_ncgeo.geometry.NeuralCollapse`] for the formulas. For a CLIP-like model features are normalised, the
+    classifier is the class texts, and the last two are there; for a classification model features are what enters its
+    head (what compares them with weights only where that is one linear layer). On several processes each sample is
+    counted once.
+
+    Args:
+        nc4: keep the features of a set until it is done, for `nc4` alone.
+
+    Attributes:
+        per_class: `alignment` and `error_exponent` of each class in the last evaluation, (K,); nan for classes
+            without samples.
+        class_means: mean feature of each class in the last evaluation, (K, d) float64; rows of nan without samples.
+        weights: the classifier compared with them, (K, d) float64: unit text features, or the rows of a linear head.
+    """
+
+    def __init__(self, nc4: bool = True) -> None:
+        self.nc4 = nc4
+        self.per_class: dict[str, Tensor] = {}
+        self.class_means: Tensor | None = None
+        self.weights: Tensor | None = None
+        self._collapse: NeuralCollapse | None = None
+
+    def begin(self) -> None:
+        """Forget the evaluation before."""
+        self._collapse, self.per_class, self.class_means, self.weights = None, {}, None, None
+
+    def update(self, features: Tensor, labels: Tensor, num_classes: int, reads_text: bool) -> None:
+        """Take in a batch of raw features (B, d)."""
+        features = unit(features) if reads_text else features.flatten(1).float()
+        if self._collapse is None:
+            self._collapse = NeuralCollapse(num_classes, features.shape[1], self.nc4)
+        self._collapse.update(features, labels)
+
+    def compute(self, text: Tensor | None, head: Any = None) -> dict[str, float]:
+        """Metrics since `begin`, from the raw `text` (K, d) of a CLIP-like model, else from the linear `head`."""
+        if self._collapse is None:
+            return {}
+        counts, means = self._collapse.counts.cpu(), self._collapse.class_means.cpu()
+        self.class_means = means
+        if text is None and head is None:
+            return self._collapse.compute()  # what classifies is not one linear layer
+        weights = (head.weight.detach() if text is None else unit(text)).double().cpu()
+        self.weights = weights
+        bias = None if text is not None or head.bias is None else head.bias.detach().double().cpu()
+        exponents = class_exponents(means, weights, bias)
+        beta = worst_exponent(exponents)
+        self.per_class = {"alignment": alignment(weights, means), "error_exponent": exponents}
+        metrics = {
+            **self._collapse.compute(weights, bias),
+            "alignment": float(self.per_class["alignment"].nanmean()),
+            "error_exponent": float(beta),
+            "class_exponent": float(exponents.nanmean()),
+            "exponent_ratio": float(share_of_best(beta, means)),
+            "gram_distance": float(gram_distance(means[counts > 0], weights[counts > 0])),
+        }
+        if text is not None:
+            centre = (counts[:, None] * means.nan_to_num()).sum(0) / counts.sum()
+            centred = weights - weights.mean(0)
+            metrics["modality_gap"] = float(torch.linalg.vector_norm(centre - weights.mean(0)))
+            metrics["text_nc2"] = float(simplex_distance(centred @ centred.T))
+        return metrics
