@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +17,15 @@ from torch import Tensor
 from .families import EndOfText
 
 _TOKENS = 96  # of a row: attention grows with longer ones, shorter ones repeat the context more often
-_REMEMBERED = 8  # lists of texts, and rows made of them
-_LOCK = threading.Lock()  # of what is remembered, anywhere; held while a list is searched or changed, never in a pass
+_REMEMBERED = 32  # lists of texts, and rows made of them, of all models together
+_LOCK = threading.Lock()  # held while what is remembered is searched or changed, never in a pass
+
+
+class Slots(NamedTuple):
+    """Tokens behind [BOS] that prompts own: how many, and whether the tower's input holds the prompts already."""
+
+    count: int = 0
+    replaced: bool = False
 
 
 @dataclass
@@ -108,11 +116,11 @@ class Texts:
     input_ids: Tensor
     values: Tensor
     version: int
-    asked: tuple[int, bool, bool]
+    asked: tuple[EndOfText, int, bool, bool]
     ends: list[int]
     layout: Layout | None
 
-    def matches(self, input_ids: Tensor, asked: tuple[int, bool, bool]) -> bool:
+    def matches(self, input_ids: Tensor, asked: tuple[EndOfText, int, bool, bool]) -> bool:
         """Return True for a list that was read before, and asked for in the same way."""
         mine = self.input_ids
         if self.asked != asked or mine.device != input_ids.device:
@@ -127,48 +135,45 @@ class Texts:
         )
 
 
-class TextReader:
-    """Finds where texts end and how they can be packed, and remembers it.
+_TEXTS: list[Texts] = []  # read lately, the last one first
+
+
+def read_texts(
+    input_ids: Tensor, end_of_text: EndOfText, slots: int = 0, replaced: bool = False, packed: bool = False
+) -> Texts:
+    """Find where texts end and how they can share rows; a list that was read lately is known again.
+
+    Reading copies the ids from the device.
 
     Args:
-        end_of_text: how the tower finds [EOT].
+        input_ids: (K, L).
+        end_of_text: the rule by which the tower finds [EOT].
+        slots: n, tokens behind [BOS] that prompts own.
+        replaced: the prompt stands in these slots from the input on, whatever words were there.
+        packed: lay them out in rows too.
     """
-
-    def __init__(self, end_of_text: EndOfText) -> None:
-        self.end_of_text = end_of_text
-        self._remembered: list[Texts] = []
-
-    def read(self, input_ids: Tensor, slots: int = 0, replaced: bool = False, packed: bool = False) -> Texts:
-        """Look at the ids, once for each list of texts: that copies them from the device.
-
-        Args:
-            input_ids: (K, L).
-            slots: n, tokens behind [BOS] that prompts own.
-            replaced: the prompt stands in these slots from the input on, whatever words were there.
-            packed: lay them out in rows too.
-        """
-        asked = (slots, replaced, packed)
+    asked = (end_of_text, slots, replaced, packed)
+    with _LOCK:
+        known = next((texts for texts in _TEXTS if texts.matches(input_ids, asked)), None)
+    if known is None:
+        known = _look(input_ids, asked)
         with _LOCK:
-            known = next((texts for texts in self._remembered if texts.matches(input_ids, asked)), None)
-        if known is not None:
-            return known
-        texts = self._look(input_ids, asked)
-        with _LOCK:
-            self._remembered = [texts, *self._remembered[: _REMEMBERED - 1]]
-        return texts
+            _TEXTS[:] = [known, *_TEXTS[: _REMEMBERED - 1]]
+    return known
 
-    @torch.inference_mode(False)  # what is remembered may be trained with next
-    def _look(self, input_ids: Tensor, asked: tuple[int, bool, bool]) -> Texts:
-        slots, replaced, packed = asked
-        ids = input_ids.to("cpu", copy=True)
-        ends = self.end_of_text.positions(ids).tolist()
-        layout = None
-        if packed and len(ids) > 1:
-            alike = (ids == ids[0]).all(0)
-            if replaced:
-                alike[1 : 1 + slots] = True
-            context = min(int(alike.int().cumprod(0).sum()), min(ends))
-            layout = lay_out(ids, ends, context) if context > slots else None
-        layout = None if layout is None else layout.to(input_ids.device)
-        version = 0 if input_ids.is_inference() else input_ids._version
-        return Texts(input_ids, ids, version, asked, ends, layout)
+
+@torch.inference_mode(False)  # what is remembered may be trained with next
+def _look(input_ids: Tensor, asked: tuple[EndOfText, int, bool, bool]) -> Texts:
+    end_of_text, slots, replaced, packed = asked
+    ids = input_ids.to("cpu", copy=True)
+    ends = end_of_text.positions(ids).tolist()
+    layout = None
+    if packed and len(ids) > 1:
+        alike = (ids == ids[0]).all(0)
+        if replaced:
+            alike[1 : 1 + slots] = True
+        context = min(int(alike.int().cumprod(0).sum()), min(ends))
+        layout = lay_out(ids, ends, context) if context > slots else None
+    layout = None if layout is None else layout.to(input_ids.device)
+    version = 0 if input_ids.is_inference() else input_ids._version
+    return Texts(input_ids, ids, version, asked, ends, layout)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.families import EndOfText
-from ..models.text_packing import Layout, TextReader
+from ..models.text_packing import Slots, read_texts
 from .prompt_config import PromptConfig
 from .wrapper import Wrapper
 
@@ -107,7 +107,7 @@ class TextEmbeddingsWithPrompt(PromptLayer):
 
     def __init__(self, base_layer: nn.Module, prefix: str, end_of_text: EndOfText) -> None:
         super().__init__(base_layer, prefix)
-        self.reader = TextReader(end_of_text)
+        self.end_of_text = end_of_text
         self.configs: dict[str, PromptConfig] = {}
         self._warned = False
 
@@ -126,17 +126,17 @@ class TextEmbeddingsWithPrompt(PromptLayer):
             return inputs_embeds + self.base_layer.position_embedding(position_ids)
         return self.base_layer(inputs_embeds=inputs_embeds)
 
-    def lay_out(self, input_ids: Tensor) -> Layout | None:
-        """Return how texts (K, L) can share rows under the active adapter, or None where they cannot."""
-        if not self.active_tokens or not self.configs[self.active_adapters[0]].pack_text:
+    def slots(self) -> Slots | None:
+        """Return what the active adapter owns of a text; None: its texts are not to be packed."""
+        name = next(iter(self.active_adapters), None)
+        if name in self.configs and not self.configs[name].pack_text:
             return None
-        replaced = self.active_adapters[0] in self.prompts
-        return self.reader.read(input_ids, self.active_tokens, replaced, packed=True).layout
+        return Slots(self.active_tokens, self.active_tokens > 0 and name in self.prompts)
 
     def _check(self, input_ids: Tensor) -> None:
         """Refuse texts whose [EOT] a prompt would overwrite; warn of words that are no placeholders."""
         n, name = self.active_tokens, self.active_adapters[0]
-        shortest = min(self.reader.read(input_ids).ends)
+        shortest = min(read_texts(input_ids, self.end_of_text).ends)
         if shortest <= n:
             raise ValueError(
                 f"A text ends at slot {shortest}, but prompts overwrite slots 1..{n}: write {n} placeholder tokens in "

@@ -19,6 +19,7 @@ class Wrapper(nn.Module, BaseTunerLayer):
     """A wrapped module that answers for it. One adapter is active at a time, and none can be merged into weights."""
 
     base_layer: Any
+    keeps_tokens_apart = True  # of different texts, so that they can share rows, see `models.text_encoder`
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()

@@ -7,13 +7,17 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+from peft import IA3Config, LNTuningConfig, LoraConfig, get_peft_model, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 from torch.utils.flop_counter import FlopCounterMode
 
 from peft_ncgeo import NPTConfig
-from peft_ncgeo.models.text_encoder import encode_texts
-from peft_ncgeo.models.text_packing import lay_out
+from peft_ncgeo.models.adapters import unwrap
+from peft_ncgeo.models.families import EndOfText
+from peft_ncgeo.models.text_encoder import encode_texts, text_features
+from peft_ncgeo.models.text_packing import lay_out, read_texts
 
 from ..conftest import BOS, EOT, PAD, checkpoint, tiny_clip
 
@@ -62,10 +66,10 @@ def passes(model, texts) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     return features.detach(), gradients
 
 
-def rows_of(model, texts) -> tuple[int, int]:
+def rows_of(model, texts, layer=None) -> tuple[int, int]:
     """Rows and tokens that the tower's first layer sees."""
     seen = []
-    handle = model.base_model.model.text_model.encoder.layers[0].register_forward_pre_hook(
+    handle = (layer or unwrap(model).text_model.encoder.layers[0]).register_forward_pre_hook(
         lambda _, args: seen.append(tuple(args[0].shape[:2]))
     )
     encode_texts(model, **texts)
@@ -73,8 +77,8 @@ def rows_of(model, texts) -> tuple[int, int]:
     return seen[0]
 
 
-def is_packed(model, texts) -> bool:
-    return rows_of(model, texts) != tuple(texts["input_ids"].shape)
+def is_packed(model, texts, layer=None) -> bool:
+    return rows_of(model, texts, layer) != tuple(texts["input_ids"].shape)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -183,15 +187,76 @@ def test_the_models_own_pass_pads():
         torch.testing.assert_close(own, encode_texts(packed, **texts), atol=1e-12, rtol=1e-12)
 
 
-def test_other_reasons_to_pad():
+def adapted(kind: str, attention: str = "sdpa", dtype=torch.float64):
+    """CLIP under no adapter, or one of PEFT's whose weights are not zero, or with prompts switched off."""
+    torch.manual_seed(0)
+    base = tiny_clip(attn_implementation=attention).to(dtype)
+    if kind == "plain":
+        return base
+    if kind == "prompts off":
+        model = get_peft_model(base, copy.deepcopy(CONFIGS["ivlp"])).to(dtype)
+        model.base_model.disable_adapter_layers()
+        model.get_base_model().text_projection.requires_grad_(True)
+        return model
+    model = get_peft_model(base, OTHERS[kind])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.1)
+    return model.to(dtype)
+
+
+OTHERS = {
+    "lora": LoraConfig(r=2, target_modules=["q_proj", "v_proj", "fc1", "text_projection"]),
+    "lora of embeddings": LoraConfig(r=2, target_modules=["token_embedding", "position_embedding"]),
+    "dora": LoraConfig(r=2, target_modules=["q_proj", "fc2"], use_dora=True),
+    "layer norms": LNTuningConfig(target_modules=["layer_norm1", "final_layer_norm"]),
+    "ia3": IA3Config(target_modules=["k_proj", "fc2"], feedforward_modules=["fc2"]),
+    "whole layers": LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["text_projection"]),
+}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", ["plain", "prompts off", *OTHERS])
+def test_texts_of_plain_models_and_other_adapters_are_packed(kind, attention):
+    texts, model = class_texts(), adapted(kind, attention)
+    first = unwrap(model).text_model.encoder.layers[0]
+    assert is_packed(model, texts, first)
+    close = 1e-6 if attention == "eager" else 1e-12
+    features, gradients = passes(model, texts)
+    model.zero_grad()
+    expected = text_features(model, **texts)
+    torch.testing.assert_close(features, expected, atol=close, rtol=close)
+    (expected * torch.linspace(-1, 1, expected.numel()).view_as(expected)).sum().backward()
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(gradients.pop(name), parameter.grad, atol=10 * close, rtol=close)
+    assert not gradients
+
+
+def test_reasons_to_pad():
     texts = class_texts()
-    model = prompted(CONFIGS["ivlp"], True)
+    assert not is_packed(prompted(CONFIGS["ivlp"], True), {key: value[:1] for key, value in texts.items()})
+    assert not is_packed(prompted(CONFIGS["ivlp"], False), {key: value[[0, 0]] for key, value in texts.items()})
+    model = prompted(CONFIGS["ivlp"], False)
     with model.disable_adapter():
-        assert not is_packed(model, texts)
-    one = {key: value[:1] for key, value in texts.items()}
-    assert not is_packed(model, one)
-    one_class_each = {key: value[[0, 0]] for key, value in texts.items()}
-    assert not is_packed(prompted(CONFIGS["ivlp"], False), one_class_each)
+        assert not is_packed(model, texts)  # what was asked for holds for the frozen model too
+
+
+def test_an_adapter_around_a_whole_layer_is_not_packed():
+    class Mixing(nn.Module, BaseTunerLayer):
+        """Adds the mean over all tokens of a row."""
+
+        def __init__(self, base_layer):
+            super().__init__()
+            self.base_layer = base_layer
+
+        def forward(self, hidden_states, *args, **kwargs):
+            return self.base_layer(hidden_states, *args, **kwargs) + hidden_states.mean(1, keepdim=True)
+
+    texts, model = class_texts(), adapted("plain")
+    model.text_model.encoder.layers[1] = Mixing(model.text_model.encoder.layers[1])
+    torch.testing.assert_close(encode_texts(model, **texts), text_features(model, **texts))
 
 
 def test_words_that_differ_in_the_slots_count_where_no_prompt_replaces_them():
@@ -249,13 +314,13 @@ def test_texts_changed_in_place_are_read_again():
 
 
 def test_lists_take_turns_and_each_is_laid_out_once():
-    embeddings = prompted(CONFIGS["coop"], True).base_model.model.text_model.embeddings
-    lists = [class_texts()["input_ids"], class_texts(classes=5)["input_ids"]]
-    first = [embeddings.lay_out(ids) for ids in lists]
+    rule, lists = EndOfText(EOT), [class_texts()["input_ids"], class_texts(classes=5)["input_ids"]]
+    first = [read_texts(ids, rule, packed=True) for ids in lists]
     for _ in range(3):
-        assert all(embeddings.lay_out(ids) is layout for ids, layout in zip(lists, first, strict=True))
+        assert all(read_texts(ids, rule, packed=True) is texts for ids, texts in zip(lists, first, strict=True))
     with torch.inference_mode():
-        assert embeddings.lay_out(lists[0].clone()) is first[0]  # the same by value
+        assert read_texts(lists[0].clone(), rule, packed=True) is first[0]  # the same by value
+    assert read_texts(lists[0], EndOfText(None), packed=True).ends != first[0].ends  # another rule is another reading
 
 
 def test_texts_changed_in_inference_mode_are_read_again():
@@ -289,15 +354,6 @@ def test_memory_freed_and_taken_by_other_texts():
             torch.testing.assert_close(encode_texts(model, **texts), encode_texts(padded, **texts))
 
 
-def test_copies_remember_texts_of_their_own():
-    model = prompted(CONFIGS["ivlp"], True)
-    encode_texts(model, **class_texts())
-    other = copy.deepcopy(model)
-    reader = other.base_model.model.text_model.embeddings.reader
-    assert reader is not model.base_model.model.text_model.embeddings.reader
-    torch.testing.assert_close(encode_texts(other, **class_texts()), encode_texts(model, **class_texts()))
-
-
 # ---- what it saves ------------------------------------------------------------------------------------------------
 
 
@@ -312,6 +368,19 @@ def test_flops_fall_with_the_tokens():
         flops = counter.get_flop_counts()["Global"]
         counts.append(flops[torch.ops.aten.addmm] + flops[torch.ops.aten.mm])
     assert counts[0] < 0.45 * counts[1]  # 4 tokens of 14 on average are a text's own
+
+
+def test_flops_under_lora_at_100_classes():
+    """Names of 1 to 5 tokens in "a photo of a {}.", through the text tower and back."""
+    texts = class_texts(slots=4, classes=100)
+    longest = int(texts["attention_mask"].sum(1).max())
+    texts = {key: value[:, :longest] for key, value in texts.items()}
+    model, counts = adapted("lora", dtype=torch.float32), []
+    for encode in (encode_texts, text_features):
+        with FlopCounterMode(display=False) as counter:
+            encode(model, **texts).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] <= 0.55 * counts[1]
 
 
 def test_what_backward_keeps_falls_too_and_grows_with_the_classes():
