@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..models.adapters import AdapterSnapshot
 
 _MOST_LISTS = 64
 _MOST_BYTES = 2**27  # of all lists' features together: 65,536 names at 512 numbers each
@@ -24,18 +25,19 @@ class TextFeatureCache:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._lists: dict[tuple[str, ...], Future[Tensor]] = {}  # the one asked for last stands last
-        self._settings: Any = None
-        self._weights: list[Tensor] = []
+        self._snapshot: AdapterSnapshot | None = None
 
-    def get(self, names: tuple[str, ...], model: tuple[Any, Sequence[Tensor]], encode: Callable[[], Tensor]) -> Tensor:
+    def get(self, names: tuple[str, ...], model: nn.Module, settings: Any, encode: Callable[[], Tensor]) -> Tensor:
         """Return the features (K, d) of these names.
 
         Args:
-            model: settings and weights that features depend on; lists computed under others are forgotten.
+            model: lists computed under other adapters or weights are forgotten.
+            settings: whatever else features depend on.
             encode: computes them.
         """
         with self._lock:
-            self._forget_others(*model)
+            if self._snapshot is None or not self._snapshot.matches(model, settings):
+                self._snapshot, self._lists = AdapterSnapshot(model, settings), {}
             known = self._lists.pop(names, None)
             future = self._lists[names] = known or Future()
             self._make_room(names)
@@ -56,14 +58,7 @@ class TextFeatureCache:
         try:
             return future.result()
         except CancelledError:
-            return self.get(names, model, encode)
-
-    def _forget_others(self, settings: Any, weights: Sequence[Tensor]) -> None:
-        """Compare weights by value: neither addresses nor version counters tell every change."""
-        same = settings == self._settings and len(weights) == len(self._weights)
-        if not same or not all(map(torch.equal, weights, self._weights)):
-            self._settings, self._weights = settings, [weight.detach().clone() for weight in weights]
-            self._lists = {}
+            return self.get(names, model, settings, encode)
 
     def _make_room(self, kept: tuple[str, ...]) -> None:
         """Forget lists until there is room for what is held: first the one asked for longest ago, never `kept`."""

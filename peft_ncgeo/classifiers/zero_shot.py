@@ -16,7 +16,7 @@ from ..data.class_prompts import class_prompts, list_names
 from ..data.images import find_processor, list_images, rgb_images
 from ..geometry.sphere import cosine_logits
 from ..loading.load import fetch_adapter, load_adapter
-from ..models.adapters import adapter_layers, adapter_parameters, check_adapter_weights, unwrap
+from ..models.adapters import check_adapter_weights, unwrap
 from ..models.base_model import base_name, base_revision
 from ..models.devices import execution_device, one_at_a_time
 from ..models.image_encoder import image_features
@@ -140,7 +140,8 @@ class ZeroShotClassifier:
         names = tuple(list_names(class_names))
         if len(names) < 2:
             raise ValueError(f"Classification needs at least two class names, got {shown(list(names))}.")
-        features = self._cache.get(names, self._fingerprint(), partial(self._encode, names))
+        settings = (self.template, self._device, next(self.model.parameters()).dtype)
+        features = self._cache.get(names, self.model, settings, partial(self._encode, names))
         self.model.eval()  # all of it: a part may be in training mode where the whole says that it is not
         return features
 
@@ -157,10 +158,3 @@ class ZeroShotClassifier:
     @property
     def _device(self) -> Any:
         return execution_device(self.model)
-
-    def _fingerprint(self) -> tuple[Any, list[nn.Parameter]]:
-        """Return what text features depend on beside the names: settings, and an adapter's weights."""
-        layers = adapter_layers(self.model)
-        active = tuple((layer._disable_adapters, tuple(layer.active_adapters)) for layer in layers)
-        dtype = next(self.model.parameters()).dtype
-        return (self.template, self._device, dtype, active), adapter_parameters(self.model)

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
+from torch import Tensor, nn
 
 # `init_lora_weights` that leave the base model as it is. The others (pissa, olora, corda, loftq, lora_ga) take what
 # the adapter begins with out of the base model's weights.
@@ -81,6 +82,43 @@ def check_adapter_weights(model: nn.Module) -> None:
                 "An adapter's weights are on meta, where PEFT puts them beside a layer that is offloaded; keep the "
                 "adapted layers on a device with another device_map."
             )
+
+
+class AdapterSnapshot:
+    """The state of a model's adapters at a moment: which are on, and copies of the weights that training changes.
+
+    Args:
+        settings: whatever else a result depends on.
+    """
+
+    def __init__(self, model: nn.Module, *settings: Any) -> None:
+        self._settings = (settings, _switches(model))
+        self._weights = [weight.detach().clone() for weight in _weights_in_force(model)]
+
+    def matches(self, model: nn.Module, *settings: Any) -> bool:
+        """Return True where the same adapters are on, with the same weights.
+
+        Weights are compared by value: neither addresses nor version counters tell every change.
+        """
+        weights = _weights_in_force(model) if self._settings == (settings, _switches(model)) else None
+        return weights is not None and len(weights) == len(self._weights) and all(map(_same, weights, self._weights))
+
+
+def _switches(model: nn.Module) -> tuple[Any, ...]:
+    return tuple((layer._disable_adapters, tuple(layer.active_adapters)) for layer in adapter_layers(model))
+
+
+def _weights_in_force(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of adapters that are on, and all that are trained."""
+    on = [layer for layer in adapter_layers(model) if not layer._disable_adapters]
+    of_adapters = {p: None for layer in on for n, p in layer.named_parameters() if not is_of_base(n)}
+    inside = {id(parameter) for parameter in adapter_parameters(model)}
+    others = {p: None for p in model.parameters() if p.requires_grad and id(p) not in inside}
+    return [*of_adapters, *others]
+
+
+def _same(weight: Tensor, copy: Tensor) -> bool:
+    return weight.device == copy.device and torch.equal(weight, copy)
 
 
 @contextmanager

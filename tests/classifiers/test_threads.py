@@ -10,6 +10,7 @@ from weakref import ref
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import AutoModelForImageClassification
 
 from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig, ZeroShotClassifier, adapt
@@ -146,7 +147,7 @@ def test_a_list_of_names_is_encoded_once_whoever_asks():
 
     def ask(i):
         names = ("cat", str(i % 3))
-        return known.get(names, ((), []), lambda: encoded.append(names) or torch.full((2, 1), float(i % 3)))
+        return known.get(names, nn.Identity(), (), lambda: encoded.append(names) or torch.full((2, 1), float(i % 3)))
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(ask, range(60)))
@@ -165,8 +166,8 @@ def test_what_could_not_be_encoded_is_not_kept(kind):
         return answer
 
     with pytest.raises(kind):
-        known.get(("cat",), ((), []), encode)
-    assert known.get(("cat",), ((), []), encode) == 1
+        known.get(("cat",), nn.Identity(), (), encode)
+    assert known.get(("cat",), nn.Identity(), (), encode) == 1
 
 
 @pytest.mark.parametrize("width", [512, 4096])
@@ -181,17 +182,17 @@ def test_few_lists_are_kept(width):
 
     for i in range(300):
         names = tuple(f"{i} {k}" for k in range(1000))
-        found = known.get(names, ("", []), features)
-        assert known.get(names, ("", []), lambda: torch.ones(1)) is found
+        found = known.get(names, nn.Identity(), (), features)
+        assert known.get(names, nn.Identity(), (), lambda: torch.ones(1)) is found
     alive = sum(tensor().nbytes for tensor in held if tensor() is not None)
     assert 2**26 < alive <= 2**27
-    small = [known.get((str(i),), ("", []), lambda: torch.zeros(1, width)) for i in range(100)]
-    assert known.get(("99",), ("", []), features) is small[-1]
+    small = [known.get((str(i),), nn.Identity(), (), lambda: torch.zeros(1, width)) for i in range(100)]
+    assert known.get(("99",), nn.Identity(), (), features) is small[-1]
     del found
     assert sum(tensor() is not None for tensor in held) == 0
 
 
 def test_a_list_that_is_larger_than_all_that_is_kept():
     known, names = TextFeatureCache(), tuple(map(str, range(100)))
-    found = known.get(names, ("", []), lambda: torch.zeros(100, 2**19))
-    assert known.get(names, ("", []), lambda: torch.ones(1)) is found
+    found = known.get(names, nn.Identity(), (), lambda: torch.zeros(100, 2**19))
+    assert known.get(names, nn.Identity(), (), lambda: torch.ones(1)) is found
