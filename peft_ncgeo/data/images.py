@@ -159,6 +159,7 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
         num_views: int = 0,
     ) -> None:
         # a "torch" or "numpy" format would hand out arrays; the user's own transform stays
+        self.given = dataset
         self.dataset = dataset if dataset.format["type"] == "custom" else dataset.with_format(None)
         self.image_column, self.label_column = image_column, label_column
         self.augment, self.seed = augment, seed

@@ -17,7 +17,8 @@ from ..geometry.heads import Heads
 from ..geometry.sphere import modality_gap
 from ..metrics.accuracy import accuracy
 from ..metrics.feature_geometry import FeatureGeometry
-from .record import Part, TrainingRecord, _drawable, _finite, record_model
+from ..metrics.set_summary import finite
+from .record import Part, TrainingRecord, drawable, record_model
 
 
 def record_few_shot(
@@ -61,9 +62,9 @@ def record_few_shot(
         entry[moment] = {
             "accuracy": accuracy((embedded @ weights.T).argmax(-1).cpu(), labels),
             "gap": float(modality_gap(embedded, weights)),
-            **_finite(monitor.compute(None, SimpleNamespace(weight=weights, bias=None))),
+            **finite(monitor.compute(None, SimpleNamespace(weight=weights, bias=None))),
         }
         moments.append((monitor.class_means, monitor.weights))
     record.sets["test"], record.geometry_set = entry, "test"
-    record.moments = _drawable(moments)
+    record.moments = drawable(moments)
     return record

@@ -235,11 +235,7 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str) else None
 
 
-def _finite(metrics: dict[str, Any]) -> dict[str, float | None]:
-    return {key: float(value) if np.isfinite(value) else None for key, value in metrics.items()}
-
-
-def _drawable(moments: list[Any]) -> Any:
+def drawable(moments: list[Any]) -> Any:
     """Means and weights before and after, where there are all four and they can be drawn beside each other."""
     shapes = [[getattr(tensor, "shape", None) for tensor in moment] for moment in moments]
     whole = len(moments) == 2 and all(means is not None and means == weights for means, weights in shapes)

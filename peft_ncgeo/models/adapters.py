@@ -89,10 +89,13 @@ class AdapterSnapshot:
 
     Args:
         settings: whatever else a result depends on.
+
+    Attributes:
+        switches: of each adapter layer, whether it is off and the names of its active adapters.
     """
 
     def __init__(self, model: nn.Module, *settings: Any) -> None:
-        self._settings = (settings, _switches(model))
+        self.settings, self.switches = settings, _switches(model)
         self._weights = [weight.detach().clone() for weight in _weights_in_force(model)]
 
     def matches(self, model: nn.Module, *settings: Any) -> bool:
@@ -100,8 +103,10 @@ class AdapterSnapshot:
 
         Weights are compared by value: neither addresses nor version counters tell every change.
         """
-        weights = _weights_in_force(model) if self._settings == (settings, _switches(model)) else None
-        return weights is not None and len(weights) == len(self._weights) and all(map(_same, weights, self._weights))
+        if (settings, _switches(model)) != (self.settings, self.switches):
+            return False
+        weights = _weights_in_force(model)
+        return len(weights) == len(self._weights) and all(map(_same, weights, self._weights))
 
 
 def _switches(model: nn.Module) -> tuple[Any, ...]:

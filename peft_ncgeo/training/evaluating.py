@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..models.feature_extractor import TowersModule, encode
 from ..models.heads import linear_classifier
 from ..models.towers import logit_scale
 from .callbacks.monitor import GeometryMonitor
+from .measurement import Measurement, Measurements
 from .state.checkpoints import CheckpointingTrainer
 from .task import ClassificationTask
 
@@ -36,7 +38,9 @@ class EvaluatingTrainer(CheckpointingTrainer):
     task: ClassificationTask
     towers: TowersModule
     class_names: list[str]
-    _eval_text_features: Tensor | None
+    _measurement: Measurement
+    _measurements: Measurements
+    _monitors: Sequence[GeometryMonitor]
 
     def evaluate(
         self,
@@ -52,7 +56,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
                 raise ValueError(f"No evaluation set is named {dataset!r}; there are {sorted(known)}.")
             dataset = known[dataset]
         if not isinstance(dataset, dict):
-            self._read_classes(dataset)
+            self._begin(dataset)
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         base, new = (metrics.get(f"{metric_key_prefix}_{half}_accuracy") for half in ("base", "new"))
@@ -66,34 +70,71 @@ class EvaluatingTrainer(CheckpointingTrainer):
 
     def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
         """Logits (N, K) over the set's own class names, labels and metrics."""
-        self._read_classes(test_dataset)
+        self._begin(test_dataset)
         return super().predict(test_dataset, *args, **kwargs)
 
-    def _read_classes(self, dataset: Dataset) -> None:
+    def measure(self, dataset: Dataset, template: str | None = None) -> Measurement:
+        """Return predictions and geometry on a set by the model as it is now.
+
+        One of the trainer's evaluation sets that was evaluated with the same weights is not predicted again. To be
+        called on all processes.
+
+        Args:
+            template: text around a class name. Default: the task's.
+        """
+        if self.task.reads_text:
+            template = template or self.task.template
+        known = self._measurements.find(dataset, self.towers.model, template)
+        if known is not None:
+            return known
+        self._begin(dataset, template)
+        output = self._loop([], self.get_test_dataloader(dataset), "Measuring", prediction_loss_only=True)
+        self.control = self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
+        return self._measurement
+
+    def _begin(self, dataset: Dataset, template: str | None = None) -> None:
+        """Begin a pass over a set: read its class names."""
         if not dataset:
             raise ValueError("There is nothing to evaluate: pass eval_dataset.")
         if self.model is None:
             raise ValueError("A search keeps no model: set what it found on trainer.args and train() first.")
-        names = self.task.names(dataset, self.class_names)
+        names, features = self.task.names(dataset, self.class_names), None
         if self.task.reads_text:
-            texts = self.task.texts(names).to(self.args.device)
+            template = template or self.task.template
+            texts = self.task.texts(names, template=template).to(self.args.device)
             with self.accelerator.autocast():
-                self._eval_text_features = encode(self.towers, **texts)["text_features"]
+                features = encode(self.towers, **texts)["text_features"]
+        self._measurement = Measurement(dataset, self.towers.model, template, features)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Transformers' loop, with the metrics of each [`GeometryMonitor`] beside its own."""
-        for monitor in self._monitors():
-            monitor.begin()
-        output: Any = super().evaluation_loop(*args, **kwargs)
+        monitors = [c for c in self.callback_handler.callbacks if isinstance(c, GeometryMonitor)]
+        output = self._loop(monitors, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        for monitor in self._monitors():
-            head = None if self.task.reads_text else linear_classifier(self.towers.model)
-            metrics = monitor.compute(self._eval_text_features, head)
+        for monitor in monitors:
+            metrics = monitor.compute(self._measurement.text_features, self._eval_head)
             output.metrics.update({f"{prefix}_{key}": value for key, value in metrics.items()})
         return output
 
-    def _monitors(self) -> list[GeometryMonitor]:
-        return [c for c in self.callback_handler.callbacks if isinstance(c, GeometryMonitor)]
+    def _loop(self, monitors: Sequence[GeometryMonitor], *args: Any, **kwargs: Any) -> Any:
+        """Transformers' loop, whose batches these monitors see; what it finds on an evaluation set is kept."""
+        self._monitors = monitors
+        for monitor in monitors:
+            monitor.begin()
+        output = super().evaluation_loop(*args, **kwargs)
+        if any(self._measurement.dataset is dataset for dataset in self.evaluation_sets.values()):
+            self._measurements.keep(self._measurement)
+        return output
+
+    @property
+    def evaluation_sets(self) -> dict[str, Dataset]:
+        """The trainer's evaluation sets by name; one without a name is "test"."""
+        given: Any = self.eval_dataset
+        return given if isinstance(given, dict) else {} if given is None else {"test": given}
+
+    @property
+    def _eval_head(self) -> Any:
+        return None if self.task.reads_text else linear_classifier(self.towers.model)
 
     @torch.no_grad()
     def prediction_step(
@@ -103,18 +144,17 @@ class EvaluatingTrainer(CheckpointingTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        inputs = self._prepare_inputs(inputs)
+        inputs, text = self._prepare_inputs(inputs), self._measurement.text_features
         with self.accelerator.autocast():
             out = encode(self.towers, pixel_values=inputs["pixel_values"])
-        if self._eval_text_features is None:
+        if text is None:
             logits = out["logits"]
         else:
-            scale = logit_scale(self.towers.model)
-            logits = cosine_logits(out["image_features"], self._eval_text_features, scale)
-        labels = inputs["labels"]
-        if self._monitors():
-            features, seen = self.accelerator.gather_for_metrics((out["image_features"], labels))
-            for monitor in self._monitors():
-                monitor.update(features, seen, logits.shape[1], self.task.reads_text)
+            logits = cosine_logits(out["image_features"], text, logit_scale(self.towers.model))
+        labels, classes = inputs["labels"], logits.shape[1]
+        seen = self.accelerator.gather_for_metrics((out["image_features"], logits.argmax(-1), labels))
+        self._measurement.summary.update(*seen, classes, self.task.reads_text)
+        for monitor in self._monitors:
+            monitor.update(seen[0], seen[2], classes, self.task.reads_text)
         loss = nn.functional.cross_entropy(logits.float(), labels)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)

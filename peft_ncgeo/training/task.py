@@ -75,16 +75,18 @@ class ClassificationTask:
         if not self.reads_text and names:
             write_head_names(self.model, names)
 
-    def texts(self, names: Sequence[str], templates: Sequence[str] = ()) -> BatchEncoding:
+    def texts(self, names: Sequence[str], templates: Sequence[str] = (), template: str | None = None) -> BatchEncoding:
         """The names in the template, with slots for the active adapter's prompts: (K, L).
+
+        Another `template` than the task's is taken where it is given.
 
         With `templates`, the names in each of these follow, the prompts in front of all their words: ((1 + T) K, L).
         """
-        config = active_prompt_config(self.model)
+        config, template = active_prompt_config(self.model), template or self.template
         slots = config.num_text_tokens if config else 0
         if config and slots and not config.placeholder_ids:  # the adapter was made without a tokenizer
-            config.write_token_ids(config.phrase_ids, placeholder_ids(self.template, slots, self.tokenizer))
-        written = [self.template, *(behind_prompts(template, slots) for template in templates)]
+            config.write_token_ids(config.phrase_ids, placeholder_ids(template, slots, self.tokenizer))
+        written = [template, *(behind_prompts(template, slots) for template in templates)]
         texts = [self._read(names, template, slots) for template in written]
         if len(texts) == 1:
             return texts[0]

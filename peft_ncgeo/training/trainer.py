@@ -39,6 +39,7 @@ from .features.step import StepFeatures
 from .features.teacher import FrozenTeacher
 from .features.views import LookAhead
 from .gathering import batch_sizes, gather_batch, step_sizes
+from .measurement import Measurements
 from .objective import objective
 from .sampling import ClassBalancedSampler, check_batches, count_once, drop_last_only
 from .state.accumulation import Accumulation
@@ -151,7 +152,7 @@ class GeometryTrainer(EvaluatingTrainer):
         for dataset in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
             if dataset is not None:
                 self.task.names(dataset, self.class_names)
-        self._eval_text_features: Tensor | None = None
+        self._measurements = Measurements()
         self.towers = TowersModule(model)
         self._required = {
             field for term in [*self.losses, self.classification_loss] for field in getattr(term, "requires", ())

@@ -1,0 +1,59 @@
+"""What a model does on one labelled set: predictions and the geometry of its features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .accuracy import accuracy, balanced_accuracy, evaluate_groups
+from .feature_geometry import FeatureGeometry
+
+
+class SetSummary:
+    """Collects a pass over a labelled set, batch by batch.
+
+    Attributes:
+        geometry: of the features, once [`compute`] was called.
+    """
+
+    def __init__(self) -> None:
+        self.geometry = FeatureGeometry(nc4=False)
+        self._predicted: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    def update(self, features: Tensor, predicted: Tensor, labels: Tensor, classes: int, reads_text: bool) -> None:
+        """Take in a batch: raw features (B, d), predicted classes (B,) and labels (B,)."""
+        self._predicted.append(predicted.cpu())
+        self._labels.append(labels.cpu())
+        self.geometry.update(features, labels, classes, reads_text)
+
+    def compute(
+        self,
+        text: Tensor | None,
+        head: Any = None,
+        class_counts: Any = None,
+        thresholds: Any = None,
+    ) -> dict[str, float | None]:
+        """Accuracies in 0..1 and the geometry of the features; what is not finite is None.
+
+        Args:
+            text, head: see [`FeatureGeometry.compute`].
+            class_counts, thresholds: of many / medium / few, see [`evaluate_groups`]; None for classes without groups.
+        """
+        predicted, labels = (torch.cat(parts).numpy() for parts in (self._predicted, self._labels))
+        metrics: dict[str, float | None] = {
+            "accuracy": accuracy(predicted, labels),
+            "balanced_accuracy": balanced_accuracy(predicted, labels),
+            **finite(self.geometry.compute(text, head)),
+        }
+        if thresholds is not None:
+            metrics.update(evaluate_groups(predicted, labels, class_counts, thresholds))
+        return metrics
+
+
+def finite(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """Return the metrics as plain numbers, None in place of nan and infinity, which JSON does not have."""
+    return {key: float(value) if np.isfinite(value) else None for key, value in metrics.items()}
