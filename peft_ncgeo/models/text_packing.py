@@ -24,7 +24,7 @@ _LOCK = threading.Lock()  # held while what is remembered is searched or changed
 class Slots(NamedTuple):
     """Tokens behind [BOS] that prompts own: how many, and whether the tower's input holds the prompts already."""
 
-    count: int = 0
+    number: int = 0
     replaced: bool = False
 
 

@@ -152,9 +152,10 @@ class EvaluatingTrainer(CheckpointingTrainer):
         else:
             logits = cosine_logits(out["image_features"], text, logit_scale(self.towers.model))
         labels, classes = inputs["labels"], logits.shape[1]
-        seen = self.accelerator.gather_for_metrics((out["image_features"], logits.argmax(-1), labels))
-        self._measurement.summary.update(*seen, classes, self.task.reads_text)
+        found = (out["image_features"], logits.argmax(-1), labels)
+        features, predicted, seen = self.accelerator.gather_for_metrics(found)
+        self._measurement.summary.update(features, predicted, seen, classes, self.task.reads_text)
         for monitor in self._monitors:
-            monitor.update(seen[0], seen[2], classes, self.task.reads_text)
+            monitor.update(features, seen, classes, self.task.reads_text)
         loss = nn.functional.cross_entropy(logits.float(), labels)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)

@@ -128,7 +128,7 @@ class TextEmbeddingsWithPrompt(PromptLayer):
 
     def slots(self) -> Slots | None:
         """Return what the active adapter owns of a text; None: its texts are not to be packed."""
-        name = next(iter(self.active_adapters), None)
+        name = next(iter(self.active_adapters), "")
         if name in self.configs and not self.configs[name].pack_text:
             return None
         return Slots(self.active_tokens, self.active_tokens > 0 and name in self.prompts)

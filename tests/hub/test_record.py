@@ -174,15 +174,46 @@ def test_the_trainer_is_left_as_it_was(run):
 
 
 def test_a_failure_leaves_it_too(tmp_path):
-    def broken(*args, **kwargs):
-        raise RuntimeError("no prediction today")
-
-    run = trainer(tmp_path, prompted_clip(), eval_dataset=sets())
-    run.predict = broken
+    dataset = tiny_images(10).add_column("broken", [0] * 10)
+    run = trainer(tmp_path, prompted_clip(), eval_dataset={"good": tiny_images(10), "bad": dataset})
+    run.eval_dataset["bad"] = dataset.with_transform(lambda rows: {"label": rows["label"]})  # no image any more
     before = state(run)
-    with pytest.raises(RuntimeError, match="no prediction today"):
+    with pytest.raises(ValueError, match="image"):
         run.record()
     assert state(run) == before
+
+
+class Shown(TrainerCallback):
+    """Counts the batches that are predicted."""
+
+    def __init__(self):
+        self.batches = 0
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        self.batches += 1
+
+
+def test_no_set_is_predicted_twice_by_the_same_model(tmp_path):
+    shown = Shown()
+    run = trainer(
+        tmp_path, prompted_clip(), eval_dataset=sets(), callbacks=[shown], per_device_eval_batch_size=60, max_steps=2
+    )
+    run.train()
+    evaluated = run.evaluate()
+    assert shown.batches == 2
+    record = run.record()
+    assert shown.batches == 4  # the frozen model's
+    assert record.sets["new"]["after"]["accuracy"] == evaluated["eval_new_accuracy"]
+    assert run.record().sets == record.sets
+    assert shown.batches == 4
+    with torch.no_grad():  # written past every counter of changes
+        next(p for p in run.model.parameters() if p.requires_grad).data.add_(3.0)
+    changed = run.record().sets
+    assert shown.batches == 6
+    assert changed["base"]["before"] == record.sets["base"]["before"]
+    assert changed["base"]["after"] != record.sets["base"]["after"]
+    run.predict(tiny_images(5, seed=3))  # none of the trainer's sets
+    assert run.record().sets == changed
 
 
 def test_a_monitor_of_ones_own_is_left_alone(tmp_path):
@@ -199,14 +230,11 @@ def test_a_monitor_of_ones_own_is_left_alone(tmp_path):
 
 
 def test_without_measuring_nothing_is_evaluated(run):
-    def refuse(*args, **kwargs):
-        raise AssertionError
-
-    run.predict = refuse
-    try:
-        record = record_training(run, measure=False)
-    finally:
-        del run.predict
+    shown = Shown()
+    run.add_callback(shown)
+    record = record_training(run, measure=False)
+    run.remove_callback(shown)
+    assert shown.batches == 0
     assert record.sets == {}
     assert record.moments is None
     assert (record.steps, record.seed, record.class_names) == (6, 7, NAMES)
