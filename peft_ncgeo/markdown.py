@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # Control characters, half letters, and marks that turn the direction in which all that follows is read.
@@ -33,10 +33,10 @@ def literal(text: str) -> str:
     return "".join(c if c.isprintable() else _numbered(c) for c in json.dumps(text, ensure_ascii=False))
 
 
-def table(lines: Sequence[Sequence[str]], alignment: str) -> str:
-    """Markdown of cells as they are, the first line being the head; "l" and "r" align columns."""
-    head, *rows = lines
-    rule = [{"l": ":---", "r": "---:"}[side] for side in alignment]
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], alignment: str = "") -> str:
+    """A Markdown table of a head that is escaped and cells as they are; "l" and "r" align columns."""
+    rule = [{"l": ":---", "r": "---:"}[side] for side in alignment] or ["---"] * len(head)
+    head = [escape(title) for title in head]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
 
 

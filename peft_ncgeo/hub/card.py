@@ -108,7 +108,7 @@ def create_card(
         template_path=str(TEMPLATE),
         title=escape(title),
         summary=_summary(record, base),
-        kind=_kind(record),
+        kind=record.kind,
         own_type=record.adapter.name in _OWN,
         where=where,
         plain_call=code_cell(f"PeftModel.from_pretrained(base, {where})"),
@@ -137,13 +137,6 @@ def create_card(
     )
 
 
-def _kind(record: TrainingRecord) -> str:
-    """Which snippet loads it."""
-    if record.task == "image-classification":
-        return "few-shot" if record.adapter.name == "CoPAConfig" else "head"
-    return "text" if record.task == "zero-shot-image-classification" else "features"
-
-
 def _own_template(record: TrainingRecord) -> str:
     """The template as Python, where the adapter's config does not hold it."""
     held = record.adapter.name in _OWN or record.template in (None, DEFAULT_TEMPLATE)
@@ -157,7 +150,7 @@ def _summary(record: TrainingRecord, base: str) -> str:
     trained = f", trained with {_listed(terms)}" if terms else ""
     count = sum(record.class_counts)
     images = f" ({count:,} image{'s' if count > 1 else ''})" if count else ""
-    was_trained = record.class_names and (record.steps or _kind(record) == "few-shot")
+    was_trained = record.class_names and (record.steps or record.kind == "few-shot")
     on = f" on {len(record.class_names):,} classes{images}" if was_trained else ""
     on = f", trained{on}" if on and not trained else on
     names = " It reads class names as text, so other names can be given at any time." if record.template else ""
@@ -198,7 +191,7 @@ def _short(value: Any) -> str:
 def _arguments(record: TrainingRecord) -> tuple[str, str]:
     rows = [[code_cell(name), code_cell(value)] for name, value in record.arguments.items()]
     changed, others = rows[: record.changed], rows[record.changed :]
-    tables = [table([["argument", "value"], *part], "ll") if part else "" for part in (changed, others)]
+    tables = [table(["argument", "value"], part, "ll") if part else "" for part in (changed, others)]
     return tables[0], tables[1]
 
 

@@ -67,9 +67,9 @@ def results_table(record: TrainingRecord, rows: Rows) -> str:
     """Accuracy in percent before, after, and over seeds."""
     columns = {"before": before_title(record), "after": "this adapter", "over_seeds": "mean over seeds"}
     present = {key: title for key, title in columns.items() if any(key in row for row in rows.values())}
-    lines = [["accuracy in %", *present.values()]]
-    lines += [[_row_title(record, name), *(_cell(row.get(key)) for key in present)] for name, row in rows.items()]
-    return table(lines, "l" + "r" * len(present)) if rows else ""
+    head = ["accuracy in %", *present.values()]
+    lines = [[_row_title(record, name), *(_cell(row.get(key)) for key in present)] for name, row in rows.items()]
+    return table(head, lines, "l" + "r" * len(present)) if rows else ""
 
 
 def results_note(record: TrainingRecord, rows: Rows, runs: Runs) -> str:
@@ -81,10 +81,9 @@ def results_note(record: TrainingRecord, rows: Rows, runs: Runs) -> str:
         limits = "Many: more than {1:g} training images, few: {0:g} at most, medium between."
         notes.append(limits.format(*record.thresholds))
     if any("before" in row for row in rows.values()) and not record.template:
-        few_shot = record.adapter.name == "CoPAConfig"
         notes.append(
             "Before, the nearest prototype of the base model's own features classifies."
-            if few_shot
+            if record.kind == "few-shot"
             else "Before training the head is the one that training began with, often an untrained one."
         )
     if len(record.sets) > 1:
@@ -128,11 +127,11 @@ def classes_table(record: TrainingRecord) -> str:
     """Names and numbers of training images, as a bar too, the largest first."""
     names = [escape(name) for name in record.class_names]
     if not record.class_counts:
-        return table([["class"], *([name] for name in names)], "l") if names else ""
+        return table(["class"], [[name] for name in names], "l") if names else ""
     most = max(*record.class_counts, 1)
     pairs = sorted(zip(names, record.class_counts, strict=True), key=lambda pair: -pair[1])
     rows = [[name, f"{count:,}", "█" * max(1, round(_BAR * count / most))] for name, count in pairs]
-    return table([["class", "images", ""], *rows], "lrl")
+    return table(["class", "images", ""], rows, "lrl")
 
 
 def classes_note(record: TrainingRecord) -> str:
@@ -158,7 +157,7 @@ def geometry_table(record: TrainingRecord) -> str:
         for key, title in _GEOMETRY.items()
         if any(entry[moment].get(key) is not None for moment in titles)
     ]
-    return table([["measure", *titles.values()], *rows], "l" + "r" * len(titles)) if rows else ""
+    return table(["measure", *titles.values()], rows, "l" + "r" * len(titles)) if rows else ""
 
 
 def geometry_note(record: TrainingRecord) -> str:

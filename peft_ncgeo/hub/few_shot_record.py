@@ -40,7 +40,7 @@ def record_few_shot(
         TypeError, ValueError: the backbone is no `PeftModel`, or the data set has other classes.
     """
     record = record_model(classifier.model, classifier.adapter_name)
-    record.task = "image-classification"
+    record.task, record.kind = "image-classification", "few-shot"
     record.terms = [Part("adapt", dict(classifier.adaptation))] if classifier.adaptation else []
     record.class_names, record.class_counts = [str(name) for name in classifier.classes], list(class_counts)
     if dataset is None:

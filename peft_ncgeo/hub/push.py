@@ -18,10 +18,8 @@ from ..loading.errors import hub_errors
 from ..loading.load import holds_head
 from ..models.adapters import unwrap
 from ..models.base_model import base_name, is_folder
-from ..models.heads import classification_head, linear_classifier
-from ..models.towers import reads_text
-from ..tuners.copa import CoPAConfig
-from .record import TrainingRecord
+from ..models.heads import linear_classifier
+from .record import TrainingRecord, record_model
 from .save import OPTIONAL, save_adapter, tuned_model
 from .secrets import refuse_secrets
 
@@ -150,9 +148,9 @@ def _check_base(model: PeftModel, base_model_id: str, token: str | None) -> None
     differing = [name for name in ("hidden_size", "num_hidden_layers", "projection_dim") if _differs(own, base, name)]
     if own.model_type == base.model_type and differing:
         raise ValueError(f"base_model_id={base_model_id!r} differs from the model in {', '.join(differing)}.")
-    head, config = linear_classifier(model), model.peft_config[model.active_adapter]
-    if reads_text(model) or classification_head(model) is None or isinstance(config, CoPAConfig):
+    if record_model(model).kind != "head":
         return
+    head = linear_classifier(model)
     brought = holds_head(get_peft_model_state_dict(model))
     there = any(name.endswith("ForImageClassification") for name in base.architectures or [])
     if not brought and (not there or (head is not None and len(head.weight) != base.num_labels)):

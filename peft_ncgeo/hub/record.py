@@ -64,6 +64,7 @@ class TrainingRecord:
 
     Attributes:
         task: the Hub's pipeline tag.
+        kind: the way to use it: "text" (it reads class names), "head", "few-shot" or "features".
         adapter: the PEFT config.
         base_model: what the model was loaded from, a Hub id or the absolute path of a folder.
         template: text around a class name; None for an image classifier.
@@ -104,6 +105,13 @@ class TrainingRecord:
     runs: list[dict[str, float]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     moments: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.kind:  # records of version 0.1.0 do not tell it
+            kinds = {"zero-shot-image-classification": "text", "image-classification": "head"}
+            few_shot = self.task == "image-classification" and self.adapter.name == CoPAConfig.__name__
+            self.kind = "few-shot" if few_shot else kinds.get(self.task, "features")
 
     def row(self, moment: str = "after") -> dict[str, float]:
         """Accuracies in percent: one a set, "H" of base and new, many / medium / few; what is not known is left out.

@@ -72,7 +72,7 @@ def save_adapter(
                 file.replace(part / file.name)
             (part / name).rmdir()
         _write_config(part / CONFIG_NAME, base_model_id, other_base=not is_folder(base) and base_model_id != base)
-        if record.task == "image-classification" and record.adapter.name != "CoPAConfig":
+        if record.kind == "head":
             generic = [f"LABEL_{i}" for i in range(count_outputs(tuned))]
             write_class_names(part, record.class_names or head_names(tuned) or generic)
         processor = processor or _find_processor(tuned, base_model_id)

@@ -13,10 +13,9 @@ import numpy as np
 from scipy.stats import rankdata
 
 from ..files import read_json, write_whole
-from ..markdown import escape
+from ..markdown import escape, table
 from ..validation import reason
 from .cached_runs import LARGEST
-from .results import markdown_table
 
 
 @dataclass
@@ -104,7 +103,7 @@ class EpisodeResults:
             ]
             for method in self.methods
         ]
-        return markdown_table(head, lines)
+        return table(head, lines)
 
     def difference_table(self, pairs: Sequence[tuple[str, str]]) -> str:
         """A row for each pair of methods: their paired difference in accuracy on every domain and group."""
@@ -118,7 +117,7 @@ class EpisodeResults:
             ]
             for method, other in pairs
         ]
-        return markdown_table(head, lines)
+        return table(head, lines)
 
     def geometry_table(self) -> str:
         """A row for each domain and method: gap and NC1 before and after, CPU seconds of training an episode."""
@@ -129,7 +128,7 @@ class EpisodeResults:
             for domain in self.domains
             for method in self.methods
         ]
-        return markdown_table(["domain", "method", *titles], lines)
+        return table(["domain", "method", *titles], lines)
 
     def tables(self, pairs: Sequence[tuple[str, str]], apart: Sequence[str] = ()) -> list[str]:
         """Accuracies and differences of all methods but those `apart`; then, where there are such, of all methods.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_whole
-from ..markdown import escape
+from ..markdown import escape, table
 from .cached_runs import writes
 
 KEYS = ("setting", "method", "seed")
@@ -67,7 +67,7 @@ class Results:
             for method in self._seen("method")
             if any(row["setting"] == setting and row["method"] == method for row in self.rows)
         ]
-        return markdown_table(head, lines)
+        return table(head, lines)
 
     def pivot(self, column: str) -> str:
         """One metric: a row for each method, a column for each setting."""
@@ -76,21 +76,21 @@ class Results:
             [escape(method), *(self._cell(setting, method, column) for setting in settings)]
             for method in self._seen("method")
         ]
-        return markdown_table([self.titles.get(column, column), *settings], lines)
+        return table([self.titles.get(column, column), *settings], lines)
 
     def save(self, folder: str | Path) -> None:
         """Write `results.json` (rows and note), `results.csv` (rows) and `results.md` (the table), on one process."""
         if not writes():
             return
         names = list(dict.fromkeys([*KEYS, *self.columns, *(key for row in self.rows for key in row)]))
-        table = StringIO(newline="")
-        writer = csv.DictWriter(table, names)
+        rows = StringIO(newline="")
+        writer = csv.DictWriter(rows, names)
         writer.writeheader()
         writer.writerows(self.rows)
         content = {"note": self.note, "columns": self.columns, "rows": self.rows}
         files = {
             "results.json": json.dumps(content, indent=1) + "\n",
-            "results.csv": table.getvalue(),
+            "results.csv": rows.getvalue(),
             "results.md": f"{self.markdown()}\n\n{self.note}\n",
         }
         for name, text in files.items():  # all of them made before the first is written
@@ -106,9 +106,3 @@ class Results:
 
     def _seen(self, key: str) -> list[str]:
         return list(dict.fromkeys(row[key] for row in self.rows))
-
-
-def markdown_table(head: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table: names in the head are escaped, cells are as they are."""
-    rows = [[*map(escape, head)], ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
