@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 from peft_ncgeo import CoPAConfig, GeometryTrainer, NPTConfig, PrototypeConfig, adapt
 from peft_ncgeo.classifiers.image_features import ImageFeatures
 from peft_ncgeo.data import DatasetSource, class_prompts
-from peft_ncgeo.data.images import input_size
+from peft_ncgeo.data.processors import input_size
 from peft_ncgeo.evaluation import FewShotClassifier
 from peft_ncgeo.geometry.heads import Heads
 from peft_ncgeo.geometry.simplex import clustered_etf_deviation

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor, AutoProcessor
 
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.checks import check_dataset
 from ..data.head_names import check_head_names, same_names
-from ..data.images import ImageCollator, LabelledImages, image_processor, processor_of_base, rgb_images
+from ..data.images import ImageCollator, LabelledImages, rgb_images
+from ..data.processors import find_processor, image_processor
 from ..geometry.alignment import alignment, rotate_towards_means
 from ..geometry.collapse import NeuralCollapse
 from ..geometry.sphere import unit
@@ -344,8 +344,7 @@ class _Encoder:
 
     def _processor(self) -> Any:
         if self.processor is None:
-            loader = AutoProcessor if self.reads_text else AutoImageProcessor
-            self.processor = processor_of_base(loader, self.model)
+            self.processor = find_processor(self.model)
             if self.processor is None:
                 raise ValueError("No processor lies where the model came from; pass processing_class.")
         return self.processor

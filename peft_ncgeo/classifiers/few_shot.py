@@ -13,10 +13,9 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoImageProcessor
 
 from ..data.head_names import CLASS_NAMES
-from ..data.images import find_processor
+from ..data.processors import find_processor
 from ..files import file_name, parse_json
 from ..geometry.contrast import TEMPERATURE, check_temperature
 from ..geometry.heads import Heads
@@ -181,7 +180,7 @@ class FewShotClassifier:
                     f"{PROTOTYPES} in {repo_id} has shape {tuple(prototypes.shape)}, the model {layer.width}."
                 )
             prototypes = prototypes.to(heads.image.device)
-            processor = processor or find_processor(AutoImageProcessor, folder)  # else the base model's, when needed
+            processor = processor or find_processor(model, folder, images_only=True, token=token)
             temperature: Any = config.temperature
             return cls(model, heads, prototypes, classes, temperature, processor, copa_weights(model))
 

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
-from transformers import AutoImageProcessor
 
-from ..data.images import image_processor, list_images, processor_of_base, rgb_images
+from ..data.images import list_images, rgb_images
+from ..data.processors import find_processor, image_processor
 from ..models.adapters import check_adapter_weights, evaluation_mode, unwrap
 from ..models.devices import execution_device, one_at_a_time
 from ..models.substitution import Recorder, substitute
@@ -122,7 +122,7 @@ class ImageFeatures(nn.Module):
 
     def _image_processor(self) -> Any:
         if self.processor is None:  # several threads may look for it, and find the same
-            self.processor = processor_of_base(AutoImageProcessor, self.model)
+            self.processor = find_processor(self.model, images_only=True)
             if self.processor is None:
                 raise ValueError("No image processor lies where the model came from; pass processor.")
         return image_processor(self.processor)

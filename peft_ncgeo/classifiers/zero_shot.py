@@ -10,14 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import AutoProcessor
 
 from ..data.class_prompts import class_prompts, list_names
-from ..data.images import find_processor, list_images, rgb_images
+from ..data.images import list_images, rgb_images
+from ..data.processors import find_processor
 from ..geometry.sphere import cosine_logits
 from ..loading.load import fetch_adapter, load_adapter
 from ..models.adapters import check_adapter_weights, unwrap
-from ..models.base_model import base_name, base_revision
 from ..models.devices import execution_device, one_at_a_time
 from ..models.image_encoder import image_features
 from ..models.snapshots import unchanged_on_error
@@ -81,10 +80,7 @@ class ZeroShotClassifier:
         folder = fetch_adapter(repo_id, revision, token)
         with unchanged_on_error(base_model):
             model = load_adapter(folder, base_model, token=token)
-            processor = processor or find_processor(AutoProcessor, folder)
-            processor = processor or find_processor(
-                AutoProcessor, base_name(model), revision=base_revision(model), token=token
-            )
+            processor = processor or find_processor(model, folder, token=token)
             if processor is None:
                 raise ValueError(
                     f"No processor beside the adapter in {repo_id} nor with its base model; pass processor."

@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from PIL import ExifTags, Image, ImageOps
-from torch import nn
 
-from ..models.base_model import base_name, base_revision
 from ..validation import reason
 from .sampling import label_array
 from .white_level import column_white_level, lacks_white_level, white_level
@@ -105,33 +103,6 @@ def list_images(images: Any, kinds: str = "PIL images") -> list[Image.Image]:
             hint = "; open files with PIL.Image.open" if isinstance(image, str | Path) else ""
             raise TypeError(f"images must be {kinds}, got {type(image).__name__}{hint}.")
     return images
-
-
-def image_processor(processor: Any) -> Any:
-    """The part of a CLIP's processor that takes images; an image processor is that itself."""
-    return getattr(processor, "image_processor", processor)
-
-
-def find_processor(
-    kind: Any, *places: str | Path | None, revision: str | None = None, token: str | None = None
-) -> Any:
-    """The processor that lies in the first of these folders or repositories that has one, or None.
-
-    One that needs code of its own counts as none: nothing here runs what a repository brings.
-
-    Args:
-        kind: Transformers' `AutoProcessor` or `AutoImageProcessor`.
-        revision: of the repositories.
-    """
-    for place in filter(None, places):
-        with suppress(OSError, ValueError):
-            return kind.from_pretrained(place, revision=revision or "main", token=token, trust_remote_code=False)
-    return None
-
-
-def processor_of_base(kind: Any, model: nn.Module) -> Any:
-    """The processor that lies where a model came from, at the revision that its adapters name; None without one."""
-    return find_processor(kind, base_name(model), revision=base_revision(model))
 
 
 Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
@@ -236,14 +207,3 @@ class ImageCollator:
         if "view" in samples[0]:
             batch["views"] = [sample["view"] for sample in samples]  # on the host, where their features are kept
         return batch
-
-
-def input_size(image_processor: Any) -> tuple[int, int]:
-    """(width, height) of the pixels that an image processor makes."""
-    for field in ("crop_size", "size"):
-        size = getattr(image_processor, field, None) or {}
-        if "height" in size and "width" in size:
-            return size["width"], size["height"]
-        if "shortest_edge" in size:
-            return size["shortest_edge"], size["shortest_edge"]
-    raise ValueError(f"{type(image_processor).__name__} does not say which size of images it makes.")

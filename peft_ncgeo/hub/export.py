@@ -16,7 +16,7 @@ from transformers import CLIPModel, CLIPVisionConfig
 
 from ..classifiers.exported_classifier import ExportedClassifier
 from ..classifiers.zero_shot import ZeroShotClassifier
-from ..data.images import image_processor
+from ..data.processors import image_processor
 from ..geometry.sphere import unit
 from ..markdown import escape
 from ..models.adapters import evaluation_mode, unwrap

@@ -10,16 +10,14 @@ from typing import Any
 from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from torch import nn
-from transformers import AutoImageProcessor, AutoProcessor
 
 from ..classifiers.few_shot import FewShotClassifier
 from ..data.head_names import CLASS_NAMES, count_outputs, head_names, write_class_names
-from ..data.images import find_processor, processor_of_base
+from ..data.processors import find_processor
 from ..files import file_name, writing
 from ..loading.adapter_folder import refuse_model_folder, writing_adapter
 from ..loading.load import PROCESSOR_FILES, PROTOTYPES
 from ..models.base_model import base_name, is_folder
-from ..models.towers import reads_text
 from .card import FIGURE, create_card
 from .few_shot_record import record_few_shot
 from .record import TrainingRecord, check_peft_model, record_model
@@ -75,7 +73,7 @@ def save_adapter(
         if record.kind == "head":
             generic = [f"LABEL_{i}" for i in range(count_outputs(tuned))]
             write_class_names(part, record.class_names or head_names(tuned) or generic)
-        processor = processor or _find_processor(tuned, base_model_id)
+        processor = processor or find_processor(tuned) or find_processor(tuned, base_model_id)
         if processor is None:
             warnings.warn("No processor was found to save beside the adapter; pass processor.", stacklevel=2)
         else:
@@ -113,8 +111,3 @@ def _write_config(file: Path, base_model_id: str | None, other_base: bool) -> No
     if is_folder(config.get("tokenizer_name_or_path")):
         config["tokenizer_name_or_path"] = None  # that of the base model; tokens are in the config anyway
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _find_processor(model: nn.Module, base_model_id: str | None) -> Any:
-    kind = AutoProcessor if reads_text(model) else AutoImageProcessor
-    return processor_of_base(kind, model) or find_processor(kind, base_model_id)

@@ -17,7 +17,8 @@ from transformers import set_seed
 
 from ..classifiers.image_features import ImageFeatures
 from ..data.episodes import Episode, EpisodeSampler
-from ..data.images import LabelledImages, image_processor
+from ..data.images import LabelledImages
+from ..data.processors import image_processor
 from ..few_shot.episodes import head_settings
 from ..geometry.collapse import NeuralCollapse
 from ..geometry.contrast import loss_against_gap

@@ -11,7 +11,7 @@ from transformers import BatchEncoding
 from ..data.checks import check_dataset
 from ..data.class_prompts import class_prompts
 from ..data.head_names import check_head_names, check_same_classes, write_head_names
-from ..data.images import image_processor
+from ..data.processors import image_processor
 from ..models.templates import DEFAULT_TEMPLATE, behind_prompts, placeholder_ids
 from ..models.towers import check_encoders, reads_text, text_positions
 from ..tuners.prompt_config import active_prompt_config

@@ -11,8 +11,9 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
-from ..data.images import ImageCollator, LabelledImages, crop_flip, input_size
+from ..data.images import ImageCollator, LabelledImages, crop_flip
 from ..data.long_tails import class_counts
+from ..data.processors import input_size
 from ..data.sampling import label_array
 from ..geometry.checks import DeferredChecks
 from ..geometry.sphere import cosine_logits

@@ -10,7 +10,8 @@ from PIL import ExifTags, Image
 from transformers.image_utils import load_image
 
 from peft_ncgeo import ZeroShotClassifier, adapt
-from peft_ncgeo.data.images import ImageCollator, LabelledImages, crop_flip, input_size, to_rgb
+from peft_ncgeo.data.images import ImageCollator, LabelledImages, crop_flip, to_rgb
+from peft_ncgeo.data.processors import input_size
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit
 

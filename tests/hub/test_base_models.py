@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from peft_ncgeo import NPTConfig, ZeroShotClassifier
 from peft_ncgeo.classifiers.image_features import ImageFeatures
-from peft_ncgeo.data.images import find_processor
+from peft_ncgeo.data.processors import find_processor
 from peft_ncgeo.hub import load_adapter
 from peft_ncgeo.models.templates import find_tokenizer
 
