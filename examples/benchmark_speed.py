@@ -38,7 +38,7 @@ from peft_ncgeo.files import write_whole
 from peft_ncgeo.geometry.sphere import cosine_logits
 from peft_ncgeo.losses import CrossEntropy, GeometryBatch
 from peft_ncgeo.models.adapters import adapters_off, unwrap
-from peft_ncgeo.models.image_encoder import image_features
+from peft_ncgeo.models.image_encoder import encode_images
 from peft_ncgeo.models.text_encoder import encode_texts
 from peft_ncgeo.models.towers import text_positions
 from peft_ncgeo.training import Recipe
@@ -151,7 +151,7 @@ def prompt_ot(base: CLIPModel, classes: int, dtype: torch.dtype = torch.float32)
     own_pixels, terms, scale = pixels.to(dtype), PROMPT_OT.losses(), base.logit_scale
     with torch.no_grad(), adapters_off(reference), adapters_off(ours):
         frozen_text = encode_texts(reference, short)
-        own_frozen = image_features(ours, own_pixels), encode_texts(ours, short)
+        own_frozen = encode_images(ours, own_pixels), encode_texts(ours, short)
     arrived = torch.zeros_like(frozen_text)  # the gradient of the reference's texts in the step before
 
     def loss_of(image: Tensor, text: Tensor, frozen_image: Tensor, frozen_text: Tensor) -> Tensor:
@@ -162,13 +162,13 @@ def prompt_ot(base: CLIPModel, classes: int, dtype: torch.dtype = torch.float32)
 
     def reference_loss(model: PeftModel) -> Tensor:
         with torch.no_grad(), model.disable_adapter():
-            frozen_image = image_features(model, pixels)
-        image = image_features(model, pixels)
+            frozen_image = encode_images(model, pixels)
+        image = encode_images(model, pixels)
         text = encode_texts(model, padded) if classes <= CHUNK else chunked(model, padded, arrived)
         return loss_of(image, text, frozen_image, frozen_text)
 
     def our_loss(model: PeftModel) -> Tensor:
-        return loss_of(image_features(model, own_pixels), encode_texts(model, short), *own_frozen)
+        return loss_of(encode_images(model, own_pixels), encode_texts(model, short), *own_frozen)
 
     name = f"Prompt-OT step, {classes} classes, batch 4" + ", ours in bf16" * (dtype == torch.bfloat16)
     parts = ([Part(partial(step, *side))] for side in ((reference, reference_loss), (ours, our_loss)))
@@ -197,10 +197,10 @@ def text_only(base: CLIPModel, classes: int, batch_size: int) -> Work:
     padded, short = class_texts(base, COOP, classes)
     pixels, labels = images(base, batch_size, classes)
     with torch.no_grad():
-        known = image_features(ours, pixels)
+        known = encode_images(ours, pixels)
 
     def loss(model: PeftModel, ids: Tensor, image: Tensor | None = None) -> Tensor:
-        image = image_features(model, pixels) if image is None else image
+        image = encode_images(model, pixels) if image is None else image
         return F.cross_entropy(cosine_logits(image, encode_texts(model, ids), base.logit_scale), labels)
 
     name = f"text-only tuning step (CoOp), {classes} classes, batch {batch_size}"
@@ -218,7 +218,7 @@ def evaluation(base: CLIPModel, classes: int, batches: int, batch_size: int) -> 
     @torch.no_grad()
     def classify(model: PeftModel, text: Tensor | None = None) -> float:
         text = encode_texts(model, padded) if text is None else text
-        logits = cosine_logits(image_features(model, pixels), text, base.logit_scale)
+        logits = cosine_logits(encode_images(model, pixels), text, base.logit_scale)
         return F.cross_entropy(logits, labels).item()
 
     name = f"evaluation, {classes} classes, {batches * batch_size} images"

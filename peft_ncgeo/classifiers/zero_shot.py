@@ -18,7 +18,7 @@ from ..geometry.sphere import cosine_logits
 from ..loading.load import fetch_adapter, load_adapter
 from ..models.adapters import check_adapter_weights, unwrap
 from ..models.devices import execution_device, one_at_a_time
-from ..models.image_encoder import image_features
+from ..models.image_encoder import encode_images
 from ..models.snapshots import unchanged_on_error
 from ..models.templates import DEFAULT_TEMPLATE, check_template
 from ..models.text_encoder import encode_texts
@@ -116,7 +116,7 @@ class ZeroShotClassifier:
             batch = rgb_images(images[start : start + batch_size], start)
             pixels = self.processor.image_processor(images=batch, return_tensors="pt")["pixel_values"]
             with one_at_a_time(self.model):
-                features = image_features(self.model, pixels.to(self._device))
+                features = encode_images(self.model, pixels.to(self._device))
             logits.append(cosine_logits(features, text, logit_scale(self.model)).float())
         found = torch.cat(logits)
         check_rows(found, "logits of image", range(len(images)))  # once: a look waits for the device

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .adapters import evaluation_mode, unwrap
 from .devices import one_at_a_time
-from .image_encoder import head_features, image_features
+from .image_encoder import encode_and_classify, encode_images
 from .text_encoder import encode_texts
 from .towers import reads_text
 
@@ -53,9 +53,9 @@ class TowersModule(nn.Module):
         if pixel_values is not None:  # ResNet's layers do not cast them
             pixel_values = pixel_values.to(next(self.model.parameters()).dtype)
         if pixel_values is not None and reads_text(self.model):
-            out["image_features"] = image_features(self.model, pixel_values)
+            out["image_features"] = encode_images(self.model, pixel_values)
         elif pixel_values is not None:
-            out["image_features"], out["logits"] = head_features(self.model, pixel_values)
+            out["image_features"], out["logits"] = encode_and_classify(self.model, pixel_values)
         if input_ids is not None:
             out["text_features"] = encode_texts(self.model, input_ids, attention_mask)
         return out

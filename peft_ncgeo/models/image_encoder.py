@@ -9,13 +9,23 @@ from .heads import HEAD, classifier
 from .substitution import Recorder, substitute
 
 
-def image_features(model: nn.Module, pixel_values: Tensor) -> Tensor:
-    """Projected, unnormalised image features of CLIP: pixels (B, C, H, W) to (B, d)."""
-    return unwrap(model).get_image_features(pixel_values=pixel_values).pooler_output
+def encode_images(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    """Return the raw features (B, d) of pixels (B, C, H, W).
+
+    A CLIP's are projected and not normalised; those of an image classifier are what enters its head.
+    """
+    base = unwrap(model)
+    if hasattr(base, "get_image_features"):
+        return base.get_image_features(pixel_values=pixel_values).pooler_output
+    return encode_and_classify(model, pixel_values)[0]
 
 
-def head_features(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-    """What enters a classification model's head (B, d), and the logits (B, K) that leave it."""
+def encode_and_classify(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the features (B, d) that enter a classification model's head, and the logits (B, K) that leave it.
+
+    Raises:
+        ValueError: the model has no head, or calls it more than once.
+    """
     head = classifier(model)
     if head is None:
         raise ValueError(f"{type(unwrap(model)).__name__} has neither a text tower nor a classification head.")

@@ -15,7 +15,7 @@ from transformers import Dinov2ForImageClassification, ResNetForImageClassificat
 from peft_ncgeo import PrototypeConfig
 from peft_ncgeo.geometry import minority_margin, simplex_etf
 from peft_ncgeo.models.heads import classifier, linear_classifier, linear_parameter
-from peft_ncgeo.models.image_encoder import head_features
+from peft_ncgeo.models.image_encoder import encode_and_classify
 
 from ..conftest import pixels, tiny, tiny_clip, tiny_images, tiny_processor, tiny_vit, tiny_vit_classifier
 from ..losses.batches import unit_rows
@@ -84,7 +84,7 @@ def test_logits_are_cosines_with_the_prototypes_over_the_temperature(base, train
 def test_features_and_weights_that_losses_see():
     """`h` enters the prototypes, and logits are `h . w` over the temperature with w of length 1."""
     model = adapted(prototypes(trainable=True, temperature=0.2, prototypes_per_class=7))
-    features, out = head_features(model, pixels())
+    features, out = encode_and_classify(model, pixels())
     head = classifier(model)
     assert linear_classifier(model) is head
     torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
@@ -95,7 +95,7 @@ def test_features_and_weights_that_losses_see():
         linear_parameter(model)
     with model.disable_adapter():
         assert classifier(model) is model.get_base_model().classifier.base_layer
-        features, out = head_features(model, pixels())
+        features, out = encode_and_classify(model, pixels())
         assert features.shape[1] == 32
         assert torch.equal(out, logits(tiny_vit_classifier()))
 

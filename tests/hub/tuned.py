@@ -19,7 +19,7 @@ from peft_ncgeo import (
 )
 from peft_ncgeo.hub import load_adapter, push_adapter
 from peft_ncgeo.losses import LanguageCollapse, OTPreservation
-from peft_ncgeo.models.image_encoder import image_features
+from peft_ncgeo.models.image_encoder import encode_images
 
 from ..conftest import NAMES, pixels, tiny_clip, tiny_images, tiny_processor, tiny_vit, tiny_vit_classifier
 from ..training.runs import trainer
@@ -127,7 +127,7 @@ def answers(model: Any) -> dict[str, list]:
             return {"logits": out.logits.tolist()} if "logits" in out else {"states": out.last_hidden_state.tolist()}
         classifier = ZeroShotClassifier(model, tiny_processor())
         return {
-            "images": image_features(model, pixels(5)).tolist(),
+            "images": encode_images(model, pixels(5)).tolist(),
             "texts": classifier.text_features(NEW).tolist(),
             "probabilities": classifier.predict_proba(IMAGES, NEW).tolist(),
         }

@@ -8,7 +8,7 @@ from peft import AutoPeftModel, PeftModel, get_peft_model
 
 from peft_ncgeo import NPTConfig
 from peft_ncgeo.hub import import_prompts
-from peft_ncgeo.models.image_encoder import image_features
+from peft_ncgeo.models.image_encoder import encode_images
 from peft_ncgeo.models.text_encoder import text_features
 
 from ..conftest import pixels, texts, tiny_clip
@@ -87,7 +87,7 @@ def test_a_published_checkpoint_becomes_an_adapter(tmp_path, format, auto):
         loaded = PeftModel.from_pretrained(tiny_clip(), tmp_path / "adapter").eval()
     inputs = texts(6)
     torch.testing.assert_close(text_features(loaded, **inputs), text_features(model, **inputs), atol=2e-6, rtol=1e-5)
-    torch.testing.assert_close(image_features(loaded, pixels()), image_features(model, pixels()), atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(encode_images(loaded, pixels()), encode_images(model, pixels()), atol=2e-6, rtol=1e-5)
 
 
 def test_refusals(tmp_path):

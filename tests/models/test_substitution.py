@@ -8,7 +8,7 @@ from accelerate.hooks import ModelHook, add_hook_to_module
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from peft_ncgeo.models.image_encoder import head_features
+from peft_ncgeo.models.image_encoder import encode_and_classify
 from peft_ncgeo.models.substitution import Recorder, substitute
 
 from ..conftest import pixels, tiny_vit_classifier
@@ -39,7 +39,7 @@ def test_other_modules_are_run_and_the_model_stays_as_it_was():
 def test_gradients_arrive_at_the_models_own_weights():
     model = get_peft_model(tiny_vit_classifier(), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
     results = []
-    for logits in (lambda: model(pixel_values=pixels()).logits, lambda: head_features(model, pixels())[1]):
+    for logits in (lambda: model(pixel_values=pixels()).logits, lambda: encode_and_classify(model, pixels())[1]):
         model.zero_grad()
         logits().square().sum().backward()
         results.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
@@ -58,7 +58,7 @@ def test_hooks_of_accelerate_run():
     model = tiny_vit_classifier()
     expected = model(pixel_values=pixels() / 2).logits
     add_hook_to_module(model, Halve())
-    features, logits = head_features(model, pixels())
+    features, logits = encode_and_classify(model, pixels())
     torch.testing.assert_close(logits, expected)
     torch.testing.assert_close(model.classifier(features), expected)
 

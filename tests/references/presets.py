@@ -20,7 +20,7 @@ from peft_ncgeo.data import class_prompts
 from peft_ncgeo.geometry import prototype_cross_entropy, prototype_image_contrast
 from peft_ncgeo.geometry.heads import Heads, class_prototypes
 from peft_ncgeo.models.adapters import unwrap
-from peft_ncgeo.models.image_encoder import image_features
+from peft_ncgeo.models.image_encoder import encode_images
 from peft_ncgeo.models.text_encoder import text_features
 from peft_ncgeo.training import fit_heads
 from peft_ncgeo.tuners.copa import CoPALayer
@@ -87,7 +87,7 @@ def _presets(tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, Tensor |
         config = getattr(NPTConfig, name)(init_std=0.0, tokenizer_name_or_path=tokenizer.name_or_path)
         texts = class_prompts(NAMES, config.template, config.num_text_tokens, tokenizer, TEXT_LENGTH)
         model = _adapted(_clip(), config)
-        features = {"image features": image_features(model, _images()), "text features": text_features(model, **texts)}
+        features = {"image features": encode_images(model, _images()), "text features": text_features(model, **texts)}
         yield from ((f"NPTConfig.{name}/{what}", value) for what, value in features.items())
         yield f"NPTConfig.{name}/gradient", _gradient(model, list(features.values()))
         yield f"NPTConfig.{name}/learned numbers", float(model.get_nb_trainable_parameters()[0])
@@ -119,7 +119,7 @@ def _copa() -> Iterator[tuple[str, Tensor | float]]:
             model = _adapted(make(), CoPAConfig(**fields))
             inner = unwrap(model)
             if base == "CLIP":
-                features = image_features(model, _images())
+                features = encode_images(model, _images())
             else:
                 features = inner.vit(pixel_values=_images()).last_hidden_state[:, 0]
             yield f"CoPAConfig({base}, {name})/image features", features

@@ -14,7 +14,7 @@ from peft_ncgeo import PrototypeConfig
 from peft_ncgeo.hub import create_card
 from peft_ncgeo.losses import OTPreservation
 from peft_ncgeo.models.adapters import adapters_off, change_of_base
-from peft_ncgeo.models.image_encoder import image_features
+from peft_ncgeo.models.image_encoder import encode_images
 
 from ..conftest import pixels, tiny_clip, tiny_images
 from .runs import prompted_clip, trainer, vit
@@ -67,16 +67,16 @@ CASES = {str(start): lambda start=start: lora(start) for start in [*STARTS, *CHA
 def test_a_model_that_is_another_without_its_adapter_is_known(case):
     """Its features with the adapter off, once trained parameters have moved, are the untouched model's or not."""
     with torch.no_grad():
-        expected = image_features(tiny_clip(), pixels())
+        expected = encode_images(tiny_clip(), pixels())
         model = tiny_clip()
         prepare(model, case)
         model = get_peft_model(model, CASES[case]()).eval()
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
-        assert not torch.allclose(image_features(model, pixels()), expected, atol=1e-3)
+        assert not torch.allclose(encode_images(model, pixels()), expected, atol=1e-3)
         with adapters_off(model):
-            same = torch.allclose(image_features(model, pixels()), expected, atol=1e-5)
+            same = torch.allclose(encode_images(model, pixels()), expected, atol=1e-5)
     assert same == (case not in [*CHANGING, "bias", "lora_only"])
     assert bool(change_of_base(model)) != same
 

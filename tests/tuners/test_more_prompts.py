@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, ZeroShotClassifier
-from peft_ncgeo.models.image_encoder import image_features
+from peft_ncgeo.models.image_encoder import encode_images
 
 from ..conftest import (
     TEXT,
@@ -67,7 +67,7 @@ def test_coupled_prompts_equal_a_recomputation(first_layer):
             h[:, -2:] = prompt(place)
         h = layer(h, attention_mask=None)
     expected = tiny_clip().double().visual_projection(vision.post_layernorm(h[:, 0]))
-    torch.testing.assert_close(image_features(model, pixels().double()), expected)
+    torch.testing.assert_close(encode_images(model, pixels().double()), expected)
 
 
 @torch.no_grad()
@@ -85,13 +85,13 @@ def test_a_later_first_layer_leaves_the_layers_below_alone():
         clip.get_image_features(pixel_values=pixels())
     for tower in ("text_model", "vision_model"):
         assert torch.equal(seen["prompted", tower], seen["base", tower])
-    assert not torch.allclose(image_features(model, pixels()), image_features(base, pixels()), atol=1e-3)
+    assert not torch.allclose(encode_images(model, pixels()), encode_images(base, pixels()), atol=1e-3)
 
 
 def test_coupled_source_is_followed_into_copies():
     """The text prompt is shared with the vision tower, not copied into it."""
     model = get_peft_model(tiny_clip(), NPTConfig.maple(text_init=[6, 7], text_depth=1, vision_depth=1))
-    before = image_features(model, pixels())
+    before = encode_images(model, pixels())
     before.sum().backward()
     prompt = dict(model.named_parameters())["base_model.model.text_model.embeddings.ncgeo_npt_prompt.default"]
     assert prompt.grad.abs().max() > 0  # from images alone

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig, C
 
 from peft_ncgeo import NPTConfig
 from peft_ncgeo.data import class_prompts, load_demo
-from peft_ncgeo.models.image_encoder import image_features
+from peft_ncgeo.models.image_encoder import encode_images
 from peft_ncgeo.models.text_encoder import text_features
 from peft_ncgeo.models.towers import find_towers
 
@@ -104,7 +104,7 @@ def test_deep_layers_equal_a_recomputation():
             h[:, -4:] = prompt(f"vision_model.encoder.layers.{i}")
         h = layer(h, attention_mask=None)
     pooled = vision.post_layernorm(h[:, 0])
-    torch.testing.assert_close(image_features(model, images), base.visual_projection(pooled))
+    torch.testing.assert_close(encode_images(model, images), base.visual_projection(pooled))
 
 
 # ---- how prompts start --------------------------------------------------------------------------------------------
