@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..geometry.checks import check, check_finite, check_shape, check_tensor, deferred, number
 from ..validation import not_negative, positive, real_number
 
-# Axes with one letter have one length: B images, K classes, T templates and S of the frozen model, d the width.
+# Axes with one letter have one length: B images, K classes, T templates, d the width.
 _AXES = {
     "image_features": "Bd",
     "text_features": "Kd",
@@ -24,7 +24,6 @@ _AXES = {
     "frozen_image_features": "Bd",
     "frozen_text_features": "Kd",
     "template_features": "KTd",
-    "frozen_template_features": "KSd",
     "classifier_weight": "Kd",
     "class_means": "Kd",
     "class_counts": "K",
@@ -47,7 +46,6 @@ class GeometryBatch:
     frozen_image_features: Tensor | None = None  # (B, d), the model with its adapter off, no gradient
     frozen_text_features: Tensor | None = None  # (K, d)
     template_features: Tensor | None = None  # (K, T, d)
-    frozen_template_features: Tensor | None = None  # (K, T, d)
     classifier_weight: Tensor | None = None  # (K, d)
     class_means: Tensor | None = None  # (K, d), rows of nan: classes not seen yet
     class_counts: Tensor | None = None  # (K,)

@@ -34,7 +34,6 @@ OFFERED = {
     "frozen_image_features",
     "frozen_text_features",
     "template_features",
-    "frozen_template_features",
     "class_counts",
     "classifier_weight",
     "class_means",
@@ -137,14 +136,14 @@ def check_weights(model: nn.Module) -> None:
 
 def check_templates(args: GeometryTrainingArguments, required: set[str]) -> None:
     """Templates must have a place for the name, and a loss that reads them."""
-    for name, reader in (("student_templates", "template_features"), ("frozen_templates", "frozen_te")):
+    for name, reader in (("student_templates", "template_features"), ("frozen_templates", "frozen_text_features")):
         templates = getattr(args, name) or []
         if not isinstance(templates, list | tuple):
             raise ValueError(f"{name}={shown(templates)} must be a list of templates.")
         for template in templates:
             if not is_template(template):
                 raise ValueError(f"{name}: {shown(template)} must hold '{{}}' once, where the class name goes.")
-        if templates and not any(field.startswith(reader) for field in required):
+        if templates and reader not in required:
             raise ValueError(f"{name} is given, but no loss reads it.")
 
 

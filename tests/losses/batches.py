@@ -28,7 +28,6 @@ def random_batch(
         frozen_image_features=draw(b, dim),
         frozen_text_features=draw(classes, dim),
         template_features=draw(classes, templates, dim, grad=True),
-        frozen_template_features=draw(classes, templates, dim),
         classifier_weight=draw(classes, dim, grad=True),
         class_means=draw(classes, dim, grad=True),
         class_counts=torch.tensor([40, 20, 10, 5, 2, 1, 1, 1][:classes]),

@@ -56,7 +56,6 @@ def batch(phase: float = 0.0) -> GeometryBatch:
         frozen_image_features=images,
         frozen_text_features=texts,
         template_features=templates + draw(CLASSES, TEMPLATES, DIM, at=8.0, scale=0.3),
-        frozen_template_features=templates,
         classifier_weight=draw(CLASSES, DIM, at=9.0),
         class_means=means,
         class_counts=torch.tensor([40, 20, 10, 5, 1]),

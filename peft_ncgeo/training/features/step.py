@@ -92,14 +92,10 @@ class StepFeatures:
         return {"frozen_image_features": features}
 
     def frozen_texts(self, device: Any) -> dict[str, Tensor]:
-        """`frozen_text_features` (K, d) and `frozen_template_features` (K, T, d), as far as losses ask for them."""
-        if self.teacher is None:
+        """`frozen_text_features` (K, d), or nothing where no loss asks for them."""
+        if self.teacher is None or "frozen_text_features" not in self.required:
             return {}
-        readers = {
-            "frozen_text_features": self.teacher.text_features,
-            "frozen_template_features": self.teacher.template_features,
-        }
-        return {field: read(device) for field, read in readers.items() if field in self.required}
+        return {"frozen_text_features": self.teacher.text_features(device)}
 
     def look_ahead(self, images: LabelledImages, collate: Callable[..., dict[str, Any]], steps: int) -> None:
         """Encode every view now, if `steps` optimiser steps will see each more than once on average."""

@@ -30,7 +30,7 @@ class FrozenTeacher:
         if change := change_of_base(towers.model):
             raise ValueError(f"A loss asks for the frozen model, but {change}.")
         self.towers, self.texts = towers, list(texts)
-        self._template_features: Tensor | None = None
+        self._text_features: Tensor | None = None
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """(B, C, H, W) to (B, d)."""
@@ -38,13 +38,9 @@ class FrozenTeacher:
             return encode(self.towers, pixel_values=pixel_values)["image_features"]
 
     def text_features(self, device: torch.device) -> Tensor:
-        """(K, d), the mean over the templates."""
-        return self.template_features(device).mean(dim=1)
-
-    def template_features(self, device: torch.device) -> Tensor:
-        """(K, T, d), computed once."""
-        if self._template_features is None:
+        """(K, d), the mean over the templates, computed once."""
+        if self._text_features is None:
             with adapters_off(self.towers):
                 features = [encode(self.towers, **texts.to(device))["text_features"] for texts in self.texts]
-            self._template_features = torch.stack(features, dim=1)
-        return self._template_features
+            self._text_features = torch.stack(features, dim=1).mean(dim=1)
+        return self._text_features
