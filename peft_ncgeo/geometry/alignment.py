@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..validation import real_number, whole_number
-from .checks import check, check_finite, check_shape, numbers
+from .checks import check_finite, check_shape, numbers, refuse_unless
 from .sphere import polar, rounding, slerp, tangent
 
 PUBLISHED_STEPS = 34000  # length of the run for which the paper quotes its rotation a step
@@ -178,13 +178,9 @@ def seen_classes(means: Tensor) -> Tensor:
     """
     check_shape("means", means, "K", "d")
     seen = means.isfinite().all(1)
-    right = seen | means.isnan().all(1)
-
-    def refuse() -> None:
-        wrong = int((~right).nonzero()[0])
-        raise ValueError(f"means must be finite or wholly nan in every row, row {wrong} is neither.")
-
-    check(right.all(), refuse)
+    wrong = ~(seen | means.isnan().all(1))
+    message = "means must be finite or wholly nan in every row, row {} is neither."
+    refuse_unless(~wrong.any(), ValueError, message, wrong.int().argmax())
     return seen
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar, Token
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -21,6 +22,19 @@ def check(good: Tensor, tell: Callable[[], None]) -> None:
         deferred.noted.append((good.detach(), tell))
     elif not good:
         tell()
+
+
+def refuse_unless(good: Tensor, error: type[Exception], message: str, *values: Any) -> None:
+    """Raise `error` where `good` () is False, as [`check`] does.
+
+    Args:
+        message: with `{}` for each of `values`, among which tensors () are looked at only then.
+    """
+    check(good, partial(_refuse, error, message, values))
+
+
+def _refuse(error: type[Exception], message: str, values: tuple[Any, ...]) -> None:
+    raise error(message.format(*values))
 
 
 def maybe(condition: Tensor) -> bool:
@@ -66,12 +80,17 @@ def check_shape(name: str, value: Any, *axes: str) -> None:
 
 def check_finite(name: str, value: Tensor) -> None:
     """Refuse values that are not finite; see [`check`]."""
-
-    def refuse() -> None:
-        raise ValueError(f"{name} has non-finite values.")
-
     if value.is_floating_point():
-        check(value.isfinite().all(), refuse)
+        refuse_unless(value.isfinite().all(), ValueError, "{} has non-finite values.", name)
+
+
+def check_labels(labels: Tensor, num_classes: int, lowest: int = 0) -> None:
+    """Refuse labels outside `lowest`..K-1, naming one; see [`check`]."""
+    if labels.numel():
+        low, high = labels.aminmax()
+        wrong = low.where(low < lowest, high)
+        good = (low >= lowest) & (high < num_classes)
+        refuse_unless(good, ValueError, "labels must be in {}..{}, got {}.", lowest, num_classes - 1, wrong)
 
 
 def deferred() -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..validation import real_number
-from .checks import check, check_finite, check_shape, check_tensor, maybe, numbers
+from .checks import check_finite, check_labels, check_shape, check_tensor, maybe, numbers, refuse_unless
 from .sphere import modality_gap, moderate, ordinary, polar, unit
 
 TEMPERATURE = math.exp(-2)  # of CoPA's code
@@ -123,11 +123,9 @@ def shared_head_gap_bound(features: Tensor, prototypes: Tensor, head: Tensor) ->
         _, columns, nonzero = polar(head.T)
         along = (columns * nonzero) @ delta  # cos(Delta, Theta^j) ||Delta||, with no division by a Delta of 0
         bound = along.abs().max() * polar(head.flatten())[0].squeeze() * head.any()
-
-    def refuse() -> None:
-        raise ValueError(f"The bound is too large for {dtype}; scale the features or the head.")
-
-    check(bound.isfinite(), refuse)
+    refuse_unless(
+        bound.isfinite(), ValueError, "The bound is too large for {}; scale the features or the head.", dtype
+    )
     return bound
 
 
@@ -220,10 +218,8 @@ def _scores(
 
 
 def _finite(value: Tensor) -> Tensor:
-    def refuse() -> None:
-        raise FloatingPointError("The contrast is not finite: instances or prototypes hold nan or inf.")
-
-    check(value.detach().isfinite().all(), refuse)
+    message = "The contrast is not finite: instances or prototypes hold nan or inf."
+    refuse_unless(value.detach().isfinite().all(), FloatingPointError, message)
     return value
 
 
@@ -251,12 +247,5 @@ def _check(instances: Tensor, prototypes: Tensor, labels: Tensor) -> bool:
             f"labels must be int64 of shape {tuple(instances.shape[:-1])}, got {labels.dtype} of shape "
             f"{tuple(labels.shape)}."
         )
-    if not labels.numel():
-        return False
-    low, high = labels.aminmax()
-
-    def refuse() -> None:
-        raise ValueError(f"labels must be in -1..{classes - 1}, got {int(low if low < -1 else high)}.")
-
-    check((low >= -1) & (high < classes), refuse)
-    return maybe(low < 0)
+    check_labels(labels, classes, lowest=-1)
+    return maybe((labels < 0).any())

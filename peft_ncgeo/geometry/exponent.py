@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..validation import real_number, whole_number
 from .alignment import seen_classes
-from .checks import check, check_tensor
+from .checks import check_tensor, refuse_unless
 from .sphere import rounding
 
 
@@ -204,10 +204,8 @@ def _widest(*tensors: Tensor) -> torch.dtype:
 
 
 def _within_range(exponents: Tensor) -> Tensor:
-    def refuse() -> None:
-        raise ValueError(f"An exponent is too large for {exponents.dtype}; scale the means.")
-
-    check(~exponents.isinf().any(), refuse)
+    message = "An exponent is too large for {}; scale the means."
+    refuse_unless(~exponents.isinf().any(), ValueError, message, exponents.dtype)
     return exponents
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .checks import check
+from .checks import check_labels
 from .sphere import unit
 
 
@@ -42,11 +42,7 @@ def class_prototypes(features: Tensor, labels: Tensor, num_classes: int) -> Tens
     Raises:
         ValueError: a label outside -1..K-1.
     """
-
-    def refuse() -> None:
-        raise ValueError(f"labels must be in -1..{num_classes - 1}, got {int(labels.min())} to {int(labels.max())}.")
-
-    check(((labels >= -1) & (labels < num_classes)).all(), refuse)
+    check_labels(labels, num_classes, lowest=-1)
     wide = features.to(torch.promote_types(features.dtype, torch.float32))
     members = (labels[..., None] == torch.arange(num_classes, device=labels.device)).to(wide)
     return (members.mT @ wide / members.sum(-2).clamp_min(1)[..., None]).to(features.dtype)

@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..geometry.checks import check, check_finite, check_shape, check_tensor, deferred, number
+from ..geometry.checks import (
+    check,
+    check_finite,
+    check_labels,
+    check_shape,
+    check_tensor,
+    deferred,
+    number,
+    refuse_unless,
+)
 from ..validation import not_negative, positive, real_number
 
 # Axes with one letter have one length: B images, K classes, T templates, d the width.
@@ -81,10 +90,10 @@ class GeometryBatch:
                 if value.is_floating_point():
                     raise TypeError(f"labels must be integers, got {value.dtype}.")
                 value = value.long()
-            elif field == "class_means" and value.is_floating_point():
-                check((value.isfinite() | value.isnan().all(-1, keepdim=True)).all(), partial(_refuse, field))
             elif isinstance(value, Tensor):
-                check_finite(field, value)
+                # a row of class_means is wholly nan until its class is seen
+                unseen = value.isnan().all(-1, keepdim=True) if field == "class_means" else None
+                check_finite(field, value if unseen is None else value.masked_fill(unseen, 0))
             values.append(value)
         return values
 
@@ -95,33 +104,20 @@ def class_indices(labels: Tensor, num_classes: int, lowest: int = 0, owner: str 
     Clamped: a device may not survive an index out of range until the check is read. `owner` is the term whose K
     prototypes the labels name, for the error.
     """
-    low, high = labels.aminmax()
-
-    def refuse() -> None:
-        wrong = int(low if low < lowest else high)
-        if owner is not None and wrong >= num_classes:
-            raise ValueError(f"{owner}: label {wrong} has no prototype among {num_classes}.")
-        raise ValueError(f"labels must be in {lowest}..{num_classes - 1}, got {wrong}.")
-
-    check((low >= lowest) & (high < num_classes), refuse)
+    if owner is not None:
+        high = labels.max()
+        message = "{}: label {} has no prototype among {}."
+        refuse_unless(high < num_classes, ValueError, message, owner, high, num_classes)
+    check_labels(labels, num_classes, lowest)
     return labels.clamp(lowest, num_classes - 1)
 
 
 def finite_value(name: str, value: Tensor) -> Tensor:
     """A term's value; a FloatingPointError where it is not finite. In the trainer that is said with the step."""
-
-    def refuse() -> None:
-        raise FloatingPointError(
-            f"{name} is {value.detach().flatten().tolist()[0]}; its input or settings are extreme."
-        )
-
     if not deferred():
-        check(value.detach().isfinite().all(), refuse)
+        message = "{} is {}; its input or settings are extreme."
+        refuse_unless(value.isfinite().all(), FloatingPointError, message, name, value.detach().sum())
     return value
-
-
-def _refuse(field: str) -> None:
-    raise ValueError(f"{field} has non-finite values.")
 
 
 class Regularizer(nn.Module):
@@ -247,23 +243,20 @@ class Regularizer(nn.Module):
         if self.max_step is not None:
             excess = excess.clamp_max(self.max_step)
         raised = (self.multiplier + (self.step_size * excess).to(self.multiplier)).clamp_min(0)
-        check(raised.isfinite() | ~value.isfinite(), partial(self._refuse_multiplier, value))
+        good = raised.isfinite() | ~value.isfinite()
+        message = (
+            "lambda/{} would not be finite: the value {:.3g} is too far above the budget {:.3g}; raise it or set "
+            "max_step."
+        )
+        refuse_unless(good, ValueError, message, self.name, value, self.budget)
         self.multiplier.copy_(raised.where(raised.isfinite() & value.isfinite(), self.multiplier))
         if not self._warned:
             check(self.multiplier <= 100, partial(self._warn_of_budget, value))
 
     def check_constrained(self, value: Tensor) -> None:
         """Refuse a constrained value that is not finite, with the error that [`update`] documents."""
-        check(torch.isfinite(value).all(), partial(self._refuse_value, value.detach()))
-
-    def _refuse_value(self, value: Tensor) -> None:
-        raise ValueError(f"{self.name} is {float(value)}; its multiplier stays at {float(self.multiplier):.4g}.")
-
-    def _refuse_multiplier(self, value: Tensor) -> None:
-        raise ValueError(
-            f"lambda/{self.name} would not be finite: the value {float(value):.3g} is too far above the budget "
-            f"{self.budget:.3g}; raise it or set max_step."
-        )
+        message = "{} is {}; its multiplier stays at {:.4g}."
+        refuse_unless(value.isfinite().all(), ValueError, message, self.name, value.detach(), self.multiplier)
 
     def _warn_of_budget(self, value: Tensor) -> None:
         self._warned = True

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..geometry.checks import check
+from ..geometry.checks import refuse_unless
 from ..validation import not_negative, real_number
 from .base import GeometryBatch, class_indices, finite_value
 
@@ -86,11 +86,8 @@ class LogitAdjustment(CrossEntropy):
     def adjusted(self, logits: Tensor, batch: GeometryBatch) -> Tensor:
         counts = _counts(batch, logits)
         adjustment = self.tau * (counts / counts.sum()).log()
-
-        def refuse() -> None:
-            raise ValueError(f"tau={self.tau} times the log shares of class_counts is not finite; lower tau.")
-
-        check(adjustment.isfinite().all(), refuse)
+        message = "tau={} times the log shares of class_counts is not finite; lower tau."
+        refuse_unless(adjustment.isfinite().all(), ValueError, message, self.tau)
         return logits + adjustment
 
 
@@ -189,14 +186,9 @@ def _counts(batch: GeometryBatch, logits: Tensor) -> Tensor:
     (counts,) = batch.need("class_counts")
     if len(counts) != logits.shape[1]:
         raise ValueError(f"class_counts must be {logits.shape[1]} numbers, one a class, got {len(counts)}.")
-
-    def refuse() -> None:
-        raise ValueError(f"Class {int((counts < 1).nonzero()[0])} has no training samples in class_counts.")
-
-    def refuse_sum() -> None:
-        raise ValueError("class_counts are too large: their sum is not finite.")
-
-    check((counts >= 1).all(), refuse)
+    absent = counts < 1
+    message = "Class {} has no training samples in class_counts."
+    refuse_unless(~absent.any(), ValueError, message, absent.int().argmax())
     counts = counts.to(torch.promote_types(logits.dtype, torch.float32))
-    check(counts.sum().isfinite(), refuse_sum)
+    refuse_unless(counts.sum().isfinite(), ValueError, "class_counts are too large: their sum is not finite.")
     return counts

@@ -9,11 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import HubStrategy
 
-from ..geometry.checks import check
+from ..geometry.checks import refuse_unless
 from ..losses import Regularizer
 from ..models.adapters import adapter_layers, check_adapter_weights, unwrap
 from ..models.devices import check_movable
@@ -257,20 +256,14 @@ def check_term(name: str, value: Tensor, step: int) -> None:
     """A term's value must be a finite scalar."""
     if value.dim():
         raise ValueError(f"loss/{name} must be a scalar, got shape {tuple(value.shape)}.")
-
-    def refuse() -> None:
-        raise FloatingPointError(f"loss/{name} is {value.item()} at step {step}; no step was taken.")
-
-    check(torch.isfinite(value), refuse)
+    message = "loss/{} is {} at step {}; no step was taken."
+    refuse_unless(value.isfinite(), FloatingPointError, message, name, value, step)
 
 
 def check_total(total: Tensor, step: int) -> None:
     """The weighted sum of terms that are finite must be finite too."""
-
-    def refuse() -> None:
-        raise FloatingPointError(
-            f"The weighted sum of the losses is {total.item()} at step {step}, though each is finite; no step was "
-            "taken. Lower a weight, or raise a budget."
-        )
-
-    check(torch.isfinite(total), refuse)
+    message = (
+        "The weighted sum of the losses is {} at step {}, though each is finite; no step was taken. Lower a weight, "
+        "or raise a budget."
+    )
+    refuse_unless(total.isfinite(), FloatingPointError, message, total, step)

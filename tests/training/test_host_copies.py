@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
-from peft_ncgeo.geometry.checks import DeferredChecks, check, maybe, number
+from peft_ncgeo.geometry.checks import DeferredChecks, check, check_labels, maybe, number, refuse_unless
 from peft_ncgeo.losses import (
     LDAM,
     GeometryBatch,
@@ -247,6 +247,31 @@ def test_checks_tell_in_their_order_and_once():
     assert isinstance(number(wrong), float)
     assert not maybe(wrong)
     assert maybe(right)
+
+
+def test_refusals_name_what_was_wrong_now_or_later(monkeypatch):
+    def named(labels):
+        return lambda: check_labels(torch.tensor(labels), 4, lowest=-1)
+
+    calls = {
+        "a {} name is 2.5": lambda: refuse_unless(
+            torch.tensor(False), ValueError, "{} is {:.3g}", "a {} name", torch.tensor(2.5, requires_grad=True)
+        ),
+        "-1..3, got -2": named([0, -2, 3]),
+        "-1..3, got 4": named([[-1, 4], [0, 3]]),
+    }
+    named([])()
+    named([-1, 0, 3])()
+    for words, call in calls.items():
+        with pytest.raises(ValueError, match=words.replace("{", "[{]")):
+            call()
+        copies = HostCopies(monkeypatch)
+        with copies.counting(), DeferredChecks() as checks:
+            call()
+        monkeypatch.undo()
+        assert copies.places == []
+        with pytest.raises(ValueError, match=words.replace("{", "[{]")):
+            checks.read()
 
 
 @pytest.mark.parametrize("anew", [False, True])

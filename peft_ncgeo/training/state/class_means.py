@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...geometry.checks import check
+from ...geometry.checks import refuse_unless
 
 MOMENTUM = 0.9
 
@@ -45,7 +45,8 @@ class ClassMeans:
             ValueError: features are not finite.
         """
         features = features.to(torch.promote_types(features.dtype, torch.float32))
-        check(torch.isfinite(features).all(), _refuse)
+        message = "image_features has non-finite values; class means stay as they were."
+        refuse_unless(features.isfinite().all(), ValueError, message)
         if self._means.shape[1] == 0:
             self._means = features.new_full((self.num_classes, features.shape[1]), math.nan)
         self._means = self._means.to(features.device)
@@ -76,7 +77,3 @@ class ClassMeans:
             raise RuntimeError(f"it holds {len(state_dict['means'])} classes, the data set {self.num_classes}.")
         self._means = state_dict["means"]
         self.forget_step()
-
-
-def _refuse() -> None:
-    raise ValueError("image_features has non-finite values; class means stay as they were.")
