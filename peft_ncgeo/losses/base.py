@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any
 
@@ -24,43 +24,31 @@ from ..geometry.checks import (
 )
 from ..validation import not_negative, positive, real_number
 
-# Axes with one letter have one length: B images, K classes, T templates, d the width.
-_AXES = {
-    "image_features": "Bd",
-    "text_features": "Kd",
-    "labels": "B",
-    "logits": "BK",
-    "frozen_image_features": "Bd",
-    "frozen_text_features": "Kd",
-    "template_features": "KTd",
-    "classifier_weight": "Kd",
-    "class_means": "Kd",
-    "class_counts": "K",
-}
-
 
 @dataclass
 class GeometryBatch:
     """One batch over all processes, as losses see it. Raw features; a loss normalises what its formula normalises.
 
-    Fields that no loss `requires` stay None and cost nothing. B images, K classes, T templates, d the width of the
-    shared space (for a classification model: of what enters its head).
+    Fields that no loss `requires` stay None and cost nothing. `axes` are a tensor's, those with one letter of one
+    length: B images, K classes, T templates, d the width of the shared space (for a classification model: of what
+    enters its head). Only a model that reads text has a field `of_text`. `frozen_` features are those of the model
+    with its adapter off, without gradient.
     """
 
-    image_features: Tensor | None = None  # (B, d)
-    text_features: Tensor | None = None  # (K, d)
-    labels: Tensor | None = None  # (B,) integers
-    logits: Tensor | None = None  # (B, K)
-    logit_scale: Tensor | None = None  # (), its exp multiplies the cosines
-    frozen_image_features: Tensor | None = None  # (B, d), the model with its adapter off, no gradient
-    frozen_text_features: Tensor | None = None  # (K, d)
-    template_features: Tensor | None = None  # (K, T, d)
-    classifier_weight: Tensor | None = None  # (K, d)
-    class_means: Tensor | None = None  # (K, d), rows of nan: classes not seen yet
-    class_counts: Tensor | None = None  # (K,)
+    image_features: Tensor | None = field(default=None, metadata={"axes": "Bd"})
+    text_features: Tensor | None = field(default=None, metadata={"axes": "Kd", "of_text": True})
+    labels: Tensor | None = field(default=None, metadata={"axes": "B"})  # integers
+    logits: Tensor | None = field(default=None, metadata={"axes": "BK"})
+    logit_scale: Tensor | None = field(default=None, metadata={"of_text": True})  # its exp multiplies the cosines
+    frozen_image_features: Tensor | None = field(default=None, metadata={"axes": "Bd"})
+    frozen_text_features: Tensor | None = field(default=None, metadata={"axes": "Kd", "of_text": True})
+    template_features: Tensor | None = field(default=None, metadata={"axes": "KTd", "of_text": True})
+    classifier_weight: Tensor | None = field(default=None, metadata={"axes": "Kd"})
+    class_means: Tensor | None = field(default=None, metadata={"axes": "Kd"})  # rows of nan: classes not seen yet
+    class_counts: Tensor | None = field(default=None, metadata={"axes": "K"})
     progress: float | None = None  # share of training done, 0 to 1
 
-    def need(self, *fields: str) -> list[Any]:
+    def need(self, *names: str) -> list[Any]:
         """The named fields' values; labels as int64.
 
         Raises:
@@ -70,30 +58,31 @@ class GeometryBatch:
         """
         values: list[Any] = []
         lengths: dict[str, tuple[str, int]] = {}
-        for field in fields:
-            value = getattr(self, field)
+        all_axes = {each.name: each.metadata.get("axes") for each in fields(self)}
+        for name in names:
+            value, axes = getattr(self, name), all_axes.get(name)
             if value is None:
-                raise ValueError(f"This loss needs GeometryBatch.{field}, which is None.")
-            if field in _AXES:
-                check_shape(field, value, *_AXES[field])
-                for axis, length in zip(_AXES[field], value.shape, strict=True):
-                    other, wanted = lengths.setdefault(axis, (field, length))
+                raise ValueError(f"This loss needs GeometryBatch.{name}, which is None.")
+            if axes is not None:
+                check_shape(name, value, *axes)
+                for axis, length in zip(axes, value.shape, strict=True):
+                    other, wanted = lengths.setdefault(axis, (name, length))
                     if wanted != length:
-                        raise ValueError(f"{field} has {axis} = {length}, but {other} has {axis} = {wanted}.")
-            elif field == "logit_scale":
-                check_tensor(field, value)
+                        raise ValueError(f"{name} has {axis} = {length}, but {other} has {axis} = {wanted}.")
+            elif name == "logit_scale":
+                check_tensor(name, value)
                 if value.numel() != 1:
                     raise ValueError(f"logit_scale must be one number, got shape {tuple(value.shape)}.")
-            elif field == "progress":
-                value = real_number(field, value, "a share of training, 0 to 1", lambda share: 0 <= share <= 1)
-            if field == "labels":
+            elif name == "progress":
+                value = real_number(name, value, "a share of training, 0 to 1", lambda share: 0 <= share <= 1)
+            if name == "labels":
                 if value.is_floating_point():
                     raise TypeError(f"labels must be integers, got {value.dtype}.")
                 value = value.long()
             elif isinstance(value, Tensor):
                 # a row of class_means is wholly nan until its class is seen
-                unseen = value.isnan().all(-1, keepdim=True) if field == "class_means" else None
-                check_finite(field, value if unseen is None else value.masked_fill(unseen, 0))
+                unseen = value.isnan().all(-1, keepdim=True) if name == "class_means" else None
+                check_finite(name, value if unseen is None else value.masked_fill(unseen, 0))
             values.append(value)
         return values
 

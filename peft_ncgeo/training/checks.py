@@ -7,13 +7,14 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.trainer_utils import HubStrategy
 
 from ..geometry.checks import refuse_unless
-from ..losses import Regularizer
+from ..losses import GeometryBatch, Regularizer
 from ..models.adapters import adapter_layers, check_adapter_weights, unwrap
 from ..models.devices import check_movable
 from ..models.heads import classification_head, linear_classifier
@@ -22,23 +23,6 @@ from ..models.templates import is_template
 from ..models.towers import reads_text
 from ..validation import shown
 from .arguments import GeometryTrainingArguments
-
-# GeometryBatch fields that GeometryTrainer fills
-OFFERED = {
-    "image_features",
-    "text_features",
-    "labels",
-    "logits",
-    "logit_scale",
-    "frozen_image_features",
-    "frozen_text_features",
-    "template_features",
-    "class_counts",
-    "classifier_weight",
-    "class_means",
-    "progress",
-}
-
 
 # arguments of Transformers' Trainer that would do nothing here or fail once training has begun -> why, and the mend
 NO_PLACE = {
@@ -171,9 +155,10 @@ def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification
     for name, count in Counter(getattr(term, "name", "ce") for term in terms).items():
         if count > 1:
             raise ValueError(f"Two losses have the name {name!r}; give one of them another with name=...")
+    offered = {each.name: each.metadata for each in fields(GeometryBatch)}  # GeometryTrainer fills all of them
     for term in terms:
         for field in getattr(term, "requires", ()):
-            if field not in OFFERED:
+            if field not in offered:
                 raise ValueError(f"{term.name} requires {field}, which GeometryTrainer does not fill.")
             if field == "frozen_image_features" and hasattr(classification_head(model), "active_classifier"):
                 raise ValueError(
@@ -187,7 +172,7 @@ def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification
                     f"{term.name} needs the weights of the head, which is not one linear layer; keep it with "
                     'modules_to_save=["classifier"].'
                 )
-            if any(word in field for word in ("text", "template", "logit_scale")) and not reads_text(model):
+            if offered[field].get("of_text") and not reads_text(model):
                 raise ValueError(
                     f"{term.name} requires {field}, but {type(unwrap(model)).__name__} reads no text; use a modality "
                     "without text."
