@@ -11,7 +11,6 @@ from ...data.images import LabelledImages
 from ...models.feature_extractor import TowersModule, encode
 from ...models.towers import reads_text
 from ..arguments import GeometryTrainingArguments
-from .shared_layers import SharedLayers
 from .teacher import FrozenTeacher
 from .views import ViewFeatures, never_changes
 
@@ -23,7 +22,6 @@ class StepFeatures:
     - The frozen model's texts are read once.
     - Where images are shown in views that come again, the frozen model sees each view once. So does the student where
       nothing in its image tower is trained; images are not even decoded then.
-    - Otherwise the two image passes of a step share the layers below the first prompt.
 
     Args:
         towers: the student.
@@ -49,7 +47,6 @@ class StepFeatures:
         self.forget_step()
         self.student_views: ViewFeatures | None = None
         self.frozen_views: ViewFeatures | None = None
-        self.shared = SharedLayers(self.towers.model)
 
     def forget_step(self) -> None:
         """Forget the texts' features, so that the next micro-batch encodes them again."""
@@ -68,8 +65,7 @@ class StepFeatures:
         new = {} if self.step_text is not None else dict(self.texts)
         if "pixel_values" in inputs:
             new["pixel_values"] = inputs["pixel_values"]
-        with self.shared.recording():
-            out: dict[str, Tensor] = model(**new) if new else {}
+        out: dict[str, Tensor] = model(**new) if new else {}
         if self.student_views is not None:
             out["image_features"] = self.student_views.of(inputs["views"], inputs["labels"].device)
         if self.step_text is not None:
@@ -87,8 +83,7 @@ class StepFeatures:
         if self.frozen_views is not None:
             features = self.frozen_views.of(inputs["views"], inputs["labels"].device)
         else:
-            with self.shared.replaying():
-                features = self.teacher.image_features(inputs["pixel_values"])
+            features = self.teacher.image_features(inputs["pixel_values"])
         return {"frozen_image_features": features}
 
     def frozen_texts(self, device: Any) -> dict[str, Tensor]:
