@@ -5,7 +5,8 @@
 
 Both sides have the same weights, data and losses. The reference pads every text to the tower's full length, uses eager
 attention, runs the teacher's image pass in every step through PEFT's `disable_adapter`, and encodes all classes again
-for every batch of an evaluation. Seconds are process CPU time, medians of rounds in which both sides take turns.
+for every batch of an evaluation; under autocast it is our own step without the weights cast beforehand. Seconds are
+process CPU time, medians of rounds in which both sides take turns.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from peft_ncgeo.models.image_encoder import encode_images
 from peft_ncgeo.models.text_encoder import encode_texts
 from peft_ncgeo.models.towers import text_positions
 from peft_ncgeo.training import Recipe
+from peft_ncgeo.training.features.half_weights import HalfWeights
 
 RECIPES = Path(__file__).parent / "recipes"
 PROMPT_OT, COOP = Recipe.read(RECIPES / "prompt_ot.yaml"), Recipe.read(RECIPES / "coop.yaml")
@@ -148,17 +150,11 @@ def prompt_ot(base: CLIPModel, classes: int, dtype: torch.dtype = torch.float32)
     reference, ours = prompted(base, PROMPT_OT, dtype)
     padded, short = class_texts(base, PROMPT_OT, classes)
     pixels, labels = images(base, 4, classes)
-    own_pixels, terms, scale = pixels.to(dtype), PROMPT_OT.losses(), base.logit_scale
+    own_pixels, loss_of = pixels.to(dtype), prompt_ot_loss(base, labels)
     with torch.no_grad(), adapters_off(reference), adapters_off(ours):
         frozen_text = encode_texts(reference, short)
         own_frozen = encode_images(ours, own_pixels), encode_texts(ours, short)
     arrived = torch.zeros_like(frozen_text)  # the gradient of the reference's texts in the step before
-
-    def loss_of(image: Tensor, text: Tensor, frozen_image: Tensor, frozen_text: Tensor) -> Tensor:
-        features = {"image_features": image, "text_features": text, "logits": cosine_logits(image, text, scale)}
-        frozen = {"frozen_image_features": frozen_image, "frozen_text_features": frozen_text}
-        batch = GeometryBatch(**features, **frozen, labels=labels)
-        return CrossEntropy()(batch) + sum(term.factor() * term(batch) for term in terms)
 
     def reference_loss(model: PeftModel) -> Tensor:
         with torch.no_grad(), model.disable_adapter():
@@ -173,6 +169,47 @@ def prompt_ot(base: CLIPModel, classes: int, dtype: torch.dtype = torch.float32)
     name = f"Prompt-OT step, {classes} classes, batch 4" + ", ours in bf16" * (dtype == torch.bfloat16)
     parts = ([Part(partial(step, *side))] for side in ((reference, reference_loss), (ours, our_loss)))
     return Work(name, *parts, dtype, long=classes > CHUNK)
+
+
+def prompt_ot_loss(base: CLIPModel, labels: Tensor) -> Callable[..., Tensor]:
+    """The recipe's loss of image and text features, and of the frozen model's."""
+    terms, scale = PROMPT_OT.losses(), base.logit_scale
+
+    def loss_of(image: Tensor, text: Tensor, frozen_image: Tensor, frozen_text: Tensor) -> Tensor:
+        features = {"image_features": image, "text_features": text, "logits": cosine_logits(image, text, scale)}
+        frozen = {"frozen_image_features": frozen_image, "frozen_text_features": frozen_text}
+        batch = GeometryBatch(**features, **frozen, labels=labels)
+        return CrossEntropy()(batch) + sum(term.factor() * term(batch) for term in terms)
+
+    return loss_of
+
+
+def autocast(base: CLIPModel, classes: int) -> Work:
+    """A training step of Prompt-OT, batch 4, on new image views under autocast to bf16, twice on the same model.
+
+    Here the reference is autocast alone, which casts the frozen weights in each of the three passes; ours has cast
+    them before.
+    """
+    model = prompted(base, PROMPT_OT)[1]
+    short = class_texts(base, PROMPT_OT, classes)[1]
+    pixels, labels = images(base, 4, classes)
+    loss_of = prompt_ot_loss(base, labels)
+    with torch.no_grad(), adapters_off(model):
+        frozen_text = encode_texts(model, short)
+
+    @torch.autocast("cpu", torch.bfloat16)
+    def loss(model: PeftModel) -> Tensor:
+        with torch.no_grad(), adapters_off(model):
+            frozen_image = image_features(model, pixels)
+        return loss_of(image_features(model, pixels), encode_texts(model, short), frozen_image, frozen_text)
+
+    def in_half(half: HalfWeights) -> float:
+        with half:
+            return step(model, loss)
+
+    sides = HalfWeights(model, None), HalfWeights(model, torch.bfloat16)
+    name = f"Prompt-OT step, {classes} classes, batch 4, bf16 autocast on both sides"
+    return Work(name, *([Part(partial(in_half, half))] for half in sides), torch.bfloat16)
 
 
 def chunked(model: PeftModel, ids: Tensor, gradient: Tensor) -> Tensor:
@@ -289,6 +326,7 @@ ROWS: dict[str, Callable[[CLIPModel, bool], Work]] = {
     "text": lambda base, quick: text_tower(base, 100),
     "ot-50": lambda base, quick: prompt_ot(base, 50),
     "ot-50-bf16": lambda base, quick: prompt_ot(base, 50, torch.bfloat16),
+    "ot-50-autocast": lambda base, quick: autocast(base, 50),
     "ot-100": lambda base, quick: prompt_ot(base, 100),
     "ot-500": lambda base, quick: prompt_ot(base, 500),
     "text-only": lambda base, quick: text_only(base, 100, 32),
