@@ -126,35 +126,11 @@ class NeuralCollapse:
             self._samples.append(features.detach().to("cpu", copy=True))
         return self
 
-    def merge(self, other: NeuralCollapse) -> NeuralCollapse:
-        """Add another's statistics and kept samples, as if its batches had been given to this one.
-
-        Returns:
-            Itself.
-
-        Raises:
-            ValueError: `num_classes`, `dim` or `keep_samples` differ.
-            RuntimeError: after [`all_reduce`] of either.
-        """
-        self._check_local("merge")
-        other._check_local("merge")
-        for name in ("num_classes", "dim", "keep_samples"):
-            if getattr(self, name) != getattr(other, name):
-                raise ValueError(f"{name}={getattr(self, name)} cannot be merged with {getattr(other, name)}.")
-        if self._is_empty():
-            self._origin = other._origin.to(self._origin)
-        sums, second = other._about(self._origin)
-        self._counts = self._counts + other._counts.to(self._counts)
-        self._sums = self._sums + sums.to(self._sums)
-        self._second = self._second + second.to(self._second)
-        self._samples = self._samples + other._samples
-        return self
-
     def all_reduce(self) -> NeuralCollapse:
         """Add up the statistics of all processes, once; every process must call it. Without processes, do nothing.
 
         One all-reduce of `K + Kd + d^2` numbers, after one of d + 1 that agrees on an origin. Kept samples stay where
-        they are. From then on every process has the same statistics, and neither [`update`] nor [`merge`] is allowed.
+        they are. From then on every process has the same statistics, and [`update`] is not allowed.
 
         Returns:
             Itself.
