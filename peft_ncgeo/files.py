@@ -63,7 +63,7 @@ def parse_json(text: str) -> Any:
     return content
 
 
-def read_yaml(path: str | Path, what: str, largest: int = LARGEST) -> Any:
+def read_yaml(path: str | Path, what: str) -> Any:
     """Read a YAML file. Aliases are refused: with them a small file can stand for an endless one.
 
     Args:
@@ -74,7 +74,7 @@ def read_yaml(path: str | Path, what: str, largest: int = LARGEST) -> Any:
             too many digits.
     """
     try:
-        return yaml.load(read_text(path, largest), _Loader)
+        return yaml.load(read_text(path), _Loader)
     except Exception as error:  # PyYAML's constructors have errors of many kinds
         raise ValueError(f"{what} {path} cannot be read: {reason(error)}") from error
 

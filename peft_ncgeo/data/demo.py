@@ -155,16 +155,15 @@ def _one_thread() -> Iterator[None]:
 
 
 @_one_thread()
-def draw_views(drawings: np.ndarray, parameters: np.ndarray, size: int = VIEW_SIZE) -> np.ndarray:
+def draw_views(drawings: np.ndarray, parameters: np.ndarray) -> np.ndarray:
     """Show each drawing in one view: background, rotation, scale, shift, flip and colours. Pure and batched.
 
     Args:
         drawings: `(n, height, width, 4)` RGBA bytes.
         parameters: `(n, VIEW_PARAMETERS)` numbers in [0, 1) that determine the views.
-        size: side of the views in pixels.
 
     Returns:
-        `(n, size, size, 3)` RGB bytes.
+        `(n, VIEW_SIZE, VIEW_SIZE, 3)` RGB bytes.
     """
     u = torch.from_numpy(np.asarray(parameters, dtype=np.float32))
     rgba = torch.from_numpy(drawings).permute(0, 3, 1, 2).float() / 255
@@ -185,13 +184,13 @@ def draw_views(drawings: np.ndarray, parameters: np.ndarray, size: int = VIEW_SI
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     shift_x, shift_y = (u[:, 9] - 0.5) * 0.3, (u[:, 10] - 0.5) * 0.3
     theta = torch.stack([torch.stack([flip * cos, -sin, shift_x], 1), torch.stack([flip * sin, cos, shift_y], 1)], 1)
-    grid = torch.nn.functional.affine_grid(theta, [len(u), 4, 2 * size, 2 * size], align_corners=False)
+    grid = torch.nn.functional.affine_grid(theta, [len(u), 4, 2 * VIEW_SIZE, 2 * VIEW_SIZE], align_corners=False)
     premultiplied = torch.cat([colour * alpha, alpha], dim=1)  # else transparent pixels bleed black into the edges
     artwork = torch.nn.functional.grid_sample(premultiplied, grid, align_corners=False)
     artwork = torch.nn.functional.avg_pool2d(artwork, 2)
 
     # A background that runs from one colour to another.
-    axis = torch.linspace(-1, 1, size)
+    axis = torch.linspace(-1, 1, VIEW_SIZE)
     direction = (u[:, 11] * 2 * math.pi).view(-1, 1, 1, 1)
     ramp = torch.cos(direction) * axis.view(1, 1, 1, -1) + torch.sin(direction) * axis.view(1, 1, -1, 1)
     ramp = (ramp / math.sqrt(2) + 1) / 2

@@ -183,12 +183,12 @@ def grouped_transport_plans(cost: Tensor, labels: Tensor, epsilon: float | None 
     return result.to(cost), len(counts)
 
 
-def identity_share(plan: Tensor, v: Tensor, tolerance: float = 1e-6) -> Tensor:
+def identity_share(plan: Tensor, v: Tensor) -> Tensor:
     """Share of the mass of `plan` (n, m), m >= n, that stays where it was: `sum_ij P_ij [v_i == v_j] / sum_ij P_ij`.
 
     `v` (m, d) are the targets, of which the first n belong to the rows. 1 for the identity, also where several targets
     are equal (a repeated label's text).
     """
     v = v.detach()
-    same = torch.cdist(v[: len(plan)], v, p=float("inf")) <= tolerance
+    same = torch.cdist(v[: len(plan)], v, p=float("inf")) <= 1e-6
     return (plan * same).sum() / plan.sum()

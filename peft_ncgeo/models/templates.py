@@ -25,14 +25,9 @@ def find_tokenizer(name_or_path: str | None, revision: str | None = None) -> Pre
     return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
 
 
-def is_template(template: Any) -> bool:
-    """Whether it is a text with one place for the class name."""
-    return isinstance(template, str) and template.count("{}") == 1
-
-
 def check_template(template: Any, name: str = "template") -> None:
     """Refuse what is not a text with one place for the class name."""
-    if not is_template(template):
+    if not isinstance(template, str) or template.count("{}") != 1:
         raise ValueError(f"{name}={shown(template)} must hold '{{}}' once, where the class name goes.")
     check_length(name, template)
 

@@ -19,7 +19,7 @@ from ..models.adapters import adapter_layers, check_adapter_weights, unwrap
 from ..models.devices import check_movable
 from ..models.heads import classification_head, linear_classifier
 from ..models.precision import HALF
-from ..models.templates import is_template
+from ..models.templates import check_template
 from ..models.towers import reads_text
 from ..validation import shown
 from .arguments import GeometryTrainingArguments
@@ -123,9 +123,8 @@ def check_templates(args: GeometryTrainingArguments, required: set[str]) -> None
         templates = getattr(args, name) or []
         if not isinstance(templates, list | tuple):
             raise ValueError(f"{name}={shown(templates)} must be a list of templates.")
-        for template in templates:
-            if not is_template(template):
-                raise ValueError(f"{name}: {shown(template)} must hold '{{}}' once, where the class name goes.")
+        for i, template in enumerate(templates):
+            check_template(template, f"{name}[{i}]")
         if templates and reader not in required:
             raise ValueError(f"{name} is given, but no loss reads it.")
 

@@ -284,9 +284,9 @@ def test_terms_on_texts_are_refused_on_a_model_without(tmp_path, term):
 def test_templates_must_be_read_and_have_a_place_for_the_name(tmp_path, field):
     with pytest.raises(ValueError, match=f"{field} is given, but no loss reads it"):
         trainer(tmp_path, **{field: ["the {}."]})
-    with pytest.raises(ValueError, match=f"{field}: 'the' must hold '{{}}' once"):
+    with pytest.raises(ValueError, match=rf"{field}\[0\]='the' must hold '{{}}' once"):
         trainer(tmp_path, **{field: ["the"]})
-    with pytest.raises(ValueError, match=f"{field}: 3 must hold '{{}}' once"):
+    with pytest.raises(ValueError, match=rf"{field}\[0\]=3 must hold '{{}}' once"):
         trainer(tmp_path, **{field: [3]})
 
 

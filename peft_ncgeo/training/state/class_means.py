@@ -28,15 +28,12 @@ class ClassMeans:
 
     def forget_step(self) -> None:
         """Leave out what was taken in since the last finished step."""
-        self._sums: Tensor | None = None  # of this step's micro-batches so far
-        self._counts: Tensor | None = None
+        self._step: tuple[Tensor, Tensor] | None = None  # sums (K, d) and counts (K,) of its micro-batches so far
 
     @property
     def means(self) -> Tensor:
         """(K, d) with all that was taken in so far; rows of nan: classes not seen yet."""
-        if self._sums is None or self._counts is None:
-            return self._means
-        return self._blend(self._sums, self._counts)
+        return self._means if self._step is None else self._blend(*self._step)
 
     def update(self, features: Tensor, labels: Tensor) -> Tensor:
         """Take in a micro-batch and give the means with it, (K, d), attached to the graph of `features` (B, d).
@@ -53,9 +50,9 @@ class ClassMeans:
         # not index_add, whose order of addition on a GPU differs between processes that must agree
         members = (labels[:, None] == torch.arange(self.num_classes, device=labels.device)).to(features.dtype)
         sums, counts = members.T @ features, members.sum(0)
-        if self._sums is not None and self._counts is not None:
-            sums, counts = self._sums + sums, self._counts + counts
-        self._sums, self._counts = sums.detach(), counts
+        if self._step is not None:
+            sums, counts = self._step[0] + sums, self._step[1] + counts
+        self._step = sums.detach(), counts
         return self._blend(sums, counts)
 
     def end_step(self) -> None:
