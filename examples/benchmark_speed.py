@@ -200,8 +200,8 @@ def autocast(base: CLIPModel, classes: int) -> Work:
     @torch.autocast("cpu", torch.bfloat16)
     def loss(model: PeftModel) -> Tensor:
         with torch.no_grad(), adapters_off(model):
-            frozen_image = image_features(model, pixels)
-        return loss_of(image_features(model, pixels), encode_texts(model, short), frozen_image, frozen_text)
+            frozen_image = encode_images(model, pixels)
+        return loss_of(encode_images(model, pixels), encode_texts(model, short), frozen_image, frozen_text)
 
     def in_half(half: HalfWeights) -> float:
         with half:
