@@ -75,7 +75,7 @@ from peft_ncgeo.protocols import FewShotMethod, Task, few_shot, run_cells
 from peft_ncgeo.training import Recipe
 from tests.conftest import tiny_clip, tiny_images, tiny_processor, tiny_vit
 
-warnings.simplefilter("ignore")
+warnings.simplefilter("ignore", UserWarning)
 folder, images = Path(sys.argv[1]), tiny_images(12)
 
 def note(trainer, evaluate):
