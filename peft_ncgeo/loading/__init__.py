@@ -1,1 +1,1 @@
-"""Adapters from files and from the Hub, and prompts that other projects' code has written."""
+"""Adapters from files and from the Hub, and prompts converted from other projects' checkpoints."""

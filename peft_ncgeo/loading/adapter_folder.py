@@ -1,4 +1,4 @@
-"""The folder of an adapter: others read it as a whole, or they refuse it."""
+"""Adapter folders, written so that an interruption never leaves a mixture of two adapters."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from tempfile import TemporaryDirectory
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 
-_CARD = "README.md"  # PEFT writes into the one that is there
+_CARD = "README.md"  # PEFT adds to a card that exists
 
 
 @contextmanager
 def writing_adapter(folder: str | Path, leftovers: Iterable[str] = ()) -> Iterator[Path]:
-    """Yield a folder to write the files of one or several adapters into, which then take their places in `folder`.
+    """Yield a temporary folder for the files of one or several adapters, and move them into `folder` at the end.
 
-    An adapter is read by nobody without its `adapter_config.json`. This file is taken out of `folder` first and put
-    back last, so a stop in between leaves a folder that is refused, and never new weights beside old settings, names
-    or prototypes. A stop before leaves `folder` as it was.
+    An adapter without `adapter_config.json` cannot be loaded. This file is removed from `folder` first and put back
+    last. So an interruption in between leaves a folder that cannot be loaded, but never new weights beside old
+    settings, names or prototypes. An interruption before that leaves `folder` unchanged.
 
     Args:
-        leftovers: names of files that an adapter of another kind may have left. They go with the adapter that is
-            replaced, where the new one has none of that name; other files stay.
+        leftovers: names of files that an adapter of another kind may have left. They are removed with the adapter
+            that is replaced, unless the new one has a file of that name; other files stay.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as temporary:
-        part = Path(temporary, "files")  # Trainer reads folders with adapters in them, a level up, as adapters
+        part = Path(temporary, "files")  # deeper than the subfolders that Trainer takes for adapters
         part.mkdir()
         if (folder / _CARD).is_file():
             shutil.copyfile(folder / _CARD, part / _CARD)
@@ -52,7 +52,7 @@ def _outdated(place: Path, leftovers: Iterable[str]) -> list[Path]:
 
 
 def refuse_model_folder(folder: str | Path) -> None:
-    """Refuse to write an adapter into a model's folder: its tokenizer would be replaced, and the model read with it.
+    """Raise if a folder holds a model: an adapter written into it would replace the model's tokenizer.
 
     Raises:
         ValueError: the folder holds a `config.json`.
@@ -62,5 +62,5 @@ def refuse_model_folder(folder: str | Path) -> None:
 
 
 def weights_digest(folder: Path) -> str:
-    """SHA-256 of an adapter's weights, by which files that belong to them know them again."""
+    """Return the SHA-256 of an adapter's weights, which other files store to show that they belong to them."""
     return hashlib.sha256((folder / SAFETENSORS_WEIGHTS_NAME).read_bytes()).hexdigest()

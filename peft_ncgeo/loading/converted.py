@@ -1,4 +1,4 @@
-"""Prompts published with the papers' code, as adapters."""
+"""Prompt checkpoints of the papers' published code, converted to adapters."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _Found = dict[tuple[str, int], dict[str, Tensor]]  # (tower, layer) -> parameter
 
 @dataclass
 class ImportedPrompts:
-    """Prompts read from a checkpoint, in this package's names.
+    """Prompts read from a checkpoint, under this package's parameter names.
 
     Attributes:
-        config: fits the prompts' numbers and depths.
-        state_dict: float32, as `adapter_model.safetensors` holds them.
+        config: an adapter config with the numbers and depths of the prompts.
+        state_dict: float32 tensors, as in `adapter_model.safetensors`.
     """
 
     config: NPTConfig
@@ -67,7 +67,7 @@ def import_prompts(path: str | Path, format: str, template: str = "a photo of a 
         raise ValueError(f"format={format!r} must be one of {', '.join(_READERS)}.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of the zip file, of the pickle in it, or of what that asks for
+    except Exception as error:  # torch, zipfile and pickle raise many types
         raise ValueError(f"{path} cannot be read as weights: {reason(error)}") from error
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
     state = state if isinstance(state, dict) else {}
@@ -78,14 +78,19 @@ def import_prompts(path: str | Path, format: str, template: str = "a photo of a 
     except KeyError as error:
         raise ValueError(f"{path} holds no prompts in the layout of {format!r}: it lacks {error}.") from error
     if not found:
-        raise ValueError(f"{path} holds no prompts in the layout of {format!r}.")
+        raise ValueError(f"{path} holds no prompts in the layout of {format!r}; pass the format that it was saved in.")
     if state["ctx"].dim() == 3:
-        raise ValueError(f"{path} has a context for each class (CSC); it says nothing about other classes.")
+        raise ValueError(
+            f"{path} has a context for each class (CSC), which does not fit other classes; pass a checkpoint that has "
+            "one context for all classes."
+        )
     for (tower, layer), parameters in found.items():
         for name, value in parameters.items():
             if not isinstance(value, Tensor) or value.dim() != 2 - name.endswith("bias") or not value.numel():
                 kind = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"{path}: the {name} of {tower}, layer {layer}, is no matrix but {kind}.")
+                raise ValueError(
+                    f"{path}: the {name} of {tower}, layer {layer}, must be a matrix, its bias a vector; got {kind}."
+                )
     depths = {tower: 1 + max((i for t, i in found if t == tower), default=0) for tower in (_TEXT, _VISION)}
     at_input = found.get((_VISION, 0), {})
     coupled = "coupling.weight" in at_input
@@ -107,7 +112,7 @@ def import_prompts(path: str | Path, format: str, template: str = "a photo of a 
         check_tensors(adapter)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    # copies: what shares memory, as a checkpoint may have it, cannot be saved
+    # copies, because a checkpoint's tensors may share memory, which safetensors cannot save
     return ImportedPrompts(config, {key: value.float().contiguous().clone() for key, value in adapter.items()})
 
 
@@ -116,7 +121,7 @@ def _read_coop(state: dict[str, Tensor]) -> _Found:
 
 
 def _read_ivlp(state: dict[str, Tensor]) -> _Found:
-    """The whole model is in the file; prompts are `VPT` at the image input and `VPT_shallow` in each deeper layer."""
+    """Read prompts from a whole model: `VPT` at the image input, `VPT_shallow` in each deeper layer."""
     found = _read_coop(state)
     for encoder, tower in (("text_encoder", _TEXT), ("image_encoder", _VISION)):
         if f"{encoder}.VPT" in state:
@@ -129,7 +134,7 @@ def _read_ivlp(state: dict[str, Tensor]) -> _Found:
 
 
 def _read_maple(state: dict[str, Tensor]) -> _Found:
-    """Text vectors, and for each layer the map from them to the vision vectors."""
+    """Read text vectors, and for each layer the map from them to the vision vectors."""
     found: _Found = _read_coop(state)
     if "proj.weight" not in state:
         return {}

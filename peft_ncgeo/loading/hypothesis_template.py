@@ -1,4 +1,4 @@
-"""The text around a class name, as a pipeline of Transformers must be told it."""
+"""The text around a class name for Transformers' zero-shot pipeline."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def hypothesis_template(
     revision: str | None = None,
     token: str | None = None,
 ) -> str:
-    """What `pipeline("zero-shot-image-classification")` is to be called with under a tuned model.
+    """Return the `hypothesis_template` for `pipeline("zero-shot-image-classification")` with a tuned model.
 
-    Text prompts replace the first words in front of the class name. A pipeline knows nothing of it; with another
-    template its words would be overwritten. This one has a word for every prompt.
+    Text prompts replace the first words in front of the class name. A pipeline does not know this: with another
+    template, words of it would be lost. The returned template has one word for every prompt.
 
     Args:
         config_or_repo: an adapter's config, its folder, or its Hub repository.
-        tokenizer: of the model. Default: the one beside the adapter, else the base model's.
-        revision, token: of the repository.
+        tokenizer: the model's tokenizer. Default: the one beside the adapter, else the base model's.
+        revision, token: for the Hub repository.
 
     Raises:
         OSError, ValueError: the adapter cannot be read, or no tokenizer is found.

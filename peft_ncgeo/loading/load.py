@@ -42,7 +42,7 @@ PROCESSOR_FILES = (
     "vocab.json",
     "merges.txt",
 )
-# Fields by which PEFT's X-LoRA, Shadow and multitask prompts read weights of other places, pickles among them.
+# Fields that make PEFT's X-LoRA, Shadow and multitask prompts read weights from other files, some of them pickles.
 _ELSEWHERE = ("adapters", "shadow_model", "prompt_tuning_init_state_dict_path")
 
 
@@ -52,32 +52,32 @@ def load_adapter(
     revision: str | None = None,
     token: str | None = None,
 ) -> PeftModel:
-    """The tuned model in evaluation mode.
+    """Load an adapter onto its base model, and return the tuned model in evaluation mode.
 
-    Of the adapter only its own safetensors are read: weights in a pickle are refused, and so are adapters of PEFT that
-    read weights of other places (X-LoRA, Shadow, multitask prompts). From the Hub, configuration and weights
-    come from one commit.
+    Only the adapter's own safetensors are read. Weights in a pickle are refused, and so are PEFT adapters that read
+    weights from other files (X-LoRA, Shadow, multitask prompts). From the Hub, configuration and weights come from
+    one commit.
 
     Args:
         repo_id: Hub repository or local folder with `adapter_config.json` and `adapter_model.safetensors`.
-        base_model: the model to adapt, or where to load it from. Default: the one named in the adapter's config, at
-            the revision named there. One that needs code of its own is refused; pass the model.
-        revision: branch, tag or commit of the repository. With one, a folder called `repo_id` is not looked at.
+        base_model: the model to adapt, or the name or folder to load it from. Default: the one named in the adapter's
+            config, at the revision named there. A model that needs code of its own is refused: load it and pass it.
+        revision: branch, tag or commit of the repository. With a revision, `repo_id` is never read as a folder.
         token: for a private repository. Default: the one that `hf auth login` stored.
 
     Raises:
         OSError: there is no such repository, revision or base model, or the Hub cannot be reached.
-        ValueError: it holds no adapter in safetensors; no base model is known; the file is damaged; or it does not
-            fit the model, where any missing or unexpected weight is named; or its config asks for more memory than
-            file and model take.
+        ValueError: it holds no adapter in safetensors; no base model is known; the file is damaged; it does not fit
+            the model (the error names a missing or unexpected weight); or its config asks for much more memory than
+            its file and the model take.
     """
     folder = fetch_adapter(repo_id, revision, token)
     config, shapes, names = read_config(folder, repo_id), _read_shapes(folder, repo_id), _class_names(folder)
     heads = [shape for name, shape in shapes.items() if holds_head([name])]
     if names and heads and not any(shape[:1] == (len(names),) for shape in heads):
         raise ValueError(
-            f"{CLASS_NAMES} beside the adapter {repo_id} has {len(names)} names, and nothing of the head in its file "
-            "as many rows; write the names of its outputs."
+            f"{CLASS_NAMES} beside the adapter {repo_id} has {len(names)} names, but no weight of the head in its "
+            "file has as many rows; write one name for each output of the head."
         )
     given = _read_weights(folder, repo_id)
     if not isinstance(base_model, nn.Module):
@@ -87,21 +87,24 @@ def load_adapter(
         head = linear_classifier(model)
         if names and head is not None and len(head.weight) != len(names):
             outputs = len(head.weight)
-            raise ValueError(f"{CLASS_NAMES} beside the adapter has {len(names)} names, the model {outputs} outputs.")
+            raise ValueError(
+                f"{CLASS_NAMES} beside the adapter has {len(names)} names, but the model has {outputs} outputs; write "
+                "one name for each output."
+            )
         if names:
             write_head_names(model, names)
         return model.eval()
 
 
 def _may_change_base(config: PeftConfig) -> bool:
-    """Return True unless adapters of this kind are known to leave the base model's own numbers alone."""
+    """Return True unless adapters of this kind are known to leave the base model's weights unchanged."""
     known = isinstance(config, LoraConfig | PromptConfig | CoPAConfig)
     return not known or bool(base_change_of(config))
 
 
 def _is_whole_in_file(config: PeftConfig) -> bool:
-    """Return True where adapters of this kind are known to make little more than their file holds."""
-    return not _may_change_base(config) and not getattr(config, "use_dora", False)  # DoRA multiplies by an eye
+    """Return True if adapters of this kind are known to make little more than their file holds."""
+    return not _may_change_base(config) and not getattr(config, "use_dora", False)  # DoRA needs an identity
 
 
 def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, Tensor], unfit: str) -> PeftModel:
@@ -111,7 +114,7 @@ def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, 
     try:
         with limit:
             config.inference_mode = True
-            if is_offloaded(base):  # PEFT would look for the wrapped modules' weights in files that lack them
+            if is_offloaded(base):  # PEFT would look for wrapped weights in offload files, which lack them
                 model = PeftModel(base, config)
                 if not any(parameter.is_meta for parameter in adapter_parameters(model)):  # else refused below
                     set_peft_model_state_dict(model, dict(given))
@@ -121,15 +124,15 @@ def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, 
         raise
     except KeyError as error:  # PEFT looks the weights of modules_to_save up by name
         raise ValueError(f"{unfit}: missing {error}.") from error
-    except Exception as error:  # of torch, which lists tensors whose shapes differ, or of any method of PEFT
+    except Exception as error:  # torch lists all tensors of other shapes; PEFT methods raise many types
         lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         if type(error) is RuntimeError and not lines:
             raise
         raise ValueError(f"{unfit}: {lines[0] if lines else reason(error)}") from error
     finally:
-        limit.left = math.inf  # where Ctrl-C came while it was taken off
+        limit.left = math.inf  # in case Ctrl-C stopped the exit of the limit
     check_adapter_weights(model)
-    if hold_in_float32(model):  # what was trained in float32 was rounded to the base model's precision
+    if hold_in_float32(model):  # loading had rounded float32 weights to the base model's precision
         set_peft_model_state_dict(model, dict(given))
     loaded = get_peft_model_state_dict(model)
     differing = sorted(loaded.keys() ^ given.keys())
@@ -138,12 +141,12 @@ def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, 
         raise ValueError(f"{unfit}: {which} {differing[0]} (of {len(differing)}).")
     for name, tensor in given.items():
         if tensor.is_floating_point() != loaded[name].is_floating_point():
-            raise ValueError(f"{unfit}: {name} is of {tensor.dtype}, the model's of {loaded[name].dtype}.")
+            raise ValueError(f"{unfit}: {name} has {tensor.dtype}, the model has {loaded[name].dtype} there.")
     return model
 
 
 def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str | None = None) -> Path:
-    """The folder that holds the adapter: the given one, or the Hub's in the cache, all of one commit.
+    """Return the folder that holds the adapter: the given one, or the cached one from the Hub, all of one commit.
 
     Raises:
         OSError, ValueError: as [`load_adapter`].
@@ -151,8 +154,8 @@ def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str |
     if not isinstance(repo_id, str | os.PathLike):
         raise TypeError(f"repo_id must be a folder or a repository of the Hub, got {type(repo_id).__name__}.")
     folder = Path(repo_id)
-    if revision or not folder.is_dir():  # a folder has no revisions, so one is asked of the Hub
-        # and never the gigabytes of a whole model
+    if revision or not folder.is_dir():  # a folder has no revisions, so the Hub is asked for one
+        # only the adapter's files, never the gigabytes of a whole model
         wanted = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, CLASS_NAMES, PROTOTYPES, *PROCESSOR_FILES]
         try:
             at = f" at revision {revision}" if revision else ""
@@ -161,24 +164,26 @@ def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str |
         except HFValidationError as error:
             if folder.is_dir():
                 raise ValueError(f"The folder {repo_id} has no revisions; leave out revision={revision!r}.") from error
-            raise OSError(f"{repo_id} is neither a folder nor the id of a repository on the Hub.") from error
+            raise OSError(
+                f"{repo_id} is neither a folder nor the id of a repository on the Hub; check its spelling."
+            ) from error
     for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise ValueError(
-                f"{repo_id} has no {name}, so it is no adapter that can be loaded (pickles are not read); save it "
-                "again if that was interrupted."
+                f"{repo_id} has no {name}, so it cannot be loaded as an adapter (pickles are not read); save the "
+                "adapter again if saving was interrupted."
             )
     return folder
 
 
 def read_config(folder: Path, repo_id: str | Path) -> PeftConfig:
-    """The adapter's config in a folder that [`fetch_adapter`] gave for `repo_id`.
+    """Read the adapter's config in a folder that [`fetch_adapter`] returned for `repo_id`.
 
     Raises:
-        ValueError: it is damaged, of a type that PEFT does not know, or reads weights beside its own.
+        ValueError: it is damaged, has a type that PEFT does not know, or reads weights outside its own file.
     """
     try:
-        read_json(folder / CONFIG_NAME)  # within bounds, before PEFT reads it
+        read_json(folder / CONFIG_NAME)  # checks the file's size and depth before PEFT reads it
         config = PeftConfig.from_pretrained(str(folder))
         check_path("base_model_name_or_path", config.base_model_name_or_path)
         if config.peft_type is None:
@@ -186,16 +191,16 @@ def read_config(folder: Path, repo_id: str | Path) -> PeftConfig:
         check_patterns(vars(config))
     except KeyError as error:
         raise ValueError(
-            f"The adapter in {repo_id} is of the type {error}, which PEFT does not know; import the package with it."
+            f"The adapter in {repo_id} has the type {error}, which PEFT does not know; import its package first."
         ) from error
-    except Exception as error:  # of whatever stands in the file in a field's place
+    except Exception as error:  # a field of the file may hold anything
         raise ValueError(f"{CONFIG_NAME} in {repo_id} is damaged: {reason(error)}") from error
     for name in _ELSEWHERE:
         place = getattr(config, name, None)
-        if place and place != "mirror":  # Shadow's word for a part that is made anew
+        if place and place != "mirror":  # Shadow's value for a part that it creates again
             raise ValueError(
-                f"The adapter in {repo_id} reads {name}={shown(place)} beside its own file, which nothing here does; "
-                "load it with PEFT."
+                f"The adapter in {repo_id} reads {name}={shown(place)} beside its own file, which is not supported "
+                "here; load it with PEFT."
             )
     return config
 
@@ -213,12 +218,14 @@ def _read_weights(folder: Path, repo_id: str | Path) -> dict[str, Tensor]:
     given = load_peft_weights(str(folder), device="cpu")
     for name, tensor in given.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"The adapter file in {repo_id} is damaged: {name} has numbers that are not finite.")
+            raise ValueError(
+                f"The adapter file in {repo_id} is damaged: {name} has numbers that are not finite; save it again."
+            )
     return given
 
 
 def holds_head(keys: Iterable[str]) -> bool:
-    """Whether an adapter with these weights brings a classification head."""
+    """Return True if an adapter with these weights has a classification head."""
     return any(f".{HEAD}." in key for key in keys)
 
 
@@ -232,8 +239,8 @@ def _load_base(
     revision = config.revision if name == config.base_model_name_or_path else None
     if revision and Path(name).is_dir():
         raise ValueError(
-            f"The adapter is for {name} at revision {revision}, and the folder {name} here has no revisions; pass "
-            "base_model, loaded from where it is."
+            f"The adapter is for {name} at revision {revision}, but the local folder {name} has no revisions; pass "
+            "base_model, loaded from that revision."
         )
     mapping = config.auto_mapping if isinstance(config.auto_mapping, dict) else {}
     base_class: Any = getattr(transformers, str(mapping.get("base_model_class")), None)
@@ -246,18 +253,18 @@ def _load_base(
         model, told = base_class.from_pretrained(name, token=token, output_loading_info=True, **options)
     except OF_THE_MACHINE:
         raise
-    except Exception as error:  # of the Hub, of safetensors, or of a config in which anything may stand
+    except Exception as error:  # the Hub and safetensors raise many types, and so does a config with wrong values
         at = f" at revision {revision}" if revision else ""
         said = f"Its file is damaged or truncated: {error}" if isinstance(error, SafetensorError) else reason(error)
         raise OSError(f"The base model {name}{at} cannot be loaded; pass base_model. ({said})") from error
     missing = any(key.split(".")[0] == HEAD for key in told["missing_keys"])
     if not brings_head and (missing or (names and model.config.num_labels != len(names))):
-        raise ValueError(f"Neither the adapter nor {name} holds the head; pass base_model, with one that was trained.")
+        raise ValueError(f"Neither the adapter nor {name} holds the head; pass a base_model whose head was trained.")
     return model
 
 
 def _class_names(folder: Path) -> list[str]:
-    """What an image classifier's outputs are called; empty where nothing says so."""
+    """Return the names of an image classifier's outputs; an empty list if they are not known."""
     file = folder / CLASS_NAMES
     if not file.is_file():
         return []

@@ -1,4 +1,4 @@
-"""Regular expressions that others wrote: those that could run without end are refused."""
+"""Limits on regular expressions from files: a pattern that could run for a very long time is refused."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 from ..validation import LONGEST_TEXT, shown
 
-_MOST = 2**20  # steps for one name, of all patterns together: a few hundredths of a second
-_LEAST = 2**10  # steps that a pattern is worth at least, since it has to be compiled
-_PLACES = 2**5  # where a repeat may end inside a module's name
-# What PEFT reads as patterns of module names, whether or not it is one; in a mapping, its keys.
+_MOST = 2**20  # steps for one name, over all patterns: a few hundredths of a second
+_LEAST = 2**10  # steps that each pattern counts at least, because it has to be compiled
+_PLACES = 2**5  # positions inside a module's name where a repeat may end
+# Fields that PEFT reads as patterns of module names, even if they are plain names; in a mapping, its keys.
 _FIELDS = ("modules", "pattern", "layers", "parameters")
 
 
 def check_patterns(fields: dict[str, Any]) -> None:
-    """Refuse patterns among a PEFT config's fields that could take for ever to match.
+    """Raise if a pattern in a PEFT config's fields could take too long to match.
 
-    Python looks for a match by trial: `(a+)+` doubles its steps with every letter, and each `.*` multiplies them.
+    Python searches by trial: `(a+)+` doubles its steps with every letter, and each `.*` multiplies them.
 
     Raises:
-        ValueError: a pattern that is none, is too long, repeats a group or reads one again, has too many repeats and
-            alternatives; or too many of them.
+        ValueError: a pattern that is not a regular expression, is too long, repeats a group, refers back to a group,
+            or has too many repeats and alternatives; or too many patterns.
     """
     total = 0.0
     for field, value in fields.items():
@@ -40,26 +40,28 @@ def check_patterns(fields: dict[str, Any]) -> None:
 def _steps(field: str, pattern: str) -> float:
     """Return the most steps that matching a module's name can take, to an order of magnitude."""
     if len(pattern) > LONGEST_TEXT:
-        raise ValueError(f"{field} has a pattern of {len(pattern):,} characters; at most {LONGEST_TEXT:,} are read.")
+        raise ValueError(
+            f"{field} has a pattern of {len(pattern):,} characters; at most {LONGEST_TEXT:,} are allowed."
+        )
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"{field}={shown(pattern)} is no regular expression ({error}).") from None
+        raise ValueError(f"{field}={shown(pattern)} is not a regular expression ({error}).") from None
     if re.search(r"\\[1-9]|\(\?(?![:=!]|<[=!]|P<)", pattern):
-        raise ValueError(f"{field}={shown(pattern)} reads a group again or sets flags, which is not read from files.")
-    # one letter for an escape and for a set; how eagerly a repeat is taken changes no count
+        raise ValueError(f"{field}={shown(pattern)} refers back to a group or sets flags, which is refused in files.")
+    # one letter stands for an escape or a set; lazy repeats count like greedy ones
     plain = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "c", pattern)
     plain = re.sub(r"([*+?}])[?+]", r"\1", plain)
     steps = 1.0
     while group := re.search(r"\((?:\?(?:[:=!]|<[=!]|P<\w+>))?([^()]*)\)", plain):
         if re.match(r"[*+{]", plain[group.end() :]):
-            raise ValueError(f"{field}={shown(pattern)} repeats a group, which may have no end; list the names.")
+            raise ValueError(f"{field}={shown(pattern)} repeats a group, which could run without end; list the names.")
         steps *= _choices(group[1])
         plain = plain[: group.start()] + "g" + plain[group.end() :]
     return steps * _choices(plain)
 
 
 def _choices(text: str) -> float:
-    """Return in how many ways a text without groups can be tried."""
+    """Return the number of ways in which a text without groups can be tried."""
     repeats = len(re.findall(r"[*+{]", text))
     return (1 + text.count("|")) * math.pow(2, text.count("?")) * math.pow(_PLACES, repeats)

@@ -1,4 +1,4 @@
-"""A limit to the memory that an adapter may ask for while it is put on a model."""
+"""A limit on the memory that an adapter may ask for while it is added to a model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-_SLACK = 2**20  # numbers, for small models
-# Functions that make tensors of a size that numbers alone say.
+_SLACK = 2**20  # numbers that are always allowed, for small models
+# Functions that make tensors of a size given by numbers alone.
 _MAKERS: frozenset[Callable[..., Any]] = frozenset(
     [
         torch.arange,
@@ -33,14 +33,14 @@ _MAKERS: frozenset[Callable[..., Any]] = frozenset(
 
 
 class SizeLimit(TorchFunctionMode):
-    """Refuse to make tensors once they have more numbers than an adapter can need.
+    """Context in which new tensors may hold only as many numbers as an adapter can need.
 
-    Whoever wrote an adapter's config chose its sizes (r, num_vision_tokens, ...), and PEFT makes the tensors before it
-    looks into the file. Those that belong together need a few times the numbers of the file, with some methods also
-    those of the model.
+    The author of an adapter's config chose its sizes (r, num_vision_tokens, ...), and PEFT makes the tensors before it
+    reads the file. Tensors of a regular adapter hold a few times the numbers of its file; with some methods, also a
+    few times the numbers of the model.
 
     Args:
-        numbers: of all tensors together; a million more are allowed.
+        numbers: limit for all tensors together; a million more are allowed.
     """
 
     def __init__(self, numbers: int) -> None:
@@ -56,5 +56,5 @@ class SizeLimit(TorchFunctionMode):
             asked = func(*args, **{**without, "device": "meta"}).numel()
             self.left -= asked
             if self.left < 0:
-                raise ValueError(f"its config asks for a tensor of {asked:,} numbers, more than fit to its file")
+                raise ValueError(f"its config asks for a tensor of {asked:,} numbers, many more than its file holds")
         return func(*args, **kwargs)
