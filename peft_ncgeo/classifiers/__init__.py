@@ -1,1 +1,1 @@
-"""Tuned models as classifiers: by class names, by a few examples, with aligned rows, or exported."""
+"""Classifiers made of tuned models: by class names, by a few examples, with aligned rows, or exported."""

@@ -1,4 +1,4 @@
-"""Space alignment after training: the classifier's rows turned towards the class means, with no gradient at all."""
+"""Space alignment after training, without gradients: the classifier's rows are rotated towards the class means."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ from .image_features import check_rows
 
 @dataclass
 class AlignedClassifier:
-    """What [`align_classifier`] made.
+    """Result of [`align_classifier`]: a classifier with aligned rows, and its accuracy before and after.
 
     Attributes:
-        weight: (K, d), the aligned rows, as the head's precision rounds them. For a CLIP-like model this is a
-            classifier of its own, cached: the model computes class texts from words and stays as it is.
-        original: (K, d), the rows before.
+        weight: (K, d), the aligned rows, rounded to the head's precision. For a CLIP-like model they are a separate,
+            cached classifier: the model itself computes class texts from words and does not change.
+        original: (K, d), the rows before alignment.
         means: (K, d), class means over the data set; nan for classes without samples.
         bias: (K,) or None.
-        accuracy_before, accuracy_after: in 0..1, on the validation set, or the data set where there was none.
+        accuracy_before, accuracy_after: in 0..1, on the validation set, or on the data set if there is none.
         cosine_before, cosine_after: mean over classes of `cos(w_c, mu_c)`.
-        class_names: of the rows, where the data set told them.
+        class_names: names of the rows, if the data set has them.
     """
 
     weight: Tensor
@@ -63,12 +63,12 @@ class AlignedClassifier:
 
     @torch.no_grad()
     def undo(self) -> None:
-        """Give the model's head its rows back. A CLIP-like model never lost its own."""
+        """Restore the rows of the model's head. A CLIP-like model was never changed."""
         if self._parameter is not None and self._before is not None:
             self._parameter.copy_(self._before)
 
     def predict(self, images: Image.Image | Sequence[Image.Image], batch_size: int = 64) -> list[Any]:
-        """The most probable class of each image: its name, or its index where names are unknown."""
+        """Return the most probable class of each image: its name, or its index where names are unknown."""
         images = [images] if isinstance(images, Image.Image) else list(images)
         best: list[int] = []
         for start in range(0, len(images), batch_size):
@@ -89,31 +89,32 @@ def align_classifier(
     batch_size: int = 64,
     template: str | None = None,
 ) -> AlignedClassifier:
-    r"""Rotate every row of a trained classifier towards its class mean by a fraction of their angle, length kept.
+    r"""Rotate every row of a trained classifier towards its class mean by a fraction of their angle; lengths stay.
 
-    Ours: space alignment without training. `mu_c` is the mean feature of class c over `dataset`, minus the mean of
-    these over the classes; rows of classes without samples, and rows that are 0 or parallel to their mean, stay.
+    This is our variant of space alignment, without training. `mu_c` is the mean feature of class c over `dataset`,
+    minus the mean of these over the classes. Rows of classes without samples, and rows that are 0 or parallel to
+    their mean, do not change.
 
-    The head of an image classifier is changed in place ([`AlignedClassifier.undo`] takes it back), whatever PEFT made
-    of it: trained through `modules_to_save`, adapted by LoRA, or the base model's own. Only the first is part of the
-    adapter's file; else the base model's weights change, and a warning says so. For a CLIP-like model the rows are the
-    texts of the data set's class names; the model stays as it is and the result is a classifier of its own.
+    The head of an image classifier is changed in place; [`AlignedClassifier.undo`] restores it. The head may be
+    trained through `modules_to_save`, adapted by LoRA, or belong to the base model. Only the first is saved in the
+    adapter's file; otherwise the base model's weights change, and a warning says so. For a CLIP-like model the rows
+    are the texts of the data set's class names; the model does not change, and the result is a separate classifier.
 
     Args:
         model: plain or under PEFT.
         dataset: labelled training images, or batches with `pixel_values` (B, C, H, W) and `labels` (B,).
-        fraction: 0 (nothing) to 1 (weights point where the means do). [`sweep_alignment`] helps to choose it.
-        processing_class: the model's (image) processor. Default: what lies where the model came from.
+        fraction: 0 (no change) to 1 (weights parallel to the means). [`sweep_alignment`] helps to choose it.
+        processing_class: the model's (image) processor. Default: loaded from the base model's name or path.
         validation: images to report accuracy on. Default: `dataset`, whose features are then kept, (N, d) float32.
-        center: False takes class means as they are.
+        center: False uses class means without subtracting their mean.
         image_column, label_column: of the data sets.
         batch_size: images a pass.
         template: text around a class name, for a CLIP-like model. Default: the adapter's own, else
             "a photo of a {}.".
 
     Raises:
-        ValueError: a fraction out of range, a head that is not linear, no processor, or data that do not fit, as where
-            labels mean other classes than the head's outputs are called in `model.config`.
+        ValueError: a fraction out of range, a head that is not linear, no processor, or data that do not fit, for
+            instance labels whose names differ from those of the head's outputs in `model.config`.
 
     Example:
 
@@ -156,7 +157,7 @@ def align_classifier(
             _parameter=parameter,
             _before=kept,
         )
-    except BaseException:  # also Ctrl-C: without a result nobody could undo it
+    except BaseException:  # also Ctrl-C: without a result the caller cannot undo it
         if parameter is not None and kept is not None:
             with torch.no_grad():
                 parameter.copy_(kept)
@@ -165,7 +166,7 @@ def align_classifier(
 
 @torch.no_grad()
 def _turn(parameter: nn.Parameter, change: Tensor, encoder: _Encoder, trained: _Collected) -> Tensor:
-    """Add a change to the head's rows, and return what they are then: rounded, where it is in half precision.
+    """Add a change to the head's rows, and return the new rows, rounded where the head is in half precision.
 
     Raises:
         ValueError: the head does more than add to its weights.
@@ -178,7 +179,7 @@ def _turn(parameter: nn.Parameter, change: Tensor, encoder: _Encoder, trained: _
     largest = max(float(rows.abs().max()) for rows in (original, reached, kept))
     if not torch.allclose(reached, original + change, atol=precision * largest):
         raise ValueError(
-            "The head's adapter does not only add to its weights (DoRA and IA3 do not), so they cannot be turned; "
+            "The head's adapter does not only add to its weights (DoRA and IA3 do not), so they cannot be rotated; "
             'train the head with modules_to_save=["classifier"].'
         )
     return reached
@@ -196,16 +197,19 @@ def sweep_alignment(
     batch_size: int = 64,
     template: str | None = None,
 ) -> list[dict[str, float]]:
-    """What [`align_classifier`] would give for each fraction; every image is encoded once and nothing is changed.
+    """Return the results that [`align_classifier`] would give for each fraction, without changing the model.
+
+    Every image is encoded once.
 
     Args:
-        validation: on which accuracies are measured; not the training images, which the head fits already.
+        validation: images to measure accuracies on; not the training images, which the head fits already.
         fractions: each 0 to 1.
         model, dataset, processing_class, center, image_column, label_column, batch_size, template: see
             [`align_classifier`].
 
     Returns:
-        A row each: `fraction`, `accuracy`, `balanced_accuracy`, `cosine` (mean over classes of `cos(w_c, mu_c)`).
+        One row for each fraction: `fraction`, `accuracy`, `balanced_accuracy`, `cosine` (mean over classes of
+        `cos(w_c, mu_c)`).
     """
     _check_fractions(fractions)
     encoder = _Encoder(model, processing_class, image_column, label_column, batch_size, template)
@@ -244,7 +248,7 @@ class _Collected:
         if self.names and trained.names and not same_names(self.names, trained.names):
             raise ValueError(
                 f"The validation set's classes {shown(self.names)} are not the data set's {shown(trained.names)} in "
-                "their order; give it the same ClassLabel, for instance with align_labels_with_mapping."
+                "the same order; give both the same ClassLabel, for instance with align_labels_with_mapping."
             )
 
     def accuracy(self, encoder: _Encoder, rows: Tensor, bias: Tensor | None) -> float:
@@ -252,7 +256,7 @@ class _Collected:
 
 
 class _Encoder:
-    """Images to features and features to scores of classes, in the order in which the model's logits are."""
+    """Encoder of images as features, and of features as class scores in the order of the model's logits."""
 
     def __init__(
         self,
@@ -272,14 +276,14 @@ class _Encoder:
         self.device = execution_device(model)
 
     def collect(self, dataset: Any, keep: bool = True) -> _Collected:
-        """Stream class means, and keep features where asked."""
+        """Compute class means batch by batch, and keep the features if asked."""
         names = None
         if isinstance(dataset, Dataset):
             names = check_dataset(dataset, self.image_column, self.label_column, False)
             if not self.reads_text:
                 check_head_names(self.model, names, self.label_column)
         elif self.reads_text:
-            raise ValueError("Class texts need names: pass a `datasets` set with a ClassLabel column.")
+            raise ValueError("Class texts need names; pass a datasets.Dataset with a ClassLabel column.")
         features, labels, collapse = [], [], None
         for batch in self._batches(dataset):
             own = self._encode(batch["pixel_values"])
@@ -291,14 +295,14 @@ class _Encoder:
                 features.append(own.cpu())
                 labels.append(batch["labels"].cpu())
         if collapse is None:
-            raise ValueError("There are no images to take class means of.")
+            raise ValueError("There are no images for class means; pass at least one batch.")
         kept = [torch.cat(part) if part else torch.empty(0) for part in (features, labels)]
         return _Collected(collapse.class_means.cpu(), names, *kept)
 
     def rows(self, collected: _Collected) -> tuple[Tensor, Tensor | None]:
-        """The classifier's rows (K, d) and bias: class texts, or what the head does to unit vectors."""
+        """Return the classifier's rows (K, d) and bias: class texts, or the head's response to unit vectors."""
         if self.reads_text:
-            assert collected.names is not None  # collect saw to it
+            assert collected.names is not None  # collect checks it
             with evaluation_mode(self.model):
                 zero_shot = ZeroShotClassifier(self.model, self._processor(), self.template)
                 return zero_shot.text_features(collected.names).float().cpu(), None
@@ -307,19 +311,21 @@ class _Encoder:
             raise ValueError('The head is offloaded; keep it on a device: device_map={..., "classifier": "cpu"}.')
         if head is not None:
             rows, bias = head.weight.detach().clone(), None if head.bias is None else head.bias.detach().clone()
-        else:  # LoRA's: what it does to unit vectors, in a copy that does not round
+        else:  # LoRA: the response to unit vectors, in a copy that does not round
             wide = torch.promote_types(parameter.dtype, torch.float32)
             head = copy.deepcopy(classifier(self.model)).to(wide).eval()
             with torch.no_grad():
                 bias = head(parameter.new_zeros(1, parameter.shape[1], dtype=wide))[0]
                 rows = (head(torch.eye(parameter.shape[1]).to(parameter.device, wide)) - bias).T
         if len(rows) != len(collected.means):
-            raise ValueError(f"The head has {len(rows)} outputs, the data set {len(collected.means)} classes.")
+            raise ValueError(
+                f"The head has {len(rows)} outputs, the data set {len(collected.means)} classes; they must be equal."
+            )
         return rows.float().cpu(), None if bias is None else bias.float().cpu()
 
     def scores(self, features: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
         if self.reads_text:
-            return unit(features) @ unit(rows.to(features)).T  # in the logits' order, whatever the temperature
+            return unit(features) @ unit(rows.to(features)).T  # the same order as the logits at any temperature
         return nn.functional.linear(features, rows.to(features), None if bias is None else bias.to(features))
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
@@ -339,14 +345,14 @@ class _Encoder:
         total = len(dataset) if hasattr(dataset, "__len__") else None
         for batch in tqdm(dataset, desc="Encoding", total=total, disable=total is not None and total < 10):
             if not {"pixel_values", "labels"} <= set(batch):
-                raise ValueError(f"A batch must hold pixel_values and labels, it has {sorted(batch)}.")
+                raise ValueError(f"A batch must hold pixel_values and labels, but it has {sorted(batch)}.")
             yield batch
 
     def _processor(self) -> Any:
         if self.processor is None:
             self.processor = find_processor(self.model)
             if self.processor is None:
-                raise ValueError("No processor lies where the model came from; pass processing_class.")
+                raise ValueError("No processor is found with the base model; pass processing_class.")
         return self.processor
 
     def _image_processor(self) -> Any:

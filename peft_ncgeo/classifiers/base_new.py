@@ -21,19 +21,19 @@ def evaluate_base_new(
     label_column: str = "label",
     batch_size: int = 64,
 ) -> dict[str, float]:
-    """Accuracy on base and on new classes, each among that half's own names only, and their harmonic mean.
+    """Return the accuracy on base and on new classes, each among its half's own names, and their harmonic mean.
 
     Args:
         classifier: the tuned or untuned model with its processor.
-        splits: "base" and "new", as `peft_ncgeo.data.base_new_split` gives them; other keys are left alone.
-        batch_size: images decoded and classified at a time.
+        splits: "base" and "new", as `peft_ncgeo.data.base_new_split` returns them; other keys are ignored.
+        batch_size: images decoded and classified at once.
 
     Returns:
-        "base", "new" and "harmonic_mean" (`2 b n / (b + n)`), shares in 0..1, as `GeometryTrainer.evaluate` has them.
+        "base", "new" and "harmonic_mean" (`2 b n / (b + n)`), shares in 0..1, as in `GeometryTrainer.evaluate`.
 
     Raises:
-        TypeError, ValueError: one line that names what is wrong: no classifier, a half missing or not a labelled image
-            set, an image that cannot be read.
+        TypeError, ValueError: one line that names the fault: not a classifier, a half that is missing or not a
+            labelled image set, an image that cannot be read.
 
     Example:
 
@@ -75,7 +75,7 @@ def _accuracy(
     labels: list[int] = []
     for start in tqdm(starts, desc=f"Evaluating {half}", disable=len(starts) < 10):
         batch = [samples[i] for i in range(start, min(start + batch_size, len(samples)))]
-        # the features of the names are computed once: the classifier keeps them
+        # text features are computed once: the classifier keeps them
         probabilities = classifier.predict_proba([sample["image"] for sample in batch], names, batch_size)
         predictions += probabilities.argmax(dim=-1).tolist()
         labels += [sample["label"] for sample in batch]

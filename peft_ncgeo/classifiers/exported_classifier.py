@@ -1,6 +1,6 @@
-"""CLIP for one list of class names: image tower and text features, without text tower and adapters.
+"""CLIP for one fixed list of class names: image tower and text features, without text tower and adapters.
 
-This file is copied into the folder of every export and needs torch and transformers (5 or later), nothing else.
+This file is copied into the folder of every export. It needs torch and transformers (5 or later), nothing else.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 
 class ExportedClassifier(CLIPVisionModelWithProjection):
-    r"""An image classifier whose head are the texts of its classes.
+    r"""Image classifier whose head is the text features of its classes.
 
     With the image's projected feature f and the classes' text features `g_k` of length 1,
 
     .. math:: z_k = \exp(\texttt{logit\_scale}) \, \mathrm{unit}(f) \cdot g_k
 
-    Where the image tower has prompts, n vectors follow [CLS] and the patches from layer `prompt_layers[0]` on (0: the
+    If the image tower has prompts, n vectors follow [CLS] and the patches from layer `prompt_layers[0]` on (0: the
     input); each further layer of `prompt_layers` overwrites them with its own.
 
     Weights beside those of `CLIPVisionModelWithProjection`: `text_features` (K, d), `logit_scale` (), and
@@ -34,20 +34,20 @@ class ExportedClassifier(CLIPVisionModelWithProjection):
     text_features: Tensor
     logit_scale: Tensor
 
-    _auto_class = "AutoModelForImageClassification"  # saving it copies this file and names it in config.json
-    # Cosines are multiplied by 100: rounded to bfloat16 they would move the logits by 0.4.
+    _auto_class = "AutoModelForImageClassification"  # saving copies this file and names it in config.json
+    # Cosines are multiplied by 100: rounding to bfloat16 would change the logits by up to 0.4.
     _keep_in_fp32_modules_strict = ["text_features", "logit_scale"]  # noqa: RUF012  as Transformers declares it
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         shape = config.num_prompts, config.hidden_size
         self.prompts = nn.ParameterDict({str(i): nn.Parameter(torch.zeros(shape)) for i in config.prompt_layers})
-        # as parameters they would come first, and their dtype pass for the model's
+        # buffers: as parameters they would come first, and set the dtype of the model
         self.register_buffer("text_features", torch.zeros(config.num_labels, config.projection_dim))
         self.register_buffer("logit_scale", torch.zeros(()))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """As torch moves and casts a module, but `half()` and its like leave the two wide tensors their precision."""
+        """Move and cast as torch does, but let `half()` and similar casts keep the two wide tensors' precision."""
         wide = {"text_features": self.text_features, "logit_scale": self.logit_scale}
         super()._apply(fn, recurse)
         for name, tensor in wide.items():
@@ -57,7 +57,7 @@ class ExportedClassifier(CLIPVisionModelWithProjection):
         return self
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
-        """Pixels (B, C, H, W) to logits (B, K), float32 or wider; `softmax(-1)` of them are the probabilities."""
+        """Return logits (B, K) of pixels (B, C, H, W), float32 or wider; their `softmax(-1)` is the probabilities."""
         tower: Any = self.vision_model
         hidden_states = tower.pre_layrnorm(self._with_prompts(tower.embeddings(pixel_values), 0))
         for i, layer in enumerate(tower.encoder.layers):
@@ -70,7 +70,7 @@ class ExportedClassifier(CLIPVisionModelWithProjection):
         return ImageClassifierOutput(logits=logits)
 
     def _with_prompts(self, hidden_states: Tensor, layer: int) -> Tensor:
-        """Tokens (B, L, width) at the entry of a layer, the last n of them that layer's prompts where it has some."""
+        """Return the tokens (B, L, width) that enter a layer, the last n replaced by its prompts if it has any."""
         if layer not in self.config.prompt_layers:
             return hidden_states
         prompts = self.prompts[str(layer)].expand(hidden_states.shape[0], -1, -1)

@@ -1,4 +1,4 @@
-"""Classify images by the nearest prototype of a few examples each."""
+"""Few-shot classification of images by the nearest class prototype."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from ..tuners.copa import CoPAConfig, CoPALayer, Residual
 from ..validation import reason, shown
 from .image_features import ImageFeatures, check_rows
 
-_HEADS = "adapter_sha256"  # in that file's header: of the heads that the prototypes belong to
+_HEADS = "adapter_sha256"  # key in that file's header: digest of the heads that the prototypes belong to
 
 
 class FewShotClassifier:
-    r"""Image features against class prototypes, each through its own head: `argmax_c cos(x Theta_I, P_c Theta_P)`.
+    r"""Classifier of image features by class prototypes, each through a head: `argmax_c cos(x Theta_I, P_c Theta_P)`.
 
-    Made by [`~peft_ncgeo.adapt`]. It holds weights of its own, so that adapting the model to other classes later
-    changes nothing here; the frozen backbone is shared.
+    Made by [`~peft_ncgeo.adapt`]. It holds copies of the trained weights, so adapting the model to other classes later
+    does not change it; the frozen backbone is shared.
 
     Args:
-        model: the backbone, as `adapt` took it.
+        model: the backbone, as passed to `adapt`.
         heads: Theta_I and Theta_P, each (d, d).
         prototypes: P, (K, d), mean features of the classes' support images.
-        classes: what the K classes are called, numbers or words; `predict` answers with them.
-        temperature: tau, 1e-6 to 1e6, which divides the cosines.
-        processor: the backbone's image processor. Default: the one that lies where the model came from.
+        classes: names of the K classes, numbers or words, which `predict` returns.
+        temperature: tau, 1e-6 to 1e6, the divisor of the cosines.
+        processor: the backbone's image processor. Default: loaded from the base model's name or path.
         weights: trained tensors of the backbone's adapter, by their names in `model`.
-        metrics: of the adaptation: `loss`, `gap_before`, `gap_after`.
+        metrics: `loss`, `gap_before` and `gap_after` of the adaptation.
         adaptation: arguments of `adapt`, for a model card.
     """
 
@@ -62,7 +62,9 @@ class FewShotClassifier:
         adaptation: Mapping[str, Any] | None = None,
     ) -> None:
         if len(prototypes) != len(classes):
-            raise ValueError(f"There are {len(prototypes)} prototypes for {len(classes)} classes.")
+            raise ValueError(
+                f"There are {len(prototypes)} prototypes for {len(classes)} classes; pass one for each class."
+            )
         self.model, self.heads, self.prototypes = model, heads, prototypes
         self.classes, self.temperature = list(classes), check_temperature(temperature)
         self.metrics, self.adaptation = dict(metrics or {}), dict(adaptation or {})
@@ -72,32 +74,32 @@ class FewShotClassifier:
 
     @property
     def adapter_name(self) -> str | None:
-        """Of the adapter in the model that the classifier was trained as."""
+        """Name of the model's adapter that was trained with this classifier; None if there is none."""
         return self._adapter
 
     @property
     def processor(self) -> Any:
-        """The image processor, where one was given or looked for."""
+        """Image processor, if one was given or already looked up."""
         return self._encoder.processor
 
     @property
     def changes_backbone(self) -> bool:
-        """Whether residual adapters were trained with the heads, so that the frozen features are others."""
+        """True if residual adapters were trained with the heads, which changes the backbone's features."""
         return any(".ncgeo_copa_residual." in name for name in self._weights)
 
     def features(self, images: Any, batch_size: int = 64) -> Tensor:
-        """Features (N, d) before the head, of PIL images or pixels (N, C, H, W).
+        """Return features (N, d) before the head, of PIL images or pixels (N, C, H, W).
 
         Raises:
-            TypeError, ValueError: something that is no image or cannot be read; features that are not finite; the
-                residual adapters that the classifier was trained with are no longer in the model.
+            TypeError, ValueError: an input that is not an image or cannot be read; features that are not finite;
+                residual adapters of this classifier that are no longer in the model.
         """
         features = self._encoder.embed(images, batch_size, self._residual_maps())
         check_rows(features, "features of image", range(len(features)))
         return features
 
     def _residual_maps(self) -> dict[str, nn.Module]:
-        """Return the backbone's residual maps with this classifier's own weights, or inactive, by their places."""
+        """Return the backbone's residual maps by module path, with this classifier's weights, or inactive ones."""
         backbone = unwrap(self.model)
         inside = next(name for name, module in self.model.named_modules() if module is backbone)
         maps: dict[str, nn.Module] = {}
@@ -109,16 +111,16 @@ class FewShotClassifier:
                 maps[path] = module.with_weight(self._weights.get(name) if known else None)
                 left -= {name} if known else set()
         if left:
-            raise ValueError(f"The adapter {self._adapter!r} was taken out of the model; load the classifier again.")
+            raise ValueError(f"The adapter {self._adapter!r} is no longer in the model; load the classifier again.")
         return maps
 
     @torch.no_grad()
     def predict_proba(self, images: Any, batch_size: int = 64) -> Tensor:
-        """Class probabilities (N, K), `softmax_c(cos(x Theta_I, P_c Theta_P) / tau)`, float32 on the CPU."""
+        """Return class probabilities (N, K), `softmax_c(cos(x Theta_I, P_c Theta_P) / tau)`, float32 on the CPU."""
         return (self._cosines(images, batch_size) / self.temperature).softmax(-1).float().cpu()
 
     def predict(self, images: Any, batch_size: int = 64) -> list[Any]:
-        """The class with the nearest prototype, for each image."""
+        """Return the class with the nearest prototype for each image."""
         return [self.classes[i] for i in self._cosines(images, batch_size).argmax(-1).tolist()]
 
     @torch.no_grad()
@@ -129,19 +131,19 @@ class FewShotClassifier:
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a PEFT adapter, which [`from_pretrained`] and `PeftModel.from_pretrained` read, and the prototypes.
 
-        As PEFT does, an adapter that is not named "default" goes into a folder of its name inside.
+        As in PEFT, an adapter with another name than "default" is written into a subfolder of that name.
 
         Raises:
             ValueError: the model has no `CoPAConfig` adapter to write into; the classes are not all numbers or words;
-                or the folder is a model's.
+                or the folder holds a model.
         """
         if not isinstance(self.model, PeftModel) or self._adapter is None:
             raise ValueError(
-                "Only a PeftModel's heads can be saved: adapt get_peft_model(backbone, CoPAConfig()) to this end."
+                "Only a PeftModel's heads can be saved: adapt get_peft_model(backbone, CoPAConfig()) instead."
             )
         if not all(isinstance(name, str | int) for name in self.classes):
             raise ValueError(f"Classes must be numbers or words to be saved, got {self.classes}.")
-        file_name(self._adapter, "an adapter")  # PEFT makes a folder of it
+        file_name(self._adapter, "an adapter")  # PEFT names a folder after it
         refuse_model_folder(folder)
         tensors = {**self.model.state_dict(), **self._weights}
         prototypes = {"prototypes": self.prototypes.contiguous().cpu()}
@@ -160,7 +162,7 @@ class FewShotClassifier:
         revision: str | None = None,
         token: str | None = None,
     ) -> FewShotClassifier:
-        """Load what [`save_pretrained`] wrote, from a folder or a Hub repository, onto its base model.
+        """Load a saved classifier from a folder or a Hub repository, onto its base model.
 
         Raises:
             OSError, ValueError: as [`~peft_ncgeo.hub.load_adapter`]; or the adapter is of another type, or has no
@@ -177,7 +179,8 @@ class FewShotClassifier:
             heads = Heads(*(head.detach().to(prototypes.dtype, copy=True) for head in layer.heads))
             if prototypes.dim() != 2 or prototypes.shape[1] != layer.width:
                 raise ValueError(
-                    f"{PROTOTYPES} in {repo_id} has shape {tuple(prototypes.shape)}, the model {layer.width}."
+                    f"{PROTOTYPES} in {repo_id} has shape {tuple(prototypes.shape)}, but the model's features have "
+                    f"width {layer.width}."
                 )
             prototypes = prototypes.to(heads.image.device)
             processor = processor or find_processor(model, folder, images_only=True, token=token)
@@ -186,18 +189,20 @@ class FewShotClassifier:
 
 
 def _read_prototypes(folder: Path, repo_id: str | Path) -> tuple[Tensor, list[Any]]:
-    """Read the prototypes (K, d) that lie beside an adapter, and the names of their classes."""
+    """Read the prototypes (K, d) saved beside an adapter, and the names of their classes."""
     if not (folder / PROTOTYPES).is_file():
         raise ValueError(f"{repo_id} has no {PROTOTYPES}; write it with FewShotClassifier.save_pretrained.")
     digest = weights_digest(folder)
     try:
-        read_shapes(folder / PROTOTYPES)  # refuses kinds of numbers before any is read
+        read_shapes(folder / PROTOTYPES)  # refuses unsupported dtypes before any number is read
         with safe_open(folder / PROTOTYPES, "pt") as file:
             told = file.metadata()
             classes = parse_json(told["classes"])
-            prototypes = file.get_tensor("prototypes").clone()  # else they are the file, and change with it
+            prototypes = file.get_tensor(
+                "prototypes"
+            ).clone()  # a copy, because the tensor maps the file and changes with it
         check_tensors({"prototypes": prototypes})
-        if told.get(_HEADS, digest) != digest:  # version 0.1.0 wrote none
+        if told.get(_HEADS, digest) != digest:  # version 0.1.0 did not write it
             raise ValueError(f"it belongs to other heads than {SAFETENSORS_WEIGHTS_NAME}; save both again")
         known = isinstance(classes, list) and all(isinstance(name, str | int) for name in classes)
         if not known or len(set(classes)) < max(2, len(classes)):
@@ -208,13 +213,13 @@ def _read_prototypes(folder: Path, repo_id: str | Path) -> tuple[Tensor, list[An
 
 
 def copa_layer(model: nn.Module) -> CoPALayer | None:
-    """The active [`~peft_ncgeo.CoPAConfig`] adapter's heads in a model, or None."""
+    """Return the heads of a model's active [`~peft_ncgeo.CoPAConfig`] adapter, or None."""
     layers = [module for module in model.modules() if isinstance(module, CoPALayer) and module.active_name]
     return layers[0] if layers else None
 
 
 def copa_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the active adapter's heads and residual maps, by their names in the model."""
+    """Return copies of the active adapter's heads and residual maps, by their names in the model."""
     layer = copa_layer(model)
     return {
         name: parameter.detach().clone()

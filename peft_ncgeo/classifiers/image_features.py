@@ -1,4 +1,4 @@
-"""Pooled features of a vision backbone, as few-shot classification reads them."""
+"""Pooled features of a vision backbone for few-shot classification."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from ..validation import OF_THE_MACHINE, reason, shown, whole_number
 
 
 class ImageFeatures(nn.Module):
-    """A backbone as a function of pixels alone: (B, C, H, W) to its pooled features (B, d), in float32 or wider.
+    """Backbone as a function of pixels alone: (B, C, H, W) to pooled features (B, d), in float32 or wider.
 
-    See [`~peft_ncgeo.models.towers.find_pooling`] for where they are read. The heads of a [`~peft_ncgeo.CoPAConfig`]
-    are left out; every other adapter counts.
+    See [`~peft_ncgeo.models.towers.find_pooling`] for the place where features are read. The heads of a
+    [`~peft_ncgeo.CoPAConfig`] are left out; every other adapter is applied.
 
     Args:
         model: a vision backbone with any head on top, a CLIP, or a `PeftModel` around one.
-        processor: its image processor, or a processor that holds one. Default: the one that lies where the model
-            came from, looked for when the first image is no tensor.
+        processor: its image processor, or a processor that holds one. Default: loaded from the base model's name or
+            path when the first images are not a tensor.
     """
 
     def __init__(self, model: nn.Module, processor: Any = None) -> None:
@@ -40,10 +40,10 @@ class ImageFeatures(nn.Module):
         check_adapter_weights(model)
 
     def forward(self, pixel_values: Tensor, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
-        """Pixels to features.
+        """Return the features of pixels.
 
         Args:
-            modules: path in the model without PEFT's wrapper -> what stands there in this pass.
+            modules: module path in the model without PEFT's wrapper -> the module to use there in this pass.
         """
         model = unwrap(self.model)
         first, path = next(model.parameters()), self.path
@@ -52,28 +52,30 @@ class ImageFeatures(nn.Module):
             pooling, path = pooling.base_layer, f"{path}.base_layer"
         recorder = Recorder(pooling)
         view = substitute(model, {**(modules or {}), path: recorder})
-        run = getattr(view, "get_image_features", view)  # a whole CLIP would ask for texts
+        run = getattr(view, "get_image_features", view)  # a whole CLIP needs texts too
         try:
             with one_at_a_time(model):
                 run(pixel_values=pixel_values.to(execution_device(model), first.dtype))
         except OF_THE_MACHINE:
             raise
-        except (RuntimeError, ValueError) as error:  # torch's of channels, Transformers' of sizes
+        except (RuntimeError, ValueError) as error:  # torch about channels, Transformers about sizes
             shape = tuple(pixel_values.shape)
-            raise ValueError(f"{type(model).__name__} takes no pixels of shape {shape}: {reason(error)}") from error
+            raise ValueError(
+                f"{type(model).__name__} cannot process pixels of shape {shape}: {reason(error)}"
+            ) from error
         features = recorder.only("left")
-        # of all tokens the first; ResNet's are (B, d, 1, 1)
+        # the first of all tokens; ResNet's features are (B, d, 1, 1)
         features = features[:, 0] if features.dim() == 3 else features.flatten(1)
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def pixels(self, images: Any, first: int = 0) -> Tensor:
-        """Pixels (N, C, H, W) of one PIL image, several, or of a tensor that holds them already.
+        """Return pixels (N, C, H, W) of one PIL image, of several, or of a tensor that holds them already.
 
         Args:
-            first: number of the first image, by which errors name one.
+            first: number of the first image, which errors use.
 
         Raises:
-            TypeError, ValueError: something that is none of these, or images for which no processor is known.
+            TypeError, ValueError: an input of another kind, or images without a known processor.
         """
         images = self.listed(images)
         if isinstance(images, Tensor):
@@ -82,10 +84,10 @@ class ImageFeatures(nn.Module):
         return self._image_processor()(images=rgb, return_tensors="pt")["pixel_values"]
 
     def listed(self, images: Any) -> list[Image.Image] | Tensor:
-        """One PIL image or several as a list, or pixels (N, C, H, W) as they are.
+        """Return one or several PIL images as a list, and pixels (N, C, H, W) unchanged.
 
         Raises:
-            TypeError, ValueError: something else, or none.
+            TypeError, ValueError: an input of another kind, or an empty one.
         """
         if not isinstance(images, Tensor):
             images = list_images(images, "PIL images or pixels (N, C, H, W)")
@@ -95,12 +97,12 @@ class ImageFeatures(nn.Module):
                 f"{images.dtype} of shape {tuple(images.shape)}."
             )
         if not len(images):
-            raise ValueError("There are no images.")
+            raise ValueError("There are no images; pass at least one.")
         return images
 
     @torch.no_grad()
     def embed(self, images: Any, batch_size: int = 64, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
-        """Features (N, d) of images as [`pixels`] takes them, batch by batch, the model in evaluation mode meanwhile.
+        """Return features (N, d) of images that [`pixels`] takes, batch by batch, with the model in evaluation mode.
 
         Args:
             modules: see [`forward`].
@@ -114,22 +116,22 @@ class ImageFeatures(nn.Module):
             return torch.cat([self(batch, modules) for batch in batches])
 
     def embed_with_gradient(self, pixel_values: Tensor, batch_size: int = 64) -> Tensor:
-        """The same with gradients, keeping the activations of one batch at a time: others are computed again."""
+        """Return features with gradients, and keep the activations of one batch at a time; others are recomputed."""
         batches = pixel_values.split(batch_size)
         if len(batches) == 1:
             return self(pixel_values)
         return torch.cat([checkpoint(self, batch, use_reentrant=False) for batch in batches])
 
     def _image_processor(self) -> Any:
-        if self.processor is None:  # several threads may look for it, and find the same
+        if self.processor is None:  # several threads may look for it; all find the same
             self.processor = find_processor(self.model, images_only=True)
             if self.processor is None:
-                raise ValueError("No image processor lies where the model came from; pass processor.")
+                raise ValueError("No image processor is found with the base model; pass processor.")
         return image_processor(self.processor)
 
 
 def check_rows(rows: Tensor, what: str, names: Sequence[Any]) -> None:
-    """Refuse rows (N, d) that are not finite, naming the first: the best of them would be the first class."""
+    """Raise if a row (N, d) is not finite, naming the first; argmax would choose class 0 for it."""
     wrong = (~rows.isfinite().all(-1)).nonzero()
     if len(wrong):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Text features that a classifier keeps, for threads that ask at the same time."""
+"""A cache of text features that several threads can share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_BYTES = 2**27  # of all lists' features together: 65,536 names at 512 numb
 
 
 class TextFeatureCache:
-    """Text features of the last lists of names, each computed by the first thread that asks for it.
+    """Cache of the text features of the last lists of names, each computed by the first thread that asks for it.
 
     The lock is held while lists are looked up, never while features are computed; other threads that ask for the
     same list wait for the first one.
@@ -24,16 +24,16 @@ class TextFeatureCache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._lists: dict[tuple[str, ...], Future[Tensor]] = {}  # the one asked for last stands last
+        self._lists: dict[tuple[str, ...], Future[Tensor]] = {}  # in the order of last use
         self._snapshot: AdapterSnapshot | None = None
 
     def get(self, names: tuple[str, ...], model: nn.Module, settings: Any, encode: Callable[[], Tensor]) -> Tensor:
         """Return the features (K, d) of these names.
 
         Args:
-            model: lists computed under other adapters or weights are forgotten.
-            settings: whatever else features depend on.
-            encode: computes them.
+            model: lists computed with other adapters or weights are dropped.
+            settings: everything else that features depend on.
+            encode: a function that computes the features.
         """
         with self._lock:
             if self._snapshot is None or not self._snapshot.matches(model, settings):
@@ -50,10 +50,10 @@ class TextFeatureCache:
                         del self._lists[names]
                 if isinstance(error, Exception):
                     future.set_exception(error)
-                else:  # Ctrl-C, say, which is not meant for those who wait
+                else:  # such as Ctrl-C, which must not reach the waiting threads
                     future.cancel()
                 raise
-            with self._lock:  # again, now that the size is known
+            with self._lock:  # again, because the size is now known
                 self._make_room(names)
         try:
             return future.result()
@@ -61,7 +61,7 @@ class TextFeatureCache:
             return self.get(names, model, settings, encode)
 
     def _make_room(self, kept: tuple[str, ...]) -> None:
-        """Forget lists until there is room for what is held: first the one asked for longest ago, never `kept`."""
+        """Drop the least recently used lists, but never `kept`, until there is room for what is held."""
         sizes = {names: _nbytes(future) for names, future in self._lists.items()}
         held = sum(sizes.values())
         for names in list(self._lists):
@@ -70,10 +70,10 @@ class TextFeatureCache:
                 del self._lists[names]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TextFeatureCache, ()  # a copy begins empty: locks are not copied
+        return TextFeatureCache, ()  # a copy starts empty: locks cannot be copied
 
 
 def _nbytes(future: Future[Tensor]) -> int:
-    """Return the memory of features that have been computed; 0 before that."""
+    """Return the memory of the features in bytes; 0 before they are computed."""
     done = future.done() and not future.cancelled() and future.exception() is None
     return future.result().nbytes if done else 0

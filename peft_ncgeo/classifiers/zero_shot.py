@@ -1,4 +1,4 @@
-"""Classify images by class names that need not be those of training."""
+"""Zero-shot classification of images by any class names."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from .text_cache import TextFeatureCache
 
 
 class ZeroShotClassifier:
-    """CLIP, tuned or not, as a classifier over any class names.
+    """Classifier of images by any class names: CLIP, tuned or not.
 
     Args:
         model: a `CLIPModel`, or a `PeftModel` around one.
         processor: its `CLIPProcessor`.
         template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
 
-    Text features are kept for the last 64 lists of names (of 128 MiB together) until an adapter's weights
-    change, or which one is active. Several threads may use a classifier, but not while the model is trained or its
-    adapters are switched.
+    Text features of the last 64 lists of names (at most 128 MiB) are kept until an adapter's weights or the active
+    adapter change. Several threads may use one classifier, but not while the model is trained or its adapters are
+    switched.
 
     Example:
 
@@ -51,7 +51,10 @@ class ZeroShotClassifier:
 
     def __init__(self, model: nn.Module, processor: Any, template: str | None = None) -> None:
         if not reads_text(model):
-            raise ValueError(f"{type(unwrap(model)).__name__} gives no text features: class names mean nothing to it.")
+            raise ValueError(
+                f"{type(unwrap(model)).__name__} gives no text features, so it cannot read class names; pass a "
+                "CLIP-like model."
+            )
         check_encoders(model)
         check_adapter_weights(model)
         if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
@@ -74,8 +77,8 @@ class ZeroShotClassifier:
     ) -> ZeroShotClassifier:
         """Load an adapter (folder or Hub repository) onto its base model, or onto `base_model`.
 
-        The processor, where none is given, is the one saved beside the adapter, else the base model's. `revision` and
-        `token` are for the Hub, see [`~peft_ncgeo.hub.load_adapter`] for the errors.
+        The default processor is the one saved beside the adapter, else the base model's. `revision` and `token` are
+        for the Hub. See [`~peft_ncgeo.hub.load_adapter`] for the errors.
         """
         folder = fetch_adapter(repo_id, revision, token)
         with unchanged_on_error(base_model):
@@ -89,18 +92,18 @@ class ZeroShotClassifier:
 
     @property
     def template(self) -> str:
-        """Text around a class name in force now."""
+        """Text around a class name that is used now."""
         config = active_prompt_config(self.model)
         return self._template or (config.template if config else DEFAULT_TEMPLATE)
 
     def predict_proba(
         self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int = 64
     ) -> Tensor:
-        """Class probabilities, `softmax_k(exp(logit_scale) * cos(f_i, g_k))`: (N, K) float32 on the CPU.
+        """Return class probabilities, `softmax_k(exp(logit_scale) * cos(f_i, g_k))`: (N, K) float32 on the CPU.
 
         Raises:
-            TypeError, ValueError: fewer than two names, or names that [`class_prompts`] refuses; something that is no
-                image or cannot be read, by its number; features or a `logit_scale` that are not finite.
+            TypeError, ValueError: fewer than two names, or names that [`class_prompts`] refuses; an input that is not
+                an image or cannot be read, named by its number; features or a `logit_scale` that are not finite.
         """
         return self._logits(images, class_names, batch_size).softmax(dim=-1).cpu()
 
@@ -119,33 +122,35 @@ class ZeroShotClassifier:
                 features = encode_images(self.model, pixels.to(self._device))
             logits.append(cosine_logits(features, text, logit_scale(self.model)).float())
         found = torch.cat(logits)
-        check_rows(found, "logits of image", range(len(images)))  # once: a look waits for the device
+        check_rows(found, "logits of image", range(len(images)))  # once: each check waits for the device
         return found
 
     def predict(
         self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int = 64
     ) -> list[str]:
-        """The most probable name for each image."""
+        """Return the most probable name for each image."""
         names = list_names(class_names)
-        best = self._logits(images, names, batch_size).argmax(dim=-1)  # which differ where probabilities are rounded
+        best = self._logits(images, names, batch_size).argmax(
+            dim=-1
+        )  # logits differ even where rounded probabilities do not
         return [names[i] for i in best.tolist()]
 
     @torch.no_grad()
     def text_features(self, class_names: Sequence[str]) -> Tensor:
-        """Raw text features (K, d) of the names in the template, computed once for each list of names."""
+        """Return raw text features (K, d) of the names in the template, computed once for each list of names."""
         names = tuple(list_names(class_names))
         if len(names) < 2:
             raise ValueError(f"Classification needs at least two class names, got {shown(list(names))}.")
         settings = (self.template, self._device, next(self.model.parameters()).dtype)
         features = self._cache.get(names, self.model, settings, partial(self._encode, names))
-        self.model.eval()  # all of it: a part may be in training mode where the whole says that it is not
+        self.model.eval()  # every part: one may be in training mode although the whole is not
         return features
 
     def _encode(self, names: Sequence[str]) -> Tensor:
         config = active_prompt_config(self.model)
         slots = config.num_text_tokens if config else 0
         texts = class_prompts(names, self.template, slots, self.processor.tokenizer, text_positions(self.model))
-        self.model.eval()  # after names that are refused
+        self.model.eval()  # only after the names are accepted
         with one_at_a_time(self.model):
             features = encode_texts(self.model, **texts.to(self._device))
         check_rows(features, "text features of class", names)

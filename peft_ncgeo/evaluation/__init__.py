@@ -1,4 +1,4 @@
-"""Names that README of version 0.1.0 shows here: classifiers, and metrics."""
+"""Classifiers and metrics under the names that README of version 0.1.0 shows."""
 
 from __future__ import annotations
 

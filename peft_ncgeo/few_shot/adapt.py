@@ -1,4 +1,4 @@
-"""A classifier from a few labelled images, in seconds."""
+"""Few-shot adaptation: a classifier from a few labelled images, in seconds."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ def adapt(
 
     Heads for images and for prototypes start as the identity and minimise
     [`~peft_ncgeo.geometry.prototype_image_contrast`] over the support set (for `CoPAConfig(shared=True)`, URL's
-    cross-entropy), all of it in every step. The images are embedded once; only residual adapters in the backbone make
-    every step a pass through it.
+    cross-entropy); every step uses the whole set. The images are embedded once. Only with residual adapters in the
+    backbone does every step run the backbone again.
 
     Args:
-        model: a vision backbone, which stays as it is; or a `PeftModel` with a [`~peft_ncgeo.CoPAConfig`], whose
-            active adapter starts afresh and holds the result, ready to be saved. A LoRA below it, or a prompted model
+        model: a vision backbone, which does not change; or a `PeftModel` with a [`~peft_ncgeo.CoPAConfig`], whose
+            active adapter is reset and then holds the result, ready to be saved. A LoRA below it, or a prompted model
             without `CoPAConfig`, is a frozen backbone like any other.
         support_images: N PIL images, or pixels (N, C, H, W).
-        support_labels: N labels, numbers or words; two classes at least. The classifier answers with them.
-        steps, lr, weight_decay: of the optimiser; CoPA's published ones by default, whatever the data. URL takes
+        support_labels: N labels, numbers or words, of at least two classes. The classifier predicts these.
+        steps, lr, weight_decay: settings of the optimiser; by default CoPA's published ones for all data. URL uses
             `steps=40, weight_decay=0, optimizer=torch.optim.Adadelta` and an lr of 0.1 to 1.
-        processor: the backbone's image processor. Default: the one that lies where the model came from.
-        optimizer: any of torch's that steps without a closure.
-        adapter_lr: share of `lr` with which residual adapters learn.
+        processor: the backbone's image processor. Default: loaded from the base model's name or path.
+        optimizer: any torch optimiser that steps without a closure.
+        adapter_lr: learning rate of residual adapters, as a share of `lr`.
         batch_size: images that go through the backbone at once, also while residual adapters are trained: activations
-            of one batch are kept, the others computed again.
+            of one batch are kept, the others are recomputed.
 
     Returns:
         A classifier with `predict(images)` and, in `metrics`, the loss and the gap between images and prototypes
         before and after, on the support set.
 
     Raises:
-        ValueError, TypeError: one line that names what is wrong: fewer than two classes, other than one label an
-            image, a backbone whose pooled feature is not known, features or a loss that are not finite.
+        ValueError, TypeError: one line that names the fault: fewer than two classes, not one label for each image, a
+            backbone whose pooled feature is not known, features or a loss that are not finite.
 
     Reference: H. Tian et al., NeurIPS 2024, arXiv 2410.12474.
 
@@ -80,8 +80,10 @@ def adapt(
     hold_in_float32(model)
     classes, labels = _classes(support_labels)
     if len(labels) != len(images):
-        raise ValueError(f"There are {len(images)} support images and {len(labels)} labels.")
-    called = getattr(getattr(optimizer, "func", optimizer), "__name__", shown(optimizer))  # also of a partial
+        raise ValueError(
+            f"There are {len(images)} support images and {len(labels)} labels; pass one label for each image."
+        )
+    called = getattr(getattr(optimizer, "func", optimizer), "__name__", shown(optimizer))  # also for functools.partial
     layer: Any = copa_layer(model)
     configs: Any = getattr(model, "peft_config", {})
     config: Any = CoPAConfig() if layer is None else configs[layer.active_name]
@@ -94,7 +96,7 @@ def adapt(
         labels = labels.to(before.device)
         embed = None
         if maps:
-            pixels = encoder.pixels(images).clone()  # made in inference mode it could not be trained on
+            pixels = encoder.pixels(images).clone()  # tensors made in inference mode cannot be trained on
             embed = partial(encoder.embed_with_gradient, pixels, batch_size)
         diverged = ValueError(f"The loss or the features are not finite after {steps} steps; lower lr={lr}.")
         try:
@@ -131,10 +133,10 @@ def adapt(
 
 
 def _classes(labels: Sequence[Any] | Tensor) -> tuple[list[Any], Tensor]:
-    """The classes in order, and each image's place among them."""
+    """Return the classes in order, and the index of each image's class."""
     row = isinstance(labels, Iterable) and not isinstance(labels, str | bytes | Mapping | set | frozenset)
     if not row or getattr(labels, "ndim", 1) != 1:
-        raise ValueError("support_labels must be a row of labels, one for each image.")
+        raise ValueError("support_labels must be a list of labels, one for each image.")
     names = [label.item() if hasattr(label, "item") else label for label in labels]
     kinds = {type(name) for name in names}
     if len(kinds) > 1 or not kinds <= {int, str, bool}:
@@ -149,7 +151,7 @@ def _classes(labels: Sequence[Any] | Tensor) -> tuple[list[Any], Tensor]:
 
 @contextmanager
 def _training_adapter(model: nn.Module) -> Iterator[None]:
-    """Gradients for the active adapter alone, which is as it was where adapting fails or is stopped."""
+    """Let gradients reach the active adapter alone, and restore its weights if adapting fails or is stopped."""
     before = copa_weights(model)
     needed = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:

@@ -1,4 +1,4 @@
-"""Training heads for images and prototypes on cached features: one episode, or many in one batch."""
+"""Training of heads for images and prototypes on cached features: one episode, or many in one batch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..tuners.copa import CoPAConfig
 from ..validation import not_negative, reason, shown, whole_number
 
 Objective = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-ADAPTER_LR = 0.1  # of the heads' learning rate, as TSA's maps learn beside CoPA's heads
+ADAPTER_LR = 0.1  # share of the heads' learning rate, for TSA's maps beside CoPA's heads
 
 
 def head_settings(config: CoPAConfig) -> dict[str, Any]:
-    """What [`fit_heads`] is told about a config: CoPA's loss, or for a shared head URL's."""
+    """Return the arguments of [`fit_heads`] for a config: CoPA's loss, or URL's for a shared head."""
     objective: Objective = prototype_cross_entropy if config.shared else prototype_image_contrast
     return {"shared": config.shared, "temperature": config.temperature, "objective": objective}
 
@@ -41,31 +41,31 @@ def fit_heads(
     maps: Sequence[nn.Parameter] = (),
     adapter_lr: float = ADAPTER_LR,
 ) -> Heads:
-    """Train heads on support features, from the identity.
+    """Train heads on support features, starting from the identity.
 
-    With leading indices every one is an episode of its own: their losses are added up and the optimiser works number
-    by number, so that all of them together give what one by one would, to rounding.
+    With a leading dimension E, each entry is an episode of its own. Their losses are summed, and the optimiser works
+    on each number alone, so training them together gives the results of training one by one, up to rounding.
 
     Args:
-        features: (N, d) or (E, N, d), of the frozen backbone; computed with in float32 or wider, autocast or not.
-        labels: (N,) or (E, N), the episode's classes as 0, 1, ...; -1: padding.
-        steps, lr, weight_decay: of the optimiser; weight decay is added to the gradient, as torch's Adam does.
-        shared: one head for both.
-        temperature: tau, which divides cosines.
-        objective: of instances (..., N, d), prototypes (..., K, d), labels and temperature.
-        optimizer: any of torch's that works number by number, in steps without a closure.
-        embed: gives the features anew, with gradients, where `maps` in the backbone are trained too.
-        maps: what is trained beside the heads, with `adapter_lr` times their learning rate.
+        features: (N, d) or (E, N, d), from the frozen backbone; used in float32 or wider, also under autocast.
+        labels: (N,) or (E, N), the episode's classes as 0, 1, ...; -1 marks padding.
+        steps, lr, weight_decay: settings of the optimiser; weight decay is added to the gradient, as in torch's Adam.
+        shared: use one head for images and prototypes.
+        temperature: tau, the divisor of the cosines.
+        objective: loss of instances (..., N, d), prototypes (..., K, d), labels and temperature.
+        optimizer: any torch optimiser that works on each number alone, in steps without a closure.
+        embed: computes the features again, with gradients, if `maps` in the backbone are trained too.
+        maps: parameters trained beside the heads, with `adapter_lr` times the heads' learning rate.
 
     Raises:
-        TypeError: a value that is no number, or an optimizer that does not take lr and weight_decay.
+        TypeError: a value that is not a number, or an optimizer that does not take lr and weight_decay.
         ValueError: features that are not finite, shapes that do not fit, a value out of range.
-        FloatingPointError: the loss was not finite in one of the steps.
+        FloatingPointError: the loss is not finite in one of the steps.
     """
     if features.dim() not in (2, 3) or features.shape[:-1] != labels.shape:
         raise ValueError(
-            f"features must be (N, d) or (E, N, d) with a label a row, got {tuple(features.shape)} and labels "
-            f"{tuple(labels.shape)}."
+            f"features must be (N, d) or (E, N, d) with one label for each row, got {tuple(features.shape)} and "
+            f"labels {tuple(labels.shape)}."
         )
     steps = whole_number("steps", steps, least=0)
     lr, weight_decay, adapter_lr = (
@@ -73,12 +73,17 @@ def fit_heads(
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("adapter_lr", adapter_lr))
     )
     if not callable(optimizer):
-        raise TypeError(f"optimizer must be one of torch's, such as torch.optim.Adam, got {shown(optimizer)}.")
+        raise TypeError(
+            f"optimizer must be an optimizer class of torch, such as torch.optim.Adam, got {shown(optimizer)}."
+        )
     finite = features.isfinite().all(-1) | (labels < 0)
     if not finite.all():
-        raise ValueError(f"The features of support image {(~finite).nonzero()[0].tolist()[-1]} are not finite.")
+        raise ValueError(
+            f"The features of support image {(~finite).nonzero()[0].tolist()[-1]} are not finite; check that image "
+            "and the backbone."
+        )
     features = features.detach().to(torch.promote_types(features.dtype, torch.float32))
-    features = features.masked_fill((labels < 0)[..., None], 0)  # padding times a weight of 0 must be 0
+    features = features.masked_fill((labels < 0)[..., None], 0)  # padding must stay 0 when multiplied by a weight of 0
     prototypes = class_prototypes(features, labels, int(labels.max()) + 1)
     heads = Heads.identity(features, shared)
     learned = [heads.image.requires_grad_()] if shared else [head.requires_grad_() for head in heads]
@@ -91,8 +96,8 @@ def fit_heads(
         raise TypeError(
             f"optimizer must take lr and weight_decay, as torch.optim.Adam does: {reason(error)}"
         ) from error
-    checks = DeferredChecks()  # read once, after the last step: what diverges stays so
-    # autocast would keep what it casts, and train heads that the loss no longer sees
+    checks = DeferredChecks()  # read once, after the last step: a diverged loss does not recover
+    # autocast would cache cast heads, and later steps would train heads that the loss does not use
     with checks, torch.enable_grad(), torch.autocast(features.device.type, enabled=False):
         for _ in tqdm(range(steps), desc="Adapting", unit="step", leave=False, disable=embed is None):
             optimise.zero_grad()
@@ -108,14 +113,14 @@ def fit_heads(
 def fit_episodes(
     features: Tensor, supports: Sequence[tuple[Any, Any]], batch_size: int = 8, progress: bool = True, **settings: Any
 ) -> list[Heads]:
-    """[`fit_heads`] for many episodes over one set of cached features, `batch_size` of them at a time.
+    """Train heads for many episodes over one set of cached features, `batch_size` of them at a time.
 
-    Episodes of like size are trained together, so that little is spent on padding.
+    Each episode gets what [`fit_heads`] returns. Episodes of similar size are trained together, to save padding.
 
     Args:
-        features: (M, d), of every image of the set.
+        features: (M, d), of every image in the set.
         supports: for each episode the rows of its support images, and their labels 0, 1, ...
-        settings: as [`fit_heads`] takes them.
+        settings: arguments of [`fit_heads`].
 
     Returns:
         One pair of heads (d, d) for each episode, in their order.

@@ -1,1 +1,1 @@
-"""Metrics of predictions and features; pure functions, and modules for the `evaluate` library."""
+"""Metrics of predictions and features: pure functions, and modules for the `evaluate` library."""

@@ -1,4 +1,4 @@
-"""Accuracies as pure functions."""
+"""Accuracy metrics as pure functions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..validation import real_number, reason, shown
 
 
 def accuracy(predictions: ArrayLike, labels: ArrayLike) -> float:
-    """Share of samples whose prediction is the label; both (N,) class indices, or both names.
+    """Return the share of samples whose prediction is the label; both (N,) class indices, or both names.
 
     Raises:
         ValueError: other shapes, or no samples.
-        TypeError: what is neither indices nor names.
+        TypeError: entries that are neither indices nor names.
 
     Example:
 
@@ -30,18 +30,18 @@ def accuracy(predictions: ArrayLike, labels: ArrayLike) -> float:
 
 
 def balanced_accuracy(predictions: ArrayLike, labels: ArrayLike) -> float:
-    """Mean over the classes with samples of the share of each predicted right; see [`accuracy`]."""
+    """Return the mean accuracy of the classes with samples, each with the same weight; see [`accuracy`]."""
     predictions, labels = _pairs(predictions, labels)
     _, classes = np.unique(labels, return_inverse=True)
     return float(np.mean(np.bincount(classes, predictions == labels) / np.bincount(classes)))
 
 
 def harmonic_mean(base: float, new: float) -> float:
-    """`H = 2 b n / (b + n)` of base and new accuracy; 0 where both are 0.
+    """Return `H = 2 b n / (b + n)` of base and new accuracy; 0 where both are 0.
 
     Raises:
         ValueError: a value that is negative or not finite.
-        TypeError: a value that is no number.
+        TypeError: a value that is not a number.
 
     Example:
 
@@ -52,7 +52,7 @@ def harmonic_mean(base: float, new: float) -> float:
         real_number(name, value, "an accuracy of at least 0", lambda value: 0 <= value < math.inf)
         for name, value in (("base", base), ("new", new))
     )
-    # in this order nothing overflows, and products of tiny numbers do not vanish
+    # this order avoids overflow, and underflow of products of tiny numbers
     return 2 * min(base, new) * (max(base, new) / (base + new)) if base + new else 0.0
 
 
@@ -62,7 +62,7 @@ def evaluate_groups(
     class_counts: ArrayLike,
     thresholds: Sequence[float] | str = (20, 100),
 ) -> dict[str, float | None]:
-    """Accuracy on classes with many, medium and few training samples; see [`class_groups`].
+    """Return the accuracy on classes with many, medium and few training samples; see [`class_groups`].
 
     Args:
         predictions: (N,) class indices.
@@ -71,12 +71,12 @@ def evaluate_groups(
         thresholds: (low, high), or "thirds".
 
     Returns:
-        "many", "medium" and "few": the share, in 0..1, of the samples of the group's classes predicted right; None
-        for a group without classes or without samples.
+        "many", "medium" and "few": the share, in 0..1, of correct predictions among the samples of the group's
+        classes; None for a group without classes or without samples.
 
     Raises:
-        ValueError: other shapes, a label that is no class index, or what `class_groups` refuses.
-        TypeError: predictions or labels that are no numbers, or what `class_groups` refuses.
+        ValueError: other shapes, a label that is not a class index, or values that `class_groups` refuses.
+        TypeError: predictions or labels that are not numbers, or counts that `class_groups` refuses.
 
     Example:
 
@@ -92,13 +92,13 @@ def evaluate_groups(
     classes = sum(map(len, groups.values()))
     unknown = labels[(labels < 0) | (labels >= classes)]
     if len(unknown):
-        raise ValueError(f"Label {unknown[0]} is no index of the {classes} classes that class_counts counts.")
+        raise ValueError(f"Label {unknown[0]} is not an index of the {classes} classes in class_counts.")
     members = {group: np.isin(labels, indices) for group, indices in groups.items()}
     return {g: accuracy(predictions[m], labels[m]) if m.any() else None for g, m in members.items()}
 
 
 def class_groups(class_counts: ArrayLike, thresholds: Sequence[float] | str = (20, 100)) -> dict[str, np.ndarray]:
-    """Indices of the classes with many, medium and few training samples.
+    """Return the indices of the classes with many, medium and few training samples.
 
     With (low, high): many is `n > high`, medium `low < n <= high`, few `n <= low`. With "thirds", for tails that are
     short everywhere: the classes by count, largest first and ties in the order of the labels, in three groups as
@@ -108,8 +108,8 @@ def class_groups(class_counts: ArrayLike, thresholds: Sequence[float] | str = (2
         class_counts: (K,) numbers of training samples.
 
     Raises:
-        ValueError: counts that are not (K,), negative or not finite, or thresholds that are neither.
-        TypeError: counts that are no numbers.
+        ValueError: counts that are not (K,), negative or not finite, or other thresholds.
+        TypeError: counts that are not numbers.
     """
     counts = _array("class_counts", class_counts)
     if counts.dtype.kind not in "iuf" and counts.size:
@@ -121,7 +121,7 @@ def class_groups(class_counts: ArrayLike, thresholds: Sequence[float] | str = (2
     if len(wrong):
         c = wrong[0]
         raise ValueError(
-            f"class_counts must be one number of at least 0 for each class, class_counts[{c}] is {counts[c]:g}."
+            f"class_counts must be one number of at least 0 for each class, but class_counts[{c}] is {counts[c]:g}."
         )
     if isinstance(thresholds, str) and thresholds == "thirds":
         many, medium, few = np.array_split(np.argsort(-counts, kind="stable"), 3)
@@ -144,7 +144,7 @@ def _low_and_high(thresholds: Any) -> tuple[float, float]:
 
 
 def _pairs(predictions: ArrayLike, labels: ArrayLike, empty: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Both as (N,) arrays whose entries can be compared."""
+    """Return both as (N,) arrays whose entries can be compared."""
     one, other = _array("predictions", predictions), _array("labels", labels)
     if one.ndim != 1 or one.shape != other.shape:
         raise ValueError(
@@ -152,11 +152,11 @@ def _pairs(predictions: ArrayLike, labels: ArrayLike, empty: bool = False) -> tu
             "take the argmax of logits."
         )
     if not len(one) and not empty:
-        raise ValueError("There are no samples.")
+        raise ValueError("There are no samples; pass at least one prediction and its label.")
     for name, array in (("Prediction", one), ("Label", other)):
         wrong: Any = array[~np.isfinite(array) | (array != np.round(array))] if array.dtype.kind == "f" else []
         if len(wrong):
-            raise ValueError(f"{name} {wrong[0]} is no index of a class.")
+            raise ValueError(f"{name} {wrong[0]} must be a class index, a whole number.")
     if len(one) and not any(one.dtype.kind in kinds and other.dtype.kind in kinds for kinds in ("U", "iubf")):
         raise TypeError(
             f"predictions and labels must both be class indices or both be names, got {one.dtype} and {other.dtype}."
@@ -167,7 +167,7 @@ def _pairs(predictions: ArrayLike, labels: ArrayLike, empty: bool = False) -> tu
 def _array(name: str, values: Any) -> np.ndarray:
     try:
         array = np.asarray(values)
-    except Exception as error:  # of any library whose array or tensor this is
+    except Exception as error:  # an array or tensor of any library may raise its own type
         raise TypeError(f"{name} must be an array of numbers: {reason(error)}") from None
     words = array.dtype == object and all(isinstance(value, str) for value in array.flat)
-    return array.astype(str) if words else array  # as pandas holds names
+    return array.astype(str) if words else array  # pandas keeps names as objects

@@ -1,4 +1,4 @@
-"""The geometry of an evaluation's features, in one pass over its batches."""
+"""Geometry of an evaluation's features, computed in one pass over its batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..geometry.sphere import unit
 
 
 class FeatureGeometry:
-    """Collects features batch by batch and computes the geometry of classes and classifier.
+    """Geometry of classes and classifier, from features collected batch by batch.
 
     | metric | what |
     |---|---|
@@ -29,19 +29,19 @@ class FeatureGeometry:
     | `modality_gap` | distance between the centres of images and texts |
     | `text_nc2` | class texts against a simplex ETF |
 
-    See [`~peft_ncgeo.geometry.NeuralCollapse`] for the formulas. For a CLIP-like model features are normalised, the
-    classifier is the class texts, and the last two are there; for a classification model features are what enters its
-    head (what compares them with weights only where that is one linear layer). On several processes each sample is
-    counted once.
+    See [`~peft_ncgeo.geometry.NeuralCollapse`] for the formulas. For a CLIP-like model, features are normalised, the
+    classifier is the class texts, and the last two metrics are computed. For a classification model, features are
+    the inputs of its head; metrics that compare them with weights need a head that is one linear layer. On several
+    processes each sample is counted once.
 
     Args:
-        nc4: keep the features of a set until it is done, for `nc4` alone.
+        nc4: keep all features until the set is done, which only `nc4` needs.
 
     Attributes:
         per_class: `alignment` and `error_exponent` of each class in the last evaluation, (K,); nan for classes
             without samples.
         class_means: mean feature of each class in the last evaluation, (K, d) float64; rows of nan without samples.
-        weights: the classifier compared with them, (K, d) float64: unit text features, or the rows of a linear head.
+        weights: the classifier's weights, (K, d) float64: unit text features, or the rows of a linear head.
     """
 
     def __init__(self, nc4: bool = True) -> None:
@@ -52,24 +52,24 @@ class FeatureGeometry:
         self._collapse: NeuralCollapse | None = None
 
     def begin(self) -> None:
-        """Forget the evaluation before."""
+        """Start a new evaluation and drop the features of the last one."""
         self._collapse, self.per_class, self.class_means, self.weights = None, {}, None, None
 
     def update(self, features: Tensor, labels: Tensor, num_classes: int, reads_text: bool) -> None:
-        """Take in a batch of raw features (B, d)."""
+        """Add a batch of raw features (B, d)."""
         features = unit(features) if reads_text else features.flatten(1).float()
         if self._collapse is None:
             self._collapse = NeuralCollapse(num_classes, features.shape[1], self.nc4)
         self._collapse.update(features, labels)
 
     def compute(self, text: Tensor | None, head: Any = None) -> dict[str, float]:
-        """Metrics since `begin`, from the raw `text` (K, d) of a CLIP-like model, else from the linear `head`."""
+        """Return the metrics since `begin`, from a CLIP-like model's raw `text` (K, d) or from the linear `head`."""
         if self._collapse is None:
             return {}
         counts, means = self._collapse.counts.cpu(), self._collapse.class_means.cpu()
         self.class_means = means
         if text is None and head is None:
-            return self._collapse.compute()  # what classifies is not one linear layer
+            return self._collapse.compute()  # the head is not one linear layer
         weights = (head.weight.detach() if text is None else unit(text)).double().cpu()
         self.weights = weights
         bias = None if text is not None or head.bias is None else head.bias.detach().double().cpu()

@@ -1,4 +1,4 @@
-"""What a model does on one labelled set: predictions and the geometry of its features."""
+"""Predictions of a model on one labelled set, and the geometry of its features."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .feature_geometry import FeatureGeometry
 
 
 class SetSummary:
-    """Collects a pass over a labelled set, batch by batch.
+    """Summary of a pass over a labelled set, collected batch by batch.
 
     Attributes:
-        geometry: of the features, once [`compute`] was called.
+        geometry: geometry of the features, known after [`compute`].
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class SetSummary:
         self._labels: list[Tensor] = []
 
     def update(self, features: Tensor, predicted: Tensor, labels: Tensor, classes: int, reads_text: bool) -> None:
-        """Take in a batch: raw features (B, d), predicted classes (B,) and labels (B,)."""
+        """Add a batch: raw features (B, d), predicted classes (B,) and labels (B,)."""
         self._predicted.append(predicted.cpu())
         self._labels.append(labels.cpu())
         self.geometry.update(features, labels, classes, reads_text)
@@ -37,11 +37,11 @@ class SetSummary:
         class_counts: Any = None,
         thresholds: Any = None,
     ) -> dict[str, float | None]:
-        """Accuracies in 0..1 and the geometry of the features; what is not finite is None.
+        """Return accuracies in 0..1 and the geometry of the features; a value that is not finite becomes None.
 
         Args:
             text, head: see [`FeatureGeometry.compute`].
-            class_counts, thresholds: of many / medium / few, see [`evaluate_groups`]; None for classes without groups.
+            class_counts, thresholds: see [`evaluate_groups`]; without thresholds there are no group accuracies.
         """
         predicted, labels = (torch.cat(parts).numpy() for parts in (self._predicted, self._labels))
         metrics: dict[str, float | None] = {
@@ -55,5 +55,5 @@ class SetSummary:
 
 
 def finite(metrics: dict[str, Any]) -> dict[str, float | None]:
-    """Return the metrics as plain numbers, None in place of nan and infinity, which JSON does not have."""
+    """Return the metrics as plain numbers, with None for nan and infinity, which JSON does not have."""
     return {key: float(value) if np.isfinite(value) else None for key, value in metrics.items()}

@@ -167,8 +167,8 @@ def test_bad_features_are_refused(changes, message):
     ("changes", "message"),
     [
         ({"references": [0, 1]}, r"Mismatch in the number of predictions \(3\) and references \(2\)"),
-        ({"references": [0, 1, 3]}, "Label 3 is no index of the 3 classes that class_counts counts"),
-        ({"references": [0, 1, -1]}, "Label -1 is no index of the 3 classes"),
+        ({"references": [0, 1, 3]}, "Label 3 is not an index of the 3 classes in class_counts"),
+        ({"references": [0, 1, -1]}, "Label -1 is not an index of the 3 classes"),
         ({"class_counts": [5, -1, 2]}, "class_counts must be one number of at least 0 for each class"),
         ({"thresholds": (100, 20)}, "must be \\(low, high\\) with low < high"),
         ({"thresholds": "halves"}, "thresholds='halves' must be"),
@@ -192,7 +192,7 @@ def test_a_bad_batch_leaves_the_others():
         metric.add_batch(predictions=[0, 1], references=[0])
     metric.add_batch(predictions=[1], references=[0])
     assert metric.compute(class_counts=[5])["few"] == 0.5
-    with pytest.raises(ValueError, match="Label 1 is no index"):
+    with pytest.raises(ValueError, match="Label 1 is not an index"):
         metric.compute(predictions=[0], references=[1], class_counts=[5])
     assert metric.compute(predictions=[0], references=[0], class_counts=[5])["few"] == 1
 

@@ -83,7 +83,7 @@ class GroupAccuracyMetric(evaluate.Metric):
         thresholds: Sequence[float] | str = (20, 100),
     ) -> dict[str, float | None]:
         if not len(references):
-            raise ValueError("There are no samples.")
+            raise ValueError("There are no samples; pass at least one prediction and its label.")
         groups = evaluate_groups(predictions, references, class_counts, thresholds)
         overall = {
             "accuracy": accuracy(predictions, references),

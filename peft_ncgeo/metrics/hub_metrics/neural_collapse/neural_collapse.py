@@ -83,14 +83,14 @@ class NeuralCollapseMetric(evaluate.Metric):
             ),
             reference_urls=["https://arxiv.org/abs/2008.08186"],
         )
-        # Mapped from the cache and not read into lists of lists of floats. MetricInfo's constructor refuses a format
-        # where inputs are sequences, as they may differ in length; _compute checks that.
+        # "arrow" maps the cache and avoids lists of lists of floats. MetricInfo's constructor refuses a format for
+        # inputs that are sequences, because these may differ in length; _compute checks that.
         info.format = "arrow"
         return info
 
     def _compute(
         self,
-        predictions: Any,  # both as pyarrow's ChunkedArray, which the package does not import
+        predictions: Any,  # like references a pyarrow ChunkedArray; the package does not import pyarrow
         references: Any,
         weights: ArrayLike | torch.Tensor | None = None,
         bias: ArrayLike | torch.Tensor | None = None,
