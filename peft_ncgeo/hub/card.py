@@ -1,4 +1,4 @@
-"""Model cards: what an adapter is, how to load it, what it was trained on and what that changed."""
+"""Model cards: the adapter, code that loads it, its training data and its results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .references import adapter_reference, bibtex, term_references
 TEMPLATE = Path(__file__).with_name("card_template.md")
 FIGURE = "geometry.png"
 _ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # the id of a model
-_WIDE = 100  # characters of a setting
+_WIDE = 100  # longest setting, in characters
 _OWN = ("CoPAConfig", "NPTConfig", "PrototypeConfig")
 
 
@@ -53,24 +53,24 @@ def create_card(
     figure: str | None = None,
     revision: str | None = None,
 ) -> ModelCard:
-    """The model card of an adapter: front matter with results, a snippet that loads it, and what was measured.
+    """Create the model card of an adapter: front matter with results, a snippet that loads it, and measurements.
 
-    Sections of which nothing is known are left out.
+    Sections without content are left out.
 
     Args:
-        model: the tuned `PeftModel`, or a `FewShotClassifier`. It tells adapter and versions where there is no record.
-        record: of the training, from `trainer.record()`.
+        model: the tuned `PeftModel`, or a `FewShotClassifier`. Without a record, adapter and versions come from it.
+        record: record of the training, from `trainer.record()`.
         repo_id: where the adapter will be found, for the snippets.
-        base_model_id: Hub id of the base model. Default: where the model was loaded from, if that is an id.
+        base_model_id: Hub id of the base model. Default: the id that the model was loaded from, if it is one.
         license: SPDX identifier as the Hub writes it, "apache-2.0" for instance.
         datasets: Hub ids of the data trained on.
-        dataset_name: what the results call the data. Default: the first of `datasets`.
-        language: of the class names, "en" for instance.
-        tags: beside the card's own.
+        dataset_name: name of the data in the results. Default: the first of `datasets`.
+        language: language of the class names, "en" for instance.
+        tags: tags added to the card's own.
         runs: metrics of several seeds, in percent, each with its `seed`: `record.row()` of each, or the rows of one
             method and setting of [`~peft_ncgeo.protocols.Results`]. Mean and standard deviation are shown.
         figure: path of a figure of the geometry, relative to the card.
-        revision: branch that the adapter is found on, for the snippets.
+        revision: branch that holds the adapter, for the snippets.
 
     Returns:
         A `huggingface_hub.ModelCard`; `str(card)` is its Markdown.
@@ -112,7 +112,7 @@ def create_card(
         own_type=record.adapter.name in _OWN,
         where=where,
         plain_call=code_cell(f"PeftModel.from_pretrained(base, {where})"),
-        revision=revision,  # a pipeline would look for it in the base model too
+        revision=revision,  # a pipeline would look for this revision in the base model too
         own_template=_own_template(record),
         example_names=_example_names(record),
         results=results_table(record, rows),
@@ -122,7 +122,7 @@ def create_card(
         many_classes=f"{len(record.class_names):,}" if len(record.class_names) > FOLDED else "",
         geometry=geometry_table(record),
         geometry_note=geometry_note(record),
-        figure=figure and quote(figure, errors="replace"),  # no address of another place
+        figure=figure and quote(figure, errors="replace"),  # never an address on another host
         figure_note=(
             "Above, unit vectors of class means and classifier projected on a plane; below, the cosine of each "
             "classifier vector with each class mean."
@@ -138,7 +138,7 @@ def create_card(
 
 
 def _own_template(record: TrainingRecord) -> str:
-    """The template as Python, where the adapter's config does not hold it."""
+    """Return the template as Python code if the adapter's config does not hold it, else an empty text."""
     held = record.adapter.name in _OWN or record.template in (None, DEFAULT_TEMPLATE)
     return "" if held else literal(str(record.template))
 
@@ -179,7 +179,7 @@ def _call(part: Part) -> str:
 
 
 def _name(word: str) -> str:
-    """A name in code; what Python would not take for one could end the code around it."""
+    """Return a name as code; a text that is no Python name is quoted, since it could end the code around it."""
     return word if word.isidentifier() else literal(word)
 
 

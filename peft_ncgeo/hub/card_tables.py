@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult
 from ..markdown import escape, table
 from .record import GROUPS, TrainingRecord
 
-Rows = dict[str, dict[str, Any]]  # row -> `before` and `after` in percent, and `over_seeds`, what is known of them
+Rows = dict[str, dict[str, Any]]  # row -> those of `before`, `after` and `over_seeds` that are known, in percent
 Runs = Sequence[Mapping[str, Any]]
 FOLDED = 20  # a longer list of classes is folded up
 _BAR = 24  # characters of the longest bar
@@ -32,23 +32,23 @@ _GEOMETRY = {
 
 
 def check_runs(runs: Runs) -> None:
-    """Runs over seeds are of one method.
+    """Check that all runs over seeds are of one method and setting.
 
     Raises:
         ValueError: rows of several methods or settings, or a seed given twice.
     """
     for key in ("method", "setting"):
         if len({run.get(key) for run in runs}) > 1:
-            raise ValueError(f"runs hold several {key}s; pass those of one.")
+            raise ValueError(f"runs hold several {key}s; pass the runs of one.")
     seeds = [run["seed"] for run in runs if "seed" in run]
     if len(set(seeds)) < len(seeds):
-        raise ValueError(f"runs hold a seed twice: {seeds}.")
+        raise ValueError(f"runs hold a seed twice: {seeds}; pass each seed once.")
 
 
 def results_rows(record: TrainingRecord, runs: Runs) -> Rows:
-    """What was measured, in the order of the evaluation sets.
+    """Return the measured values of each row, in the order of the evaluation sets.
 
-    Many / medium / few have no mean over seeds beside values of one: seeds may draw other classes as rare.
+    Many / medium / few of one seed get no mean over seeds beside them: other seeds may draw other classes as rare.
     """
     before, after = record.row("before"), record.row()
     rows: Rows = {}
@@ -64,7 +64,7 @@ def results_rows(record: TrainingRecord, runs: Runs) -> Rows:
 
 
 def results_table(record: TrainingRecord, rows: Rows) -> str:
-    """Accuracy in percent before, after, and over seeds."""
+    """Return the table of accuracies in percent: before, after, and over seeds."""
     columns = {"before": before_title(record), "after": "this adapter", "over_seeds": "mean over seeds"}
     present = {key: title for key, title in columns.items() if any(key in row for row in rows.values())}
     head = ["accuracy in %", *present.values()]
@@ -73,7 +73,7 @@ def results_table(record: TrainingRecord, rows: Rows) -> str:
 
 
 def results_note(record: TrainingRecord, rows: Rows, runs: Runs) -> str:
-    """What the numbers are of."""
+    """Return the note below the results: sets, groups, seeds."""
     notes = []
     if record.thresholds == "thirds" and "many" in rows:
         notes.append("Many, medium and few are thirds of the classes by their number of training images.")
@@ -100,7 +100,7 @@ def results_note(record: TrainingRecord, rows: Rows, runs: Runs) -> str:
 def eval_results(
     record: TrainingRecord, rows: Rows, datasets: str | Sequence[str] | None, dataset_name: str | None
 ) -> list[EvalResult]:
-    """The rows for the front matter's model-index, as shares: this adapter's, else the mean over seeds."""
+    """Return the results for the front matter's model-index as shares: this adapter's, else the mean over seeds."""
     first = datasets if isinstance(datasets, str) else next(iter(datasets or []), None)
     name = dataset_name or first or "images of the author's own"
     values = {row: parts.get("after", parts.get("over_seeds", (None,))[0]) for row, parts in rows.items()}
@@ -119,12 +119,12 @@ def eval_results(
 
 
 def before_title(record: TrainingRecord) -> str:
-    """What the model is called without its adapter."""
+    """Return the name of the model without its adapter."""
     return "zero-shot" if record.template else "before training"
 
 
 def classes_table(record: TrainingRecord) -> str:
-    """Names and numbers of training images, as a bar too, the largest first."""
+    """Return the table of class names and numbers of training images, also as bars, the largest first."""
     names = [escape(name) for name in record.class_names]
     if not record.class_counts:
         return table(["class"], [[name] for name in names], "l") if names else ""
@@ -135,7 +135,7 @@ def classes_table(record: TrainingRecord) -> str:
 
 
 def classes_note(record: TrainingRecord) -> str:
-    """How many classes there are and how uneven they are."""
+    """Return the number of classes and their imbalance as a sentence."""
     counts = record.class_counts
     if not counts:
         return f"{len(record.class_names):,} classes."
@@ -148,7 +148,7 @@ def classes_note(record: TrainingRecord) -> str:
 
 
 def geometry_table(record: TrainingRecord) -> str:
-    """Neural collapse, alignment and gap of the set on the training classes."""
+    """Return the table of neural collapse, alignment and gap, measured on the training classes."""
     entry = record.sets.get(record.geometry_set or "", {})
     titles = {"before": before_title(record), "after": "this adapter"}
     titles = {moment: title for moment, title in titles.items() if moment in entry}
@@ -161,7 +161,7 @@ def geometry_table(record: TrainingRecord) -> str:
 
 
 def geometry_note(record: TrainingRecord) -> str:
-    """Which images it was measured on."""
+    """Return a note on the images that the geometry was measured on."""
     entry = record.sets.get(record.geometry_set or "", {})
     return f'Of the {entry.get("size", 0):,} images of "{escape(record.geometry_set)}".'
 

@@ -1,4 +1,4 @@
-"""Write a tuned CLIP as a classifier for fixed class names that runs without this package and without PEFT."""
+"""Export of a tuned CLIP as a classifier for fixed class names, which runs without this package and without PEFT."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def export_classifier(
 ) -> Path:
     r"""Write an image classifier for these class names, with the probabilities of `ZeroShotClassifier`.
 
-    The texts of the classes are encoded once, the text tower stays behind. With the image's feature f, projected, and
-    the texts' `g_k`,
+    The class texts are encoded once; the text tower is left out. With the image's projected feature f and the texts'
+    `g_k`,
 
     .. math:: z_k = \exp(\texttt{logit\_scale}) \, \mathrm{unit}(f) \cdot \mathrm{unit}(g_k)
 
-    Adapters that PEFT can merge, as LoRA, are merged into the weights, which rounds where the model is in half
-    precision; vision prompts are kept as tensors. The model itself is not changed.
+    Adapters that PEFT can merge, such as LoRA, are merged into the weights, with rounding if the model is in half
+    precision; vision prompts are saved as tensors. The model itself does not change.
 
     The folder holds `model.safetensors` (in the model's dtype; text features and scale in float32 or wider),
     `config.json` with the names, the image processor's config, a README, and `exported_classifier.py`, the one class
-    that Transformers needs to read them. Where there are no vision prompts, `CLIPVisionModelWithProjection` reads the
+    that Transformers needs to read them. Without vision prompts, `CLIPVisionModelWithProjection` reads the
     image tower too.
 
     Args:
-        model: a `CLIPModel` with or without adapters, or a `PeftModel` around one. What is active is exported.
+        model: a `CLIPModel` with or without adapters, or a `PeftModel` around one. Its active adapters are exported.
         class_names: K class names, at least two.
-        folder: a new or empty one; it is there as a whole or not at all.
+        folder: a new or empty one; it is written completely or not at all.
         processor: the model's `CLIPProcessor`.
         template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
 
@@ -54,9 +54,9 @@ def export_classifier(
 
     Raises:
         FileExistsError: the folder exists and is not empty.
-        ValueError: fewer than two names, or names that [`class_prompts`] refuses; a model that is no `CLIPModel`, or
-            whose image tower has an adapter that cannot be merged; a processor without tokenizer; weights that are not
-            finite.
+        ValueError: fewer than two names, or names that [`class_prompts`] refuses; a model that is not a `CLIPModel`,
+            or whose image tower has an adapter that cannot be merged; a processor without tokenizer; or weights that
+            are not finite.
 
     Example:
 
@@ -91,7 +91,7 @@ def _check(model: nn.Module, processor: Any) -> None:
             "merge_and_unload where its adapter can be merged."
         )
     if not isinstance(unwrap(model), CLIPModel):
-        raise ValueError(f"{name} is not a CLIPModel, whose image tower is the only one that can be exported.")
+        raise ValueError(f"{name} is not a CLIPModel, the only model that can be exported.")
     if not hasattr(processor, "tokenizer"):
         raise ValueError(f"{type(processor).__name__} has no tokenizer for the class names; pass the CLIPProcessor.")
 
@@ -120,18 +120,18 @@ def _exported(model: CLIPModel, class_names: list[str], text_features: Tensor) -
             "num_prompts": len(next(iter(prompts.values()), ())),
         }
     )
-    with torch.device("meta"):  # neither memory nor random numbers for weights that are replaced at once
+    with torch.device("meta"):  # takes no memory or random numbers for weights that are replaced below
         exported = ExportedClassifier(config)
     exported.load_state_dict(weights, assign=True)
     return exported
 
 
 def _vision_prompts(model: CLIPModel) -> dict[int, Tensor]:
-    """Layer -> the vectors (n, width) that enter there, in the model's dtype; coupled ones as they come out."""
+    """Return layer -> prompt vectors (n, width) that enter there, in the model's dtype; coupled ones are computed."""
     tower = find_towers(model)["vision"]
     like = next(model.vision_model.parameters()).new_empty(1, 0, 0)
     found = {}
-    for i, path in enumerate([tower.embeddings, *tower.layers[1:]]):  # the embeddings stand at layer 0's entry
+    for i, path in enumerate([tower.embeddings, *tower.layers[1:]]):  # layer 0's prompts enter at the embeddings
         place = model.get_submodule(path)
         prompt = place.active_prompt(like) if isinstance(place, PromptLayer) else None
         if prompt is not None:
@@ -140,7 +140,7 @@ def _vision_prompts(model: CLIPModel) -> dict[int, Tensor]:
 
 
 def _weights(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """A module's parameters as they are called without adapters, those that can be merged being merged."""
+    """Return a module's parameters under their names without adapters, with adapters merged where PEFT can."""
     while isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
         module = _inside(module)
     own = module.named_parameters(recurse=False)  # detached, or assigning them to the export would make them trainable
@@ -151,7 +151,7 @@ def _weights(module: nn.Module, prefix: str) -> dict[str, Tensor]:
 
 
 def _inside(layer: Any) -> nn.Module:
-    """What PEFT has wrapped, as the active adapter changes it. Merging happens in a copy."""
+    """Return the module inside PEFT's wrapper, changed as the active adapter changes it. Merging uses a copy."""
     if isinstance(layer, PromptLayer):
         return layer.base_layer
     layer = copy.deepcopy(layer)

@@ -1,4 +1,4 @@
-"""The record of a few-shot adaptation, for its card."""
+"""Records of few-shot adaptations, for their cards."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ def record_few_shot(
     image_column: str = "image",
     label_column: str = "label",
 ) -> TrainingRecord:
-    """An adaptation to a few images; "before" is the nearest prototype of the backbone's own features.
+    """Return the record of an adaptation to a few images.
+
+    Its "before" is the nearest prototype of the backbone's own features.
 
     Args:
-        classifier: of [`~peft_ncgeo.adapt`], around a `PeftModel`.
-        dataset: labelled images to evaluate it on, its class names those of the classifier. Default: the record has
-            no results.
-        class_counts: support images of each class.
+        classifier: from [`~peft_ncgeo.adapt`], around a `PeftModel`.
+        dataset: labelled images to evaluate the classifier on, with its class names. Default: the record has no
+            results.
+        class_counts: number of support images of each class.
 
     Raises:
-        TypeError, ValueError: the backbone is no `PeftModel`, or the data set has other classes.
+        TypeError, ValueError: the backbone is not a `PeftModel`, or the data set has other classes.
     """
     record = record_model(classifier.model, classifier.adapter_name)
     record.task, record.kind = "image-classification", "few-shot"
@@ -55,7 +57,7 @@ def record_few_shot(
     moments = []
     for moment, heads in (("before", Heads.identity(features)), ("after", classifier.heads)):
         if moment == "before" and classifier.changes_backbone:
-            continue  # its own features are not known any more
+            continue  # the frozen backbone's features are no longer known
         embedded, weights = heads.embed(features, classifier.prototypes)
         monitor = FeatureGeometry(nc4=False)
         monitor.update(embedded, labels.to(features.device), len(names), reads_text=True)

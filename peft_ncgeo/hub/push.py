@@ -1,4 +1,4 @@
-"""Push an adapter to the Hub in one commit."""
+"""Pushing an adapter to the Hub in one commit."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ def push_adapter(
     create_pr: bool = False,
     **card: Any,
 ) -> CommitInfo:
-    """Push the active adapter, its processor and a card, in one commit: all of it arrives or nothing.
+    """Push the active adapter, its processor and a card, in one commit: completely or not at all.
 
     Args:
         model: a `PeftModel`, or a [`~peft_ncgeo.FewShotClassifier`] around one.
-        repo_id: "user/name", or the name alone; made where it does not exist.
-        processor: saved beside the adapter. Default: the one found where the base model came from.
-        base_model_id: Hub id of the base model, written into config and card. Default: where the model was loaded
-            from, if that is an id.
-        record: of the training, `trainer.record()`, which the card tells.
-        commit_message: of the commit.
-        private: whether a new repository is private. Default: the account's setting.
+        repo_id: "user/name", or the name alone; created if it does not exist.
+        processor: saved beside the adapter. Default: loaded from the base model's name or path.
+        base_model_id: Hub id of the base model, written into config and card. Default: the id that the model was
+            loaded from, if it is one.
+        record: record of the training for the card, from `trainer.record()`.
+        commit_message: title of the commit.
+        private: make a new repository private. Default: the account's setting.
         token: with the right to write. Default: the one that `hf auth login` stored.
         revision: branch to push to. Default: main.
         create_pr: open a pull request instead.
         card: further arguments of [`create_card`]: license (default: the base model's), datasets, runs and so on.
 
     Returns:
-        What `HfApi.upload_folder` does: the commit's URL and hash.
+        The result of `HfApi.upload_folder`: the commit's URL and hash.
 
     Raises:
-        ValueError: the base model is a folder, no model on the Hub or of another kind: pass base_model_id. Or neither
+        ValueError: the base model is a folder, is not on the Hub or is of another kind: pass base_model_id. Or neither
             adapter nor base holds the model's head; the repository holds a model; or a file or commit_message holds a
-            path of this machine or anybody's token.
-        OSError: there is no token, it may not write, or the way to the Hub broke. The repository is as it was.
+            path of this machine or a token.
+        OSError: there is no token, it has no write permission, or the connection broke. The repository is unchanged.
 
     Example:
 
@@ -97,10 +97,10 @@ def push_adapter(
 def check_push(
     model: Any, repo_id: str, base_model_id: str | None = None, token: str | None = None
 ) -> tuple[ModelInfo, str]:
-    """Whatever can go wrong with a push and can be told without one; see [`push_adapter`] for the errors.
+    """Check everything that can go wrong with a push and needs no push to find out; see [`push_adapter`] for errors.
 
     Returns:
-        The base model on the Hub, and the repository's whole id.
+        The base model on the Hub, and the full id of the repository.
     """
     tuned = tuned_model(model)
     try:
@@ -114,7 +114,7 @@ def check_push(
         user = api.whoami()["name"]
         repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         holds_model = api.file_exists(repo_id, "config.json")
-    if holds_model:  # whose tokenizer would be replaced
+    if holds_model:  # the push would replace its tokenizer
         raise ValueError(f"{repo_id} holds a model (config.json); push the adapter to a repository of its own.")
     return base, repo_id
 
@@ -122,7 +122,7 @@ def check_push(
 def _base_on_hub(name: str, given: bool, token: str | None) -> ModelInfo:
     mend = "push it as a repository of its own and pass base_model_id"
     if not name:
-        raise ValueError(f"The base model came from nowhere that others could load it from; {mend}.")
+        raise ValueError(f"Others cannot load the base model, whose source is not known; {mend}.")
     if not given and is_folder(name):
         raise ValueError(f"The base model was loaded from the folder {Path(name).name!r}, which others lack; {mend}.")
     try:
@@ -131,18 +131,18 @@ def _base_on_hub(name: str, given: bool, token: str | None) -> ModelInfo:
     except HFValidationError as error:
         raise ValueError(f"base_model_id={name!r} is not the id of a model on the Hub; {mend}.") from error
     except OSError as error:
-        cause = error.__cause__  # with status 401 it may be the token's fault
+        cause = error.__cause__  # with status 401 the token may be at fault
         if isinstance(cause, RepositoryNotFoundError) and cause.response.status_code == 404:
             raise ValueError(f"The Hub has no model base_model_id={name!r} that others could load; {mend}.") from error
         raise
 
 
 def _check_base(model: PeftModel, base_model_id: str, token: str | None) -> None:
-    """Whether the adapter fits what others will load under that id, as far as its configuration tells."""
+    """Check that the adapter fits the model that others will load under that id, as far as its config tells."""
     own = unwrap(model).config
     with hub_errors(f"base_model_id={base_model_id!r} holds no model"):
         base = AutoConfig.from_pretrained(base_model_id, token=token, trust_remote_code=False)
-    # a single tower, clip_vision_model, is loaded from a whole clip
+    # a single tower, clip_vision_model, can be loaded from a whole clip
     if not own.model_type.startswith(base.model_type):
         raise ValueError(f"base_model_id={base_model_id!r} is a {base.model_type}, the model a {own.model_type}.")
     differing = [name for name in ("hidden_size", "num_hidden_layers", "projection_dim") if _differs(own, base, name)]

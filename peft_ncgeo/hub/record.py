@@ -1,4 +1,4 @@
-"""What was trained and how, as a model card tells it."""
+"""Records of a training for its model card."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from ..tuners.copa import CoPAConfig
 
 GROUPS = ("many", "medium", "few")
 LIBRARIES = ("peft_ncgeo", "peft", "transformers", "torch", "accelerate", "datasets")
-# Arguments that say how a run was watched, kept and spread, not what was learned; some hold paths or tokens.
+# Arguments about logging, storage and devices, not about learning; some hold paths or tokens.
 _ASIDE = re.compile(
     "accelerator_config|dataloader_(?!drop_last)|ddp|deepspeed|disable_tqdm|do_|eval|fsdp|hub|ignore_data|include_|"
     "label_names|local_|log|output|parallelism|past_|per_device_eval|prediction_loss|project|push|remove_unused|report|"
     "restore_|resume_|run|save|skip_|torch_|trackio|use_|_"
 )
-# Those a reader looks for, whether they differ from the defaults or not.
+# Arguments that readers look for, with or without their default.
 _ALWAYS = (
     "learning_rate",
     "lr_scheduler_type",
@@ -46,13 +46,13 @@ _ALWAYS = (
     "class_balanced_sampling",
     "seed",
 )
-# Fields of every PEFT config, and those written when an adapter is made.
+# Fields of every PEFT config, and fields that PEFT fills in when it makes an adapter.
 _OF_EVERY_CONFIG = {entry.name for entry in fields(PeftConfig)} | {"token_ids", "tokenizer_name_or_path"}
 
 
 @dataclass
 class Part:
-    """A config, a loss or a callback: its class and the settings that differ from the defaults."""
+    """A config, a loss or a callback: its class and those of its settings that are not defaults."""
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -60,27 +60,27 @@ class Part:
 
 @dataclass
 class TrainingRecord:
-    """Plain values, which JSON keeps; `TrainingRecord.from_dict` reads them back.
+    """Record of a training in plain values, which JSON keeps; `TrainingRecord.from_dict` reads them back.
 
     Attributes:
         task: the Hub's pipeline tag.
-        kind: the way to use it: "text" (it reads class names), "head", "few-shot" or "features".
+        kind: how the adapter is used: "text" (it reads class names), "head", "few-shot" or "features".
         adapter: the PEFT config.
-        base_model: what the model was loaded from, a Hub id or the absolute path of a folder.
+        base_model: source of the base model, a Hub id or the absolute path of a folder.
         template: text around a class name; None for an image classifier.
         terms: classification loss, losses and callbacks.
-        class_names, class_counts: of the training set, (K,).
-        arguments: training arguments that differ from the defaults, and after them the others that matter.
-        changed: how many of `arguments` differ.
+        class_names, class_counts: names and numbers of images of the training set's classes, (K,).
+        arguments: training arguments that are not defaults, and after them others that matter.
+        changed: number of `arguments` that are not defaults.
         seed, steps, epochs, processes, device: of the run.
-        base_changed: why `sets` have no `before`: the model with its adapter off is not the pretrained one.
+        base_changed: reason why `sets` have no `before`: the model without its adapter is not the pretrained one.
         sets: evaluation set -> `size`, `classes`, `trained` (whether its classes are those of training), `before` and
             `after`, the metrics with the adapter off and on, as shares in 0..1.
-        geometry_set: the set among them on the training classes, whose geometry is told.
+        geometry_set: name of the set on the training classes whose geometry is shown.
         thresholds: of many / medium / few, see [`~peft_ncgeo.metrics.accuracy.class_groups`]; None for equal counts.
         dtype: of the base model's weights.
         runs: metrics of several seeds, each with its `seed`.
-        moments: class means and classifier weights (K, d) before and after, for a figure; not kept in JSON.
+        moments: class means and classifier weights (K, d) before and after training, for a figure; not kept in JSON.
     """
 
     task: str
@@ -108,16 +108,16 @@ class TrainingRecord:
     kind: str = ""
 
     def __post_init__(self) -> None:
-        if not self.kind:  # records of version 0.1.0 do not tell it
+        if not self.kind:  # records of version 0.1.0 do not have it
             kinds = {"zero-shot-image-classification": "text", "image-classification": "head"}
             few_shot = self.task == "image-classification" and self.adapter.name == CoPAConfig.__name__
             self.kind = "few-shot" if few_shot else kinds.get(self.task, "features")
 
     def row(self, moment: str = "after") -> dict[str, float]:
-        """Accuracies in percent: one a set, "H" of base and new, many / medium / few; what is not known is left out.
+        """Return accuracies in percent: of each set, "H" of base and new, many / medium / few; unknown: absent.
 
-        With "seed", so that the rows of several runs are what a card's `runs` takes. A set that is called as one of
-        these others has " (set)" behind its name.
+        It has "seed" too, so a card's `runs` can be the rows of several runs. A set whose name is one of these other
+        keys gets " (set)" after its name.
         """
         shares: dict[str, Any] = {
             f"{name} (set)" if name in ("H", "seed", *GROUPS) else name: entry.get(moment, {}).get("accuracy")
@@ -131,7 +131,7 @@ class TrainingRecord:
         return {**seed, **{name: 100 * share for name, share in shares.items() if share is not None}}
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but `moments`."""
+        """Return all fields but `moments`."""
         moments, self.moments = self.moments, None
         try:
             values = asdict(self)
@@ -147,7 +147,7 @@ class TrainingRecord:
 
 
 def check_peft_model(model: Any) -> PeftModel:
-    """The model, which must be a `PeftModel`.
+    """Return the model if it is a `PeftModel`.
 
     Raises:
         TypeError: another model.
@@ -160,7 +160,7 @@ def check_peft_model(model: Any) -> PeftModel:
 
 
 def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingRecord:
-    """What a `PeftModel` itself tells of an adapter; default: the active one.
+    """Return the record of a `PeftModel`'s adapter, by default the active one, as far as the model knows it.
 
     Raises:
         TypeError: another model.
@@ -185,9 +185,9 @@ def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingR
 
 
 def describe(owner: Any, aside: Container[str] = ()) -> Part:
-    """The class, and what its constructor was given where the object kept it and it is not the default.
+    """Return an object's class, and the arguments of its constructor that it kept and that are not defaults.
 
-    Of classes that are neither this package's nor PEFT's, weight and budget alone: who knows what else they hold.
+    Of classes that are neither this package's nor PEFT's, only weight and budget: other values may be private.
     """
     known = type(owner).__module__.partition(".")[0] in ("peft_ncgeo", "peft")
     parameters = inspect.signature(type(owner)).parameters if known else {}
@@ -210,7 +210,7 @@ def describe(owner: Any, aside: Container[str] = ()) -> Part:
 
 
 def describe_arguments(args: Any) -> tuple[dict[str, Any], int]:
-    """Those that differ from the defaults, and behind them the other ones of `_ALWAYS`; how many differ."""
+    """Return the arguments that are not defaults, followed by the others of `_ALWAYS`; and how many are not."""
     values, changed = {}, []
     for entry in fields(args):
         default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
@@ -218,14 +218,14 @@ def describe_arguments(args: Any) -> tuple[dict[str, Any], int]:
         if _ASIDE.match(entry.name) or value is None:
             continue
         values[entry.name] = value
-        if value != default and (value or default):  # None, False and 0 say the same
+        if value != default and (value or default):  # None, False and 0 mean the same
             changed.append(entry.name)
     kept = [name for name in _ALWAYS if name in values and name not in changed]
     return {name: values[name] for name in (*changed, *kept)}, len(changed)
 
 
 def _plain(value: Any) -> Any:
-    """Numbers, words, and lists and dicts of them, as JSON keeps them; None for what is none of that, or a place."""
+    """Return numbers, words, and lists and dicts of them, as JSON keeps them; None for other values and for paths."""
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, np.generic):
@@ -244,7 +244,7 @@ def _plain(value: Any) -> Any:
 
 
 def drawable(moments: list[Any]) -> Any:
-    """Means and weights before and after, where there are all four and they can be drawn beside each other."""
+    """Return means and weights before and after; None if one is missing or they cannot be drawn side by side."""
     shapes = [[getattr(tensor, "shape", None) for tensor in moment] for moment in moments]
     whole = len(moments) == 2 and all(means is not None and means == weights for means, weights in shapes)
     same_classes = whole and len(moments[0][0]) == len(moments[1][0])

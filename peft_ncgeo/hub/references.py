@@ -1,4 +1,4 @@
-"""What a card calls the parts of a method, and the papers that they come from."""
+"""Phrases for the parts of a method in a card, and the papers that they come from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .record import Part, TrainingRecord
 
 
 class Reference(NamedTuple):
-    """A phrase for a sentence, and keys in `references.bib`."""
+    """A phrase for a sentence, and its keys in `references.bib`."""
 
     phrase: str
     keys: tuple[str, ...] = ()
@@ -24,7 +24,7 @@ _PROMPTS = {  # (text, vision) -> the adapter
     (False, True): Reference("visual prompts", ("jia2022vpt",)),
 }
 _COPA = Reference("a head each for prototypes and images (CoPA)", ("tian2024copa",))
-_PARTS = {  # config, loss or callback -> what it brings
+_PARTS = {  # config, loss or callback -> its phrase and papers
     "LoraConfig": Reference("low-rank updates", ("hu2022lora",)),
     "PrototypeConfig": Reference("fixed class prototypes in place of a trained head", ("gill2023prototypes",)),
     "OTPreservation": Reference("optimal transport to the frozen model (Prompt-OT)", ("chen2025promptot",)),
@@ -47,7 +47,7 @@ _PARTS = {  # config, loss or callback -> what it brings
 
 
 def adapter_reference(adapter: Part) -> Reference:
-    """Of a PEFT config; one that is not known here is called by its class."""
+    """Return the reference of a PEFT config; an unknown config is called by its class name."""
     settings = adapter.settings
     if adapter.name == "CoPAConfig":
         shared = settings.get("shared", False)
@@ -66,12 +66,12 @@ def adapter_reference(adapter: Part) -> Reference:
 
 
 def term_references(record: TrainingRecord) -> list[Reference]:
-    """Of the losses and callbacks that are known here."""
+    """Return the references of the losses and callbacks that are known here."""
     return [_PARTS[term.name] for term in record.terms if term.name in _PARTS]
 
 
 def bibtex(record: TrainingRecord) -> list[str]:
-    """The entries of every method used, each once."""
+    """Return the BibTeX entries of every method used, each once."""
     references = [adapter_reference(record.adapter), *term_references(record)]
     return [_entries()[key] for key in dict.fromkeys(key for reference in references for key in reference.keys)]
 

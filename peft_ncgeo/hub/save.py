@@ -1,4 +1,4 @@
-"""Write an adapter's folder as others will find it: adapter, processor, card and figure."""
+"""Writing the folder of an adapter for others: adapter, processor, card and figure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .card import FIGURE, create_card
 from .few_shot_record import record_few_shot
 from .record import TrainingRecord, check_peft_model, record_model
 
-OPTIONAL = (CLASS_NAMES, PROTOTYPES, FIGURE, *PROCESSOR_FILES)  # files that another kind of adapter may have left
+OPTIONAL = (CLASS_NAMES, PROTOTYPES, FIGURE, *PROCESSOR_FILES)  # files that an adapter of another kind may have left
 
 
 def save_adapter(
@@ -35,24 +35,24 @@ def save_adapter(
 ) -> None:
     """Write the folder that [`push_adapter`] pushes: adapter, processor, card and figure.
 
-    A base model that was loaded from a folder is not named in it: pass base_model_id, or the model when it is loaded.
+    A base model that was loaded from a folder is not named in it; pass base_model_id, or pass the model when loading.
 
     Args:
         model: a `PeftModel`, or a [`~peft_ncgeo.FewShotClassifier`] around one.
-        folder: it holds the new adapter as a whole, or what was there before. What an adapter that was there before
-            left is replaced; other files stay.
+        folder: it holds the new adapter completely, or its old content. Files of an adapter that was there before are
+            replaced; other files stay.
         processor, base_model_id, record, card: see [`push_adapter`].
 
-    Warns: where no processor is found to save.
+    Warns: if no processor is found to save.
 
     Raises:
         TypeError: another model.
-        ValueError: an adapter whose name cannot be a folder's; or the folder of a model.
+        ValueError: an adapter name that cannot be a folder name; or the folder holds a model.
         OSError: the folder cannot be written.
     """
     tuned, folder = tuned_model(model), Path(folder)
     name: Any = model.adapter_name if isinstance(model, FewShotClassifier) else tuned.active_adapter
-    file_name(name or "default", "an adapter")  # PEFT makes a folder of it
+    file_name(name or "default", "an adapter")  # PEFT names a folder after it
     refuse_model_folder(folder)
     base = base_name(tuned)
     base_model_id = base_model_id or base
@@ -65,7 +65,7 @@ def save_adapter(
         else:
             tuned.save_pretrained(str(part), selected_adapters=[name])
             record = record or record_model(model)
-        if name != "default":  # PEFT gives it a folder of its own
+        if name != "default":  # PEFT writes it into a folder of its own
             for file in (part / name).iterdir():
                 file.replace(part / file.name)
             (part / name).rmdir()
@@ -83,7 +83,7 @@ def save_adapter(
 
 
 def draw_geometry(record: TrainingRecord, folder: str | Path) -> str | None:
-    """Draw class means and classifier before and after; the file's name in the folder, or None without matplotlib."""
+    """Draw class means and classifier before and after; return the file's name, or None without matplotlib or data."""
     if record.moments is None:
         return None
     try:
@@ -95,10 +95,10 @@ def draw_geometry(record: TrainingRecord, folder: str | Path) -> str | None:
 
 
 def tuned_model(model: Any) -> PeftModel:
-    """The `PeftModel`, or that of a classifier.
+    """Return the `PeftModel`, or the one inside a few-shot classifier.
 
     Raises:
-        TypeError: there is none.
+        TypeError: there is no `PeftModel`.
     """
     return check_peft_model(model.model if isinstance(model, FewShotClassifier) else model)
 
@@ -107,7 +107,7 @@ def _write_config(file: Path, base_model_id: str | None, other_base: bool) -> No
     config = json.loads(file.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base_model_id
     if other_base:
-        config["revision"] = None  # it was one of the repository that the model was loaded from
+        config["revision"] = None  # it belongs to the repository that the model was loaded from
     if is_folder(config.get("tokenizer_name_or_path")):
-        config["tokenizer_name_or_path"] = None  # that of the base model; tokens are in the config anyway
+        config["tokenizer_name_or_path"] = None  # the base model has it; the config holds the tokens anyway
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A last look at all that would be published: no tokens, and no paths of this machine."""
+"""Search for secrets in everything that would be published: tokens, and paths of this machine."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path, PureWindowsPath
 from huggingface_hub import get_token
 from huggingface_hub.utils import get_stored_tokens
 
-_SHORTEST = 8  # characters of a secret; fewer could be anything
-_PRIVATE = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$")  # how variables of the environment with secrets end
-_SHAPES = {  # what looks so is a secret, whoever's it is
+_SHORTEST = 8  # characters of a secret; shorter texts could be anything
+_PRIVATE = re.compile(r"(TOKEN|SECRET|PASSWORD|API_KEY)$")  # ends of the names of environment variables with secrets
+_SHAPES = {  # text of these shapes is a secret of this user or another
     "what looks like a token of the Hub": re.compile(rb"hf_[A-Za-z0-9]{20,}"),
     "what looks like a token of GitHub": re.compile(rb"gh[pousr]_[A-Za-z0-9]{30,}|github_pat_\w{30,}"),
     "what looks like an API key": re.compile(
@@ -21,20 +21,20 @@ _SHAPES = {  # what looks so is a secret, whoever's it is
     ),
     "a private key": re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
 }
-_NESTED = 3  # JSON texts in the strings of others
+_NESTED = 3  # levels of JSON inside JSON strings
 _ESCAPED = re.compile(rb"(?P<letters>(?:\\u[0-9a-fA-F]{4})+)|\\(?P<letter>.)", re.DOTALL)
 
 
 def refuse_secrets(folder: Path, base: str, token: str | None, texts: Mapping[str, str | None]) -> None:
-    """Look for secrets in every file of a folder, and in texts that are published beside it.
+    """Raise if a file of a folder, or a text that is published beside it, holds a secret.
 
     Args:
-        base: where the base model was loaded from.
-        token: with which will be published.
+        base: source of the base model.
+        token: the token used for publishing.
         texts: name -> text.
 
     Raises:
-        ValueError: one line that names the file and the line in it, and says which kind of secret it holds.
+        ValueError: one line that names the file, the line in it and the kind of secret.
     """
     shapes = [(what, re.compile(re.escape(secret.encode()))) for secret, what in _known(token).items()]
     shapes += [*_SHAPES.items(), *(("a path of this machine", place) for place in _places(folder, base))]
@@ -44,9 +44,7 @@ def refuse_secrets(folder: Path, base: str, token: str | None, texts: Mapping[st
                 found = shape.search(form)
                 if found:
                     line = form.count(b"\n", 0, found.start()) + 1
-                    raise ValueError(
-                        f"{name} holds {what} in line {line} and was not pushed; nothing was. Take it out."
-                    )
+                    raise ValueError(f"{name} holds {what} in line {line}; nothing was pushed, take it out first.")
 
 
 def _contents(folder: Path, texts: Mapping[str, str | None]) -> Iterator[tuple[str, bytes]]:
@@ -57,7 +55,7 @@ def _contents(folder: Path, texts: Mapping[str, str | None]) -> Iterator[tuple[s
 
 
 def _known(token: str | None) -> dict[str, str]:
-    """Secret -> what it is: tokens for the Hub, and what the environment holds under a name that says so."""
+    """Return secret -> description: tokens for the Hub, and environment variables with the name of a secret."""
     held = {value: f"the value of {name}" for name, value in os.environ.items() if _PRIVATE.search(name)}
     tokens = [token, get_token(), *get_stored_tokens().values()]
     held |= {secret: "the token" for secret in tokens if secret}
@@ -65,9 +63,9 @@ def _known(token: str | None) -> dict[str, str]:
 
 
 def _forms(content: bytes) -> Iterator[bytes]:
-    """A text as it is and without what was put in front of its letters: once for each text that is inside another."""
+    """Yield a text as it is, without Markdown's escapes, and with JSON's escapes decoded once for each level."""
     yield content
-    yield content.replace(b"\\", b"")  # Markdown's, which stand in front of some letters
+    yield content.replace(b"\\", b"")  # Markdown puts them in front of some letters
     for _ in range(_NESTED):
         content = _ESCAPED.sub(_plain, content)
         yield content
@@ -77,17 +75,17 @@ def _plain(escaped: re.Match[bytes]) -> bytes:
     if escaped["letters"]:
         letters: str = json.loads(b'"%b"' % escaped["letters"])
         return letters.encode("utf-8", "surrogatepass")
-    return b" " if escaped["letter"] in b"nrtbf" else escaped["letter"]  # no line more
+    return b" " if escaped["letter"] in b"nrtbf" else escaped["letter"]  # a space, so that line numbers stay
 
 
 def _places(folder: Path, base: str) -> Iterator[re.Pattern[bytes]]:
-    """Find where a path of this machine begins: not inside another one, nor behind the name of a host."""
+    """Yield patterns of this machine's paths, which match neither inside a longer path nor after a host name."""
     own = {str(Path.cwd()): False, str(folder.parent): False, str(Path.home()): True, base: True}
     for place, by_itself in own.items():
         trimmed = place.rstrip("/\\")
         if not _is_absolute(trimmed) or len(trimmed) < len("/xy"):
             continue
-        # one name at the root, /data say, tells nothing by itself
+        # a single name at the root, such as /data, is no secret by itself
         by_itself = by_itself or len(re.split(r"[/\\]", trimmed)) > 2
         end = r"(?![\w-]|\.\w)" if by_itself else r"[/\\]"
         yield re.compile(rb"(?<![\w.-])" + re.escape(trimmed.encode("utf-8", "surrogateescape")) + end.encode())

@@ -1,4 +1,4 @@
-"""Class means and classifier before and after a training."""
+"""Figure of class means and classifier before and after a training."""
 
 from __future__ import annotations
 
@@ -20,35 +20,36 @@ def plot_alignment(
     class_names: Sequence[str] | None = None,
     title: str | None = None,
 ) -> dict[str, np.ndarray]:
-    """Directions of class means and classifier weights at two moments, and their cosines.
+    """Draw the directions of class means and classifier weights at two moments, and their cosines.
 
     Above, for each moment, the unit vectors of centred class means mu_c and weights w_c, projected on one plane common
     to both moments: that of the first two right singular vectors of all of them stacked, each with its largest
     coordinate positive. Where d differs between the moments, each has a plane of its own. The share of the moment's
-    squared length that the plane holds is in the title, the unit circle gives the scale. Below, `cos(w_c, mu_c')`.
+    squared length that the plane holds is in the title; the unit circle gives the scale. Below, `cos(w_c, mu_c')`.
 
     Args:
-        before, after: `(means, weights)`, both (K, d) with d >= 2; rows of means wholly nan are classes without
+        before, after: `(means, weights)`, both (K, d) with d >= 2; a row of means that is all nan is a class without
             samples. The means of a moment are centred over the classes that have samples at that moment.
         path: image file to write.
-        class_names: of the K classes, shown for at most 30 classes. Default: their indices.
-        title: above the figure.
+        class_names: names of the K classes, shown for at most 30 classes. Default: their indices.
+        title: title above the figure.
 
     Returns:
-        What is drawn, of the K' classes for which mu_c and w_c exist and are not 0 at both moments, in order:
+        The drawn numbers, of the K' classes for which mu_c and w_c exist and are not 0 at both moments, in order:
         `means_before`, `weights_before`, `means_after`, `weights_after`, the projections (K', 2); `cosines_before`,
         `cosines_after` (K', K'), a row for each weight and a column for each mean.
 
     Raises:
         ValueError: shapes or the number of names differ, weights are not finite, a row of means is neither finite nor
-            wholly nan, or K' < 2.
+            all nan, or K' < 2.
     """
     moments = {"before": before, "after": after}
     shapes = [tuple(tensor.shape) for pair in moments.values() for tensor in pair]
     alike = shapes[0] == shapes[1] and shapes[2] == shapes[3] and shapes[0][0] == shapes[2][0]
     if not alike or any(len(shape) != 2 or shape[1] < 2 for shape in shapes):
         raise ValueError(
-            f"Means and weights must have one shape (K, d), d >= 2, before and one after, K the same; got {shapes}."
+            f"Means and weights must have one shape (K, d), d >= 2, before and one after, with the same K; "
+            f"got {shapes}."
         )
     count = shapes[0][0]
     if class_names is not None and len(class_names) != count:
@@ -56,11 +57,13 @@ def plot_alignment(
     drawn = np.ones(count, dtype=bool)
     for moment, (means, weights) in moments.items():
         if not weights.isfinite().all():
-            raise ValueError(f"The weights {moment} are not finite.")
+            raise ValueError(f"The weights {moment} are not finite; pass finite numbers.")
         drawn &= alignment(weights.detach(), means.detach()).isfinite().cpu().numpy()
     kept = np.flatnonzero(drawn).tolist()
     if len(kept) < 2:
-        raise ValueError(f"{len(kept)} classes have a mean and a weight, not 0, at both moments; at least 2 must.")
+        raise ValueError(
+            f"{len(kept)} classes have a mean and a weight other than 0 at both moments; at least 2 are needed."
+        )
 
     units = {}
     for moment, (means, weights) in moments.items():
@@ -83,7 +86,7 @@ def plot_alignment(
 
 
 def _alignment_figure(numbers: dict[str, np.ndarray], names: list[str], title: str | None) -> Figure:
-    """The figure of [`plot_alignment`]; lines are those of the means, class by class, then of the weights."""
+    """Return the figure of [`plot_alignment`]; its lines are the means, class by class, then the weights."""
     count = len(names)
     named = count <= NAMED
     names = [short_name(name) for name in names]
@@ -95,7 +98,7 @@ def _alignment_figure(numbers: dict[str, np.ndarray], names: list[str], title: s
     }
     styles["weights"]["markerfacecolor"] = "white"
     size = 8 if count <= 12 else 6.5
-    figure = Figure(figsize=(9, 9))  # squares fill it; labels stick out, the tight box of savefig takes them in
+    figure = Figure(figsize=(9, 9))  # square panels fill it; savefig's tight box includes the labels outside
     squares = {"left": 0.0, "right": 1.0, "bottom": 0.0, "top": 0.93, "wspace": 0.06, "hspace": 0.12}
     panels = figure.subplots(2, 2, gridspec_kw=squares)
     for column, moment in enumerate(("before", "after")):

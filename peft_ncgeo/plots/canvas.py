@@ -1,4 +1,4 @@
-"""Matplotlib, and what several figures share; needs `pip install peft_ncgeo[plot]`."""
+"""Matplotlib, and functions that several figures share; needs `pip install peft_ncgeo[plot]`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-try:  # here and not at the first figure, which comes after the training that it shows
+try:  # fails at import, not after a long training at the first figure
     from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -21,17 +21,19 @@ __all__ = ["MARKERS", "NAMED", "Circle", "Figure", "Line2D", "Patch", "Text", "c
 MARKERS = "osD^v<>PX*"
 
 
-NAMED = 30  # up to so many classes have their names in a figure
+NAMED = 30  # largest number of classes whose names are shown in a figure
 
 
 def short_name(name: str) -> str:
-    """The name, or its beginning."""
+    """Return the name, or its first characters if it is long."""
     return name if len(name) <= 22 else f"{name[:21]}…"
 
 
 def write_figure(figure: Figure, path: str | Path, **options: Any) -> None:
-    """Write a figure with all texts as they are: in names, dollars are dollars and begin no mathematics."""
-    scales = (axes.xaxis for axes in figure.axes if axes.get_xscale() != "linear")  # which write their powers with it
+    """Write a figure with plain texts: a dollar in a name is a dollar and starts no mathematics."""
+    scales = (
+        axes.xaxis for axes in figure.axes if axes.get_xscale() != "linear"
+    )  # logarithmic axes write powers with dollars
     powers = {text for axis in scales for text in axis.get_ticklabels(which="both")}
     for text in set(figure.findobj(Text)) - powers:
         text.set_parse_math(False)

@@ -1,4 +1,4 @@
-"""A metric against a setting."""
+"""Figure of a metric against a setting."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def plot_curve(
     y_label: str | None = None,
     log_x: bool = False,
 ) -> dict[str, np.ndarray]:
-    """A line a group: the mean of metric `y` at each `x`, in a band of one standard deviation to either side.
+    """Draw one line for each group: the mean of metric `y` at each `x`, in a band of one standard deviation.
 
     Args:
-        rows: one a run, as those of [`Results`]; rows that lack x or y are left out. Rows of one group and x count as
-            seeds of one run: pass those of one setting.
-        x, y: keys of numbers.
+        rows: one for each run, such as those of [`Results`]; rows without x or y are left out. Rows of one group and
+            x count as seeds of one run: pass the rows of one setting.
+        x, y: keys of numbers in the rows.
         path: image file to write.
-        group: key of what tells the lines apart.
-        x_label, y_label: of the axes. Default: the keys.
+        group: key whose values separate the lines.
+        x_label, y_label: labels of the axes. Default: the keys.
         log_x: logarithmic in x from the smallest positive one on, linear below, so that 0 has a place.
 
     Returns:
@@ -58,6 +58,6 @@ def plot_curve(
         if len(places) <= 12:
             axes.set_xticks(places, [f"{place:g}" for place in places])
     axes.grid(alpha=0.3)
-    axes.legend(handles=lines, frameon=False, fontsize=8)  # all of them, also those whose names start with "_"
+    axes.legend(handles=lines, frameon=False, fontsize=8)  # handles show also names that start with "_"
     write_figure(figure, path)
     return drawn

@@ -1,4 +1,4 @@
-"""How adapted heads move prototypes and images, in one figure a table of episodes."""
+"""Figure of the gap between prototypes and images, from a table of episodes."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from .canvas import MARKERS, Figure, Line2D, Patch, short_name, spread_colours, 
 
 
 def plot_gaps(results: EpisodeResults, path: str | Path, title: str | None = None) -> dict[str, np.ndarray]:
-    """The gap between images and prototypes before and after adaptation, and the loss as that gap is shifted.
+    """Draw the gap between images and prototypes before and after adaptation, and the loss as that gap is shifted.
 
     On the left, for every domain, the mean gap of support sets before adaptation and after it by each method, with
-    95 % intervals. On the right, the contrast loss of query images against their gap, a point for each of `SHIFTS`,
-    the one as adapted (no shift) larger: means within a domain, then over domains. All of it is of the episodes that
-    all methods ran. Where a domain has no such episode with a sweep, the right panel and its numbers are left out.
+    95 % intervals. On the right, the contrast loss of query images against their gap, one point for each of `SHIFTS`;
+    the point without a shift is larger. Means are taken within a domain, then over domains. Only episodes that all
+    methods ran count. If a domain has no such episode with a sweep, the right panel and its numbers are left out.
 
     Args:
-        results: of [`~peft_ncgeo.protocols.few_shot`].
+        results: results of [`~peft_ncgeo.protocols.few_shot`].
         path: image file to write.
-        title: above the figure.
+        title: title above the figure.
 
     Returns:
-        What is drawn, for D domains, M methods and T shifts: `before` (D, 2) and `after` (D, M, 2), mean and half of
-        the interval, which is nan for a single episode; `gaps` and `losses` (M, T).
+        The drawn numbers, for D domains, M methods and T shifts: `before` (D, 2) and `after` (D, M, 2), mean and half
+        of the interval, which is nan for a single episode; `gaps` and `losses` (M, T).
 
     Raises:
-        ValueError: there are no rows, none of one domain and method, or a sweep is not over `SHIFTS`.
+        ValueError: there are no rows, no row of a domain and method, or a sweep that is not over `SHIFTS`.
 
     Reference: H. Tian et al., Mind the Gap Between Prototypes and Images in Cross-domain Finetuning, NeurIPS 2024,
     arXiv 2410.12474.
@@ -52,7 +52,7 @@ def plot_gaps(results: EpisodeResults, path: str | Path, title: str | None = Non
 
 
 def _mean_sweeps(results: EpisodeResults) -> tuple[np.ndarray, np.ndarray] | None:
-    """Gaps and losses (M, T), means over domains of those over common episodes; None if a domain has none."""
+    """Return gaps and losses (M, T), averaged over common episodes, then over domains; None if a domain has none."""
     means = []
     for domain in results.domains:
         swept: dict[str, dict[int, Any]] = {method: {} for method in results.methods}
@@ -72,7 +72,7 @@ def _mean_sweeps(results: EpisodeResults) -> tuple[np.ndarray, np.ndarray] | Non
 
 
 def _gap_figure(numbers: dict[str, np.ndarray], names: list[str], methods: list[str], title: str | None) -> Figure:
-    """The figure of [`plot_gaps`]; in a group of bars the one before adaptation comes first."""
+    """Return the figure of [`plot_gaps`]; in each group of bars, the first is before adaptation."""
     bars = np.concatenate([numbers["before"][:, None], numbers["after"]], axis=1)  # (D, 1 + M, 2)
     groups, size = bars.shape[:2]
     both = "losses" in numbers

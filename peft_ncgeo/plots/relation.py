@@ -1,4 +1,4 @@
-"""Two metrics of the runs of a protocol against each other."""
+"""Figure of two metrics of a protocol's runs against each other."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .canvas import MARKERS, Figure, colormaps, write_figure
 def plot_relation(
     results: Results, x: str, y: str, path: str | Path, x_label: str | None = None, y_label: str | None = None
 ) -> dict[str, float]:
-    """One point a run: metric `x` against metric `y`, coloured by method, a marker for each setting.
+    """Draw one point for each run: metric `x` against metric `y`, coloured by method, a marker for each setting.
 
     Args:
-        results: of a protocol; runs that lack either metric are left out.
-        x, y: metrics.
+        results: results of a protocol; runs without one of the metrics are left out.
+        x, y: names of metrics.
         path: image file to write.
-        x_label, y_label: of the axes. Default: the metrics' names.
+        x_label, y_label: labels of the axes. Default: the metrics' names.
 
     Returns:
-        `pearson` and `spearman` correlation over the runs, `pearson_within` after each setting's mean is taken off
-        both, and `runs`, their number. They stand in the title too.
+        `pearson` and `spearman` correlation over the runs, `pearson_within` after subtracting each setting's mean from
+        both metrics, and `runs`, their number. The title shows them too.
 
     Raises:
         ValueError: fewer than three runs have both metrics.
@@ -45,7 +45,7 @@ def plot_relation(
         "pearson_within": float(pearsonr(*centred.T).statistic),
     }
 
-    figure = Figure(figsize=(8, 5), layout="constrained")  # no pyplot: no window system, no global state
+    figure = Figure(figsize=(8, 5), layout="constrained")  # without pyplot: no window, no global state
     axes = figure.add_subplot()
     colours = dict(zip(methods, colormaps["tab20"](np.linspace(0, 1, max(2, len(methods)))), strict=False))
     for setting, marker in zip(settings, MARKERS * len(settings), strict=False):

@@ -256,7 +256,7 @@ def lying_around(user: User) -> set[str]:
     [
         ("push_adapter(model, 'user/wrong', token='hf_wrong')", "no valid token"),
         ("push_adapter(model, 'wrong', token='hf_wrong')", "no valid token"),
-        ("push_adapter(model, 'other/model')", "other/model was not pushed: the token may not write there"),
+        ("push_adapter(model, 'other/model')", "other/model was not pushed: the token has no permission to write"),
         ("push_adapter(model, 'user/by-request', create_pr=True)", "user/by-request was not pushed"),
     ],
 )
@@ -279,7 +279,7 @@ def test_without_a_token(hub, reader):
 def test_refused_write(hub, author, model):
     hub.refuse_writes = True
     before = lying_around(author)
-    said = "user/refused-write was not pushed: the token may not write there"
+    said = "user/refused-write was not pushed: the token has no permission to write"
     one_line(author, "push_adapter(model, 'user/refused-write')", "OSError", said)
     assert lying_around(author) == before
     assert len(hub.commits("user/refused-write")) == 1
