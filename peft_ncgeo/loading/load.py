@@ -191,7 +191,7 @@ def read_config(folder: Path, repo_id: str | Path) -> PeftConfig:
         check_patterns(vars(config))
     except KeyError as error:
         raise ValueError(
-            f"The adapter in {repo_id} has the type {error}, which PEFT does not know; import its package first."
+            f"The adapter in {repo_id} is of the type {error}, which PEFT does not know; import its package first."
         ) from error
     except Exception as error:  # a field of the file may hold anything
         raise ValueError(f"{CONFIG_NAME} in {repo_id} is damaged: {reason(error)}") from error
