@@ -1,4 +1,4 @@
-"""Training: arguments, trainer, recipes, and what they are made of."""
+"""Training: arguments, trainer, recipes and their parts."""
 
 from ..classifiers.aligned import AlignedClassifier, align_classifier, sweep_alignment
 from ..few_shot.adapt import adapt

@@ -1,4 +1,4 @@
-"""`GeometryTrainingArguments`: Transformers' arguments with the defaults that these methods need."""
+"""`GeometryTrainingArguments`: Transformers' arguments with the defaults that geometric losses need."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import TrainingArguments
 
 from ..validation import flag, shown, whole_number
 
-# argument and variable of `accelerate launch` that ask for it
+# the argument and the variable of `accelerate launch` that turn it on
 SHARDED = {
     "FSDP": ("fsdp", "ACCELERATE_USE_FSDP"),
     "DeepSpeed": ("deepspeed", "ACCELERATE_USE_DEEPSPEED"),
@@ -22,10 +22,10 @@ SHARDED = {
 
 
 def _end_process_group() -> None:
-    """End the process group at exit: its threads may need Python once more, and would abort a process without it."""
+    """End the process group at exit, while Python still runs: its threads would abort a process without Python."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-        gc.collect()  # its threads end with the last reference; wrapped models that nobody uses still hold one
+        gc.collect()  # its threads end with the last reference, which unused wrapped models still hold
 
 
 @dataclass
@@ -33,27 +33,27 @@ class GeometryTrainingArguments(TrainingArguments):
     """[`~transformers.TrainingArguments`] for [`GeometryTrainer`].
 
     Defaults that differ: no gradient clipping (`max_grad_norm=0`, as in the papers), NaN losses are never hidden
-    (`logging_nan_inf_filter=False`), columns are kept, DDP looks for no unused parameters, callbacks resume with their
-    states, and a machine without an accelerator uses its CPU. `optim="sgd"` has momentum only where `optim_args` says
-    so. `dataloader_drop_last` holds for training alone: every image is evaluated.
+    (`logging_nan_inf_filter=False`), columns are kept, DDP does not search for unused parameters, callbacks resume
+    with their states, and a machine without an accelerator uses its CPU. `optim="sgd"` has momentum only if
+    `optim_args` sets it. `dataloader_drop_last` is used for training only: every image is evaluated.
 
     Args:
         image_column: column of the data sets that holds images.
         label_column: column that holds labels, a `ClassLabel`.
-        template: text around a class name. Default: the adapter's own, else "a photo of a {}."; an adapter that
-            stores another one is an error.
-        frozen_templates: texts that the frozen teacher reads, averaged per class. Default: the template.
-        student_templates: texts that losses on several texts a class read, through the tuned model
-            (`GeometryBatch.template_features`), its prompts in front of all words. Default: the template alone, whose
-            first words the prompts replace.
+        template: text around a class name. Default: the adapter's own, else "a photo of a {}."; another template than
+            the adapter's own is an error.
+        frozen_templates: texts that the frozen teacher reads, averaged for each class. Default: the template.
+        student_templates: texts that the tuned model reads for losses on several texts of a class
+            (`GeometryBatch.template_features`), with its prompts in front of all words. Default: the template alone,
+            whose first words the prompts replace.
         class_balanced_sampling: draw classes evenly, with replacement inside a class; an epoch is as long as before.
-        augmentation: "none", or "crop_flip": a random crop of 8 to 100 % of the area and a horizontal flip, as CoOp
-            trains. Drawn from seed, epoch and sample alone, so processes and resumed runs see the same views.
-        num_views: views of each image that augmentation draws, taken in turn; 0: another one in every epoch. Features
-            that stay as they are (the frozen model's, and a tuned CLIP's whose image tower is not trained) are then
-            computed once a view, as they are without augmentation.
-        restore_callback_states_from_checkpoint: resume with the patience of early stopping, say, as it was saved; it
-            counts for more than what the callback is made with now.
+        augmentation: "none", or "crop_flip": a random crop of 8 to 100 % of the area and a horizontal flip, as in
+            CoOp. It depends on seed, epoch and sample only, so processes and resumed runs see the same views.
+        num_views: number of views of each image that augmentation draws, used in turn; 0: a new view in every epoch.
+            With a number, features that do not change (the frozen model's, and those of a tuned CLIP whose image tower
+            is not trained) are computed once for each view; without augmentation, once for each image.
+        restore_callback_states_from_checkpoint: resume callbacks with their saved state, such as the patience of early
+            stopping; it overrides the arguments that the callback is made with now.
     """
 
     image_column: str = field(default="image", metadata={"help": "Column that holds images."})
@@ -67,7 +67,9 @@ class GeometryTrainingArguments(TrainingArguments):
     )
     class_balanced_sampling: bool = field(default=False, metadata={"help": "Draw every class equally often."})
     augmentation: str = field(default="none", metadata={"help": "'none' or 'crop_flip'."})
-    num_views: int = field(default=0, metadata={"help": "Views that augmentation draws of an image; 0: no end."})
+    num_views: int = field(
+        default=0, metadata={"help": "Views of each image that augmentation draws; 0: a new one each epoch."}
+    )
 
     remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns the model does not name."})
     label_names: list[str] | None = field(
@@ -76,20 +78,22 @@ class GeometryTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0: none, as in the papers."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN and Inf losses in the log."})
     restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "Resume with the patience of early stopping, say, as it was."}
+        default=True, metadata={"help": "Resume callbacks with their saved state."}
     )
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Passed to DDP."})
     ddp_broadcast_buffers: bool | None = field(default=False, metadata={"help": "Passed to DDP."})
 
     def share_batch(self, size: int) -> None:
-        """Set the batch of each process so that all of them together see `size` training images a step.
+        """Set the batch size of each process so that all processes together see `size` training images in a step.
 
         Raises:
             ValueError: `size` cannot be shared evenly.
         """
         self.per_device_train_batch_size, left = divmod(size, self.world_size)
         if left or not self.per_device_train_batch_size:
-            raise ValueError(f"batch_size={size} cannot be shared by {self.world_size} processes.")
+            raise ValueError(
+                f"batch_size={size} cannot be shared by {self.world_size} processes; use a multiple of them."
+            )
 
     def _refuse_shards(self) -> None:
         for name, (argument, variable) in SHARDED.items():
@@ -100,13 +104,13 @@ class GeometryTrainingArguments(TrainingArguments):
                 )
 
     def __post_init__(self) -> None:
-        self._refuse_shards()  # before Transformers asks for packages that would not help
-        # Must precede super(): a first state built for another device leaves each of two processes alone.
+        self._refuse_shards()  # before Transformers asks for packages that do not help here
+        # Must precede super(): if the first state is built for another device, each of two processes runs alone.
         if not (torch.accelerator.is_available() and torch.accelerator.device_count()):
             self.use_cpu = True
         super().__post_init__()
         if self.world_size > 1:
-            atexit.unregister(_end_process_group)  # once, and before all that was registered until now
+            atexit.unregister(_end_process_group)  # once, and before everything registered until now
             atexit.register(_end_process_group)
         if self.augmentation not in ("none", "crop_flip"):
             raise ValueError(f"augmentation={shown(self.augmentation)} must be 'none' or 'crop_flip'.")

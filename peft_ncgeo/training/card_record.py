@@ -1,4 +1,4 @@
-"""What a training changed: evaluations with the adapter off and on, for a model card."""
+"""Records of a training for its model card, with evaluations with the adapter off and on."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ..models.heads import linear_classifier
 
 
 def record_training(trainer: Any, measure: bool = True) -> TrainingRecord:
-    """A run of a [`~peft_ncgeo.GeometryTrainer`], with every evaluation set evaluated with the adapter off and on.
+    """Return the record of a [`~peft_ncgeo.GeometryTrainer`]'s run, with evaluations with the adapter off and on.
 
-    To be called on all processes; without the measuring on any.
+    Call it on all processes; without measuring, any process may call it.
 
     Raises:
-        TypeError: the trainer's model is no `PeftModel`.
+        TypeError: the trainer's model is not a `PeftModel`.
     """
     record, args = record_model(trainer.towers.model), trainer.args
     callbacks = [c for c in trainer.callback_handler.callbacks if hasattr(c, "bind") or hasattr(c, "name")]
-    terms = [trainer.classification_loss, *trainer.losses, *callbacks]  # callbacks with a part in training
+    terms = [trainer.classification_loss, *trainer.losses, *callbacks]  # only callbacks that take part in training
     record.terms = [describe(term) for term in terms if term is not None]
     record.arguments, record.changed = describe_arguments(args)
     record.seed, record.processes, record.device = args.seed, args.world_size, args.device.type
@@ -33,7 +33,7 @@ def record_training(trainer: Any, measure: bool = True) -> TrainingRecord:
     if trainer.train_dataset is not None:
         counts = class_counts(trainer.train_dataset, args.label_column)
         record.class_names, record.class_counts = list(trainer.class_names), counts.tolist()
-        if counts.max() >= 2 * counts.min():  # else there is no tail to speak of
+        if counts.max() >= 2 * counts.min():  # otherwise the classes have no tail
             record.thresholds = [20, 100] if counts.max() > 100 else "thirds"
     if measure:
         _measure(trainer, record)
@@ -51,7 +51,7 @@ def _measure(trainer: Any, record: TrainingRecord) -> None:
         groups = (record.class_counts, record.thresholds) if trained else ()
         with adapters_off(model):
             head = None if trainer.task.reads_text else linear_classifier(model)
-            same_size = head is None or len(head.weight) == len(names)  # else an adapter brought another head
+            same_size = head is None or len(head.weight) == len(names)  # otherwise the adapter has a head of its own
             if same_size and not record.base_changed:
                 entry["before"], moment = _moment(trainer, dataset, record.template, *groups)
                 moments.append(moment)
@@ -63,7 +63,7 @@ def _measure(trainer: Any, record: TrainingRecord) -> None:
 
 
 def _moment(trainer: Any, dataset: Dataset, template: str | None, *groups: Any) -> tuple[dict[str, Any], Any]:
-    """Metrics on a set, and class means and classifier weights, of the model as it is now."""
+    """Return the metrics on a set, and class means and classifier weights, of the model in its present state."""
     measured = trainer.measure(dataset, template)
     head = None if trainer.task.reads_text else linear_classifier(trainer.towers.model)
     metrics = measured.summary.compute(measured.text_features, head, *groups)

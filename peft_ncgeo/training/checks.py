@@ -1,4 +1,4 @@
-"""Whether model, losses and arguments fit together, said before training starts; and whether a term has a value."""
+"""Checks before training that model, losses and arguments fit together, and checks of each term's value."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NO_PLACE = {
 
 
 def check_arguments(args: Any, options: dict[str, Any]) -> None:
-    """Refuse what GeometryTrainer would silently ignore, or fail on once it has begun.
+    """Raise for arguments that GeometryTrainer would ignore, or that would fail after training has started.
 
     Args:
         options: the trainer's other arguments.
@@ -78,7 +78,7 @@ def check_arguments(args: Any, options: dict[str, Any]) -> None:
 
 
 def _check_metrics(args: GeometryTrainingArguments, options: dict[str, Any]) -> None:
-    """Refuse what would fail at the end of the first evaluation."""
+    """Raise for metric arguments that would fail at the end of the first evaluation."""
     if args.batch_eval_metrics and options.get("compute_metrics") is None:
         raise ValueError(
             "batch_eval_metrics=True needs a compute_metrics(prediction, compute_result) of your own; accuracy and "
@@ -97,7 +97,7 @@ def _check_metrics(args: GeometryTrainingArguments, options: dict[str, Any]) -> 
 
 
 def check_metric_inputs(args: GeometryTrainingArguments, reads_text: bool) -> None:
-    """Refuse to hand over inputs that Transformers takes from under the name of a CLIP's texts."""
+    """Raise if metrics ask for a CLIP's texts as inputs, since batches hold images."""
     if reads_text and "inputs" in args.include_for_metrics:
         raise ValueError(
             "include_for_metrics=['inputs'] asks for the model's 'input_ids', but batches hold images; leave it out "
@@ -106,7 +106,7 @@ def check_metric_inputs(args: GeometryTrainingArguments, reads_text: bool) -> No
 
 
 def check_weights(model: nn.Module) -> None:
-    """Refuse weights that cannot be trained where they are, and a base model trained in half precision."""
+    """Raise for weights that cannot be trained on their device, and for a base model trained in half precision."""
     check_adapter_weights(model)
     check_movable(model)
     for name, parameter in model.named_parameters():
@@ -118,7 +118,7 @@ def check_weights(model: nn.Module) -> None:
 
 
 def check_templates(args: GeometryTrainingArguments, required: set[str]) -> None:
-    """Templates must have a place for the name, and a loss that reads them."""
+    """Check that templates have a place for the class name and that a loss reads them."""
     for name, reader in (("student_templates", "template_features"), ("frozen_templates", "frozen_text_features")):
         templates = getattr(args, name) or []
         if not isinstance(templates, list | tuple):
@@ -130,7 +130,7 @@ def check_templates(args: GeometryTrainingArguments, required: set[str]) -> None
 
 
 def list_losses(losses: Any) -> list[Any]:
-    """The terms as a list; one alone is taken too."""
+    """Return the terms as a list; a single term is accepted too."""
     if isinstance(losses, Regularizer):
         return [losses]
     if not isinstance(losses, Iterable):
@@ -139,7 +139,7 @@ def list_losses(losses: Any) -> list[Any]:
 
 
 def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification_loss: nn.Module | None) -> None:
-    """Kinds and names must be right, and the trainer and the model must have what each loss requires."""
+    """Check kinds and names of losses, and that trainer and model have what each loss requires."""
     for loss in losses:
         if not isinstance(loss, Regularizer):
             place = f"; {type(loss).__name__} belongs to classification_loss" if isinstance(loss, nn.Module) else ""
@@ -198,7 +198,7 @@ def _check_classification_loss(loss: Any) -> None:
 
 
 class CheckedCollator:
-    """A data collator of the user's own, whose batches must be images with one class each."""
+    """Data collator of the user's, with a check that batches are images with one class each."""
 
     def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
         self.collate = collate
@@ -224,7 +224,7 @@ def _check_batch(inputs: dict[str, Any]) -> None:
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Refuse a model with nothing to train; warn of one that is trained as a whole, which may not be meant."""
+    """Raise if nothing can be trained; warn if the whole model is trained, which may not be intended."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if not trained:
         raise ValueError("No parameter is trainable; load an adapter with is_trainable=True to train it on.")
@@ -237,7 +237,7 @@ def check_trainable(model: nn.Module) -> None:
 
 
 def check_term(name: str, value: Tensor, step: int) -> None:
-    """A term's value must be a finite scalar."""
+    """Raise if a term's value is not a finite scalar."""
     if value.dim():
         raise ValueError(f"loss/{name} must be a scalar, got shape {tuple(value.shape)}.")
     message = "loss/{} is {} at step {}; no step was taken."
@@ -245,7 +245,7 @@ def check_term(name: str, value: Tensor, step: int) -> None:
 
 
 def check_total(total: Tensor, step: int) -> None:
-    """The weighted sum of terms that are finite must be finite too."""
+    """Raise if the weighted sum of finite terms is not finite."""
     message = (
         "The weighted sum of the losses is {} at step {}, though each is finite; no step was taken. Lower a weight, "
         "or raise a budget."

@@ -23,7 +23,7 @@ from .task import ClassificationTask
 
 
 def accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`accuracy` and `balanced_accuracy` of logits (N, K) against labels (N,)."""
+    """Return `accuracy` and `balanced_accuracy` of logits (N, K) against labels (N,)."""
     logits, labels = (
         np.concatenate(value) if isinstance(value, list) else np.asarray(value)  # eval_do_concat_batches=False
         for value in (prediction.predictions, prediction.label_ids)
@@ -33,7 +33,7 @@ def accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 
 class EvaluatingTrainer(CheckpointingTrainer):
-    """Transformers' Trainer, whose evaluations classify images over the class names of their data set."""
+    """Transformers' Trainer whose evaluations classify images over the class names of their data set."""
 
     task: ClassificationTask
     towers: TowersModule
@@ -48,7 +48,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Accuracy and balanced accuracy of each set over its own class names; `harmonic_mean` of base and new."""
+        """Return accuracy and balanced accuracy of each set over its own class names, and the `harmonic_mean`."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str):
             known = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
@@ -64,23 +64,23 @@ class EvaluatingTrainer(CheckpointingTrainer):
             combined = {f"{metric_key_prefix}_harmonic_mean": harmonic_mean(base, new)}
             metrics.update(combined)
             self.log(dict(combined))
-            # callbacks such as early stopping have seen each half only
+            # callbacks such as early stopping have seen only each half
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, combined)
         return metrics
 
     def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
-        """Logits (N, K) over the set's own class names, labels and metrics."""
+        """Return logits (N, K) over the set's own class names, labels and metrics."""
         self._begin(test_dataset)
         return super().predict(test_dataset, *args, **kwargs)
 
     def measure(self, dataset: Dataset, template: str | None = None) -> Measurement:
-        """Return predictions and geometry on a set by the model as it is now.
+        """Return predictions and geometry on a set by the model in its present state.
 
-        One of the trainer's evaluation sets that was evaluated with the same weights is not predicted again. To be
-        called on all processes.
+        An evaluation set of the trainer that was evaluated with the same weights is not predicted again. Call this
+        on all processes.
 
         Args:
-            template: text around a class name. Default: the task's.
+            template: text around a class name. Default: the task's template.
         """
         if self.task.reads_text:
             template = template or self.task.template
@@ -93,11 +93,11 @@ class EvaluatingTrainer(CheckpointingTrainer):
         return self._measurement
 
     def _begin(self, dataset: Dataset, template: str | None = None) -> None:
-        """Begin a pass over a set: read its class names."""
+        """Start a pass over a set: read its class names."""
         if not dataset:
             raise ValueError("There is nothing to evaluate: pass eval_dataset.")
         if self.model is None:
-            raise ValueError("A search keeps no model: set what it found on trainer.args and train() first.")
+            raise ValueError("A search keeps no model; set its best values on trainer.args and call train() first.")
         names, features = self.task.names(dataset, self.class_names), None
         if self.task.reads_text:
             template = template or self.task.template
@@ -107,7 +107,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         self._measurement = Measurement(dataset, self.towers.model, template, features)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Transformers' loop, with the metrics of each [`GeometryMonitor`] beside its own."""
+        """Run Transformers' loop, and add the metrics of each [`GeometryMonitor`]."""
         monitors = [c for c in self.callback_handler.callbacks if isinstance(c, GeometryMonitor)]
         output = self._loop(monitors, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
@@ -117,7 +117,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         return output
 
     def _loop(self, monitors: Sequence[GeometryMonitor], *args: Any, **kwargs: Any) -> Any:
-        """Transformers' loop, whose batches these monitors see; what it finds on an evaluation set is kept."""
+        """Run Transformers' loop; these monitors see its batches, and results on an evaluation set are kept."""
         self._monitors = monitors
         for monitor in monitors:
             monitor.begin()
@@ -128,7 +128,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
 
     @property
     def evaluation_sets(self) -> dict[str, Dataset]:
-        """The trainer's evaluation sets by name; one without a name is "test"."""
+        """Evaluation sets of the trainer by name; one without a name is "test"."""
         given: Any = self.eval_dataset
         return given if isinstance(given, dict) else {} if given is None else {"test": given}
 

@@ -1,4 +1,4 @@
-"""Batches of all processes put together, with gradients that come back to where they belong."""
+"""Batches gathered from all processes, with gradients that return to the process of each row."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ def world_size() -> int:
 
 
 def batch_sizes(labels: Tensor) -> list[int]:
-    """How many rows of the batch count on every process, in order of rank.
+    """Return the number of rows of the batch that count on each process, in order of rank.
 
     Args:
-        labels: (B_own,); below 0 in the last rows where they only fill the batch up, see [`EvenBatches`].
+        labels: (B_own,); below 0 in the last rows if they only fill up the batch, see [`EvenBatches`].
     """
     return step_sizes([labels])[0]
 
 
 def step_sizes(labels: Sequence[Tensor]) -> list[list[int]]:
-    """[`batch_sizes`] of all micro-batches of a step, in one exchange between processes."""
+    """Return [`batch_sizes`] of all micro-batches of a step, with one exchange between processes."""
     if world_size() == 1:
         return [[len(own)] for own in labels]
     own = torch.stack([(rows >= 0).sum() for rows in labels])
@@ -34,14 +34,14 @@ def step_sizes(labels: Sequence[Tensor]) -> list[list[int]]:
 
 
 def gather_batch(tensor: Tensor, sizes: list[int]) -> Tensor:
-    """Rows of all processes in order of rank: `(B_own, ...)` to `(B, ...)`, differentiable.
+    """Return the rows of all processes in order of rank: `(B_own, ...)` to `(B, ...)`, differentiable.
 
-    Backward sums the gradients of all processes and takes the own rows. Every process computes the same loss of the
-    global batch, so with DDP's mean over processes the parameters get the gradient that one process would.
+    Backward sums the gradients of all processes and returns this process's rows. Every process computes the same loss
+    of the global batch, so with DDP's mean over processes the parameters get the gradient of a single process.
 
     Args:
-        tensor: this process's rows; how many may differ between processes. Rows beyond its size are left out, and
-            get a gradient of zero.
+        tensor: this process's rows; their number may differ between processes. Rows beyond this process's size are
+            left out and get a gradient of zero.
         sizes: from [`batch_sizes`], shared by all tensors of a batch.
     """
     return tensor if len(sizes) == 1 else _GatherBatch.apply(tensor[: sizes[dist.get_rank()]], sizes)
@@ -51,7 +51,7 @@ class _GatherBatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, sizes: list[int]) -> Tensor:
         ctx.sizes = sizes
-        padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])  # all_gather takes equal shapes only
+        padded = tensor.new_zeros(max(sizes), *tensor.shape[1:])  # all_gather needs equal shapes
         padded[: tensor.shape[0]] = tensor
         gathered = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(gathered, padded)

@@ -1,4 +1,4 @@
-"""What evaluations have found, kept for a model card as long as the model is the one that they saw."""
+"""Results of evaluations, kept for a model card while the model does not change."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..models.adapters import AdapterSnapshot
 
 
 class Measurement:
-    """One pass over a labelled set.
+    """Results of one pass over a labelled set.
 
     Attributes:
-        dataset: as the caller gave it.
+        dataset: the set, as the caller passed it.
         template: text around its class names; None for an image classifier.
         text_features: (K, d), raw, of its class names; None for an image classifier.
-        snapshot: the adapters that were on.
-        summary: predictions and geometry, filled batch by batch.
+        snapshot: the adapters that were active.
+        summary: predictions and geometry, added batch by batch.
     """
 
     def __init__(self, dataset: Any, model: nn.Module, template: str | None, text_features: Tensor | None) -> None:
@@ -29,13 +29,13 @@ class Measurement:
 
 
 class Measurements:
-    """The last measurement of each set with adapters on, and with adapters off."""
+    """Store of the last measurement of each set with adapters on, and with adapters off."""
 
     def __init__(self) -> None:
         self._kept: list[Measurement] = []
 
     def keep(self, new: Measurement) -> None:
-        """Remember a measurement in place of an earlier one of its kind."""
+        """Store a measurement in place of an earlier one of its kind."""
         self._kept = [
             one
             for one in self._kept
@@ -44,6 +44,6 @@ class Measurements:
         self._kept.append(new)
 
     def find(self, dataset: Dataset, model: nn.Module, template: str | None) -> Measurement | None:
-        """Return what the model, as it is now, did on a set; None where that is not known."""
+        """Return the measurement of a set by the model in its present state; None if there is none."""
         of_set = (one for one in self._kept if one.dataset is dataset)
         return next((one for one in of_set if one.snapshot.matches(model, template)), None)

@@ -1,4 +1,4 @@
-"""The value that a training step makes smaller: the classification loss plus every term times its factor."""
+"""The training objective: the classification loss plus every term times its factor."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .checks import check_term, check_total
 
 @dataclass
 class Objective:
-    """The value of one batch, and what it is made of, by name and without gradient."""
+    """Value of the objective on one batch, and its parts by name, without gradient."""
 
     total: Tensor
     noted: dict[str, Tensor] = field(default_factory=dict)  # for the log
@@ -27,13 +27,13 @@ def objective(
     """Add up the terms of a batch.
 
     Raises:
-        ValueError: a term is no scalar.
+        ValueError: a term is not a scalar.
         FloatingPointError: a term, or the sum, is not finite; it names `step`.
     """
     (labels,) = batch.need("labels")
     result = Objective(torch.zeros((), device=labels.device))
     if classification_loss is None:
-        # DDP waits for every parameter's gradient, also of a tower that no term looks at
+        # DDP waits for the gradients of all parameters, also of a tower that no term reads
         result.total = result.total + 0 * batch.need("logits")[0].sum()
     else:
         name, value = getattr(classification_loss, "name", "ce"), classification_loss(batch)

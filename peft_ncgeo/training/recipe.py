@@ -36,7 +36,7 @@ from .callbacks.alignment import GradientProjection, SlerpAlignment
 from .callbacks.averaging import PromptAveraging
 from .callbacks.monitor import GeometryMonitor
 
-_COMPARED = 80  # characters of an unknown name; comparing takes the square of their number
+_COMPARED = 80  # characters of an unknown name; comparing names takes time with their square
 _KEYS = ("peft", "losses", "classification_loss", "callbacks", "args")
 _CONFIGS = {
     "NPTConfig": NPTConfig,
@@ -51,16 +51,16 @@ _CALLBACKS = {c.__name__: c for c in (GeometryMonitor, GradientProjection, Promp
 
 @dataclass
 class Recipe:
-    """A setting read from a file: call `config()`, `losses()` and so on for fresh objects, as many times as needed.
+    """Setting read from a file; `config()`, `losses()` and so on make new objects at each call.
 
     Attributes:
         name: the file's stem.
-        config: makes the PEFT config, or is None where the recipe names none.
+        config: makes the PEFT config; None if the recipe has none.
         losses: makes the list of terms.
-        classification_loss: makes the classification term, or None.
+        classification_loss: makes the classification term; None if the recipe has none.
         callbacks: makes the list of callbacks.
         args: defaults of the script's arguments.
-        source: what it was read from; two recipes of the same source are the same.
+        source: the content that was read; two recipes with the same source are the same.
     """
 
     name: str
@@ -76,14 +76,14 @@ class Recipe:
         """Read a recipe and check every name in it.
 
         Raises:
-            ValueError: one line that names the file, the unknown key or name, and the nearest right one.
+            ValueError: one line that names the file, the unknown key or name, and the nearest known one.
         """
         content = read_yaml(path, "Recipe")
         return cls.from_dict(Path(path).stem, {} if content is None else content, str(path))
 
     @classmethod
     def from_dict(cls, name: str, content: dict[str, Any], path: str | None = None) -> Recipe:
-        """A recipe of what a file would hold; see [`Recipe.read`] for the errors, which name `path` or `name`."""
+        """Make a recipe from a file's content; see [`Recipe.read`] for the errors, which name `path` or `name`."""
         path = path or name
         if not isinstance(content, dict):
             raise ValueError(f"Recipe {path} must hold the keys {', '.join(_KEYS)}.")
@@ -100,10 +100,10 @@ class Recipe:
             callbacks = [_maker(callback, _CALLBACKS) for callback in _list(content, "callbacks")]
             recipe.callbacks = lambda: [make() for make in callbacks]
             for make in (recipe.config, recipe.losses, recipe.classification_loss, recipe.callbacks):
-                _ = make and make()  # values are checked now
+                _ = make and make()  # constructors check the values now
             if recipe.config:
                 check_patterns(vars(recipe.config()))
-        except Exception as error:  # PEFT's configs check what they are given in ways of their own
+        except Exception as error:  # PEFT's configs raise many types
             raise ValueError(f"Recipe {path}: {reason(error)}") from error
         return recipe
 
@@ -116,17 +116,19 @@ class Recipe:
         parser.set_defaults(**self.args)
 
     def _check_value(self, name: str, value: Any, read: Any) -> None:
-        """What is no text the parser takes unseen, so 2.5 for a whole number."""
+        """Raise for a value that the parser would take without a check, such as 2.5 for a whole number."""
         for word in value if isinstance(value, list) else [value]:
             try:
                 if not isinstance(word, dict):
                     read(str(word))
             except (TypeError, ValueError, ArgumentTypeError) as error:
                 kind = getattr(read, "__name__", "of its kind").replace("string_to_bool", "bool")
-                raise ValueError(f"Recipe {self.name}: argument {name}={shown(word)} is no {kind}.") from error
+                raise ValueError(
+                    f"Recipe {self.name}: argument {name}={shown(word)} is not a valid {kind}."
+                ) from error
 
     def check_args(self, known: Iterable[str]) -> None:
-        """Refuse arguments that are not among those `known`, naming the nearest."""
+        """Raise for arguments that are not among those `known`, naming the nearest."""
         try:
             _known(self.args, known, "argument")
         except ValueError as error:
@@ -136,7 +138,7 @@ class Recipe:
 def parse_with_recipe(
     parser: HfArgumentParser, argv: Sequence[str] | None = None, default: str | Path | None = None
 ) -> tuple[tuple[Any, ...], Recipe | None]:
-    """Parse the command line over the recipe that its `--recipe` names, or over the `default` one.
+    """Parse the command line, with defaults from the recipe named by `--recipe`, or from the `default` one.
 
     Returns:
         The parser's dataclasses, and the recipe or None.
@@ -164,7 +166,7 @@ def _known(given: Iterable[str], right: Iterable[str], what: str) -> None:
     for name in given:
         if name not in right:
             near = get_close_matches(str(name)[:_COMPARED], right, n=1, cutoff=0)
-            hint = f"did you mean {near[0]!r}?" if near else "there is none."
+            hint = f"did you mean {near[0]!r}?" if near else "there is no name like it."
             raise ValueError(f"unknown {what} {shown(name)}; {hint}")
 
 
@@ -175,7 +177,7 @@ def _mapping(value: Any, what: str) -> dict[Any, Any]:
 
 
 def _maker(entry: Any, names: dict[str, Any]) -> Callable[[], Any]:
-    """`{Name: {field: value}}`, or `Name` alone, as a function without arguments."""
+    """Return a function without arguments that makes `{Name: {field: value}}`, or `Name` alone."""
     entry = {entry: {}} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or len(entry) != 1:
         raise ValueError(f"{shown(entry)} must be one name with its fields, such as {{{next(iter(names))}: {{}}}}.")

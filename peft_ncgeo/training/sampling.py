@@ -1,4 +1,4 @@
-"""Which training images make up a batch: every class equally often, and each image once on several processes."""
+"""Batches of training images: each class equally often, and each image once on several processes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from transformers import TrainingArguments
 
 
 class ClassBalancedSampler(Sampler[tuple[int, int]]):
-    """As many draws as there are samples, each of a class drawn evenly, then of a sample of that class.
+    """Sampler that draws a class evenly, then one of its samples, as many times as there are samples.
 
-    Drawn with replacement from (seed, epoch) alone, so every process and a resumed run see the same order. Yields
-    (index, how often it was drawn before in this epoch), so that augmentation shows a rare image in several views.
+    It draws with replacement from (seed, epoch) only, so every process and a resumed run see the same order. It yields
+    (index, number of earlier draws in this epoch), so that augmentation shows a rare image in several views.
 
     Args:
         labels: class of each sample, (N,).
-        seed: of all draws.
+        seed: seed of all draws.
     """
 
     def __init__(self, labels: ArrayLike, seed: int = 0) -> None:
@@ -45,14 +45,14 @@ class ClassBalancedSampler(Sampler[tuple[int, int]]):
 
 
 class EvenBatches(BatchSampler):
-    """Batches for several processes, which take them in turns: every process gets equally many, all of one size.
+    """Batches for several processes, which take turns: every process gets the same number, all of one size.
 
-    Accelerate fills the last ones up with images from the start of the epoch, which then count twice. Here None fills
-    them up, a row that [`~peft_ncgeo.training.gathering.gather_batch`] leaves out again.
+    Accelerate fills up the last ones with images from the start of the epoch, which then count twice. Here None fills
+    them up: a row that [`~peft_ncgeo.training.gathering.gather_batch`] removes again.
 
     Args:
         batches: all batches of an epoch, the last one perhaps shorter.
-        processes: how many take turns.
+        processes: number of processes that take turns.
     """
 
     def __init__(self, batches: BatchSampler, processes: int) -> None:
@@ -70,7 +70,7 @@ class EvenBatches(BatchSampler):
 
 
 def count_once(loader: DataLoader[Any]) -> None:
-    """Let no image of an epoch count twice in a loader that Accelerate has made for several processes."""
+    """Make each image of an epoch count once in a loader that Accelerate has prepared for several processes."""
     shard = loader.batch_sampler
     if isinstance(shard, BatchSamplerShard) and not shard.drop_last:
         shard.batch_sampler = EvenBatches(shard.batch_sampler, 1 if shard.split_batches else shard.num_processes)
@@ -78,7 +78,7 @@ def count_once(loader: DataLoader[Any]) -> None:
 
 @contextmanager
 def drop_last_only(args: TrainingArguments, is_training: bool) -> Iterator[None]:
-    """A context in which `dataloader_drop_last` holds for a training loader alone: every image is evaluated."""
+    """Apply `dataloader_drop_last` to training loaders alone inside this context: every image is evaluated."""
     given, args.dataloader_drop_last = args.dataloader_drop_last, args.dataloader_drop_last and is_training
     try:
         yield
@@ -87,7 +87,7 @@ def drop_last_only(args: TrainingArguments, is_training: bool) -> Iterator[None]
 
 
 def check_batches(loader: DataLoader[Any], batch_size: int, processes: int) -> None:
-    """Refuse a training loader that drops every image."""
+    """Raise for a training loader that drops every image."""
     if len(loader) == 0:
         several = f" on each of {processes} processes" if processes > 1 else ""
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How a trainer keeps and shares what it trained: adapters in files, model cards, the Hub."""
+"""Saving and sharing of trained adapters: files, model cards, the Hub."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from .card_record import record_training
 
 
 class SharingTrainer(Trainer):
-    """Transformers' Trainer, with adapters and cards of this package in place of whole folders and general cards.
+    """Transformers' Trainer that saves and pushes adapters with this package's cards, not whole folders.
 
-    What Transformers uploads is the output folder, with pickled arguments that hold paths, and the token where one
-    was given. Here an upload is the adapter, the processor and the card.
+    Transformers uploads the output folder, with pickled arguments that hold paths and any token that was given. Here
+    an upload holds the adapter, the processor and the card.
     """
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         # The base model has its processor. A tokenizer beside the adapter makes AutoPeftModel ask CLIPModel for input
-        # embeddings, which it does not give.
+        # embeddings, which it does not have.
         folder = Path(output_dir or str(self.args.output_dir))
         processing_class, self.processing_class = self.processing_class, None
         try:
@@ -55,7 +55,7 @@ class SharingTrainer(Trainer):
         if reads_text(model) or classification_head(model) is None or not head_names(model):
             return
         active = model.active_adapters if isinstance(model, PeftModel) else []
-        for name in ("", *active):  # PEFT gives those not called "default" a folder
+        for name in ("", *active):  # PEFT writes those with another name than "default" into folders
             if (folder / name / CONFIG_NAME).is_file():
                 write_class_names(folder / name, head_names(model))
 
@@ -64,9 +64,9 @@ class SharingTrainer(Trainer):
             super().init_hf_repo(*args, **kwargs)
 
     def record(self) -> TrainingRecord:
-        """What a card tells of this training. Evaluates every evaluation set with the adapter off and on.
+        """Return the record of this training for a card, with evaluations of every set with the adapter off and on.
 
-        To be called on all processes.
+        Call this on all processes.
         """
         return record_training(self)
 
@@ -85,8 +85,8 @@ class SharingTrainer(Trainer):
     ) -> None:
         """Write `README.md`, and a figure of the geometry, into the output folder.
 
-        See [`~peft_ncgeo.hub.create_card`], whose arguments are taken too. To be called on all processes. `tasks` and
-        `dataset_args` are not read: the card's task is the model's.
+        See [`~peft_ncgeo.hub.create_card`], whose arguments are accepted too. Call this on all processes. `tasks` and
+        `dataset_args` are ignored: the card's task is the model's.
         """
         options = _card_options(card, language, license, tags, finetuned_from, dataset_tags, dataset)
         record, folder = self.record(), str(self.args.output_dir)
@@ -108,26 +108,28 @@ class SharingTrainer(Trainer):
     ) -> CommitInfo | None:
         """Push the active adapter, the processor and a card to `args.hub_model_id`, in one commit.
 
-        To be called on all processes. The card needs an evaluation with the adapter off and on, for which the sets
-        of the trainer are used.
+        Call this on all processes. The card needs evaluations with the adapter off and on, for which the trainer's
+        evaluation sets are used.
 
         Args:
             commit_message, token, revision, private: as for [`~peft_ncgeo.hub.push_adapter`].
             blocking: must be True; an adapter is small.
-            base_model_id: Hub id of the base model, where it was loaded from a folder.
-            record: from `trainer.record()`, to be used instead of measuring again.
+            base_model_id: Hub id of the base model; needed if it was loaded from a folder.
+            record: from `trainer.record()`, used instead of measuring again.
             card: for [`~peft_ncgeo.hub.create_card`], under its names or those of Transformers' `create_model_card`.
 
         Returns:
-            The commit; None on all processes but the first.
+            The commit; None on all processes except the first.
         """
         if not blocking:
-            raise ValueError("blocking=False is not supported; an adapter is pushed in seconds.")
+            raise ValueError(
+                "blocking=False is not supported; leave it at True, since an adapter is pushed in seconds."
+            )
         names = ("language", "license", "tags", "finetuned_from", "dataset_tags", "dataset")
         options = _card_options(card, *(card.pop(name, None) for name in names))
         finetuned_from, model = options.pop("base_model_id", None), self.model
         base_model_id = base_model_id or finetuned_from
-        check_push(model, self._repo_id, base_model_id, token or self.args.hub_token)  # before the measuring
+        check_push(model, self._repo_id, base_model_id, token or self.args.hub_token)  # before measuring
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         self.save_model(_internal_call=True)
         record = self.record() if record is None else record
@@ -145,7 +147,7 @@ class SharingTrainer(Trainer):
 
     @property
     def _repo_id(self) -> str:
-        """As Transformers names it."""
+        """Id of the repository, named as in Transformers."""
         args = self.args
         return getattr(self, "hub_model_id", None) or args.hub_model_id or Path(str(args.output_dir)).resolve().name
 
@@ -170,16 +172,16 @@ class SharingTrainer(Trainer):
             warnings.warn(str(error), stacklevel=2)
 
     def _finish_current_push(self) -> None:
-        pass  # every push has ended when its call returns
+        pass  # each push has finished when its call returns
 
 
 def _card_options(
     card: dict[str, Any], language: Any, license: Any, tags: Any, finetuned_from: Any, dataset_tags: Any, dataset: Any
 ) -> dict[str, Any]:
-    """What a card is told under Transformers' names, as [`create_card`]'s, and `card`, which has them already.
+    """Return card options under the names of [`create_card`], from Transformers' names and from `card`.
 
     Raises:
-        TypeError: `card` has a name that neither knows.
+            TypeError: `card` has a name that neither of them has.
     """
     known = inspect.signature(create_card).parameters
     for name in card:

@@ -1,4 +1,4 @@
-"""What is classified: class names as the model reads them, through its tokenizer and template or through its head."""
+"""Class names as the model reads them: as texts through tokenizer and template, or as outputs of its head."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .arguments import GeometryTrainingArguments
 
 
 class ClassificationTask:
-    """The model's way to class names: a CLIP-like model reads them as text, a classification model has outputs.
+    """Classification task of a model: a CLIP-like model reads class names as text, a classification model has outputs.
 
     Args:
         model: plain or under PEFT.
-        processing_class: its processor; for a classification model its image processor.
-        args: name the columns and templates.
+        processing_class: the model's processor; for a classification model its image processor.
+        args: arguments with the names of columns, and templates.
 
     Raises:
         ValueError: the model has neither text nor a head, or the processor cannot read text.
@@ -43,7 +43,7 @@ class ClassificationTask:
 
     @property
     def template(self) -> str:
-        """The active adapter's own, else that of the arguments."""
+        """Template of the active adapter, else that of the arguments."""
         config = active_prompt_config(self.model)
         if config is None:
             return self.args.template or DEFAULT_TEMPLATE
@@ -58,8 +58,8 @@ class ClassificationTask:
         """Check a data set against columns, tokenizer and head, and return its class names.
 
         Args:
-            training_names: the names of the training set, where `dataset` is one to evaluate; empty where nothing is
-                trained. None: it is the training set itself, in which every class must have samples.
+            training_names: names of the training set if `dataset` is for evaluation; empty if nothing is trained.
+                None: `dataset` is the training set, in which every class must have samples.
         """
         names = check_dataset(dataset, self.args.image_column, self.args.label_column, training_names is None)
         if self.reads_text:
@@ -71,20 +71,20 @@ class ClassificationTask:
         return names
 
     def write_names(self, names: Sequence[str]) -> None:
-        """Call the outputs of a head that is to be trained by the names of the training set."""
+        """Name the outputs of a head that will be trained after the classes of the training set."""
         if not self.reads_text and names:
             write_head_names(self.model, names)
 
     def texts(self, names: Sequence[str], templates: Sequence[str] = (), template: str | None = None) -> BatchEncoding:
-        """The names in the template, with slots for the active adapter's prompts: (K, L).
+        """Return the names in the template, with slots for the active adapter's prompts: (K, L).
 
-        Another `template` than the task's is taken where it is given.
+        A `template` given here is used instead of the task's.
 
-        With `templates`, the names in each of these follow, the prompts in front of all their words: ((1 + T) K, L).
+        With `templates`, the names in each of these follow, with the prompts in front of all words: ((1 + T) K, L).
         """
         config, template = active_prompt_config(self.model), template or self.template
         slots = config.num_text_tokens if config else 0
-        if config and slots and not config.placeholder_ids:  # the adapter was made without a tokenizer
+        if config and slots and not config.placeholder_ids:  # the adapter was created without a tokenizer
             config.write_token_ids(config.phrase_ids, placeholder_ids(template, slots, self.tokenizer))
         written = [template, *(behind_prompts(template, slots) for template in templates)]
         texts = [self._read(names, template, slots) for template in written]
@@ -98,7 +98,7 @@ class ClassificationTask:
         return self.tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
 
     def frozen_texts(self, names: Sequence[str]) -> list[BatchEncoding]:
-        """The names in each template that the frozen model reads; none for a classification model."""
+        """Return the names in each template that the frozen model reads; none for a classification model."""
         if not self.reads_text or not names:
             return []
         return [self._read(names, template, 0) for template in self.args.frozen_templates or [self.template]]

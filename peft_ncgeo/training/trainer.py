@@ -1,4 +1,4 @@
-"""`GeometryTrainer`: Transformers' Trainer for labelled images, with geometric losses added up."""
+"""`GeometryTrainer`: Transformers' Trainer for labelled images with geometric losses."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from .task import ClassificationTask
 
 
 class GeometryTrainer(EvaluatingTrainer):
-    """Trains adapters on labelled images: a classification loss plus any number of geometric terms.
+    """Trainer of adapters on labelled images: a classification loss plus any number of geometric terms.
 
     `L = classification_loss + sum_t factor_t * losses_t`, each term on the batch of all processes. A CLIP-like model
     is trained against the texts of the data set's own class names; an image classification model through its head.
@@ -141,7 +141,7 @@ class GeometryTrainer(EvaluatingTrainer):
         return model
 
     def _adopt(self, model: nn.Module, trial: Any = None) -> None:
-        """Make all that belongs to one model, its losses included."""
+        """Create everything that belongs to one model, including its losses."""
         args = self.args
         self.task = ClassificationTask(model, self.processing_class, args)
         hold_in_float32(model)
@@ -208,7 +208,7 @@ class GeometryTrainer(EvaluatingTrainer):
             self._text_gradient = None
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Begin a training; `auto_find_batch_size` calls this once more where memory ran out."""
+        """Start a training; `auto_find_batch_size` calls this again after memory ran out."""
         check_trainable(self.towers.model)
         hold_in_float32(self.towers.model)  # another adapter may have become active, or the model been cast
         self.task.write_names(self.class_names)
@@ -246,7 +246,7 @@ class GeometryTrainer(EvaluatingTrainer):
         return self.accelerator.prepare_model(self.towers)
 
     def geometry_batch(self, model: nn.Module, inputs: dict[str, Any]) -> GeometryBatch:
-        """One pass of the student, and of the teacher where a loss asks for it, over the batch of all processes."""
+        """Return one pass of the student, and of the teacher if a loss asks for it, on the batch of all processes."""
         device = inputs["labels"].device
         sizes = inputs["sizes"] if "sizes" in inputs else batch_sizes(inputs["labels"])
         with self.accelerator.autocast():
@@ -285,7 +285,7 @@ class GeometryTrainer(EvaluatingTrainer):
         return self.state.global_step / max(1, self.state.max_steps)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], int]:
-        """The micro-batches of a step, each with how many images every process has of it, and how many all have."""
+        """Return a step's micro-batches, each with its images on every process, and the step's number of images."""
         if self.state.global_step >= self.state.max_steps:  # resumed from the last checkpoint of a training that ended
             self.control.should_training_stop = True
             return [], 0

@@ -110,7 +110,7 @@ def test_a_classifier_made_by_hand():
     nearest = (unit_rows(features) @ unit_rows(features[[3, 8]]).T).argmax(1)
     assert classifier.predict(images()) == [["far", "near"][i] for i in nearest]
     assert (classifier.metrics, classifier.temperature) == ({}, math.exp(-2))
-    with pytest.raises(ValueError, match=r"There are 2 prototypes for 3 classes\."):
+    with pytest.raises(ValueError, match="There are 2 prototypes for 3 classes"):
         FewShotClassifier(tiny_vit(), Heads.identity(features), prototypes, ["a", "b", "c"])
 
 
@@ -179,7 +179,7 @@ def test_without_its_adapter_a_classifier_of_heads_goes_on_and_others_say_so(way
             model.add_adapter("other", CoPAConfig(residual_adapters=residual))
             model.delete_adapter("default")
         if residual:
-            assert message(lambda c=classifier: c.predict(images())).startswith("The adapter 'default' was taken out")
+            assert "'default' is no longer in the model" in message(lambda c=classifier: c.predict(images()))
         else:
             assert torch.equal(classifier.predict_proba(images()), before)
 
@@ -394,12 +394,12 @@ def test_damaged_prototypes(folder, damage):
 @pytest.mark.parametrize("shape", [(3, 31), (3,), (3, 32, 1)], ids=str)
 def test_prototypes_of_another_shape(folder, shape):
     save_file({"prototypes": torch.zeros(shape)}, folder / PROTOTYPES, {"classes": "[0, 1, 2]"})
-    assert refused(folder) == f"{PROTOTYPES} in {folder} has shape {shape}, the model 32."
+    assert f"{PROTOTYPES} in {folder} has shape {shape}, but the model's features have width 32" in refused(folder)
 
 
 def test_prototypes_of_other_classes(folder):
     save_file({"prototypes": torch.zeros(3, 32)}, folder / PROTOTYPES, {"classes": "[0, 1]"})
-    assert refused(folder) == "There are 3 prototypes for 2 classes."
+    assert "There are 3 prototypes for 2 classes" in refused(folder)
 
 
 def test_a_damaged_adapter(folder):

@@ -209,7 +209,7 @@ def test_training_goes_on_when_there_is_room_again(checkpoints, whole, name):
     process.start()
     process.join()
     assert re.fullmatch(
-        r"\S*checkpoint-6 could not be written \(.*\); the checkpoints before it are whole\.",
+        r"\S*checkpoint-6 could not be written \(.*\); the checkpoints before it are intact\.",
         (checkpoints / "error.txt").read_text(),
     )
     assert [path.name for path in checkpoints.glob("checkpoint-*")] == ["checkpoint-4"]

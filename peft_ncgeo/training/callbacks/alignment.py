@@ -1,4 +1,4 @@
-"""Space alignment without a loss: callbacks that turn the classifier's weights, or their gradient."""
+"""Space alignment without a loss: callbacks that rotate the classifier's weights or project their gradient."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ..state.class_means import ClassMeans
 
 
 class _Alignment(TrainerCallback):
-    """A callback that needs class means, and for an image classifier its trained linear head."""
+    """Callback that needs class means and, for an image classifier, its trained linear head."""
 
     requires = ("class_means",)
     _means: ClassMeans | None = None
     _head: Any = None
 
     def bind(self, head: Any, means: ClassMeans, reads_text: bool) -> None:
-        """Called by the trainer before each training run.
+        """Set head and class means; the trainer calls this before each training run.
 
         Args:
-            head: of an image classifier, where it is one linear layer, else None.
-            means: the trainer's.
-            reads_text: whether class texts stand in for a head's weights.
+            head: the head of an image classifier if it is one linear layer, else None.
+            means: the trainer's class means.
+            reads_text: True if class texts take the place of a head's weights.
 
         Raises:
-            ValueError: there are no weights that this callback could change.
+            ValueError: there are no weights that this callback can change.
         """
         self._head, self._means = head, means
         if not reads_text and not (
@@ -44,27 +44,29 @@ class _Alignment(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self._means is None:
-            raise ValueError(f"{type(self).__name__} needs GeometryTrainer, which keeps class means.")
+            raise ValueError(
+                f"{type(self).__name__} needs GeometryTrainer, which keeps class means; pass it there as a callback."
+            )
 
 
 class SlerpAlignment(_Alignment):
-    r"""SpA-SLERP: after each step every misaligned row of the head is rotated a little towards its class mean.
+    r"""SpA-SLERP callback: after each step it rotates every misaligned row of the head towards its class mean.
 
     At step t of T, where `cos(w_c, mu_c) <= threshold`, by the fraction of their angle (length kept)
 
     .. math:: 1 - (1 - \alpha r_t)^{34000 / T}, \quad r_t = (1 - \cos(\pi t / T)) / 2
 
-    since the effect compounds and the published alpha belongs to 34,000 steps (our reading). `mu_c` is the moving
-    average of class c's features, minus the mean of those of all classes seen. Rows of classes not seen yet, of length
-    0, or parallel to their mean stay as they are.
+    because the effect adds up and the published alpha is for 34,000 steps (our reading). `mu_c` is the moving average
+    of class c's features, minus the mean of those of all classes seen. Rows of classes not seen yet, of length 0, or
+    parallel to their mean do not change.
 
-    Class texts of a CLIP-like model are no weights that could be rotated while training; use
+    Class texts of a CLIP-like model are not weights, so they cannot be rotated during training; use
     [`~peft_ncgeo.training.align_classifier`] afterwards.
 
     Args:
         alpha: 0 to 1; 0.002 in the paper.
-        threshold: cosine above which a row is left alone; 0.95 in the paper.
-        center: False takes class means as they are, as the authors' code did.
+        threshold: rows with a greater cosine do not change; 0.95 in the paper.
+        center: False uses class means without subtracting their mean, as in the authors' code.
 
     Raises:
         ValueError: a value out of range; when training starts, a head that is not one trained linear layer.
@@ -92,28 +94,28 @@ class SlerpAlignment(_Alignment):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        assert self._means is not None  # bound
-        fraction = slerp_fraction(state.global_step, state.max_steps, self.alpha)  # global_step counts from 0 here
+        assert self._means is not None  # set by bind
+        fraction = slerp_fraction(state.global_step, state.max_steps, self.alpha)  # global_step starts at 0 here
         weight = self._head.weight
-        with DeferredChecks():  # never read, since the trainer checks what class means are made of
+        with DeferredChecks():  # never read: the trainer checks the features behind class means
             weight.copy_(rotate_towards_means(weight, self._means.means, fraction, self.threshold, self.center))
 
 
 class GradientProjection(_Alignment):
-    r"""SpA-Proj: takes out of the gradient of each classifier weight what would rotate it away from its class mean.
+    r"""SpA-Proj callback: it removes from each weight's gradient the part that rotates it away from its class mean.
 
     With w and mu of length 1 and g the gradient of row c, `g_t = g - <g, w> w` and `d = unit(mu - <mu, w> w)`; if
     `<g_t, d> > 0`, `g_t <- g_t - <g_t, d> d`; the row's gradient becomes `(1 - gamma) g_t + gamma g`. So the part
-    along w is scaled by gamma, as in the authors' code. "Away" is said of descent along the gradient, which Adam's
-    step is not.
+    along w is scaled by gamma, as in the authors' code. "Away" means a step of gradient descent; Adam's step may
+    differ.
 
-    For a head it acts on the gradient that all processes and micro-batches have added up to; for a CLIP-like model on
-    that same gradient of the class texts, before it goes on into the text tower (under gradient accumulation at the
-    last micro-batch, through that pass).
+    For a head, it changes the gradient summed over all processes and micro-batches. For a CLIP-like model, it changes
+    the same gradient of the class texts, before it enters the text tower (under gradient accumulation, in the
+    backward pass of the last micro-batch).
 
     Args:
         gamma: 0 (projected only) to 1 (unchanged); 0.6 in the paper.
-        center: False takes class means as they are.
+        center: False uses class means without subtracting their mean.
 
     Raises:
         ValueError: gamma out of range; when training starts, a head that is not one trained linear layer.
@@ -130,9 +132,9 @@ class GradientProjection(_Alignment):
 
     @torch.no_grad()
     def project(self, gradient: Tensor, weights: Tensor) -> Tensor:
-        """The gradient (K, d) that goes on in place of `gradient`, for classifier weights (K, d)."""
-        assert self._means is not None  # bound
-        with DeferredChecks():  # never read, as above
+        """Return the gradient (K, d) that replaces `gradient`, for classifier weights (K, d)."""
+        assert self._means is not None  # set by bind
+        with DeferredChecks():  # never read, see above
             return project_gradient(gradient, weights, self._means.means, self.gamma, self.center)
 
     @torch.no_grad()

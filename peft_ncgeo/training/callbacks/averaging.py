@@ -1,4 +1,4 @@
-"""Average the prompts of a training's epochs."""
+"""Averaging of prompts over the epochs of a training."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ...models.adapters import adapter_parameters
 
 
 class PromptAveraging(TrainerCallback):
-    r"""PromptSRC's Gaussian average of the prompts over epochs, put in place when training ends.
+    r"""PromptSRC's Gaussian average of the prompts over epochs, which replaces the prompts when training ends.
 
     .. math:: \bar\theta = \sum_e w_e \theta_e / \sum_e w_e, \quad
               w_e = \exp(-(e - \mathrm{mean})^2 / 2\,\mathrm{std}^2)
 
-    over the epochs e = 1..E, theta_e the adapter's trained parameters after epoch e; frozen weights are never touched.
-    Evaluations and checkpoints while training see the prompts of their own epoch. What is summed so far is part of a
+    over the epochs e = 1..E; theta_e are the adapter's trained parameters after epoch e, and frozen weights never
+    change. Evaluations and checkpoints during training see the prompts of their own epoch. The sum so far is part of a
     checkpoint, so a resumed run ends with the same average.
 
     Args:
@@ -27,7 +27,7 @@ class PromptAveraging(TrainerCallback):
         std: width in epochs, > 0. The paper's are 15 and 1 of 20 epochs.
 
     Raises:
-        ValueError: std not greater than 0; `load_best_model_at_end`, whose model the average would replace.
+        ValueError: std not greater than 0; or `load_best_model_at_end`, whose model the average would replace.
 
     Reference: M. U. Khattak et al., ICCV 2023, arXiv 2307.06948.
 
@@ -47,14 +47,16 @@ class PromptAveraging(TrainerCallback):
         self._average: dict[str, Tensor] = {}
 
     def log_weight(self, epoch: int) -> float:
-        """`log w_e`, up to a constant."""
+        """Return `log w_e`, up to a constant."""
         return -0.5 * ((epoch - self.mean) / self.std) ** 2
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if args.load_best_model_at_end:
-            raise ValueError("PromptAveraging ends with its average; set load_best_model_at_end=False.")
+            raise ValueError(
+                "PromptAveraging replaces the final model by its average; set load_best_model_at_end=False."
+            )
         if state.global_step == 0:
             self._forget()
 
@@ -62,11 +64,11 @@ class PromptAveraging(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # not on_epoch_end: a checkpoint of an epoch's last step is written before that, and would lack the epoch
+        # not on_epoch_end: the checkpoint of an epoch's last step is written earlier, and would lack it
         epoch = state.epoch or 0.0
         if epoch != round(epoch) and state.global_step < state.max_steps:
             return
-        # a running mean with logarithms of the weights: those of early epochs are below the smallest float
+        # a running mean with logarithms of the weights: weights of early epochs are below the smallest float
         log_weight = torch.tensor(self.log_weight(math.ceil(epoch)), dtype=torch.float64)
         self._log_total = torch.logaddexp(self._log_total, log_weight)
         share = (log_weight - self._log_total).exp().item()
@@ -84,11 +86,11 @@ class PromptAveraging(TrainerCallback):
                 parameter.copy_(self._average[name])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What is summed so far."""
+        """Return the weighted sum so far."""
         return {"log_total": self._log_total, **self._average}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Take up the sum of an earlier run."""
+        """Continue the sum of an earlier run."""
         self._average = dict(state_dict)
         self._log_total = self._average.pop("log_total")
 

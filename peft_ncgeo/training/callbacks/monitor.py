@@ -1,4 +1,4 @@
-"""Geometry of the features among an evaluation's metrics."""
+"""A callback that adds the geometry of features to an evaluation's metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ...metrics.feature_geometry import FeatureGeometry
 
 
 class GeometryMonitor(FeatureGeometry, TrainerCallback):
-    """Add the geometry of the features to every evaluation's metrics.
+    """Callback that adds the geometry of the features to every evaluation's metrics.
 
     See [`~peft_ncgeo.metrics.feature_geometry.FeatureGeometry`] for the metrics, arguments and attributes.
 

@@ -1,4 +1,4 @@
-"""Count the epochs for augmentation."""
+"""A callback that counts the epochs for augmentation."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class NewViews(TrainerCallback):
-    """Tells the training images and their sampler which epoch it is, so that each epoch draws other views.
+    """Callback that gives training images and sampler the number of the epoch, so that each epoch draws new views.
 
-    Accelerate's loader tells the sampler or the data set, with several processes the sampler only, and neither where
-    the loader skips what a resumed training has seen.
+    Accelerate's loader sets it on the sampler or the data set, with several processes on the sampler only, and on
+    neither if it skips the batches that a resumed training has seen.
     """
 
     def on_epoch_begin(

@@ -10,14 +10,14 @@ from torch import nn
 
 
 def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
-    """Return what Accelerate's autocast casts to; None where none runs, as for "fp16" on a CPU."""
+    """Return the dtype of Accelerate's autocast; None if there is no autocast, as for "fp16" on a CPU."""
     kind = accelerator.device.type
     with accelerator.autocast():
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 class HalfWeights:
-    """A context in which frozen linear and convolution layers hold half-precision copies of their weights.
+    """Context in which frozen linear and convolution layers hold half-precision copies of their weights.
 
     Autocast would make the same copies in every pass: it keeps those of trained weights alone, and only for a pass.
     Outside the context the model is as it was, so whoever else runs it sees its own weights.

@@ -1,4 +1,4 @@
-"""The features that a training step's losses read, each computed as seldom as it can be."""
+"""Features that a training step's losses read, each computed as seldom as possible."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .views import ViewFeatures, never_changes
 
 
 class StepFeatures:
-    """Features of micro-batches: the student's, and the frozen model's where a loss asks for them.
+    """Features of micro-batches: the student's, and the frozen model's if a loss asks for them.
 
     - Texts do not depend on images: one pass serves all micro-batches of an optimiser step.
     - The frozen model's texts are read once.
@@ -42,20 +42,20 @@ class StepFeatures:
         self.begin({})
 
     def begin(self, texts: dict[str, Tensor]) -> None:
-        """Start a training on these texts; what was known of images and of an unfinished step is forgotten."""
+        """Start a training on these texts, and drop features of images and of an unfinished step."""
         self.texts = texts
         self.forget_step()
         self.student_views: ViewFeatures | None = None
         self.frozen_views: ViewFeatures | None = None
 
     def forget_step(self) -> None:
-        """Forget the texts' features, so that the next micro-batch encodes them again."""
+        """Drop the texts' features, so that the next micro-batch encodes them again."""
         self.step_text: Tensor | None = None
 
     end_step = forget_step
 
     def student(self, model: nn.Module, inputs: dict[str, Any], is_last: bool) -> dict[str, Tensor]:
-        """`image_features` (B, d) and `text_features` (K, d), or `logits` (B, K), with gradient.
+        """Return `image_features` (B, d) and `text_features` (K, d), or `logits` (B, K), with gradient.
 
         Args:
             model: the towers, under DDP where there are several processes.
@@ -77,7 +77,7 @@ class StepFeatures:
         return out
 
     def frozen_images(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
-        """`frozen_image_features` (B, d), or nothing where no loss asks for them."""
+        """Return `frozen_image_features` (B, d), or nothing if no loss asks for them."""
         if self.teacher is None or "frozen_image_features" not in self.required:
             return {}
         if self.frozen_views is not None:
@@ -87,7 +87,7 @@ class StepFeatures:
         return {"frozen_image_features": features}
 
     def frozen_texts(self, device: Any) -> dict[str, Tensor]:
-        """`frozen_text_features` (K, d), or nothing where no loss asks for them."""
+        """Return `frozen_text_features` (K, d), or nothing if no loss asks for them."""
         if self.teacher is None or "frozen_text_features" not in self.required:
             return {}
         return {"frozen_text_features": self.teacher.text_features(device)}

@@ -1,4 +1,4 @@
-"""The frozen model: the same weights with the adapter switched off, never a second copy."""
+"""Features of the frozen model: the student's weights with the adapter switched off, never a second copy."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class FrozenTeacher:
         self._text_features: Tensor | None = None
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, d)."""
+        """Return the features (B, d) of pixels (B, C, H, W)."""
         with adapters_off(self.towers):
             return encode(self.towers, pixel_values=pixel_values)["image_features"]
 
     def text_features(self, device: torch.device) -> Tensor:
-        """(K, d), the mean over the templates, computed once."""
+        """Return the text features (K, d), the mean over the templates, computed once."""
         if self._text_features is None:
             with adapters_off(self.towers):
                 features = [encode(self.towers, **texts.to(device))["text_features"] for texts in self.texts]

@@ -1,4 +1,4 @@
-"""Features of training images that stay the same from epoch to epoch, computed once."""
+"""Features of training images that do not change from epoch to epoch, computed once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..gathering import gather_batch, world_size
 
 
 class FixedViews(Dataset[dict[str, Any]]):
-    """Every `step`-th view of the images from `first` on."""
+    """Data set of every `step`-th view of the images, starting with view `first`."""
 
     def __init__(self, images: LabelledImages, first: int, step: int) -> None:
         self.images, self.numbers = images, range(first, images.views, step)
@@ -29,7 +29,7 @@ class FixedViews(Dataset[dict[str, Any]]):
 
 
 class ViewFeatures:
-    """What an encoder makes of every view of the training images, kept on the host: (V, d).
+    """Features of every view of the training images, kept on the host: (V, d).
 
     Views are encoded in their own order and in batches of one size, so that a resumed run has the same features to
     the last bit. Several processes share the work.
@@ -71,24 +71,24 @@ class ViewFeatures:
         self.features = own.float().cpu()
 
     def of(self, views: list[int], device: torch.device) -> Tensor:
-        """(B, d) of these views."""
+        """Return the features (B, d) of these views."""
         return self.features[views].to(device, non_blocking=True)
 
 
 def never_changes(model: nn.Module, out: dict[str, Tensor]) -> bool:
-    """Whether the image features of a pass in training mode, with gradient on, are the same in every such pass."""
+    """Return True if every pass in training mode, with gradient on, gives the same image features."""
     return not out["image_features"].requires_grad and not is_random(model)
 
 
 def is_random(model: nn.Module) -> bool:
-    """Whether a pass in training mode draws anything by chance."""
+    """Return True if a pass in training mode uses random numbers."""
     configs = [getattr(module, "config", None) for module in model.modules()]
     dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
     return dropout or any(getattr(config, "attention_dropout", 0) for config in configs)
 
 
 class LookAhead(TrainerCallback):
-    """Calls `look_ahead(images, steps)` when a training knows its images and how many steps it takes."""
+    """Callback that calls `look_ahead(images, steps)` when a training's images and number of steps are known."""
 
     def __init__(self, look_ahead: Callable[[LabelledImages, int], None]) -> None:
         self.look_ahead = look_ahead

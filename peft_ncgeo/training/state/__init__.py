@@ -1,1 +1,1 @@
-"""Everything that lasts from one pass to the next, in memory and in checkpoints."""
+"""State that lasts from one pass to the next, in memory and in checkpoints."""

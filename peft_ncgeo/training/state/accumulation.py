@@ -1,4 +1,4 @@
-"""Sums over the micro-batches of an optimiser step, and the means that go to the log."""
+"""Sums over the micro-batches of an optimiser step, and means for the log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...losses import Regularizer
 
 
 class StepPart(Protocol):
-    """An object that remembers something from one micro-batch of a step to the next."""
+    """Object that keeps something from one micro-batch of a step to the next."""
 
     def forget_step(self) -> None: ...
 
@@ -21,7 +21,7 @@ class StepPart(Protocol):
 
 
 class WeightedMeans:
-    """Weighted means of named scalars, kept as two sums a name."""
+    """Weighted means of named scalars, kept as two sums for each name."""
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[Tensor, float]] = {}
@@ -33,21 +33,21 @@ class WeightedMeans:
             self._sums[name] = (total + value, weights + weight)
 
     def read(self) -> dict[str, Tensor]:
-        """Means of what was added since the last read."""
+        """Return the means of the values added since the last read."""
         sums, self._sums = self._sums, {}
         return {name: total / weights for name, (total, weights) in sums.items()}
 
 
 class Accumulation:
-    """Everything that lasts over the micro-batches of an optimiser step.
+    """State that lasts over the micro-batches of an optimiser step.
 
     The trainer calls `begin` before a step, `add` with each micro-batch and `end` before the optimiser steps. A step
-    that was broken off, where memory ran out say, leaves nothing to the next one. A step's values are means over its
-    images: a micro-batch counts by its share of them.
+    that was interrupted, for instance because memory ran out, leaves nothing for the next one. A step's values are
+    means over its images: a micro-batch counts by its share of them.
 
     Args:
-        losses: terms whose multipliers make their step of dual ascent at the end of each step.
-        parts: whatever else remembers something within a step.
+        losses: terms whose multipliers are updated by dual ascent at the end of each step.
+        parts: other objects that keep something within a step.
     """
 
     def __init__(self, losses: Sequence[Regularizer], parts: Sequence[StepPart] = ()) -> None:
@@ -56,24 +56,24 @@ class Accumulation:
         self.begin()
 
     def begin(self) -> None:
-        """Start a step; what an unfinished one has left is forgotten."""
+        """Start a step and drop what an unfinished step has left."""
         self._noted, self._constrained = WeightedMeans(), WeightedMeans()
         for part in self.parts:
             part.forget_step()
 
     def add(self, noted: dict[str, Tensor], constrained: dict[str, Tensor], share: float) -> None:
-        """Take in a micro-batch.
+        """Add a micro-batch.
 
         Args:
             noted: scalars for the log.
-            constrained: what each budget limits, by the name of its term.
-            share: of the step's images, 0 to 1.
+            constrained: values that budgets limit, by the names of their terms.
+            share: the micro-batch's share of the step's images, 0 to 1.
         """
         self._noted.add(noted, share)
         self._constrained.add(constrained, share)
 
     def end(self) -> None:
-        """Finish a step: its parts, multipliers and the log take up what it came to."""
+        """Finish a step: update its parts, the multipliers and the log."""
         for part in self.parts:
             part.end_step()
         values = self._constrained.read()
@@ -83,5 +83,5 @@ class Accumulation:
         self._log.add(self._noted.read())
 
     def read_log(self) -> dict[str, float]:
-        """Means over the steps that ended since the last call."""
+        """Return the means over the steps that ended since the last call."""
         return {name: float(value) for name, value in self._log.read().items()}

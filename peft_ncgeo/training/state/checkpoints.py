@@ -1,4 +1,4 @@
-"""Checkpoints that survive an interruption: written so that a whole one is known, and resumed to the last bit."""
+"""Checkpoints that survive an interruption: complete ones are recognised, and resuming is exact."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from .retry import StartingPoint
 
 
 def flaw(folder: str | Path) -> str:
-    """What keeps a training from going on from this checkpoint, "" for a whole one.
+    """Return why training cannot resume from this checkpoint; an empty text for a complete one.
 
-    `trainer_state.json` is written last, when every process has written its own file; the others are looked at all the
-    same, since a copy may have been cut short.
+    `trainer_state.json` is written last, after every process has written its own file. The other files are checked
+    too, because a copy may be incomplete.
     """
     folder = Path(folder)
     try:
         json.loads((folder / TRAINER_STATE_NAME).read_text())
-        random_states = list(folder.glob("rng_state*.pth"))  # of this machine's processes
+        random_states = list(folder.glob("rng_state*.pth"))  # one for each process of this machine
         for path in (folder / OPTIMIZER_NAME, folder / SCHEDULER_NAME, *random_states):
-            ZipFile(path).close()  # its table of contents is its end
+            ZipFile(path).close()  # a ZIP file ends with its table of contents
         adapters = [path for at in ("", "[!.]*/") for path in folder.glob(f"{at}adapter_model.safetensors")]
         for path in adapters:
             json.loads(path.with_name("adapter_config.json").read_text())
         for path in (folder / FILE_NAME, *adapters):
-            safe_open(path, "pt").__exit__(None, None, None)  # its header says how long the file is
+            safe_open(path, "pt").__exit__(None, None, None)  # its header holds the length of the file
     except FileNotFoundError as error:
-        return f"it has no {Path(error.filename or FILE_NAME).name}, as where save_only_model is on"
+        return f"it has no {Path(error.filename or FILE_NAME).name}, as with save_only_model=True"
     except (OSError, ValueError, RecursionError, BadZipFile, SafetensorError) as error:
         return reason(error)
     missing = [name for name, found in (("rng_state.pth", random_states), ("adapter", adapters)) if not found]
@@ -49,10 +49,10 @@ def flaw(folder: str | Path) -> str:
 
 
 def last_whole(output_dir: str | Path) -> str:
-    """The latest checkpoint that a training can go on from. Warns of later ones.
+    """Return the latest checkpoint that training can resume from. Warn of damaged later ones.
 
     Raises:
-        ValueError: there is none, with the reason.
+        ValueError: there is none; the error gives the reason.
     """
     names = [path.name for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
     steps = [int(found[1]) for name in names if (found := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", name))]
@@ -66,18 +66,18 @@ def last_whole(output_dir: str | Path) -> str:
     if "" not in flaws.values():
         raise ValueError(
             f"No valid checkpoint in {output_dir} to resume from{': ' if broken else ''}{broken}. Leave out "
-            "resume_from_checkpoint to begin anew."
+            "resume_from_checkpoint to start from the beginning."
         )
     if broken:
-        warnings.warn(f"Not whole and left aside: {broken}. Training goes on from {path.name}.", stacklevel=3)
+        warnings.warn(f"Incomplete and left aside: {broken}. Training goes on from {path.name}.", stacklevel=3)
     return str(path)
 
 
 class CheckpointingTrainer(SharingTrainer):
-    """Transformers' Trainer, whose checkpoints hold all that losses and callbacks remember.
+    """Transformers' Trainer whose checkpoints hold the full state of losses and callbacks.
 
-    A training that is killed at any time goes on from its last whole checkpoint (`resume_from_checkpoint=True`) to the
-    weights that it would have had; a checkpoint that cannot be written leaves the ones before it.
+    A training that is stopped at any time resumes from its last complete checkpoint (`resume_from_checkpoint=True`)
+    and reaches the same weights. A checkpoint that cannot be written leaves the earlier ones unchanged.
     """
 
     losses: list[Any]
@@ -95,7 +95,7 @@ class CheckpointingTrainer(SharingTrainer):
             self._start = None
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
-        if self._start is not None:  # memory ran out before
+        if self._start is not None:  # an earlier try ran out of memory
             self.optimizer, self.lr_scheduler = self._start.put_back()
         elif self.args.auto_find_batch_size:
             model: Any = self.model
@@ -108,7 +108,7 @@ class CheckpointingTrainer(SharingTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        if self.args.should_save:  # of an earlier training: it would vouch for what is only now being written
+        if self.args.should_save:  # an earlier training's file would mark this checkpoint as complete too soon
             (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         try:
             super()._save_checkpoint(model, trial)
@@ -117,7 +117,7 @@ class CheckpointingTrainer(SharingTrainer):
                 raise
             shutil.rmtree(folder, ignore_errors=True)
             raise OSError(
-                f"{folder} could not be written ({reason(error)}); the checkpoints before it are whole."
+                f"{folder} could not be written ({reason(error)}); the checkpoints before it are intact."
             ) from error
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -135,7 +135,7 @@ class CheckpointingTrainer(SharingTrainer):
             load_state(self._stateful(), checkpoint)
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()  # the active adapter alone
+        super()._load_best_model()  # it loads the active adapter alone
         model: Any = self.model
         for name in set(getattr(model, "peft_config", {})) - set(getattr(model, "active_adapters", ())):
             folder = Path(str(self.state.best_model_checkpoint)) / name
@@ -143,10 +143,12 @@ class CheckpointingTrainer(SharingTrainer):
                 model.load_adapter(str(folder), name)
 
     def _stateful(self) -> list[Any]:
-        """Whatever has a name and a state: losses, class means and some callbacks."""
+        """Return all objects with a name and a state: losses, class means and some callbacks."""
         others = [self.class_means, *self.callback_handler.callbacks]
         owners = [*self.losses, *(o for o in others if hasattr(o, "name") and hasattr(o, "load_state_dict"))]
         for name, count in Counter(owner.name for owner in owners).items():
             if count > 1:
-                raise ValueError(f"{count} losses or callbacks have the name {name!r} and would share a state.")
+                raise ValueError(
+                    f"{count} losses or callbacks have the name {name!r} and would share a state; rename one."
+                )
         return owners

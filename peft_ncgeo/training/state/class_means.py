@@ -1,4 +1,4 @@
-"""Moving averages of each class's features while training."""
+"""Moving averages of each class's features during training."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class ClassMeans:
         self.forget_step()
 
     def forget_step(self) -> None:
-        """Leave out what was taken in since the last finished step."""
+        """Drop the micro-batches added since the last finished step."""
         self._step: tuple[Tensor, Tensor] | None = None  # sums (K, d) and counts (K,) of its micro-batches so far
 
     @property
     def means(self) -> Tensor:
-        """(K, d) with all that was taken in so far; rows of nan: classes not seen yet."""
+        """Class means (K, d) with everything added so far; rows of nan for classes not seen yet."""
         return self._means if self._step is None else self._blend(*self._step)
 
     def update(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Take in a micro-batch and give the means with it, (K, d), attached to the graph of `features` (B, d).
+        """Add a micro-batch and return the means with it, (K, d), attached to the graph of `features` (B, d).
 
         Raises:
             ValueError: features are not finite.
@@ -56,7 +56,7 @@ class ClassMeans:
         return self._blend(sums, counts)
 
     def end_step(self) -> None:
-        """Take up what all micro-batches of an optimiser step have added."""
+        """Finish a step: add all its micro-batches to the averages."""
         self._means = self.means
         self.forget_step()
 

@@ -1,4 +1,4 @@
-"""What losses and callbacks remember, in a checkpoint: `geometry_state.safetensors`."""
+"""State of losses and callbacks in a checkpoint: `geometry_state.safetensors`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILE_NAME = "geometry_state.safetensors"
 
 
 class Stateful(Protocol):
-    """A loss or callback with something to remember."""
+    """Loss or callback with a state to save."""
 
     name: str
 
@@ -27,37 +27,39 @@ class Stateful(Protocol):
 
 
 def save_state(owners: Iterable[Stateful], folder: str | Path) -> None:
-    """Write everybody's tensors under `<name>.<tensor>`."""
+    """Write the tensors of all owners under `<name>.<tensor>`."""
     state = {f"{own.name}.{key}": value.contiguous() for own in owners for key, value in own.state_dict().items()}
     save_file(state, Path(folder) / FILE_NAME)
 
 
 def load_state(owners: Iterable[Stateful], folder: str | Path) -> None:
-    """Read them back.
+    """Load the tensors of all owners from a checkpoint.
 
     Raises:
-        ValueError: the file is missing or damaged, or holds the state of other losses and callbacks than these.
+        ValueError: the file is missing or damaged, or holds the state of other losses and callbacks.
     """
     path = Path(folder) / FILE_NAME
     owners = list(owners)
     expected = {own.name for own in owners if own.state_dict()}
     try:
         if path.exists():
-            read_shapes(path)  # refuses kinds of numbers before any is read
+            read_shapes(path)  # refuses unsupported dtypes before any number is read
         state = load_file(path) if expected or path.exists() else {}
     except (OSError, SafetensorError, ValueError) as error:
         raise ValueError(f"Cannot resume from {path}: {error}.") from error
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
         owner, _, name = key.partition(".")
-        parts.setdefault(owner, {})[name] = value.clone()  # else it is the file, and changes with it
+        parts.setdefault(owner, {})[name] = (
+            value.clone()
+        )  # a copy, because the tensor maps the file and changes with it
     if expected != parts.keys():
         raise ValueError(f"{path} was written for other losses: it differs in {sorted(expected ^ parts.keys())}.")
     for own in owners:
         now = own.state_dict()
         for name, value in parts.get(own.name, {}).items():
             kinds = [(tensor.is_floating_point(), tensor.dim()) for tensor in (value, now.get(name, value))]
-            if kinds[0] != kinds[1]:  # its length may differ, and its precision
+            if kinds[0] != kinds[1]:  # length and precision may differ
                 raise ValueError(f"{path} does not fit {own.name}: its {name} is {value.dtype} {tuple(value.shape)}.")
         if own.name in parts:
             try:

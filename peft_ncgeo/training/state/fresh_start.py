@@ -1,4 +1,4 @@
-"""Losses and callbacks as they were given, for each training where `model_init` makes a model for each."""
+"""Initial losses and callbacks for each training, if `model_init` makes a new model each time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..checks import list_losses
 
 
 class GivenLosses:
-    """The losses a trainer was given, of which each model gets its own.
+    """Losses passed to a trainer, of which each model gets its own.
 
     Args:
         losses: one, several, or a function of a trial that makes them.
         classification_loss: a module, None, or a function of a trial that makes one.
-        copied: each training gets copies, so that nothing it has learned or remembers reaches the next one.
+        copied: give each training copies, so that nothing learned or remembered reaches the next one.
     """
 
     def __init__(self, losses: Any, classification_loss: Any, copied: bool) -> None:
@@ -41,17 +41,19 @@ class GivenLosses:
 
 
 class CallbackStates:
-    """The state that each callback had before its first training.
+    """State of each callback before its first training.
 
-    That is what a checkpoint would hold of it: `state()["attributes"]` of Transformers' `ExportableState`, or
-    `state_dict()`. Other callbacks reset themselves in `on_train_begin`.
+    It is what a checkpoint holds: `state()["attributes"]` of Transformers' `ExportableState`, or `state_dict()`. Other
+    callbacks reset themselves in `on_train_begin`.
     """
 
     def __init__(self) -> None:
-        self._first: dict[int, tuple[TrainerCallback, Any]] = {}  # the callback is kept, so that its id stays its own
+        self._first: dict[
+            int, tuple[TrainerCallback, Any]
+        ] = {}  # the callback is kept, so that no other object gets its id
 
     def begin(self, callbacks: Iterable[TrainerCallback]) -> None:
-        """Give callbacks their first state back; note it of those not seen before."""
+        """Restore the first state of known callbacks, and store it for new ones."""
         for callback in callbacks:
             if id(callback) in self._first:
                 _write_state(callback, deepcopy(self._first[id(callback)][1]))

@@ -1,4 +1,4 @@
-"""A training that begins again with a smaller batch, where memory ran out."""
+"""Restarting a training with a smaller batch after memory ran out."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .files import Stateful
 
 
 class StartingPoint:
-    """All that a training changes, as it was before its first step.
+    """Copy of everything that a training changes, made before its first step and kept in the host's memory.
 
-    Under `auto_find_batch_size` Transformers begins again after the steps that memory allowed. Put back before that,
-    the second try ends as if it had been the only one. Held in the host's memory.
+    Under `auto_find_batch_size` Transformers starts again after the steps that fitted into memory. With this copy put
+    back first, the second try ends as if it had been the only one.
 
     Args:
-        model: whose trained parameters and buffers are kept.
+        model: its trained parameters and buffers are copied.
         owners: losses, class means and callbacks with a state.
-        tools: optimiser and scheduler, None where there is none yet.
+        tools: optimiser and scheduler; None for one that does not exist yet.
     """
 
     def __init__(self, model: nn.Module, owners: Sequence[Stateful], *tools: Any) -> None:
@@ -32,7 +32,7 @@ class StartingPoint:
 
     @torch.no_grad()
     def put_back(self) -> list[Any]:
-        """Put everything back, and return the tools."""
+        """Restore everything, and return the tools."""
         for tensor, value in self._tensors:
             tensor.copy_(value)
         for owner, state in self._states:

@@ -1,4 +1,4 @@
-"""A place between the text tower and the losses where the whole gradient of the class texts can be changed."""
+"""A point between text tower and losses where the full gradient of the class texts can be changed."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from torch import Tensor
 
 
 class TextGradient:
-    """Collects the texts' gradient over the micro-batches of a step, and lets the sum, or what is made of it, through
-    at the last one.
+    """Sum of the texts' gradient over the micro-batches of a step, changed and released at the last one.
 
-    Before that nothing passes, so one pass of the text tower serves all micro-batches of a step. Each process computes
-    the loss of the batch of all processes, so what arrives here is the same everywhere, and DDP's mean over processes
-    leaves it so.
+    Nothing passes before that, so one pass of the text tower serves all micro-batches of a step. Each process computes
+    the loss of the batch of all processes, so the gradient here is the same on every process, and DDP's mean over
+    processes does not change it.
 
     Args:
-        changes: each maps gradient and texts, both (K, d), to the gradient that goes on into the text tower.
-        classes: K. Further rows, of student templates, pass as they are.
+        changes: functions of gradient and texts, both (K, d), that return the gradient for the text tower.
+        classes: K. Further rows, from student templates, pass unchanged.
     """
 
     def __init__(self, changes: Sequence[Callable[[Tensor, Tensor], Tensor]], classes: int) -> None:
@@ -27,20 +26,22 @@ class TextGradient:
         self.forget_step()
 
     def forget_step(self) -> None:
-        """Forget what an unfinished step has collected."""
+        """Drop the sum of an unfinished step."""
         self.collected: Tensor | None = None
 
-    end_step = forget_step  # all of it has gone on into the text tower
+    end_step = forget_step  # the whole sum has entered the text tower
 
     def watch(self, text: Tensor, is_last: bool) -> Tensor:
-        """The texts (K, d) as losses are to see them; `is_last` says whether the optimiser steps after this pass.
+        """Return the texts (K, d) that losses read; `is_last`: the optimiser steps after this pass.
 
         Raises:
             ValueError: the texts are not trained, so there is no gradient to change.
         """
         if not torch.is_grad_enabled() or not text.requires_grad:
             if self.changes and torch.is_grad_enabled():
-                raise ValueError("GradientProjection changes the gradient of texts, but no text parameter is trained.")
+                raise ValueError(
+                    "GradientProjection changes the gradient of texts, but no text parameter is trained; leave it out."
+                )
             return text
         if is_last:
             return _Watched.apply(text, self)
@@ -49,11 +50,11 @@ class TextGradient:
         return leaf
 
     def collect(self, gradient: Tensor) -> None:
-        """Add what a micro-batch sends."""
+        """Add the gradient of a micro-batch."""
         self.collected = gradient if self.collected is None else self.collected + gradient
 
     def change(self, gradient: Tensor, texts: Tensor) -> Tensor:
-        """The gradient ((1 + T) K, d) that goes on."""
+        """Return the changed gradient ((1 + T) K, d)."""
         own = gradient[: self.classes]
         for change in self.changes:
             own = change(own, texts[: self.classes])
