@@ -179,7 +179,7 @@ def _call(part: Part) -> str:
 
 
 def _name(word: str) -> str:
-    """Return a name as code; a text that is no Python name is quoted, since it could end the code around it."""
+    """Return a name as code; other texts are quoted, since they could end the code around them."""
     return word if word.isidentifier() else literal(word)
 
 

@@ -85,7 +85,7 @@ def _places(folder: Path, base: str) -> Iterator[re.Pattern[bytes]]:
         trimmed = place.rstrip("/\\")
         if not _is_absolute(trimmed) or len(trimmed) < len("/xy"):
             continue
-        # a single name at the root, such as /data, is no secret by itself
+        # a single name at the root, such as /data, is not a secret by itself
         by_itself = by_itself or len(re.split(r"[/\\]", trimmed)) > 2
         end = r"(?![\w-]|\.\w)" if by_itself else r"[/\\]"
         yield re.compile(rb"(?<![\w.-])" + re.escape(trimmed.encode("utf-8", "surrogateescape")) + end.encode())

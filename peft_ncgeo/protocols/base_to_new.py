@@ -1,4 +1,4 @@
-"""From base to new classes, balanced or with a tail."""
+"""The protocol from base to new classes, balanced or with a long tail."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def base_to_new(
     label_column: str = "label",
     thresholds: Sequence[float] | str = "thirds",
 ) -> Results:
-    """Train on half of the classes, test on each half over that half's names only: base, new and harmonic mean H.
+    """Train on half of the classes, test on each half among its own names: base, new and their harmonic mean H.
 
     Args:
         recipes: methods to compare; one without a PEFT config is the zero-shot row.
         train: a labelled set with all classes, of which the first `ceil(K/2)` are base; or a function of seed and
-            `n_max` that gives images of the base classes.
+            `n_max` that returns images of the base classes.
         test: a labelled set with all classes, or a dict with "base", "new" and any further sets, each classified over
             its own names.
         model, processor, output_dir, seeds, args: see [`run_cells`].
-        tails: name of a setting -> arguments of [`~peft_ncgeo.data.long_tailed`]; which class gets which count is
-            drawn by the seed. Default: 16 shots of each base class.
+        tails: name of a setting -> arguments of [`~peft_ncgeo.data.long_tailed`]; the seed draws which class gets
+            which count. Default: 16 shots of each base class.
         label_column: `ClassLabel` column.
-        thresholds: of many / medium / few base classes, shown where the classes differ in size.
+        thresholds: of many / medium / few base classes, shown if the classes differ in size.
 
     Returns:
         [`Results`] with the columns base, new, H, many, medium, few and the further sets, also written to

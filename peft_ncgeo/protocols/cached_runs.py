@@ -1,4 +1,4 @@
-"""One run as a small file, which says what it was made of."""
+"""Cached runs: one small file each, which also holds the fingerprint of everything that the run was made of."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from torch import distributed
 from ..files import file_name, read_json, write_whole
 from ..validation import reason, whole_number
 
-LARGEST = 64 * 2**20  # bytes of a cell; one with episodes has a row for each
+LARGEST = 64 * 2**20  # bytes of a cell; a cell with episodes has a row for each
 
 
 def writes() -> bool:
-    """Whether this process writes files: the first of several."""
+    """Return True if this process writes files: the first of several does."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def cell_path(folder: str | Path, setting: str, method: str, seed: int) -> Path:
-    """`folder/<setting>/<method>/seed-<seed>.json`; see [`~peft_ncgeo.files.file_name`] for the names.
+    """Return `folder/<setting>/<method>/seed-<seed>.json`; see [`~peft_ncgeo.files.file_name`] for the names.
 
     Raises:
-        ValueError: a name that cannot be a folder's.
+        ValueError: a name that cannot be a folder name.
     """
     names = file_name(setting, "a setting"), file_name(method, "a recipe")
     return Path(folder).joinpath(*names, f"seed-{whole_number('seed', seed)}.json")
 
 
 def check_distinct(paths: Sequence[Path]) -> None:
-    """Refuse cells that would share a file.
+    """Raise if two cells would share a file.
 
     Raises:
-        ValueError: naming the file.
+        ValueError: two cells share a file, which the error names.
     """
     for path, count in Counter(paths).items():
         if count > 1:
-            raise ValueError(f"{count} cells would share {path}; what stands in its name must differ for each.")
+            raise ValueError(f"{count} cells would share {path}; give each another setting, recipe or seed.")
 
 
 def read_cell(path: Path, made_of: str) -> dict[str, Any] | None:
-    """The metrics in a cell, or None where there is none. All processes get what the first one read.
+    """Return the metrics in a cell, or None if there is no cell. All processes get what the first one read.
 
     Raises:
         ValueError: it was made of something else, or is damaged.
@@ -69,7 +69,7 @@ def read_cell(path: Path, made_of: str) -> dict[str, Any] | None:
 
 
 def write_cell(path: Path, made_of: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Write a cell, once and whole, and give every process the first one's metrics."""
+    """Write a cell completely and once, and return the first process's metrics on every process."""
     if writes():
         write_whole(path, json.dumps({"made_of": made_of, "metrics": metrics}, indent=1) + "\n")
     (shared,) = broadcast_object_list([metrics])
@@ -77,12 +77,12 @@ def write_cell(path: Path, made_of: str, metrics: dict[str, Any]) -> dict[str, A
 
 
 def damaged(path: Path, why: str) -> ValueError:
-    """Return the error for a cell that is not as it was written."""
+    """Return the error for a cell whose content has changed since it was written."""
     return ValueError(f"{path} is damaged; remove it and run again ({why}).")
 
 
 def _checked(cell: Any) -> dict[str, Any]:
-    """Return a cell as [`write_cell`] wrote it; refuse anything else."""
+    """Return a cell as [`write_cell`] wrote it; raise for anything else."""
     if not isinstance(cell, dict) or cell.keys() != {"made_of", "metrics"}:
         raise ValueError("it must hold made_of and metrics")
     if not isinstance(cell["metrics"], dict):

@@ -1,4 +1,4 @@
-"""What the command lines of all protocols share."""
+"""Command-line arguments that all protocols share."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..training import Recipe
 
 
 def protocol_parser(description: str, output_dir: str, recipes: Sequence[Path]) -> argparse.ArgumentParser:
-    """A parser with the arguments that every protocol takes."""
+    """Return a parser with the arguments that every protocol takes."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help="where cells and tables go")
+    parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help="folder for cells and tables")
     parser.add_argument("--recipes", type=Path, nargs="+", default=list(recipes), help="YAML files, one row each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--model_name_or_path", help="a CLIP model; default: the demo's")
-    parser.add_argument("--data_dir", type=Path, help="a local copy of the data set: train/<class>/, test/<class>/")
-    parser.add_argument("--num_train_epochs", type=float, help="overrides every recipe's, to try things out")
+    parser.add_argument("--data_dir", type=Path, help="local copy of the data set: train/<class>/, test/<class>/")
+    parser.add_argument("--num_train_epochs", type=float, help="overrides every recipe's epochs, for short trials")
     return parser
 
 
 def read_source(parser: argparse.ArgumentParser, args: argparse.Namespace, path: Path) -> DatasetSource:
-    """The data set of a YAML file, for which the demo's model and recipes were not made."""
+    """Return the data set of a YAML file, for which the demo's model and recipes were not made."""
     if args.model_name_or_path is None:
         parser.error(
             f"{path} needs --model_name_or_path (and --recipes): the demo's model knows the demo's images only."
@@ -38,18 +38,18 @@ def read_source(parser: argparse.ArgumentParser, args: argparse.Namespace, path:
 
 
 def read_recipes(args: argparse.Namespace, template: str | None = None) -> list[Recipe]:
-    """The zero-shot row, with the data set's own `template`, and the recipes that were named."""
-    # the papers write a set's own template for untuned CLIP only
+    """Return the zero-shot row, with the data set's own `template`, and the named recipes."""
+    # the papers use a set's own template for untuned CLIP only
     return [Recipe("zero-shot", args={"template": template} if template else {}), *map(Recipe.read, args.recipes)]
 
 
 def overrides(args: argparse.Namespace) -> dict[str, Any]:
-    """Training arguments given on the command line."""
+    """Return the training arguments given on the command line."""
     return {} if args.num_train_epochs is None else {"num_train_epochs": args.num_train_epochs}
 
 
 def model_and_processor(args: argparse.Namespace) -> tuple[Callable[[], nn.Module], Any]:
-    """A function that makes a fresh model, and its processor; quietens what Transformers says at every load."""
+    """Return a function that makes a new model, and its processor; hide Transformers' message at every load."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers

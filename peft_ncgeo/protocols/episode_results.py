@@ -20,13 +20,13 @@ from .cached_runs import LARGEST
 
 @dataclass
 class EpisodeResults:
-    """One row for each episode: `domain`, `method`, `episode` and its metrics.
+    """Results with one row for each episode: `domain`, `method`, `episode` and its metrics.
 
     Attributes:
-        rows: a dict an episode. Methods share episodes: those of one domain and number are the same.
-        domains, methods: in the order of tables.
-        seen: the domains that the backbone was pre-trained on.
-        note: what was run on what.
+        rows: one dict for each episode. Methods share episodes: one domain and number mean the same episode.
+        domains, methods: in the order of the tables.
+        seen: domains that the backbone was pre-trained on.
+        note: methods, data and settings of the run.
     """
 
     rows: list[dict[str, Any]]
@@ -37,13 +37,13 @@ class EpisodeResults:
 
     @property
     def groups(self) -> dict[str, list[str]]:
-        """The domains in `seen`, the others, and all of them; groups without domains are left out."""
+        """Domains in `seen`, the others, and all of them; groups without domains are left out."""
         unseen = [domain for domain in self.domains if domain not in self.seen]
         groups = {"seen": self.seen, "unseen": unseen, "all": self.domains}
         return {name: members for name, members in groups.items() if members}
 
     def values(self, domain: str, method: str, column: str = "accuracy") -> dict[int, float]:
-        """A metric of every episode, by its number.
+        """Return a metric of every episode, by the episode's number.
 
         Raises:
             ValueError: the method was not run on that domain.
@@ -54,13 +54,13 @@ class EpisodeResults:
         return {row["episode"]: row[column] for row in sorted(chosen, key=lambda row: row["episode"])}
 
     def mean(self, domains: str | Sequence[str], method: str, column: str = "accuracy") -> tuple[float, float]:
-        """Mean over the episodes of a domain, and half of its 95 % interval; of several domains, their average."""
+        """Return the mean over a domain's episodes and half of its 95 % interval; of several domains, the average."""
         return _interval([self.values(domain, method, column) for domain in _listed(domains)])
 
     def difference(
         self, domains: str | Sequence[str], method: str, other: str, column: str = "accuracy"
     ) -> tuple[float, float]:
-        """`method` minus `other`, paired over the episodes that both were run on; and half of its 95 % interval."""
+        """Return `method` minus `other`, paired over the episodes of both, and half of the 95 % interval."""
         differences = []
         for domain in _listed(domains):
             a, b = self.values(domain, method, column), self.values(domain, other, column)
@@ -68,7 +68,7 @@ class EpisodeResults:
         return _interval(differences)
 
     def on_common_episodes(self) -> EpisodeResults:
-        """Only the episodes of each domain that all methods were run on."""
+        """Return the results of the episodes in each domain that all methods were run on."""
         common = {
             domain: set.intersection(*(set(self.values(domain, method, "episode")) for method in self.methods))
             for domain in self.domains
@@ -76,11 +76,11 @@ class EpisodeResults:
         return replace(self, rows=[row for row in self.rows if row["episode"] in common[row["domain"]]])
 
     def with_methods(self, methods: Sequence[str]) -> EpisodeResults:
-        """Only these methods."""
+        """Return the results of these methods alone."""
         return replace(self, rows=[row for row in self.rows if row["method"] in methods], methods=list(methods))
 
     def ranks(self, column: str = "accuracy") -> dict[str, float]:
-        """Each method's rank (1 is best) averaged over domains; of episodes that all of them were run on."""
+        """Return each method's rank (1 is best), averaged over domains, on episodes that all of them were run on."""
         common, places = self.on_common_episodes(), {method: [] for method in self.methods}  # type: ignore[var-annotated]
         for domain in self.domains:
             means = [common.mean(domain, method, column)[0] for method in self.methods]
@@ -89,7 +89,7 @@ class EpisodeResults:
         return {method: float(np.mean(values)) for method, values in places.items()}
 
     def accuracy_table(self) -> str:
-        """A row for each method: accuracy on every domain and group, and the average rank."""
+        """Return a table with a row for each method: accuracy on every domain and group, and the average rank."""
         marked = [f"{domain} (seen)" if domain in self.seen else domain for domain in self.domains]
         head = ["accuracy", "episodes", *marked, *(f"mean of {name}" for name in self.groups), "rank"]
         ranks = self.ranks()
@@ -106,7 +106,7 @@ class EpisodeResults:
         return table(head, lines)
 
     def difference_table(self, pairs: Sequence[tuple[str, str]]) -> str:
-        """A row for each pair of methods: their paired difference in accuracy on every domain and group."""
+        """Return a table with a row for each pair of methods: paired difference in accuracy by domain and group."""
         head = ["difference", "episodes", *self.domains, *(f"mean of {name}" for name in self.groups)]
         places = [*self.domains, *self.groups.values()]
         lines = [
@@ -120,7 +120,7 @@ class EpisodeResults:
         return table(head, lines)
 
     def geometry_table(self) -> str:
-        """A row for each domain and method: gap and NC1 before and after, CPU seconds of training an episode."""
+        """Return a table for each domain and method: gap and NC1 before and after, CPU seconds of an episode."""
         columns = {"gap_before": 3, "gap_after": 3, "nc1_before": 2, "nc1_after": 2, "seconds": 3}
         titles = ["gap before", "gap after", "NC1 before", "NC1 after", "CPU seconds of training"]
         lines = [
@@ -131,9 +131,9 @@ class EpisodeResults:
         return table(["domain", "method", *titles], lines)
 
     def tables(self, pairs: Sequence[tuple[str, str]], apart: Sequence[str] = ()) -> list[str]:
-        """Accuracies and differences of all methods but those `apart`; then, where there are such, of all methods.
+        """Return tables of accuracies and differences without the methods `apart`, then, if any, of all methods.
 
-        The latter are of the episodes that all methods were run on. Pairs that name another method are left out.
+        The latter use the episodes that all methods were run on. Pairs with a missing method are left out.
         """
         others = [method for method in self.methods if method not in apart]
         parts = [self.with_methods(others)] if others else []
@@ -153,10 +153,10 @@ class EpisodeResults:
 
     @classmethod
     def load(cls, path: str | Path) -> EpisodeResults:
-        """Read what [`save`] wrote.
+        """Read results that [`save`] wrote.
 
         Raises:
-            ValueError: the file is missing, damaged or of something else.
+            ValueError: the file is missing, damaged or holds something else.
         """
         try:
             return cls(**read_json(path, LARGEST))
@@ -169,9 +169,9 @@ def _listed(domains: str | Sequence[str]) -> Sequence[str]:
 
 
 def _interval(samples: Sequence[dict[int, float]]) -> tuple[float, float]:
-    """Mean, and 1.96 standard errors, of the average over samples of the values of each number.
+    """Return the mean, and 1.96 standard errors, of the average over samples of the values of each number.
 
-    Episodes of one number have the same ways and shots in like domains, so that they are not independent.
+    Episodes of one number have the same ways and shots in similar domains, so they are not independent.
     """
     common = set.intersection(*map(set, samples))
     averages = np.array([np.mean([values[i] for values in samples]) for i in sorted(common)])

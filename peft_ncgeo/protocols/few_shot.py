@@ -1,4 +1,4 @@
-"""Few-shot episodes: every method on the same episodes of every domain, in resumable blocks."""
+"""The protocol of few-shot episodes: every method on the same episodes of every domain, in resumable blocks."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from .cached_runs import cell_path, check_distinct, damaged, read_cell, write_ce
 from .episode_results import EpisodeResults
 from .fingerprints import dataset_fingerprint, fingerprint
 
-SHIFTS = tuple(t / 4 for t in range(-4, 9))  # times the gap that an episode has
-_BLOCK, _SMALL_BLOCK = 100, 10  # episodes in a file; fewer where each takes seconds
+SHIFTS = tuple(t / 4 for t in range(-4, 9))  # multiples of an episode's gap
+_BLOCK, _SMALL_BLOCK = 100, 10  # episodes in a file; fewer if each takes seconds
 
 
 @dataclass(frozen=True)
 class FewShotMethod:
-    """A row of the table.
+    """Few-shot method, a row of the table.
 
     Args:
-        name: of the row.
+        name: name of the row.
         config: fields of a [`~peft_ncgeo.CoPAConfig`].
-        settings: what [`~peft_ncgeo.adapt`] takes: steps, lr, weight_decay, optimizer; with residual adapters
-            adapter_lr and batch_size besides.
-        episodes: only the first so many of each domain; None: all.
+        settings: arguments of [`~peft_ncgeo.adapt`]: steps, lr, weight_decay, optimizer; with residual adapters also
+            adapter_lr and batch_size.
+        episodes: number of episodes of each domain, the first ones; None: all.
 
     Raises:
-        ValueError: a setting that there is not, or no episodes.
+        ValueError: an unknown setting, or no episodes.
     """
 
     name: str
@@ -58,13 +58,13 @@ class FewShotMethod:
         maps = ("adapter_lr", "batch_size") if self.residual_adapters else ()
         unknown = set(self.settings) - {"steps", "lr", "weight_decay", "optimizer", *maps}
         if unknown:
-            raise ValueError(f"{self.name}: there is no setting {sorted(unknown)[0]!r} for it.")
+            raise ValueError(f"{self.name}: there is no setting {sorted(unknown)[0]!r} for it; leave it out.")
         if self.episodes is not None and self.episodes < 1:
             raise ValueError(f"{self.name}: episodes={self.episodes} must be at least 1.")
 
     @property
     def residual_adapters(self) -> bool:
-        """Whether the backbone is trained too, in every episode anew."""
+        """True if the backbone is trained too, again in every episode."""
         return bool(self.config.get("residual_adapters"))
 
 
@@ -82,31 +82,31 @@ def few_shot(
 ) -> EpisodeResults:
     """Evaluate every method on the same episodes of every domain.
 
-    Images are embedded once a domain and heads trained for `batch_size` episodes at a time; only methods with residual
-    adapters run the backbone in every episode. Blocks of episodes are small JSON files under
-    `output_dir/<domain>/<method>`, so that a run that was stopped goes on, also to more episodes, and several
-    processes can share domains.
+    Images are embedded once for each domain, and heads are trained for `batch_size` episodes at a time; only methods
+    with residual adapters run the backbone in every episode. Blocks of episodes are small JSON files under
+    `output_dir/<domain>/<method>`, so a run that was stopped can be continued, also with more episodes, and several
+    processes can share the domains.
 
     Args:
-        methods: rows; the names differ.
+        methods: rows, with different names.
         domains: name -> labelled images.
         model: makes the backbone, the same one at every call.
         processor: its image processor.
-        episodes: of each domain; a larger number begins with the same ones.
+        episodes: number of episodes of each domain; a larger number starts with the same episodes.
         seen: domains that the backbone was pre-trained on, for the averages.
-        sampling: as [`~peft_ncgeo.data.EpisodeSampler`] takes it: ways, shots, seed and others.
+        sampling: arguments of [`~peft_ncgeo.data.EpisodeSampler`]: ways, shots, seed and others.
 
     Returns:
-        One row an episode: `ways`; `support`, the number of support images; `accuracy` on the query images in percent;
-        of the support set the gap between images and prototypes (`gap_before`, `gap_after`); of the query images'
-        unit features NC1 (`nc1_before`, `nc1_after`); the contrast loss (at temperature exp(-2), whatever the method
-        trained with) of query images against shifts of their gap (`sweep_gaps`, `sweep_losses`, see
+        One row for each episode: `ways`; `support`, the number of support images; `accuracy` on the query images in
+        percent; of the support set the gap between images and prototypes (`gap_before`, `gap_after`); of the query
+        images' unit features NC1 (`nc1_before`, `nc1_after`); the contrast loss (at temperature exp(-2) for every
+        method) of query images against shifts of their gap (`sweep_gaps`, `sweep_losses`, see
         [`~peft_ncgeo.geometry.loss_against_gap`]); `seconds`, CPU seconds of training, which for cached features do
-        not count the embedding.
+        not include the embedding.
 
     Raises:
-        ValueError: no domains, two methods of one name, a domain too small for the episodes, a block made of something
-            else.
+        ValueError: no domains, two methods with one name, a domain too small for the episodes, or a block made of
+            something else.
     """
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
@@ -115,14 +115,14 @@ def few_shot(
         raise ValueError(f"There must be domains and episodes, got {len(domains)} domains, episodes={episodes}.")
     unknown = set(seen) - set(domains)
     if unknown:
-        raise ValueError(f"seen names {sorted(unknown)[0]!r}, which is no domain.")
+        raise ValueError(f"seen names {sorted(unknown)[0]!r}, which is not a domain; name only keys of domains.")
     label_column = sampling.get("label_column", "label")
     samplers = {name: EpisodeSampler(dataset, **sampling) for name, dataset in domains.items()}
     images = {
         name: LabelledImages(dataset.with_format(None), image_column, label_column)
         for name, dataset in domains.items()
     }
-    set_seed(0)  # a head that nobody reads may be drawn anew: a run that goes on must find the same model
+    set_seed(0)  # an unused head may get random weights, which must be the same in a continued run
     encoder = ImageFeatures(model().eval(), processor)
     of_inputs = fingerprint("The model", encoder.model), fingerprint("The processor", image_processor(processor))
     of_domain = {name: dataset_fingerprint(part.dataset, label_column) for name, part in images.items()}
@@ -156,7 +156,7 @@ def few_shot(
 
 
 def _blocks(domain: str, method: FewShotMethod, episodes: int) -> list[tuple[str, FewShotMethod, int, int]]:
-    """The files of a method on a domain: the episodes in each, from the first to before the last number."""
+    """Return the files of a method on a domain, with the first episode of each and the one after its last."""
     count = episodes if method.episodes is None else min(method.episodes, episodes)
     size = _SMALL_BLOCK if method.residual_adapters else _BLOCK
     return [(domain, method, start, min(start + size, count)) for start in range(0, count, size)]
@@ -182,7 +182,7 @@ def _on_features(
     processor: Any,
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """Train heads alone, many episodes at a time."""
+    """Train only the heads, many episodes at a time."""
     settings = {**method.settings, **head_settings(CoPAConfig(**method.config))}
     started = time.process_time()
     supports = [(episode.support, episode.support_labels) for episode in episodes]
@@ -204,7 +204,7 @@ def _with_maps(
     processor: Any,
     batch_size: int,
 ) -> list[dict[str, Any]]:
-    """Train the backbone's residual adapters too, one episode after the other."""
+    """Train the backbone's residual adapters too, one episode at a time."""
     adapted = get_peft_model(model(), CoPAConfig(**method.config))
     rows = []
     for episode in tqdm(episodes, unit="episode", leave=False):

@@ -1,4 +1,4 @@
-"""Short texts that change with all that a run is made of: objects, functions, weights and images."""
+"""Fingerprints: short texts that change with everything a run is made of, from functions to weights and images."""
 
 from __future__ import annotations
 
@@ -28,46 +28,46 @@ from ..training import Recipe
 from ..validation import reason, shown
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
-# packages known by their names, as is all that lies in site-packages; they may be installed from a checkout
+# packages that names identify, like everything in site-packages; they may be installed from a checkout
 _LIBRARIES = {"accelerate", "datasets", "numpy", "peft", "peft_ncgeo", "torch", "transformers"}
-_OF_A_FILE = {"_name_or_path", "_commit_hash", "transformers_version", "peft_version"}  # in configs, without effect
+_OF_A_FILE = {"_name_or_path", "_commit_hash", "transformers_version", "peft_version"}  # config fields without effect
 
 
 def fingerprint(what: str, *parts: Any) -> str:
     """Return sixteen characters that change with any of the parts.
 
-    Tensors, arrays, data sets and models are known by all of their numbers; functions and classes of libraries by
-    their names; other functions and classes by their code (Python's, so that it may change with its version), by what
-    they close over, and by the globals that they read; all other objects by what pickle would keep of them. The order
-    of a set or a dict does not count, nor that a sequence is a list or a tuple.
+    Tensors, arrays, data sets and models are read number by number; functions and classes of libraries by their names;
+    other functions and classes by their code (Python's bytecode, which may change with its version), by the variables
+    that they close over, and by the globals that they read; all other objects by their pickled content. The order of
+    a set or a dict does not count, and a list equals a tuple.
 
     Args:
-        what: the thing that has these parts, for the error.
+        what: the thing that has these parts, for the error message.
 
     Raises:
-        ValueError: a part that pickle could not keep, such as a lock, an open file or a generator, or a tensor that
-            is not in memory.
+        ValueError: a part that cannot be pickled, such as a lock, an open file or a generator, or a tensor that is not
+            in memory.
     """
     try:
         return _Fingerprint([]).of(parts).hex()[:16]
     except _UnknownContentError as error:
         raise ValueError(
-            f"{what} holds {error}, so a table that goes on could not tell it from another one; make it where it is "
-            "used, or hold numbers, texts, tensors or functions instead."
+            f"{what} holds {error}, so its fingerprint cannot be computed for a resumable table; make that part where "
+            "it is used, or hold numbers, texts, tensors or functions instead."
         ) from None
     except RecursionError:
-        raise ValueError(f"{what} is nested too deep to be told from another one; flatten it.") from None
+        raise ValueError(f"{what} is nested too deep for a fingerprint; flatten it.") from None
 
 
 def recipe_fingerprint(recipe: Recipe) -> str:
-    """Return the fingerprint of all that a recipe makes, and of its arguments."""
-    set_seed(0)  # losses may draw their first weights
+    """Return the fingerprint of everything that a recipe makes, and of its arguments."""
+    set_seed(0)  # losses may draw random initial weights
     made = recipe.config() if recipe.config else None, recipe.losses(), recipe.classification_loss()
     return fingerprint(f"Recipe {recipe.name!r}", *made, recipe.callbacks(), recipe.args)
 
 
 def dataset_fingerprint(dataset: Dataset, label_column: str) -> str:
-    """Return the fingerprint of class names, labels and images; where a transform makes these, of all columns."""
+    """Return the fingerprint of class names, labels and images; if a transform makes these, of all columns."""
     read = dataset
     if dataset.format["type"] != "custom":
         images = [column for column, feature in dataset.features.items() if isinstance(feature, Image)]
@@ -76,19 +76,21 @@ def dataset_fingerprint(dataset: Dataset, label_column: str) -> str:
 
 
 class _UnknownContentError(Exception):
-    """An object whose content cannot be read; the text shows it and says why."""
+    """Error for an object whose content cannot be read; the text shows the object and says why."""
 
 
 class _Fingerprint:
-    """Digests of values, each made of those of its parts.
+    """Digests of values, each computed from the digests of its parts.
 
     Args:
-        open_values: ids of the values that are being read, of which the one to read may be a part.
+        open_values: ids of the values that are being read; the next value may be a part of them.
     """
 
     def __init__(self, open_values: list[int]) -> None:
         self._open = open_values
-        self._known: dict[int, tuple[int, Any]] = {}  # functions and classes by their ids: they name each other
+        self._known: dict[
+            int, tuple[int, Any]
+        ] = {}  # functions and classes by their ids, since they refer to each other
 
     def of(self, value: Any) -> bytes:
         """Return the digest of a value of any kind."""
@@ -97,7 +99,7 @@ class _Fingerprint:
         if isinstance(value, FunctionType | type):
             if id(value) in self._known:
                 return _digest("known", str(self._known[id(value)][0]))
-            self._known[id(value)] = len(self._known), value  # kept, so that no other gets its id
+            self._known[id(value)] = len(self._known), value  # kept, so that no other object gets its id
         self._open.append(id(value))
         try:
             return self._of(value)
@@ -108,7 +110,7 @@ class _Fingerprint:
         return _digest(kind, *map(self.of, values))
 
     def _apart(self, value: Any) -> bytes:
-        """The digest of a value wherever it stands among others."""
+        """Return the digest of a value that does not depend on the values read before."""
         return _Fingerprint(self._open).of(value)
 
     @singledispatchmethod
@@ -125,9 +127,9 @@ class _Fingerprint:
         try:
             reduce = copyreg.dispatch_table.get(type(value))
             kept = reduce(value) if reduce else value.__reduce_ex__(4)
-        except Exception as error:  # objects refuse in ways of their own
+        except Exception as error:  # objects may raise any type
             raise _UnknownContentError(f"{shown(value)} ({reason(error)})") from None
-        if isinstance(kept, str):  # a name in its module
+        if isinstance(kept, str):  # the name of a global in its module
             module, inner = getattr(value, "__module__", None), getattr(value, "__wrapped__", None)
             return self._all("name", type(value), module, kept, inner)
         return self._all("object", *(list(part) if isinstance(part, Iterator) else part for part in kept))
@@ -137,7 +139,7 @@ class _Fingerprint:
         try:
             numbers = value.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
             content = hashlib.sha256(numbers.numpy().data).digest()
-        except Exception as error:  # on meta, sparse, quantised: each in a way of its own
+        except Exception as error:  # meta, sparse and quantised tensors raise different types
             raise _UnknownContentError(f"a tensor whose numbers cannot be read ({reason(error)})") from None
         return _digest("tensor", str(value.dtype), str(list(value.shape)), str(value.requires_grad), content)
 
@@ -152,7 +154,7 @@ class _Fingerprint:
         module = value.__globals__.get("__name__", "")
         parts: list[Any] = [module, value.__qualname__, value.__closure__]
         own = _is_own(module)
-        if own or "<" in value.__qualname__:  # lambdas and inner functions share their names
+        if own or "<" in value.__qualname__:  # lambdas and inner functions share names
             parts += [value.__code__, value.__defaults__, value.__kwdefaults__, vars(value)]
         if own:
             parts.append({name: value.__globals__[name] for name in _globals(value.__code__) & {*value.__globals__}})
@@ -171,7 +173,7 @@ class _Fingerprint:
     def _of_code(self, value: CodeType) -> bytes:
         names = value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars
         counts = value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount, value.co_flags
-        jumps = getattr(value, "co_exceptiontable", None)  # Python 3.11's
+        jumps = getattr(value, "co_exceptiontable", None)  # since Python 3.11
         return self._all("code", value.co_code, value.co_consts, names, counts, jumps)
 
     @_of.register(CellType)
@@ -221,17 +223,21 @@ class _Fingerprint:
     @_of.register(nn.Module)
     def _of_layers(self, value: nn.Module) -> bytes:
         try:
-            plain = is_parametrized(value) or not hasattr(value, "__getstate__")  # the former refuse to be pickled
+            plain = is_parametrized(value) or not hasattr(
+                value, "__getstate__"
+            )  # parametrised modules cannot be pickled
             state = vars(value) if plain else value.__getstate__()
-            hooks = {name: [*part.values()] for name, part in state.items() if "_hooks" in name}  # their keys count up
-        except Exception as error:  # scripted modules, for one
+            hooks = {
+                name: [*part.values()] for name, part in state.items() if "_hooks" in name
+            }  # their keys are counters
+        except Exception as error:  # scripted modules, for example
             raise _UnknownContentError(f"{shown(value)} ({reason(error)})") from None
         return self._all("layers", type(value), {**state, **hooks})
 
     @_of.register(PreTrainedModel)
     def _of_model(self, value: PreTrainedModel) -> bytes:
         kinds = {type(module) for module in value.modules()}
-        shape = re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # dropout, eps and the like
+        shape = re.sub(r" at 0x[0-9a-f]+", "", repr(value))  # dropout, eps and similar settings
         return self._all("model", value.config, kinds, shape, value.state_dict(), dict(value.named_buffers()))
 
     @_of.register(PreTrainedConfig)
@@ -240,12 +246,12 @@ class _Fingerprint:
 
     @_of.register(PeftConfig)
     def _of_peft_config(self, value: PeftConfig) -> bytes:
-        return self._all("config", type(value), _without(_OF_A_FILE, vars(value)))  # to_dict leaves out tensors
+        return self._all("config", type(value), _without(_OF_A_FILE, vars(value)))  # to_dict omits tensors
 
     @_of.register(PreTrainedTokenizerBase)
     def _of_tokenizer(self, value: PreTrainedTokenizerBase) -> bytes:
         words: Any = value.get_vocab()
-        if value.is_fast:  # calls leave their truncation and padding
+        if value.is_fast:  # calls change truncation and padding
             words = _without({"truncation", "padding"}, json.loads(value.backend_tokenizer.to_str()))
         sides = value.padding_side, value.truncation_side, value.model_max_length
         return self._all("tokenizer", type(value), words, value.special_tokens_map, sides)
@@ -268,11 +274,11 @@ def _is_own(module: str) -> bool:
 
 
 def _globals(code: CodeType) -> set[str]:
-    """The names of the globals that a function reads, and functions within it."""
+    """Return the names of the globals that a function reads, and functions within it."""
     read = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     return read.union(*(_globals(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
 
 
 def _without(keys: set[str], value: Any) -> Any:
-    """A copy of mappings within mappings that lacks some keys."""
+    """Return a copy of nested mappings without some keys."""
     return {k: _without(keys, v) for k, v in value.items() if k not in keys} if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Train on a tail, test on all classes: accuracy on those with many, medium and few training images."""
+"""The protocol of long tails: train on a tail, test on classes with many, medium and few training images."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def long_tail(
     """Train on exponential tails of a labelled set, test on balanced images of all its classes.
 
     Args:
-        recipes: methods to compare; one without a PEFT config is evaluated as it is.
+        recipes: methods to compare; one without a PEFT config is evaluated without training.
         train: labelled images, at least `n_max` of the largest class.
         test: labelled images of the same classes.
         model, processor, output_dir, seeds, args, after: see [`run_cells`].
-        imbalance_factors: one setting each.
+        imbalance_factors: one setting for each.
         n_max, shuffle_classes: see [`~peft_ncgeo.data.long_tailed`]. The published tails follow the labels' order.
         label_column: `ClassLabel` column.
-        thresholds: of many / medium / few; "thirds" for sets of few images a class.
+        thresholds: of many / medium / few; "thirds" for sets with few images in each class.
 
     Returns:
         [`Results`] with the columns all, many, medium, few and the realised imbalance factor, also written to

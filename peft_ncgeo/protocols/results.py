@@ -20,12 +20,12 @@ KEYS = ("setting", "method", "seed")
 
 @dataclass
 class Results:
-    """One row for each run: `setting`, `method`, `seed` and its metrics (accuracies in percent).
+    """Results with one row for each run: `setting`, `method`, `seed` and its metrics (accuracies in percent).
 
     Attributes:
-        rows: a dict a run. A metric that a run does not have is absent or None.
+        rows: one dict for each run. A metric that a run does not have is absent or None.
         columns: metrics that tables show, in order.
-        note: what was run on what, for the line under a table.
+        note: models, data and settings of the runs, for the line under a table.
         titles: column -> its heading. Default: its name.
         digits: column -> decimals shown. Default: 1.
     """
@@ -38,16 +38,16 @@ class Results:
 
     @property
     def settings(self) -> list[str]:
-        """In the order of the rows."""
+        """Settings in the order of the rows."""
         return self._seen("setting")
 
     def values(self, setting: str, method: str, column: str) -> list[float]:
-        """A metric over the seeds."""
+        """Return a metric's values over the seeds."""
         chosen = (row for row in self.rows if row["setting"] == setting and row["method"] == method)
         return [row[column] for row in chosen if row.get(column) is not None]
 
     def summary(self, setting: str, method: str, column: str) -> tuple[float, float]:
-        """Mean and standard deviation of a metric over the seeds; 0 for the latter where there is one seed.
+        """Return mean and standard deviation of a metric over the seeds; the latter is 0 for one seed.
 
         Raises:
             ValueError: no run of that setting and method has the metric.
@@ -58,7 +58,7 @@ class Results:
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
     def markdown(self, columns: Sequence[str] | None = None) -> str:
-        """A row for each setting and method: mean ± standard deviation over the seeds."""
+        """Return a table with a row for each setting and method: mean ± standard deviation over the seeds."""
         columns = self.columns if columns is None else list(columns)
         head = ["setting", "method", *(self.titles.get(c, c) for c in columns)]
         lines = [
@@ -70,7 +70,7 @@ class Results:
         return table(head, lines)
 
     def pivot(self, column: str) -> str:
-        """One metric: a row for each method, a column for each setting."""
+        """Return a table of one metric: a row for each method, a column for each setting."""
         settings = self._seen("setting")
         lines = [
             [escape(method), *(self._cell(setting, method, column) for setting in settings)]
@@ -93,7 +93,7 @@ class Results:
             "results.csv": rows.getvalue(),
             "results.md": f"{self.markdown()}\n\n{self.note}\n",
         }
-        for name, text in files.items():  # all of them made before the first is written
+        for name, text in files.items():  # all texts are made before the first is written
             write_whole(Path(folder) / name, text)
 
     def _cell(self, setting: str, method: str, column: str) -> str:

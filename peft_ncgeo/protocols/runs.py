@@ -1,4 +1,4 @@
-"""Train every recipe in every setting from every seed, one resumable cell at a time."""
+"""Training of every recipe in every setting from every seed, one resumable cell at a time."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from ..training import GeometryMonitor, GeometryTrainer, GeometryTrainingArgumen
 from .cached_runs import cell_path, check_distinct, read_cell, write_cell, writes
 from .fingerprints import dataset_fingerprint, fingerprint, recipe_fingerprint
 
-# what a cell keeps of GeometryMonitor's metrics
+# metrics of GeometryMonitor that a cell keeps
 _GEOMETRY = ("nc", "text_", "modality_gap", "alignment", "error_exponent", "exponent", "class_exponent", "gram_")
 After = Callable[[GeometryTrainer, Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
 @dataclass
 class Task:
-    """What one cell trains on and is evaluated on.
+    """Data of one cell: the images it trains on and the sets it is evaluated on.
 
     Attributes:
         train: labelled images.
         test: sets to evaluate, each over its own class names.
-        grouped: the set, of the training classes, whose accuracy is also given for classes with many, medium and few
-            training images; None for no groups.
+        grouped: name of the set on the training classes whose accuracy is also computed for classes with many, medium
+            and few training images; None for no groups.
         thresholds: see [`~peft_ncgeo.evaluation.evaluate_groups`].
     """
 
@@ -60,29 +60,29 @@ def run_cells(
     """Train each recipe in each setting from each seed and evaluate it; see [`Results`] for the rows.
 
     Each cell is a small JSON file under `output_dir/<setting>/<recipe>`, written when it is done. A run that was
-    stopped goes on with the cells that are missing; those there must be made of the same, see [`fingerprint`]. All
+    stopped continues with the missing cells; existing ones must have the same fingerprint, see [`fingerprint`]. All
     data are drawn and all recipes checked before the first cell.
 
     Args:
-        recipes: settings with different names; one without a PEFT config is evaluated as it is.
-        settings: name -> function of the seed.
-        model: name or folder of a CLIP model, or a function that makes a fresh model of any kind; its random weights,
-            a new head's for instance, are those of the cell's seed.
-        processor: the model's.
-        output_dir: where the cells are.
-        seeds: one run each.
-        args: arguments of every recipe, which override its own. `batch_size` counts all processes, `template` sets
-            that of a prompt adapter too.
-        finish: what a protocol adds to the metrics of a cell.
-        after: called with the trained trainer and a function that evaluates the task again; its metrics are added to
-            the cell's. It may change the model, which nobody uses afterwards.
+        recipes: recipes with different names; one without a PEFT config is evaluated without training.
+        settings: name -> function of the seed that returns a task.
+        model: name or folder of a CLIP model, or a function that makes a new model of any kind; the cell's seed draws
+            its random weights, for instance those of a new head.
+        processor: the model's processor.
+        output_dir: folder of the cells.
+        seeds: one run for each.
+        args: arguments of every recipe, which override its own. `batch_size` counts all processes; `template` sets
+            the template of a prompt adapter too.
+        finish: function of a run's metrics that returns the metrics of its cell.
+        after: called with the trained trainer and a function that evaluates the task again; the metrics that it
+            returns are added to the cell's. It may change the model, which is not used afterwards.
 
     Raises:
-        ValueError: two cells of one name, an unknown argument, something that no cell could be told from another by
-            (see [`fingerprint`]), or a cell that was made of something else.
+        ValueError: two cells with one name, an unknown argument, an object that has no fingerprint (see
+            [`fingerprint`]), or a cell that was made of something else.
     """
     args = dict(args or {})
-    # before anything else asks which process this is: see GeometryTrainingArguments
+    # must come before other code asks for the process index, see GeometryTrainingArguments
     GeometryTrainingArguments(output_dir=str(output_dir), report_to="none")
     known = {f.name for f in fields(GeometryTrainingArguments) if f.init} - {"output_dir", "seed"} | {"batch_size"}
     for recipe in [*recipes, Recipe("args", args=args)]:
@@ -95,7 +95,7 @@ def run_cells(
     of_model = fingerprint("The model", fresh()), fingerprint("The processor", processor)
     label_column = args.get("label_column", "label")
     tasks = {(setting, seed): settings[setting](seed) for setting in settings for seed in seeds}
-    sets = {id(d): d for task in tasks.values() for d in (task.train, *task.test.values())}  # test sets are shared
+    sets = {id(d): d for task in tasks.values() for d in (task.train, *task.test.values())}  # tasks share test sets
     of_set = {key: dataset_fingerprint(dataset, label_column) for key, dataset in sets.items()}
     of_task = {key: _describe_task(task, of_set) for key, task in tasks.items()}
     of_recipe = {recipe.name: recipe_fingerprint(recipe) for recipe in recipes}
@@ -123,7 +123,7 @@ def _describe_task(task: Task, of_set: Mapping[int, Any]) -> list[Any]:
 
 
 def describe(seeds: Sequence[int]) -> str:
-    """What a table was run on."""
+    """Return a note on the seeds and the machine of a table."""
     threads = torch.get_num_threads()
     return (
         f"Seeds {', '.join(map(str, seeds))}; ± is the standard deviation over seeds. torch {torch.__version__} on "
@@ -132,7 +132,7 @@ def describe(seeds: Sequence[int]) -> str:
 
 
 class _Epochs(TrainerCallback):
-    """A bar over the epochs of one cell."""
+    """Progress bar over the epochs of one cell."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar = tqdm(total=state.num_train_epochs, unit="epoch", leave=False, disable=not args.should_save)
@@ -167,7 +167,7 @@ def _run(
     }
     config: Any = recipe.config() if recipe.config else None
     if "template" in settings and hasattr(config, "template"):
-        config.template = settings.pop("template")  # prompts have a template of their own
+        config.template = settings.pop("template")  # prompt adapters have a template of their own
     size = settings.pop("batch_size", None)
     args = GeometryTrainingArguments(output_dir=str(folder), **settings)
     if size is not None:
@@ -210,9 +210,11 @@ def _evaluate(trainer: GeometryTrainer, task: Task) -> dict[str, Any]:
 
 
 def _counts_of(names: Sequence[str], train: Dataset, label_column: str) -> Any:
-    """Training images of each of `names`, whose order need not be that of training."""
+    """Return the numbers of training images of `names`, whose order may differ from that of training."""
     trained = class_names(train, label_column)
     strange = [name for name in names if name not in trained]
     if strange:
-        raise ValueError(f"Class {strange[0]!r} was not trained, so it has neither many nor few training images.")
+        raise ValueError(
+            f"Class {strange[0]!r} was not trained and has no training images; evaluate it without groups."
+        )
     return class_counts(train, label_column)[[trained.index(name) for name in names]]

@@ -1,4 +1,4 @@
-"""Train on one data set, test as it is on others."""
+"""The protocols of transfer: train on one data set, test on others without further training."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def cross_dataset(
         train: labelled images of the source.
         targets: name -> labelled test set.
         model, processor, output_dir, seeds, args: see [`run_cells`].
-        source: test images of the source's own classes, a column of its own.
-        shots: training images of each class, drawn by the seed.
+        source: test images of the source's own classes, which get a column of their own.
+        shots: number of training images of each class, drawn by the seed.
         label_column: `ClassLabel` column of every set.
 
     Returns:
@@ -66,15 +66,15 @@ def cross_dataset(
 def domain_generalisation(
     recipes: Sequence[Recipe], train: Dataset, targets: Mapping[str, Dataset], *rest: Any, **options: Any
 ) -> Results:
-    """[`cross_dataset`] where the targets show classes of the source in other domains (sketches, renditions).
+    """Run [`cross_dataset`] on targets that show classes of the source in other domains (sketches, renditions).
 
-    A target may have some of the source's classes only (ImageNet-A, ImageNet-R); it is classified over its own.
+    A target may have only some of the source's classes (ImageNet-A, ImageNet-R); it is classified over these.
 
     Args:
-        recipes, train, targets, rest, options: as [`cross_dataset`] takes them.
+        recipes, train, targets, rest, options: see [`cross_dataset`].
 
     Raises:
-        ValueError: a target has a class that the source has not, named.
+        ValueError: a target has a class that the source does not have, which the error names.
     """
     label_column = options.get("label_column", "label")
     known = set(class_names(train, label_column))
@@ -82,8 +82,8 @@ def domain_generalisation(
         strange = [c for c in class_names(dataset, label_column) if c not in known]
         if strange:
             raise ValueError(
-                f"Target {name!r} has the class {strange[0]!r}, which the source has not; use cross_dataset for sets "
-                "of other classes."
+                f"Target {name!r} has the class {strange[0]!r}, which the source does not have; use cross_dataset for "
+                "sets of other classes."
             )
     return cross_dataset(recipes, train, targets, *rest, **options)
 

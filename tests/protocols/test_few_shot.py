@@ -171,7 +171,7 @@ def test_bad_input(tmp_path):
             few_shot([FewShotMethod(strange)], DOMAINS, backbone, tiny_processor(), tmp_path / "cells", 1)
         with pytest.raises(ValueError, match="cannot be a file's"):
             few_shot(METHODS, {strange: DOMAINS["a"]}, backbone, tiny_processor(), tmp_path / "cells", 1)
-    with pytest.raises(ValueError, match="seen names 'c', which is no domain"):
+    with pytest.raises(ValueError, match="seen names 'c', which is not a domain"):
         few_shot(METHODS, DOMAINS, backbone, tiny_processor(), tmp_path, seen=["c"])
     with pytest.raises(ValueError, match="Episodes of 5 ways need 5 classes"):
         few_shot(METHODS, {"small": tiny_images(9, SIX)}, backbone, tiny_processor(), tmp_path, shots=5)

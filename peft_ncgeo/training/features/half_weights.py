@@ -35,7 +35,7 @@ class HalfWeights:
     def __enter__(self) -> HalfWeights:
         try:
             self._cast()
-        except BaseException:  # nobody calls __exit__ then
+        except BaseException:  # __exit__ is not called in this case
             self.__exit__()
             raise
         return self
