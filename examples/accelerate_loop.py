@@ -1,4 +1,4 @@
-"""The training of `GeometryTrainer` as a plain Accelerate loop, for those who have a loop of their own.
+"""The training of `GeometryTrainer` as a plain Accelerate loop, to copy into a training loop of your own.
 
 accelerate launch examples/accelerate_loop.py --recipe examples/recipes/demo/ot_budget.yaml
 """
@@ -73,7 +73,7 @@ def train(recipe: Recipe, epochs: int, split: str = "report", shots: int = 16, s
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", type=Path, default=RECIPE, help="its optimiser lines are not read: AdamW, cosine")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="without its optimiser: AdamW, cosine")
     parser.add_argument("--epochs", type=int, default=15)
     args = parser.parse_args()
     tuned, new = train(Recipe.read(args.recipe), args.epochs), load_demo().splits["new"].select(range(0, 1440, 8))

@@ -2,17 +2,17 @@
 
     python examples/adapt_copa.py
         the demo's five domains and its ResNet: 300 episodes each, 60 with residual adapters (an hour and more on one
-        core; without them, --methods "nearest prototype" URL CoPA, minutes). A run that was stopped goes on where it
-        was; several started at once with other --domains share the work, and one more without them gathers it.
+        core; without them, --methods "nearest prototype" URL CoPA, minutes). A run that was stopped continues where it
+        was; several runs with different --domains share the work, and one more run without --domains gathers it.
 
     python examples/adapt_copa.py --shots 5
     python examples/adapt_copa.py --ways 5 --shots 1 --backbone vit
 
     python examples/adapt_copa.py --model_name_or_path facebook/dinov2-small --dataset_name path/to/folder other/set
-        your own backbone on your own sets (Hub data sets, or image folders; the part "test" where there is one).
+        your own backbone on your own sets (Hub data sets, or image folders; the part "test" if there is one).
 
     python examples/adapt_copa.py --tune
-        learning rates on the demo's development domains, from which this file's were chosen.
+        learning rates on the demo's development domains, from which this file's rates were chosen.
 
 One setting serves every domain. The table says which domains the backbone was pre-trained on.
 """
@@ -38,13 +38,13 @@ from peft_ncgeo.protocols import EpisodeResults, FewShotMethod, few_shot
 
 NEAREST = FewShotMethod("nearest prototype", settings={"steps": 0})
 URL = {"steps": 40, "weight_decay": 0.0, "optimizer": torch.optim.Adadelta}
-# Rates are --tune's choice by the mean over the demo's three backbones; CoPA's happen to be the published ones.
-# The demo's images are small: support sets pass whole. Images of your own pass in adapt's batches, to spare memory.
+# Rates are --tune's choice by the mean over the demo's three backbones; CoPA's equal the published ones.
+# The demo's images are small: each support set fits into one pass. Your own images use adapt's batches to save memory.
 ADAPTERS = FewShotMethod("CoPA + adapters", {"residual_adapters": True}, {"batch_size": 512}, episodes=60)
 METHODS = [
     NEAREST,
     FewShotMethod("URL", {"shared": True}, {**URL, "lr": 0.1}),
-    FewShotMethod("URL, lr 1", {"shared": True}, {**URL, "lr": 1.0}),  # what URL's authors take on unseen domains
+    FewShotMethod("URL, lr 1", {"shared": True}, {**URL, "lr": 1.0}),  # URL's authors use it on unseen domains
     FewShotMethod("CoPA"),
     ADAPTERS,
 ]
@@ -71,7 +71,7 @@ BACKBONES: dict[str, Callable[[], Any]] = {
 
 
 def own_domains(names: Sequence[str], label_column: str) -> dict[str, Dataset]:
-    """The "test" part of each data set, else "validation", else "train"."""
+    """Return the "test" part of each data set, else "validation", else "train"."""
     domains = {}
     for name in names:
         folder = Path(name).is_dir()
@@ -88,7 +88,7 @@ def own_domains(names: Sequence[str], label_column: str) -> dict[str, Dataset]:
 
 
 def load_backbone(args: argparse.Namespace) -> tuple[Callable[[], nn.Module], Any]:
-    """A function that makes the backbone, and its image processor."""
+    """Return a function that makes the backbone, and its image processor."""
     if args.model_name_or_path is None:
         return (lambda: BACKBONES[args.backbone]().model), BACKBONES[args.backbone]().processor
     name = args.model_name_or_path
@@ -96,7 +96,7 @@ def load_backbone(args: argparse.Namespace) -> tuple[Callable[[], nn.Module], An
 
 
 def seen_domains(args: argparse.Namespace, domains: dict[str, Dataset]) -> list[str]:
-    """What the demo's backbones were pre-trained on; nothing is known of others."""
+    """Return the domains that the demo's backbones were pre-trained on; none for other backbones."""
     if args.model_name_or_path or args.dataset_name:
         return []
     seen = {name for name, domain in load_few_shot_domains().items() if domain.seen}
@@ -106,7 +106,7 @@ def seen_domains(args: argparse.Namespace, domains: dict[str, Dataset]) -> list[
 
 
 def report(results: EpisodeResults, folder: Path) -> None:
-    """Print the tables; keep results and figure, unless a fuller run has left its own."""
+    """Print the tables, and save results and figure unless the folder holds those of a larger run."""
     print(
         "\n"
         + "\n\n".join(
@@ -116,7 +116,7 @@ def report(results: EpisodeResults, folder: Path) -> None:
     path = folder / "results.json"
     kept = EpisodeResults.load(path) if path.exists() else results
     if not (set(kept.methods) <= set(results.methods) and set(kept.domains) <= set(results.domains)):
-        print(f"{path} is of other methods or domains and stays as it is; a run of all of them gathers every block.")
+        print(f"{path} holds other methods or domains and does not change; a run of all of them gathers every block.")
         return
     results.save(folder)
     plot_gaps(results, folder / "gap.png")
@@ -126,21 +126,21 @@ def report(results: EpisodeResults, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/adapt_copa"))
-    parser.add_argument("--backbone", choices=sorted(BACKBONES), default="resnet", help="of the demo's")
+    parser.add_argument("--backbone", choices=sorted(BACKBONES), default="resnet", help="one of the demo's backbones")
     parser.add_argument("--model_name_or_path", help="a backbone of your own")
-    parser.add_argument("--dataset_name", nargs="+", help="data sets of your own, in place of the demo's domains")
+    parser.add_argument("--dataset_name", nargs="+", help="data sets of your own, instead of the demo's domains")
     parser.add_argument("--label_column", default="label")
-    parser.add_argument("--domains", nargs="+", help="only these")
-    parser.add_argument("--methods", nargs="+", help="only these", choices=[method.name for method in METHODS])
-    parser.add_argument("--episodes", type=int, help="of each domain; default 300, to tune 60")
-    parser.add_argument("--ways", type=int, help="default: any")
-    parser.add_argument("--shots", type=int, help="default: any")
-    parser.add_argument("--seed", type=int, help="of the episodes; default 0, to tune 7")
-    parser.add_argument("--tune", action="store_true", help="the grid on the development domains, 60 episodes each")
+    parser.add_argument("--domains", nargs="+", help="only these domains")
+    parser.add_argument("--methods", nargs="+", help="only these methods", choices=[method.name for method in METHODS])
+    parser.add_argument("--episodes", type=int, help="episodes of each domain; default 300, with --tune 60")
+    parser.add_argument("--ways", type=int, help="classes of an episode; default: any")
+    parser.add_argument("--shots", type=int, help="images of a class in an episode; default: any")
+    parser.add_argument("--seed", type=int, help="seed of the episodes; default 0, with --tune 7")
+    parser.add_argument("--tune", action="store_true", help="run a grid on the development domains, 60 episodes each")
     args = parser.parse_args()
     if args.tune and (args.dataset_name or args.model_name_or_path or args.methods):
         parser.error(
-            "--tune goes with the demo's development domains, its backbones and a grid of methods of its own."
+            "--tune uses the demo's development domains and backbones and its own methods; leave out the others."
         )
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

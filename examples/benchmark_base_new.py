@@ -5,10 +5,10 @@
 
     python examples/benchmark_base_new.py --dataset examples/datasets/oxford_pets.yaml \
         --model_name_or_path openai/clip-vit-base-patch16 --recipes examples/recipes/*.yaml
-        a set of the papers with the papers' recipes; --data_dir takes a local copy of it.
+        a data set of the papers with the papers' recipes; --data_dir reads a local copy of it.
 
-Every cell (setting, method, seed) is a small file in the output folder: a run that was stopped goes on, and --recipes
-with a part of them fills a part of the table.
+Every cell (setting, method, seed) is a small file in the output folder: a run that was stopped continues, and a part
+of the --recipes fills a part of the table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from peft_ncgeo.protocols.command_line import (
 
 RECIPES = Path(__file__).parent / "recipes" / "demo"
 ORDER = ("coop", "vpt", "ivlp", "maple", "promptsrc", "prompt_ot", "npt_v1", "npt_v2", "cpt")
-ORDER += ("promptsrc_long", "prompt_ot_long", "budget")  # what ours got: sixty epochs, a weight chosen by H
+ORDER += ("promptsrc_long", "prompt_ot_long", "budget")  # like ours: sixty epochs, a weight chosen by H
 TAILS = {
     "tau=1": {"tau": 1.0},
     "tau=0.25": {"tau": 0.25},
@@ -40,8 +40,8 @@ TAILS = {
 
 def main() -> None:
     parser = protocol_parser(__doc__.splitlines()[0], "outputs/base_new", [RECIPES / f"{name}.yaml" for name in ORDER])
-    parser.add_argument("--tails", nargs="+", choices=list(TAILS), help="default: all; with --dataset, those by tau")
-    parser.add_argument("--split", default="report", choices=["report", "development"], help="of the demo")
+    parser.add_argument("--tails", nargs="+", choices=list(TAILS), help="default: all; with --dataset, those with tau")
+    parser.add_argument("--split", default="report", choices=["report", "development"], help="split of the demo")
     parser.add_argument("--dataset", type=Path, help="a YAML file of examples/datasets; default: the demo")
     args = parser.parse_args()
     model, processor = model_and_processor(args)

@@ -1,11 +1,11 @@
-"""How long CoPA's heads take on cached features: many episodes at once, one by one, and with the N x N loss.
+"""CPU time of CoPA's heads on cached features: many episodes at once, one by one, and with the N x N loss.
 
     python examples/benchmark_copa.py
     python examples/benchmark_copa.py --ways 5 --shots 1
 
 All three train the same heads on the same episodes, interleaved in one run; CPU time, medians over the repetitions.
-Features are random numbers, on which the time does not depend. "Largest difference" is that of the cosines between
-support images and prototypes from the first row's.
+Features are random, because the time does not depend on them. "Largest difference" compares the cosines between
+support images and prototypes with those of the first row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from peft_ncgeo.training import fit_episodes
 
 
 def square_contrast(instances: Tensor, prototypes: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """The same loss as the paper writes it: cross-entropies of the N x N matrix, episode by episode."""
+    """Return the loss as the paper writes it: cross-entropies of the N x N matrix, episode by episode."""
     losses = []
     for x, p, y in zip(instances, prototypes, labels, strict=True):
         kept = y >= 0
@@ -39,9 +39,9 @@ def square_contrast(instances: Tensor, prototypes: Tensor, labels: Tensor, tempe
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=64)
-    parser.add_argument("--ways", type=int, help="default: any")
-    parser.add_argument("--shots", type=int, help="default: any")
-    parser.add_argument("--width", type=int, default=128, help="of the features; 512 for a ResNet-18, 768 for a ViT-B")
+    parser.add_argument("--ways", type=int, help="classes of an episode; default: any")
+    parser.add_argument("--shots", type=int, help="images of a class in an episode; default: any")
+    parser.add_argument("--width", type=int, default=128, help="of features; a ResNet-18 has 512, a ViT-B 768")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
@@ -49,7 +49,7 @@ def main() -> None:
     sampler = EpisodeSampler(images, args.ways, args.shots)
     supports = [(sampler[i].support, sampler[i].support_labels) for i in range(args.episodes)]
     features = torch.randn(len(images), args.width, generator=torch.Generator().manual_seed(0))
-    features += 2 * features.mean(-1, keepdim=True)  # not centred, as no backbone's are
+    features += 2 * features.mean(-1, keepdim=True)  # not centred, like the features of every backbone
     ways: dict[str, dict[str, Any]] = {
         "batches of 8 episodes": {"batch_size": 8},
         "one by one": {"batch_size": 1},

@@ -3,13 +3,13 @@
 python examples/benchmark_prototypes.py
     five classes of Fashion-MNIST with 200 images, five with 200/R, R = 10 and 100; 0 to 1,000 copies of each
     prototype, ETF and minority_margin, three seeds; the demo's ViT (vision prompts) and ResNet (LoRA). About an
-    hour of one core; a run that was stopped goes on where it was, and `--backbones` lets two share the work.
+    hour of one core; a run that was stopped continues where it was, and `--backbones` lets two runs share the work.
 
 python examples/benchmark_prototypes.py --tune
-    validation accuracy over learning rates and temperatures, by which these were chosen.
+    validation accuracy over learning rates and temperatures, from which these were chosen.
 
 python examples/benchmark_prototypes.py --cost
-    time and memory of the loss against the number of copies, interleaved with naive concatenation, in one run.
+    time and memory of the loss against the number of copies, interleaved with plain concatenation, in one run.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ COLUMNS = ["train_gram_distance", "all_gram_distance", "all", "many", "few", "me
 
 
 def make_model(backbone: str) -> nn.Module:
-    """The demo's backbone; ResNet has no tokens to prompt, so LoRA adapts its convolutions under the prototypes."""
+    """Return the demo's backbone; ResNet has no tokens for prompts, so LoRA adapts its convolutions instead."""
     model = load_image_demo(backbone).model
     if backbone == "resnet":
         inject_adapter_in_model(LoraConfig(r=8, target_modules=["convolution"]), model, adapter_name="lora")
@@ -96,7 +96,7 @@ def make_recipes(backbone: str, ratio: float, copies: list[int]) -> list[Recipe]
 
 @torch.no_grad()
 def embed(trainer: Any, images: Any) -> tuple[Tensor, Tensor]:
-    """Embeddings (N, d) of length 1, and labels (N,)."""
+    """Return embeddings (N, d) of length 1, and labels (N,)."""
     trainer.towers.eval()
     loader = trainer.get_test_dataloader(images)
     found = [(trainer.towers(pixel_values=b["pixel_values"])["image_features"], b["labels"]) for b in loader]
@@ -105,7 +105,7 @@ def embed(trainer: Any, images: Any) -> tuple[Tensor, Tensor]:
 
 
 def nearest_mean(trainer: Any, evaluate: Any) -> dict[str, Any]:
-    """Delta_G* of training images, and accuracy by the nearest of their class means, which needs no prototypes."""
+    """Return Delta_G* of training images, and accuracy by the nearest class mean, which needs no prototypes."""
     features, labels = embed(trainer, trainer.train_dataset)
     means = NeuralCollapse(10, features.shape[1], keep_samples=False).update(features, labels).class_means
     prototypes = linear_classifier(trainer.model).weight.detach().double()
@@ -118,7 +118,7 @@ def nearest_mean(trainer: Any, evaluate: Any) -> dict[str, Any]:
 
 
 def validate(trainer: Any, evaluate: Any) -> dict[str, Any]:
-    """Accuracy on validation images."""
+    """Return the accuracy on validation images."""
     return {"validation": 100 * trainer.predict(load_image_demo().splits["validation"]).metrics["test_accuracy"]}
 
 
@@ -145,7 +145,7 @@ def run(
 
 
 def tune(args: argparse.Namespace) -> None:
-    """Validation accuracy over learning rates and temperatures: ETF, 100 copies, R = 10, seed 11."""
+    """Print validation accuracy over learning rates and temperatures: ETF, 100 copies, R = 10, seed 11."""
     log = []
     for backbone in args.backbones:
         grid = [(rate, tau) for tau in (0.1, 0.5, 1.0) for rate in (0.003, 0.01)]
@@ -162,7 +162,7 @@ def tune(args: argparse.Namespace) -> None:
 
 
 def concatenated(batch: GeometryBatch, prototypes: Tensor, copies: int, temperature: float) -> Tensor:
-    """The loss as it is written in the paper: copies of the prototypes are rows of the batch."""
+    """Return the loss as the paper writes it: copies of the prototypes are rows of the batch."""
     classes = torch.arange(len(prototypes)).repeat_interleave(copies)
     points = nn.functional.normalize(torch.cat([batch.image_features, prototypes[classes]]))  # type: ignore[list-item]
     labels = torch.cat([batch.labels, classes])  # type: ignore[list-item]
@@ -176,7 +176,7 @@ def concatenated(batch: GeometryBatch, prototypes: Tensor, copies: int, temperat
 
 
 def cost(rounds: int, batch_size: int = 256, classes: int = 100, dim: int = 128) -> None:
-    """Milliseconds and megabytes kept for the backward pass, each pair of losses in turn."""
+    """Print milliseconds and megabytes kept for the backward pass, with the losses of each pair in turn."""
     torch.manual_seed(0)
     prototypes = simplex_etf(classes, dim, dtype=torch.float32)
     features, labels = torch.randn(batch_size, dim, requires_grad=True), torch.randint(classes, (batch_size,))
@@ -216,10 +216,10 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
     parser.add_argument("--copies", type=int, nargs="+", default=list(COPIES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--num_train_epochs", type=float, help="to try things out")
+    parser.add_argument("--num_train_epochs", type=float, help="overrides the recipes' epochs, for short trials")
     parser.add_argument("--tune", action="store_true", help="choose learning rate and temperature instead")
     parser.add_argument("--cost", action="store_true", help="time and memory of the loss instead")
-    parser.add_argument("--rounds", type=int, default=20, help="of --cost")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of --cost")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

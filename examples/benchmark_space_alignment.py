@@ -3,10 +3,10 @@
     python examples/benchmark_space_alignment.py
         Fashion-MNIST with 200 images of the largest class, imbalance factors 10 to 200, three seeds; the demo's ViT
         with LoRA and with vision prompts. Hundreds of short runs, an hour or more on two cores; a run that was
-        stopped goes on where it was, and two started at once with other `--adapters` share the work.
+        stopped continues where it was, and two runs with different `--adapters` share the work.
 
     python examples/benchmark_space_alignment.py --tune
-        the runs by which learning rate and strengths were chosen, on validation images and other seeds.
+        the runs from which learning rate and strengths were chosen, on validation images and other seeds.
 
 Post-hoc rows belong to the plain run of their loss: the fraction is chosen on validation images.
 """
@@ -35,7 +35,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "balanced softmax": {"classification_loss": {"BalancedSoftmax": {}}},
     "LDAM-DRW": {"classification_loss": {"LDAM": {"max_margin": 0.5, "reweight_after": 0.8}}},
 }
-ALIGNMENTS: dict[str, dict[str, Any]] = {  # Reg's and SLERP's strengths are --tune's choice; gamma is the paper's
+ALIGNMENTS: dict[str, dict[str, Any]] = {  # strengths of Reg and SLERP are --tune's choice; gamma is the paper's
     "": {},
     " + Reg": {"losses": [{"SpaceAlignment": {"weight": 0.1}}]},
     " + SLERP": {"callbacks": [{"SlerpAlignment": {"alpha": 2e-5}}]},
@@ -56,7 +56,7 @@ COLUMNS = ["all", "many", "medium", "few", "alignment", "nc1", "nc2", "nc3", "cl
 
 
 def compose(adapter: str, name: str, *parts: dict[str, Any]) -> Recipe:
-    """The adapter's recipe with what the parts add."""
+    """Return the adapter's recipe with the parts added."""
     content = yaml.safe_load((RECIPES / f"{ADAPTERS[adapter]}.yaml").read_text(encoding="utf-8"))
     for part in map(deepcopy, parts):
         content["args"] |= part.pop("args", {})
@@ -66,11 +66,11 @@ def compose(adapter: str, name: str, *parts: dict[str, Any]) -> Recipe:
 
 
 def post_hoc(trainer: Any, evaluate: Any) -> dict[str, Any]:
-    """Turn a plain run's head by the fraction that is best on validation images, and evaluate it again."""
+    """Rotate a plain run's head by the fraction that is best on validation images, and evaluate it again."""
     images, processor = load_image_demo().splits["validation"], trainer.processing_class
     metrics = {"validation": 100 * trainer.predict(images).metrics["test_accuracy"]}
     if trainer.class_means is not None:
-        return metrics  # it was aligned while training
+        return metrics  # it was aligned during training
     rows = sweep_alignment(trainer.model, trainer.train_dataset, images, FRACTIONS, processor)
     best = max(rows, key=lambda row: (row["accuracy"], -row["fraction"]))
     align_classifier(trainer.model, trainer.train_dataset, best["fraction"], processor, images)
@@ -97,7 +97,7 @@ def run(recipes: list[Recipe], folder: Path, args: argparse.Namespace, **options
 
 
 def with_post_hoc(row: dict[str, Any], adapter: str) -> list[dict[str, Any]]:
-    """The row of a run, and for a plain one that of its aligned head, with one name a metric."""
+    """Return the row of a run, and for a plain run that of its aligned head too, with one name for each metric."""
     keys = {"setting": f"{adapter}, {row['setting']}", "seed": row["seed"]}
 
     def renamed(prefix: str) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def with_post_hoc(row: dict[str, Any], adapter: str) -> list[dict[str, Any]]:
 
 
 def tune(args: argparse.Namespace) -> None:
-    """Validation accuracy of plain cross-entropy over learning rates, then of each strength; IF 100, seeds 11, 12."""
+    """Print validation accuracy of plain cross-entropy over learning rates, then over each strength, at IF 100."""
     chosen: list[dict[str, Any]] = []
     for adapter in args.adapters:
         best: dict[str, Any] = {}
@@ -139,12 +139,12 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES))
     parser.add_argument("--imbalance_factors", type=float, nargs="+", default=[10, 50, 100, 200])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--num_train_epochs", type=float, help="overrides the recipes', to try things out")
+    parser.add_argument("--num_train_epochs", type=float, help="overrides the recipes' epochs, for short trials")
     parser.add_argument("--tune", action="store_true", help="choose learning rate and strengths instead")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*undefined")  # classes whose mean is nobody's nearest
+    warnings.filterwarnings("ignore", message=".*undefined")  # classes whose mean is nearest to no sample
     if args.tune:
         tune(args)
         return

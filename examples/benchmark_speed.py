@@ -1,4 +1,4 @@
-"""What this library does against what published code does, interleaved in one process on one thread.
+"""CPU time and memory of this library against published code, interleaved in one process on one thread.
 
     python examples/benchmark_speed.py            ViT-B/16 shapes with random weights
     python examples/benchmark_speed.py --quick    the demo's mini-CLIP
@@ -51,7 +51,7 @@ PROMPT_OT, COOP = Recipe.read(RECIPES / "prompt_ot.yaml"), Recipe.read(RECIPES /
 NAME_LENGTHS = (3, 2, 4, 1, 5, 2, 3, 4, 2, 6, 3, 1, 4, 2, 3, 5, 1, 4, 2, 3)
 CHUNK = 100  # classes whose activations the reference keeps at a time
 ATEN = torch.ops.aten
-CPU_ATTENTION = {  # which torch's counter leaves out
+CPU_ATTENTION = {  # which torch's counter omits
     ATEN._scaled_dot_product_flash_attention_for_cpu: lambda *s, **_: sdpa_flop_count(*s[:3]),
     ATEN._scaled_dot_product_flash_attention_for_cpu_backward: lambda *s, **_: sdpa_backward_flop_count(*s[:4]),
 }
@@ -60,7 +60,7 @@ CPUINFO, FLAGS = Path("/proc/cpuinfo"), ("avx2", "avx512f", "avx512_bf16", "amx_
 
 @dataclass
 class Part:
-    """What a work does a number of times. Every run is timed, and in the first one operations are counted."""
+    """Part of a work and how often it runs. Every run is timed, and the first one also counts operations."""
 
     run: Callable[[], Any]
     times: int = 1
@@ -81,13 +81,13 @@ class Part:
 
 @dataclass
 class Work:
-    """The same work done in two ways; the last part of each returns a loss."""
+    """Work done in two ways; the last part of each way returns a loss."""
 
     name: str
     reference: list[Part]
     ours: list[Part]
-    dtype: torch.dtype = torch.float32  # of ours
-    long: bool = False  # a third of the rounds is enough
+    dtype: torch.dtype = torch.float32  # dtype of our side
+    long: bool = False  # a third of the rounds suffices
 
 
 def vit_b16() -> CLIPModel:
@@ -97,7 +97,7 @@ def vit_b16() -> CLIPModel:
 
 
 def prompted(base: CLIPModel, recipe: Recipe, dtype: torch.dtype = torch.float32) -> tuple[PeftModel, PeftModel]:
-    """Two copies of the model with the recipe's prompts, the same in both: the reference, and ours."""
+    """Return two copies of the model with the same prompts from the recipe: the reference, and ours."""
     reference, ours = copy.deepcopy(base), copy.deepcopy(base).to(dtype)
     models = []
     for model, attention, pack in ((reference, "eager", False), (ours, "sdpa", True)):
@@ -108,7 +108,7 @@ def prompted(base: CLIPModel, recipe: Recipe, dtype: torch.dtype = torch.float32
 
 
 def class_texts(base: CLIPModel, recipe: Recipe, classes: int) -> tuple[Tensor, Tensor]:
-    """Random names behind the recipe's slots (K, L): padded to the tower's full length, and cut to the longest."""
+    """Return random names behind the recipe's slots (K, L): padded to the tower's length, and cut to the longest."""
     config, slots = base.config.text_config, recipe.config().num_text_tokens
     rows = torch.randint(100, 1000, (classes, text_positions(base)), generator=torch.Generator().manual_seed(0))
     rows[:, 0], rows[:, 1 : 1 + slots] = config.bos_token_id, torch.arange(10, 10 + slots)
@@ -119,13 +119,13 @@ def class_texts(base: CLIPModel, recipe: Recipe, classes: int) -> tuple[Tensor, 
 
 
 def images(base: CLIPModel, count: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Random pixels (N, 3, H, W) and labels (N,)."""
+    """Return random pixels (N, 3, H, W) and labels (N,)."""
     size = base.config.vision_config.image_size
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(0)), torch.arange(count) % classes
 
 
 def step(model: PeftModel, loss: Callable[..., Tensor], *inputs: Any) -> float:
-    """A training step up to the optimiser."""
+    """Run a training step up to the optimiser."""
     model.zero_grad()
     value = loss(model, *inputs)
     value.backward()
@@ -133,7 +133,7 @@ def step(model: PeftModel, loss: Callable[..., Tensor], *inputs: Any) -> float:
 
 
 def text_tower(base: CLIPModel, classes: int) -> Work:
-    """Forward and backward through the prompted text tower alone."""
+    """Return the work of a forward and backward pass through the prompted text tower alone."""
     reference, ours = prompted(base, PROMPT_OT)
     padded, short = class_texts(base, PROMPT_OT, classes)
     direction = torch.randn(base.config.projection_dim, generator=torch.Generator().manual_seed(0))
@@ -146,7 +146,7 @@ def text_tower(base: CLIPModel, classes: int) -> Work:
 
 
 def prompt_ot(base: CLIPModel, classes: int, dtype: torch.dtype = torch.float32) -> Work:
-    """A training step of Prompt-OT, batch 4, on fixed image views. Both sides know the frozen texts beforehand."""
+    """Return the work of a Prompt-OT step, batch 4, on fixed image views. Both sides know the frozen texts."""
     reference, ours = prompted(base, PROMPT_OT, dtype)
     padded, short = class_texts(base, PROMPT_OT, classes)
     pixels, labels = images(base, 4, classes)
@@ -154,7 +154,7 @@ def prompt_ot(base: CLIPModel, classes: int, dtype: torch.dtype = torch.float32)
     with torch.no_grad(), adapters_off(reference), adapters_off(ours):
         frozen_text = encode_texts(reference, short)
         own_frozen = encode_images(ours, own_pixels), encode_texts(ours, short)
-    arrived = torch.zeros_like(frozen_text)  # the gradient of the reference's texts in the step before
+    arrived = torch.zeros_like(frozen_text)  # gradient of the reference's texts in the previous step
 
     def reference_loss(model: PeftModel) -> Tensor:
         with torch.no_grad(), model.disable_adapter():
@@ -172,7 +172,7 @@ def prompt_ot(base: CLIPModel, classes: int, dtype: torch.dtype = torch.float32)
 
 
 def prompt_ot_loss(base: CLIPModel, labels: Tensor) -> Callable[..., Tensor]:
-    """The recipe's loss of image and text features, and of the frozen model's."""
+    """Return the recipe's loss as a function of image and text features, and of the frozen model's."""
     terms, scale = PROMPT_OT.losses(), base.logit_scale
 
     def loss_of(image: Tensor, text: Tensor, frozen_image: Tensor, frozen_text: Tensor) -> Tensor:
@@ -185,9 +185,9 @@ def prompt_ot_loss(base: CLIPModel, labels: Tensor) -> Callable[..., Tensor]:
 
 
 def autocast(base: CLIPModel, classes: int) -> Work:
-    """A training step of Prompt-OT, batch 4, on new image views under autocast to bf16, twice on the same model.
+    """Return the work of a Prompt-OT step, batch 4, on new views under autocast to bf16, twice on the same model.
 
-    Here the reference is autocast alone, which casts the frozen weights in each of the three passes; ours has cast
+    Here the reference is plain autocast, which casts the frozen weights in each of the three passes; our side has cast
     them before.
     """
     model = prompted(base, PROMPT_OT)[1]
@@ -213,10 +213,10 @@ def autocast(base: CLIPModel, classes: int) -> Work:
 
 
 def chunked(model: PeftModel, ids: Tensor, gradient: Tensor) -> Tensor:
-    """Features (K, d), a leaf, of texts whose activations do not fit into memory all together.
+    """Return features (K, d), a leaf, of texts whose activations do not fit into memory together.
 
-    Each chunk is back-propagated at once. Weights stand still here, so the gradient that arrives at the texts is that
-    of the step before. To know it, published code would compute every chunk twice; that is not held against it.
+    Each chunk is back-propagated at once. Weights do not change here, so the texts' gradient is that of the previous
+    step. To compute it, published code would need every chunk twice; this benchmark does not count that.
     """
     features = []
     for chunk, arrived in zip(ids.split(CHUNK), gradient.split(CHUNK), strict=True):
@@ -229,7 +229,7 @@ def chunked(model: PeftModel, ids: Tensor, gradient: Tensor) -> Tensor:
 
 
 def text_only(base: CLIPModel, classes: int, batch_size: int) -> Work:
-    """A training step of CoOp; ours trains on image features that are computed once."""
+    """Return the work of a CoOp step; our side trains on image features that are computed once."""
     reference, ours = prompted(base, COOP)
     padded, short = class_texts(base, COOP, classes)
     pixels, labels = images(base, batch_size, classes)
@@ -245,7 +245,7 @@ def text_only(base: CLIPModel, classes: int, batch_size: int) -> Work:
 
 
 def evaluation(base: CLIPModel, classes: int, batches: int, batch_size: int) -> Work:
-    """Ours encodes the classes once, as `ZeroShotClassifier` does. One batch is timed for all, which are alike."""
+    """Return the work of an evaluation; our side encodes the classes once. One batch is timed for all equal ones."""
     reference, ours = (model.eval() for model in prompted(base, PROMPT_OT))
     padded, short = class_texts(base, PROMPT_OT, classes)
     pixels, labels = images(base, batch_size, classes)
@@ -264,7 +264,7 @@ def evaluation(base: CLIPModel, classes: int, batches: int, batch_size: int) -> 
 
 
 def measure(work: Work, rounds: int, matrix_size: int) -> dict:
-    """A row of the table. Ours, which is short, runs once more beforehand."""
+    """Return a row of the table. Our side, which is short, runs once more before timing."""
     matrix = torch.randn(matrix_size, matrix_size).to(work.dtype)
     product = Part(lambda: matrix @ matrix)
     quick = [product, *work.ours]
@@ -291,7 +291,7 @@ def measure(work: Work, rounds: int, matrix_size: int) -> dict:
 
 
 def memory(base: CLIPModel) -> list[dict]:
-    """The peak of the process only grows: this comes before all rows, and ours before the reference."""
+    """Return peaks of memory, which only grow: measured before all rows, and for our side before the reference."""
     work, peaks = prompt_ot(base, CHUNK), [peak_mib()]
     for part in (*work.ours, *work.reference):
         part.run()
@@ -313,7 +313,7 @@ def peak_mib() -> float:
 
 
 def kept_mib(model: PeftModel, ids: Tensor) -> float:
-    """Storages that autograd keeps of a pass through the text tower, each counted once, without the weights."""
+    """Return the size of storages that autograd keeps for the text tower, each once, without the weights."""
     weights = {tensor.untyped_storage().data_ptr() for tensor in unwrap(model).state_dict().values()}
     kept: list[Tensor] = []
     with saved_tensors_hooks(kept.append, lambda nothing: nothing):
@@ -341,7 +341,7 @@ def markdown(rows: list[dict]) -> str:
 
 
 def cell(column: str, value: Any) -> str:
-    """Three digits; of losses six, enough to see that both sides have the same."""
+    """Return three digits of a value; six of a loss, to show that both sides are equal."""
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if value >= 1000 else f"{value:.{6 if 'loss' in column else 3}g}"
@@ -350,11 +350,11 @@ def cell(column: str, value: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the demo's mini-CLIP instead of ViT-B/16 shapes")
-    parser.add_argument("--rounds", type=int, default=3, help="a third of them for the longest rows of ViT-B/16")
+    parser.add_argument("--rounds", type=int, default=3, help="a third of them for the longest ViT-B/16 rows")
     parser.add_argument("--rows", nargs="+", choices=["memory", *ROWS], default=["memory", *ROWS])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/benchmark_speed"))
     args = parser.parse_args()
-    warnings.filterwarnings("ignore", category=UserWarning)  # random weights have no tokenizer to read text_init with
+    warnings.filterwarnings("ignore", category=UserWarning)  # random weights have no tokenizer for text_init
     torch.set_num_threads(1)
     base, size = (load_demo(shots=1).model, 1024) if args.quick else (vit_b16(), 4096)
     report: dict[str, Any] = {"speed": [], "memory": memory(base) if "memory" in args.rows else []}

@@ -1,4 +1,4 @@
-"""Train on one data set, test on others as they are; or train on long tails of one and test on all its classes.
+"""Transfer to other data sets without further training; or long tails of one set, tested on all its classes.
 
     python examples/benchmark_transfer.py cross_dataset --source examples/datasets/imagenet.yaml \
         --targets examples/datasets/{caltech101,oxford_pets,dtd}.yaml \
@@ -7,8 +7,8 @@
         --targets examples/datasets/imagenet_{v2,sketch,a,r}.yaml ...
     python examples/benchmark_transfer.py long_tail --source examples/datasets/cifar100.yaml ...
 
-Without --source each runs on the built-in demo: from thirty emoji to other emoji and Fashion-MNIST, from one vendor's
-drawings to another's, and tails of the thirty.
+Without --source each protocol runs on the built-in demo: from thirty emoji to other emoji and Fashion-MNIST, from one
+vendor's drawings to another's, and tails of the thirty.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ RECIPES = [Path(__file__).parent / "recipes" / "demo" / f"{name}.yaml" for name 
 
 
 def of_vendor(dataset: Dataset, vendor: int, views: int) -> Dataset:
-    """The demo's images of one vendor; each class has `views` of either, one after the other."""
+    """Return the demo's images of one vendor; each class has `views` images of each vendor, one vendor at a time."""
     return dataset.select([i for i in range(len(dataset)) if i // views % 2 == vendor])
 
 
 def demo_sets(protocol: str) -> tuple[Dataset, Dataset, dict[str, Dataset]]:
-    """Training images, test images of the same classes, and targets."""
+    """Return training images, test images of the same classes, and targets."""
     other, splits = load_demo("development").splits, load_demo(shots=32).splits
     if protocol == "domain_generalisation":
         train, test = of_vendor(splits["train"], 0, 16), of_vendor(splits["base"], 0, 24)
@@ -78,7 +78,7 @@ def main() -> None:
             output,
             imbalance_factors=args.imbalance_factors or factors,
             n_max=n_max,
-            shuffle_classes=args.source is None,  # in the published tails class k is the k-th label
+            shuffle_classes=args.source is None,  # published tails follow the order of the labels
             thresholds=thresholds,
             **common,
         )

@@ -1,10 +1,10 @@
-"""Does transport across instances help, or would the point-wise cost do? A table at equal drift on the demo.
+"""Comparison of transport across instances with the point-wise cost: a table at equal drift on the demo.
 
     python examples/compare_transport.py
 
 Every variant of `OTPreservation` (modality x solver) is trained with a budget, then with a fixed weight: the mean
-multiplier that the budget ended with, so that both drift alike. "pointwise" is the plan fixed to the identity. Each
-cell (variant, seed) is a small JSON file; a run that was stopped goes on with the cells that are missing.
+multiplier at the end of training with a budget, so that both drift alike. "pointwise" is the plan fixed to the
+identity. Each cell (variant, seed) is a small JSON file; a run that was stopped continues with the missing cells.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from peft_ncgeo.losses import GeometryBatch, OTPreservation, Regularizer
 from peft_ncgeo.training import Recipe
 
 RECIPE = Path(__file__).parent / "recipes" / "demo" / "ot_budget.yaml"
-JOINT_BUDGET = 0.05  # a single modality, one mean instead of two, gets half of it
+JOINT_BUDGET = 0.05  # a single modality has one mean instead of two, so it gets half
 COLUMNS = {
     "base": "base",
     "new": "new",
@@ -43,7 +43,7 @@ COLUMNS = {
 
 
 class PointwisePairs(Regularizer):
-    """`mean_i 1/2 ||u_i - v_i||^2`: the joint cost of each pair with itself."""
+    """Point-wise cost `mean_i 1/2 ||u_i - v_i||^2`: the joint cost of each pair with itself."""
 
     default_name = "ot"
     requires = ("frozen_image_features", "frozen_text_features")
@@ -97,7 +97,7 @@ def train(loss: Regularizer | None, seed: int, split: str, recipe: Recipe, folde
     result = {name: 100 * metrics[f"eval_{name}_accuracy"] for name in ("base", "new", "kept")}
     result["H"] = 100 * metrics["eval_harmonic_mean"]
     logs = [entry for entry in trainer.state.log_history if "loss/ce" in entry]
-    late = logs[len(logs) // 2 :]  # once the multiplier has found its level
+    late = logs[len(logs) // 2 :]  # after the multiplier has settled
     if loss:
         result["factor"] = statistics.fmean(entry["lambda/ot"] for entry in late)
         result["share"] = statistics.fmean(entry.get("ot_identity_share", 1.0) for entry in late)
@@ -107,7 +107,7 @@ def train(loss: Regularizer | None, seed: int, split: str, recipe: Recipe, folde
 
 @torch.no_grad()
 def drift(trainer: GeometryTrainer, images) -> float:
-    """Point-wise joint cost over the training images: the same yardstick for every variant."""
+    """Return the point-wise joint cost over the training images, which is comparable between variants."""
     probe = GeometryTrainer(
         model=trainer.model,
         args=trainer.args,
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/compare_transport"))
     parser.add_argument("--split", default="report", choices=["report", "development"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--recipe", type=Path, default=RECIPE, help="its prompts and arguments; its losses are varied")
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="prompts and arguments; losses are replaced")
     parser.add_argument("--num_train_epochs", type=float, help="default: the recipe's")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
     args = parser.parse_args()

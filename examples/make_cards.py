@@ -1,12 +1,12 @@
-"""Model cards of a method each, of adapters trained on the built-in images: `hub_cards/<method>/`.
+"""Model cards, one for each method, of adapters trained on the built-in images: `hub_cards/<method>/`.
 
     python examples/make_cards.py
-        renders every card from its record; trains what has none (about a quarter of an hour for all of them).
+        renders every card from its record; trains those without a record (about a quarter of an hour for all).
 
     python examples/make_cards.py --train npt copa
-        trains these again, from three seeds, and writes their records and figures anew.
+        trains these again, from three seeds, and writes their records and figures again.
 
-A record holds what a card tells, as JSON; the figure is drawn where the training is.
+A record holds the content of a card as JSON; the figure is drawn after training.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SEEDS = (1, 2, 3)
 
 
 class Card(NamedTuple):
-    """What one seed gives, and what the card is told beside the record."""
+    """Training of a card's adapter, and card arguments that the record does not hold."""
 
     train: Callable[[int], TrainingRecord]
     base: str
@@ -54,7 +54,7 @@ class Card(NamedTuple):
 
 
 def train_clip(recipe_name: str, seed: int) -> TrainingRecord:
-    """A recipe of the demo on a tail of 16 images down to 1 of 30 concepts; 30 others are new."""
+    """Train a recipe of the demo on a tail of 16 images down to 1 of 30 concepts; 30 others are new."""
     splits, processor, model = load_demo(seed=seed)
     tail = long_tailed(splits["train"], tau=0.06, shuffle_classes=True, seed=seed)
     test = {"base": splits["base"], "new": splits["new"]}
@@ -62,7 +62,7 @@ def train_clip(recipe_name: str, seed: int) -> TrainingRecord:
 
 
 def train_space_alignment(seed: int) -> TrainingRecord:
-    """LoRA on the demo's ViT and its photographs, 200 down to 2 of a class; the head is turned while it is trained."""
+    """Train LoRA on the demo's ViT and photographs, 200 down to 2 of a class, and rotate the head during training."""
     splits, processor, model = load_image_demo()
     tail = long_tailed(splits["train"], imbalance_factor=100, n_max=200, shuffle_classes=True, seed=seed)
     recipe = Recipe.read(RECIPES / "images" / "demo" / "vit_lora.yaml")
@@ -71,7 +71,7 @@ def train_space_alignment(seed: int) -> TrainingRecord:
 
 
 def train_prototypes(seed: int) -> TrainingRecord:
-    """Fixed prototypes on the demo's photographs, half of the classes with a tenth of the others' images."""
+    """Train with fixed prototypes on the demo's photographs; half of the classes have a tenth of the images."""
     splits, processor, model = load_image_demo()
     images = step_imbalanced(splits["train"], 10, seed=seed)
     recipe = Recipe.read(RECIPES / "images" / "demo" / "prototypes.yaml")
@@ -111,7 +111,7 @@ def train(recipe: Recipe, model: Any, processor: Any, images: Any, test: Any, se
 
 
 def adapt_copa(seed: int) -> TrainingRecord:
-    """Heads for five images of each handwritten digit, on the demo's ResNet, which saw none."""
+    """Adapt heads to five images of each handwritten digit on the demo's ResNet, which saw no digits."""
     images = load_few_shot_domains()["mnist"].images
     rows = images.add_column("row", np.arange(len(images)))
     support = few_shot(rows, 5, seed)
@@ -144,7 +144,7 @@ CARDS = {
 
 
 def make_record(name: str, folder: Path) -> None:
-    """Train from every seed; the record of the first, with the rows of all, and its figure."""
+    """Train from every seed; write the first record, with the rows of all seeds, and its figure."""
     records = []
     for seed in SEEDS:
         print(f"{name}, seed {seed}", flush=True)
@@ -157,7 +157,7 @@ def make_record(name: str, folder: Path) -> None:
 
 
 def render(name: str, folder: Path) -> str:
-    """The card's Markdown, from the record in its folder."""
+    """Return the card's Markdown, from the record in its folder."""
     record = TrainingRecord.from_dict(json.loads((folder / "record.json").read_text(encoding="utf-8")))
     card = create_card(
         record=record,

@@ -1,4 +1,4 @@
-"""What the examples on image classifiers share: a data set and a model of the user's own, or the demo's."""
+"""A data set and a model of the user's own, or the demo's, for the examples on image classifiers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from peft_ncgeo.data import load_image_demo
 
 
 def load_parts(dataset_name: str | None, label_column: str) -> DatasetDict:
-    """`train`, `validation` and `test`; a tenth of each class is held out where there is no validation part.
+    """Load `train`, `validation` and `test`; without a validation part, hold out a tenth of each class.
 
     Args:
         dataset_name: Hub data set, or folder `train/<class>/`, `test/<class>/`. None: the demo's photographs.
@@ -28,7 +28,7 @@ def load_parts(dataset_name: str | None, label_column: str) -> DatasetDict:
     if "validation" not in parts:
         labels, rng = np.asarray(parts["train"][label_column][:]), np.random.default_rng(0)
         rows = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-        held = np.concatenate([of_class[: len(of_class) // 10] for of_class in rows])  # none of fewer than ten
+        held = np.concatenate([of_class[: len(of_class) // 10] for of_class in rows])  # none if fewer than ten
         if not len(held):
             raise SystemExit(
                 f"{dataset_name} has fewer than ten images of every class; add a part named 'validation'."
@@ -40,7 +40,7 @@ def load_parts(dataset_name: str | None, label_column: str) -> DatasetDict:
 
 
 def load_model(name: str | None, class_names: list[str]) -> tuple[Any, Any]:
-    """An image classifier with an output for each class, and its image processor. None: the demo's ViT."""
+    """Load an image classifier with one output for each class, and its image processor; None: the demo's ViT."""
     if name is None:
         demo = load_image_demo()
         if len(class_names) != demo.model.config.num_labels:

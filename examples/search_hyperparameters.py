@@ -3,8 +3,8 @@
     pip install ".[search]"
     python examples/search_hyperparameters.py --n_trials 20
 
-Each trial trains a new model with losses of its own on the demo's development split. The best trial is trained once
-more and evaluated on base and new classes.
+Each trial trains a new model with losses of its own on the demo's development split. The best trial is trained again
+and evaluated on base and new classes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def make_model() -> PeftModel:
 
 
 def make_losses(trial: Any) -> list[OTPreservation]:
-    """Return the terms of a trial; there is none yet when the trainer is made."""
+    """Return the terms of a trial; `trial` is None when the trainer is created."""
     return [OTPreservation(weight=1.0 if trial is None else trial.suggest_float("ot_weight", 0.1, 30, log=True))]
 
 

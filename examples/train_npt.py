@@ -1,4 +1,4 @@
-"""NPT on a long tail: prompts whose texts and images share one simplex ETF, and what that does to the features.
+"""NPT on a long tail: prompts whose texts and images share one simplex ETF, and the change of the features.
 
     accelerate launch examples/train_npt.py
         the built-in demo at tau = 0.06 (16 images of the largest class, 1 of the smallest), about a minute.
@@ -8,7 +8,7 @@
         --recipe examples/recipes/npt_v2.yaml
         your own model and images, with the paper's recipe.
 
-`--recipe` takes any other method of examples/recipes; Transformers' training arguments can be given too.
+`--recipe` accepts any other method of examples/recipes; Transformers' training arguments are accepted too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ScriptArguments:
 
 
 def load_images(script: ScriptArguments, seed: int, label_column: str) -> tuple[Dataset, dict[str, Dataset]]:
-    """The tail of the base classes, and the test images of base and new ones."""
+    """Load the tail of the base classes, and the test images of base and new ones."""
     if script.dataset_name is None:
         splits = load_demo(shots=script.shots, seed=seed).splits
         train, test = splits["train"], {"base": splits["base"], "new": splits["new"]}
@@ -90,7 +90,7 @@ def main() -> None:
     trainer.train()
     trainer.save_model()
     after = trainer.evaluate()
-    output = trainer.predict(test["base"])  # every process takes part
+    output = trainer.predict(test["base"])  # all processes must call it
     if not args.should_save:
         return
 

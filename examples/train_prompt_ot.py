@@ -1,4 +1,4 @@
-"""Prompt-OT from base to new classes, beside zero-shot CLIP, CoOp and deep prompts without transport.
+"""Prompt-OT from base to new classes, compared with zero-shot CLIP, CoOp and deep prompts without transport.
 
     accelerate launch examples/train_prompt_ot.py
         trains on the built-in demo (minutes on two CPU cores), prints a table and saves every adapter.
@@ -8,9 +8,9 @@
         does the same on your own model and data (a Hub data set or an image folder), with the paper's recipe.
 
     accelerate launch examples/train_prompt_ot.py --recipe examples/recipes/demo/ot_budget.yaml
-        trains what a recipe says; further arguments override it.
+        trains a recipe; further arguments override it.
 
-Transformers' training arguments can be given too; `--help` lists them.
+Transformers' training arguments are accepted too; `--help` lists them.
 """
 
 from __future__ import annotations
@@ -64,25 +64,25 @@ PAPER = {
 
 @dataclass
 class ScriptArguments:
-    recipe: str | None = field(default=None, metadata={"help": "YAML file; trained instead of the methods below."})
+    recipe: str | None = field(default=None, metadata={"help": "YAML file, trained instead of the methods."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "A CLIP model. Default: the demo's."})
     dataset_name: str | None = field(default=None, metadata={"help": "Hub data set or image folder."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, where it has several."})
-    train_split: str = field(default="train", metadata={"help": "Split that the shots are drawn from."})
-    test_split: str = field(default="test", metadata={"help": "Split that is evaluated."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, if it has several."})
+    train_split: str = field(default="train", metadata={"help": "Split to draw the shots from."})
+    test_split: str = field(default="test", metadata={"help": "Split to evaluate."})
     kept_dataset_name: str | None = field(
-        default=None, metadata={"help": "Another data set whose zero-shot accuracy shows what is kept."}
+        default=None, metadata={"help": "Another data set, to measure knowledge kept."}
     )
-    demo_split: str = field(default="report", metadata={"help": "'development' to choose hyper-parameters on."})
+    demo_split: str = field(default="report", metadata={"help": "'development' to choose hyper-parameters."})
     batch_size: int = field(default=60, metadata={"help": "Training images a step, over all processes."})
     shots: int = field(default=16, metadata={"help": "Training images per base class."})
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "One run of each method a seed."})
     methods: list[str] = field(
         default_factory=lambda: ["zero-shot", "coop", "deep", "ot-weight", "ot-budget"],
-        metadata={"help": "Rows of the table."},
+        metadata={"help": "Methods: rows of the table."},
     )
     ot_weight: float = field(default=10.0, metadata={"help": "Weight of the transport term; the paper's is 10."})
-    ot_budget: float = field(default=0.05, metadata={"help": "How far features may drift instead (0 to 4)."})
+    ot_budget: float = field(default=0.05, metadata={"help": "Limit of the features' drift (0 to 4), used instead."})
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Task:
 
 
 class EpochBar(TrainerCallback):
-    """One progress bar over the epochs of all runs."""
+    """Progress bar over the epochs of all runs."""
 
     def __init__(self, total: int, disable: bool) -> None:
         self.bar = tqdm(total=total, unit="epoch", disable=disable)
@@ -134,7 +134,7 @@ def read_images(name: str, config: str | None, split: str) -> Dataset:
 
 
 def load_task(script: ScriptArguments, label_column: str, seed: int) -> Task:
-    """A fresh model, the shots of this seed, and the sets to evaluate on."""
+    """Return a new model, the shots of this seed, and the sets to evaluate on."""
     if script.dataset_name is None:
         demo = load_demo(script.demo_split, shots=script.shots, seed=seed)
         eval_sets = {"base": demo.splits["base"], "new": demo.splits["new"], "kept": demo.splits["fashion_mnist"]}
@@ -184,7 +184,7 @@ def run(method: Method, task: Task, args: GeometryTrainingArguments, seed: int, 
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown, mean and standard deviation over seeds."""
+    """Return a Markdown table of mean and standard deviation over seeds."""
     columns = ["base", "new", "H", "kept", "seconds"]
     columns = [c for c in columns if any(c in r for rows in results.values() for r in rows)]
     titles = {"kept": "knowledge kept"}
@@ -214,7 +214,7 @@ def main() -> None:
     for argument in ("--per_device_train_batch_size", "--resume_from_checkpoint"):
         if any(given.split("=")[0] == argument for given in sys.argv):
             raise SystemExit(
-                f"{argument} is not read here: --batch_size counts all processes, and runs are not resumed."
+                f"{argument} is not supported: use --batch_size, which counts all processes; runs are not resumed."
             )
     args.share_batch(script.batch_size)
     transformers.logging.set_verbosity_error()

@@ -1,8 +1,8 @@
-"""Image classification by fixed prototypes: a ViT whose projected features gather round a geometry chosen beforehand.
+"""Image classification by fixed prototypes: a ViT whose projected features gather around a geometry fixed beforehand.
 
     accelerate launch examples/train_prototypes.py
         the built-in photographs, five classes of 250 images and five of 25, the demo's ViT with vision prompts and
-        ETF prototypes: accuracy on large and small classes, and how near the features come to the geometry.
+        ETF prototypes: accuracy on large and small classes, and the distance of features from the geometry.
 
     accelerate launch examples/train_prototypes.py --geometry minority_margin --ratio 100
         wider angles between the classes with few images.
@@ -10,9 +10,9 @@
     accelerate launch examples/train_prototypes.py --output_dir outputs/own --ratio 0 \
         --model_name_or_path google/vit-base-patch16-224-in21k --dataset_name path/to/image_folder \
         --recipe examples/recipes/images/prototypes.yaml
-        your own model and images, as they are (a ratio of 0 takes nothing away).
+        your own model and images, unchanged (a ratio of 0 removes nothing).
 
-`--recipe` takes any file with a PrototypeConfig; Transformers' training arguments can be given too.
+`--recipe` accepts any file with a PrototypeConfig; Transformers' training arguments are accepted too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ScriptArguments:
     geometry: str | None = field(default=None, metadata={"help": "etf or minority_margin. Default: the recipe's."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "An image model. Default: the demo's ViT."})
     dataset_name: str | None = field(default=None, metadata={"help": "Hub data set or image folder with a test part."})
-    ratio: float = field(default=10.0, metadata={"help": "Images of a large class over a small one's; 0: as is."})
+    ratio: float = field(default=10.0, metadata={"help": "Images of a large class per image of a small one; 0: all."})
     batch_size: int = field(default=64, metadata={"help": "Training images a step, over all processes."})
 
 

@@ -1,18 +1,18 @@
-"""Long-tailed image classification with space alignment: a ViT whose head learns to point where the classes are.
+"""Long-tailed image classification with space alignment: a ViT whose head is aligned with the class means.
 
     accelerate launch examples/train_space_alignment.py
         the built-in photographs at imbalance factor 100 (250 images of the largest class, 2 of the smallest), the
         demo's ViT with LoRA, about a minute: accuracy and alignment before and after, and a figure.
 
     accelerate launch examples/train_space_alignment.py --align slerp
-        the same with one of the paper's three while training: reg, slerp or proj.
+        the same with one of the paper's three methods during training: reg, slerp or proj.
 
     accelerate launch examples/train_space_alignment.py --output_dir outputs/own \
         --model_name_or_path google/vit-base-patch16-224-in21k --dataset_name path/to/image_folder \
         --recipe examples/recipes/images/space_alignment.yaml --imbalance_factor 0
-        your own model and images, as they are (an imbalance factor of 0 draws no tail).
+        your own model and images, unchanged (an imbalance factor of 0 draws no tail).
 
-`--recipe` takes any PEFT config that trains the head; Transformers' training arguments can be given too.
+`--recipe` accepts any PEFT config that trains the head; Transformers' training arguments are accepted too.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ ALIGNMENTS: dict[str, Callable[[], dict[str, list]]] = {
 @dataclass
 class ScriptArguments:
     recipe: str = field(default=str(RECIPE), metadata={"help": "YAML file with adapter, losses and arguments."})
-    align: str = field(default="none", metadata={"help": "While training: none, reg, slerp or proj."})
+    align: str = field(default="none", metadata={"help": "During training: none, reg, slerp or proj."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "An image model. Default: the demo's ViT."})
     dataset_name: str | None = field(default=None, metadata={"help": "Hub data set or image folder with a test part."})
-    imbalance_factor: float = field(default=100.0, metadata={"help": "Largest class over smallest; 0: images as is."})
-    n_max: int | None = field(default=None, metadata={"help": "Images of the largest class. Default: all there are."})
+    imbalance_factor: float = field(default=100.0, metadata={"help": "Largest class over smallest; 0: all images."})
+    n_max: int | None = field(default=None, metadata={"help": "Images of the largest class. Default: all."})
     batch_size: int = field(default=64, metadata={"help": "Training images a step, over all processes."})
 
 
@@ -74,7 +74,7 @@ def main() -> None:
     if script.align not in ALIGNMENTS:
         raise SystemExit(f"--align {script.align} must be one of {', '.join(ALIGNMENTS)}.")
     if script.n_max and not script.imbalance_factor:
-        raise SystemExit("--n_max belongs to a tail; give an --imbalance_factor with it.")
+        raise SystemExit("--n_max needs a tail; pass --imbalance_factor too.")
     args.share_batch(script.batch_size)
     transformers.logging.set_verbosity_error()
 
@@ -116,7 +116,7 @@ def main() -> None:
         trainer.model, images["train"], best["fraction"], processor, images["validation"], **columns_of
     )
     columns[f"aligned by {best['fraction']:g}"] = measure()
-    trainer.save_model()  # with the aligned head
+    trainer.save_model()  # saves the aligned head
     if not args.should_save:
         return
 

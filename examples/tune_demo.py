@@ -1,10 +1,10 @@
-"""Choose learning rate and weights of the published methods on the demo's base validation images.
+"""Choice of learning rate and weights of the published methods on the demo's base validation images.
 
     python examples/tune_demo.py
 
-Development split only, one setting for all tails: the mean validation accuracy over tau = 1, 0.25 and 0.06 decides.
-First the learning rate of each kind of prompts, then, at that rate, one factor on all weights of a method's terms.
-The recipes in `recipes/demo` hold what was chosen, `results/tune_demo.json` every run. Cells are resumable.
+Only the development split, with one setting for all tails: the mean validation accuracy over tau = 1, 0.25 and 0.06
+decides. First the learning rate of each kind of prompts, then, at that rate, one factor on all weights of a method's
+terms. The recipes in `recipes/demo` hold the choice, `results/tune_demo.json` every run. Cells are resumable.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from peft_ncgeo.training import Recipe
 FOLDER = Path(__file__).parent / "recipes" / "demo"
 RATES = (2e-3, 5e-3, 1e-2, 2e-2)
 FACTORS = (0.1, 0.3, 1.0, 3.0)
-# whose prompts a method with terms shares, and so whose learning rate
+# a method with terms uses the prompts of this recipe, and so its learning rate
 FAMILIES = {
     "coop": [],
     "vpt": [],
@@ -43,7 +43,7 @@ PUBLISHED = {
 
 
 def variant(name: str, rate: float, factor: float | None = None) -> Recipe:
-    """The method's recipe at another learning rate, its published weights times a factor."""
+    """Return the method's recipe at another learning rate, its published weights times a factor."""
     content = deepcopy(Recipe.read(FOLDER / f"{name}.yaml").source)
     content["args"]["learning_rate"] = rate
     title = f"{name}, rate {rate:g}"

@@ -42,7 +42,7 @@ ALIGNMENT = {
     "exponent_ratio": "beta / beta*",
     "fraction": "fraction",
 }
-COPA = [  # folders of adapt_copa.py's runs, the one that is shown first first
+COPA = [  # folders of adapt_copa.py's runs, in the order shown
     "resnet/any-way-any-shot",
     "vit/any-way-any-shot",
     "clip/any-way-any-shot",
@@ -62,17 +62,17 @@ PROTOTYPES = {
 
 
 def write_table(text: str, mark: str, table: str) -> str:
-    """`text` with `table` between the comments `<!-- mark table -->` and `<!-- end of mark table -->`."""
+    """Return `text` with `table` between `<!-- mark table -->` and `<!-- end of mark table -->`."""
     start, end = f"<!-- {mark} table -->", f"<!-- end of {mark} table -->"
     before, _, rest = text.partition(start)
     _, found, after = rest.partition(end)
     if not found:
-        raise SystemExit(f"README lacks the marks {start} and {end}.")
+        raise SystemExit(f"README lacks the marks {start} and {end}; add them where the table belongs.")
     return f"{before}{start}\n{table}{end}{after}"
 
 
 def lead(results: Results, ours: str, others: list[str]) -> str:
-    """How far our H is from the best of the others, in each setting."""
+    """Return the difference of our H from the best of the others, in each setting."""
     lines = []
     for setting in dict.fromkeys(row["setting"] for row in results.rows):
         own = results.summary(setting, ours, "H")
@@ -85,7 +85,7 @@ def lead(results: Results, ours: str, others: list[str]) -> str:
 
 
 def keep_rows(folder: Path, path: Path, keys: tuple[str, ...]) -> tuple[list[dict], str]:
-    """The chosen entries of a run's rows, rounded to four decimals, and its note; both also written to `path`."""
+    """Return the chosen entries of a run's rows, rounded to four decimals, and its note; write both to `path`."""
     content = json.loads((folder / "results.json").read_text())
     rows = [{key: row.get(key) for key in keys} for row in content["rows"]]
     for row in rows:
@@ -96,7 +96,7 @@ def keep_rows(folder: Path, path: Path, keys: tuple[str, ...]) -> tuple[list[dic
 
 
 def write_base_new(folder: Path, kept: Path, readme: str) -> str:
-    """The comparison of all methods: H at a glance, everything folded, and the figure of NC2 against new accuracy."""
+    """Write the comparison of all methods: H, folded details, and the figure of NC2 against new accuracy."""
     rows, note = keep_rows(folder, kept / "base_new_demo.json", (*KEPT, *GEOMETRY))
     results = Results(rows, list(KEPT[3:]), note, {"kept": "knowledge kept"})
     ours = "budget"
@@ -114,7 +114,7 @@ def write_base_new(folder: Path, kept: Path, readme: str) -> str:
     trained = [row for row in rows if row["seconds"] is not None]
     lines = []
     for column, name in (("base_text_nc2", "base"), ("new_text_nc2", "new")):
-        for without in ("", "coop"):  # CoOp's random texts stand apart from all others
+        for without in ("", "coop"):  # texts with CoOp's random context differ from all others
             chosen = Results([row for row in trained if row["method"] != without], results.columns)
             path = kept / f"{column}{without and '_without_' + without}.png"
             x_label = f"NC2 error of the {name} classes' text features"
@@ -137,7 +137,7 @@ def keep_results(folder: Path, kept: Path, name: str, metrics: dict[str, str]) -
 
 
 def paired_changes(results: Results, column: str, adapter: str) -> str:
-    """Mean change of a metric against the plain run of the same loss, setting and seed, and its standard error."""
+    """Return a metric's mean change against the plain run of the same loss, setting and seed, and its error."""
     rows = [row for row in results.rows if row["setting"].startswith(f"{adapter}, ")]
     values = {(row["method"], row["setting"], row["seed"]): row[column] for row in rows}
     losses = list(dict.fromkeys(method for method, *_ in values if not method.endswith(TURNS)))
@@ -156,7 +156,7 @@ def paired_changes(results: Results, column: str, adapter: str) -> str:
 
 
 def write_alignment(folder: Path, kept: Path, readme: str) -> str:
-    """Changes over all settings, one setting in full, and validation accuracy over the post-hoc fraction."""
+    """Write changes over all settings, one setting in full, and validation accuracy over the post-hoc fraction."""
     results = keep_results(folder, kept, "space_alignment_demo", ALIGNMENT)
     adapters = dict.fromkeys(row["setting"].split(", ")[0] for row in results.rows)
     shown = next(s for s in (f"{next(iter(adapters))}, IF 100", results.rows[0]["setting"]) if s in results.settings)
@@ -176,7 +176,7 @@ def write_alignment(folder: Path, kept: Path, readme: str) -> str:
 
 
 def write_prototypes(folder: Path, kept: Path, readme: str) -> str:
-    """Every setting, and Delta_G* over the number of copies."""
+    """Write a table of every setting, and the figure of Delta_G* over the number of copies."""
     results = keep_results(folder, kept, "prototypes_demo", PROTOTYPES)
     curves = []
     for row in results.rows:
@@ -201,7 +201,7 @@ def write_prototypes(folder: Path, kept: Path, readme: str) -> str:
 
 
 def write_copa(folder: Path, kept: Path, readme: str) -> str:
-    """The first backbone's tables and figure, and accuracies of the other backbones and kinds of episodes."""
+    """Write the first backbone's tables and figure, and accuracies of other backbones and kinds of episodes."""
     found = {path: folder / path / "results.json" for path in COPA}
     runs = {path: EpisodeResults.load(file) for path, file in found.items() if file.exists()}
     if not runs:
@@ -225,7 +225,7 @@ def write_copa(folder: Path, kept: Path, readme: str) -> str:
 
 
 def kept_episodes(results: EpisodeResults) -> dict:
-    """Each episode's accuracy, and the means of what else was measured."""
+    """Return each episode's accuracy, and the means of the other metrics."""
     accuracy, means = {}, {}
     for domain in results.domains:
         for method in results.methods:
@@ -236,7 +236,7 @@ def kept_episodes(results: EpisodeResults) -> dict:
 
 
 def write_versions(kept: Path, readme: str) -> str:
-    """What `tests/run_versions.py` found with each set of versions, the oldest first."""
+    """Write the results of `tests/run_versions.py` with each set of versions, the oldest first."""
     results = [json.loads(path.read_text()) for path in kept.glob("*.json")]
     if not results:
         return readme
@@ -252,7 +252,7 @@ def write_versions(kept: Path, readme: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--outputs", type=Path, default=ROOT / "outputs", help="where the runs left their results")
+    parser.add_argument("--outputs", type=Path, default=ROOT / "outputs", help="folder with the results of the runs")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     args = parser.parse_args()
     kept = ROOT / "examples" / "results"

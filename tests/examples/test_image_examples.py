@@ -83,7 +83,7 @@ def test_space_alignment_of_own_images(own, tmp_path, monkeypatch, capsys):
     ("name", "arguments", "message"),
     [
         ("train_space_alignment.py", ["--align", "other"], "--align other must be one of none, reg, slerp, proj"),
-        ("train_space_alignment.py", ["--imbalance_factor", "0", "--n_max", "5"], "--n_max belongs to a tail"),
+        ("train_space_alignment.py", ["--imbalance_factor", "0", "--n_max", "5"], "--n_max needs a tail"),
         ("train_prototypes.py", ["--recipe", str(DEMO / "vit_lora.yaml")], "names no PrototypeConfig"),
     ],
 )
