@@ -1,6 +1,6 @@
 """Geometry-aware, parameter-efficient fine-tuning of CLIP and ViT, as PEFT methods.
 
-Importing the package registers its methods with PEFT; what trains and evaluates is imported when first used.
+Importing the package registers its methods with PEFT; training and evaluation are imported on first use.
 """
 
 from __future__ import annotations

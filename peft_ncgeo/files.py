@@ -1,4 +1,4 @@
-"""Files that others may have written: read within bounds, and names from which paths are made."""
+"""Safe reading of files from untrusted sources, safe file names, and atomic writing."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from yaml.constructor import ConstructorError
 
 from .validation import reason, shown
 
-LARGEST = 2**20  # bytes of a file with settings
-_DEEPEST = 50  # lists and mappings inside each other
-_LONGEST_NUMBER = 100  # characters
-_LONGEST_NAME = 200  # bytes; file systems take 255, and endings are added
+LARGEST = 2**20  # bytes of a settings file
+_DEEPEST = 50  # levels of nested lists and mappings
+_LONGEST_NUMBER = 100  # characters of a number
+_LONGEST_NAME = 200  # bytes; file systems allow 255, and file endings are added
 
 
 def read_text(path: str | Path, largest: int = LARGEST) -> str:
-    """Read a text file in UTF-8, of which no more than `largest` bytes are read.
+    """Read a UTF-8 text file of at most `largest` bytes.
 
     Raises:
-        OSError: it cannot be opened.
-        ValueError: it is larger, or not text.
+        OSError: the file cannot be opened.
+        ValueError: the file is larger, or is not UTF-8 text.
     """
     with Path(path).open("rb") as file:
         content = file.read(largest + 1)
@@ -46,60 +46,60 @@ def parse_json(text: str) -> Any:
     """Parse a JSON text.
 
     Raises:
-        ValueError: it is not JSON, nested too deep, or has a key twice or a number of too many digits.
+        ValueError: the text is not JSON, is nested too deep, repeats a key, or has a number of too many digits.
     """
     try:
         content = json.loads(
             text, parse_int=_within(int), parse_float=_within(float), object_pairs_hook=_without_duplicates
         )
     except RecursionError:
-        raise ValueError(f"it is nested more than {_DEEPEST} deep") from None
+        raise ValueError(f"it is nested more than {_DEEPEST} levels deep") from None
     level: list[Any] = [[content]]
     for _ in range(_DEEPEST + 1):
         parts = (part for inner in level for part in (inner.values() if isinstance(inner, dict) else inner))
         level = [part for part in parts if isinstance(part, list | dict)]
     if level:
-        raise ValueError(f"it is nested more than {_DEEPEST} deep")
+        raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
     return content
 
 
 def read_yaml(path: str | Path, what: str) -> Any:
-    """Read a YAML file. Aliases are refused: with them a small file can stand for an endless one.
+    """Read a YAML file. Refuse aliases: with them a small file can expand to a huge one.
 
     Args:
-        what: the thing that the file describes, for the error.
+        what: the thing that the file describes, for the error message.
 
     Raises:
-        ValueError: it is missing, not YAML, too large or nested too deep, or has an alias, a key twice or a number of
-            too many digits.
+        ValueError: the file is missing, not YAML, too large or nested too deep, has an alias, repeats a key, or has a
+            number of too many digits.
     """
     try:
         return yaml.load(read_text(path), _Loader)
-    except Exception as error:  # PyYAML's constructors have errors of many kinds
+    except Exception as error:  # PyYAML's constructors raise many kinds of errors
         raise ValueError(f"{what} {path} cannot be read: {reason(error)}") from error
 
 
 def file_name(name: Any, what: str) -> str:
-    """Return a file or folder name for something of that name: letters, digits and "-_." stay, "_" for others.
+    """Return a safe file or folder name: keep letters, digits and "-_.", replace all else by "_".
 
     Args:
-        what: the thing that has the name, for the error.
+        what: the thing that has the name, for the error message.
 
     Raises:
-        ValueError: a name that could leave its folder, be hidden in it, or not be written: an empty or long one, one
-            that starts with a dot, or one with a separator in it.
+        ValueError: the name could leave its folder, be a hidden file, or not be written: it is empty or too long,
+            starts with a dot, or holds a path separator.
     """
     size = len(name.encode("utf-8", "surrogatepass")) if isinstance(name, str) else 0
     if not 0 < size <= _LONGEST_NAME or name.startswith(".") or set("/\\\0") & set(name):
         raise ValueError(
             f"The name {shown(name)} of {what} cannot be a file's: it must have 1 to {_LONGEST_NAME} bytes, no / or "
-            "\\, and no dot in front; rename it."
+            "\\, and no dot at the start; rename it."
         )
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
 def _within(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """The reader of a number, after a look at its length."""
+    """Return a reader of numbers that refuses a number of too many characters."""
 
     def number(text: str) -> Any:
         if len(text) > _LONGEST_NUMBER:
@@ -113,22 +113,22 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {shown(key)} stands twice")
+            raise ValueError(f"the key {shown(key)} appears twice")
         found[key] = value
     return found
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 5e-3 as a number, as YAML 1.2 does and PyYAML does not; and no more than a file of settings needs."""
+    """YAML loader for settings files. Unlike PyYAML, it reads 5e-3 as a number, as YAML 1.2 does."""
 
     _depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()
         if getattr(event, "anchor", None) is not None:
-            raise ComposerError(None, None, "aliases and anchors are not read; write the value out", event.start_mark)
+            raise ComposerError(None, None, "aliases and anchors are refused; write the value out", event.start_mark)
         if self._depth == _DEEPEST:
-            raise ComposerError(None, None, f"it is nested more than {_DEEPEST} deep", event.start_mark)
+            raise ComposerError(None, None, f"it is nested more than {_DEEPEST} levels deep", event.start_mark)
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -138,14 +138,14 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
-                raise ConstructorError(None, None, f"the key {shown(key.value)} stands twice", key.start_mark)
+                raise ConstructorError(None, None, f"the key {shown(key.value)} appears twice", key.start_mark)
             if isinstance(key, yaml.ScalarNode):
                 seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
 
 
 def _short_scalar(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """PyYAML's constructor of a number, after a look at its length."""
+    """Return PyYAML's constructor of a number with a check of the number's length."""
 
     def number(loader: Any, node: Any) -> Any:
         if len(node.value) > _LONGEST_NUMBER:
@@ -157,7 +157,7 @@ def _short_scalar(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], 
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),  # one way to read each, so linear in time
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),  # matches in linear time
     list("-+0123456789."),
 )
 _Loader.add_constructor("tag:yaml.org,2002:int", _short_scalar(yaml.SafeLoader.construct_yaml_int))
@@ -166,7 +166,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _short_scalar(yaml.SafeLoader
 
 @contextmanager
 def writing(folder: str | Path) -> Iterator[None]:
-    """Turn whatever fails while a folder is written, on a full disk say, into one `OSError` that names it."""
+    """Turn every error of writing a folder (for example a full disk) into one `OSError` that names the folder."""
     try:
         yield
     except Exception as error:
@@ -176,18 +176,19 @@ def writing(folder: str | Path) -> Iterator[None]:
 
 
 def is_of_writing(error: Exception) -> bool:
-    """Whether this is the error of a file that could not be written; torch's writer has no class of its own for it."""
+    """Return True for an error of writing a file."""
+    # torch's writer raises a plain RuntimeError
     of_torch = any(part in str(error) for part in ("inline_container", "iostream error"))
     return of_torch or isinstance(error, OSError | SafetensorError)
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file beside its place and move it there, so that neither a stop nor a second writer leaves half of it.
+    """Write a text file atomically: write a temporary file and move it to `path`.
 
-    Where several processes write the same file, the last one's stays.
+    If several processes write the same file, the last one wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{uuid4().hex}.part")  # of this writer alone
+    part = path.with_name(f".{uuid4().hex}.part")  # unique to this writer
     try:
         part.write_text(text, encoding="utf-8", newline="")
         part.replace(path)

@@ -1,4 +1,4 @@
-"""Texts of others in a card: shown as they are, none of them read as Markdown, HTML or Python."""
+"""Markdown from untrusted texts: escaped, so that none is read as Markdown, HTML or Python."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-# Control characters, half letters, and marks that turn the direction in which all that follows is read.
+# Control characters, lone surrogates, and marks that change the direction of the text after them.
 _UNSHOWN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-_READ = re.compile(r"[\\`*~|\[\]$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # an underscore inside a word is no emphasis
-_BEGINS = re.compile(r"^(\d{1,9}(?=[.)](?:\s|$))|(?=[#+-]))")  # a heading or a list, where a line begins
+_READ = re.compile(r"[\\`*~|\[\]$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")  # an underscore inside a word is not emphasis
+_BEGINS = re.compile(r"^(\d{1,9}(?=[.)](?:\s|$))|(?=[#+-]))")  # a heading or a list at the start of a line
 
 
 def escape(text: Any) -> str:
-    """A text as a line or a cell shows it, none of it read as Markdown or HTML."""
+    """Return a text in one line for a paragraph or a table cell, with all Markdown and HTML escaped."""
     return _BEGINS.sub(r"\1\\", _READ.sub(r"\\\g<0>", html.escape(_one_line(text), quote=False)))
 
 
 def code_cell(value: Any) -> str:
-    """A value as code in a line or a cell, where a bar would end the cell and a backtick the code."""
+    """Return a value as inline code for a paragraph or a table cell, with bars and backticks escaped."""
     text = _one_line(value)
     if "``" in text or "\\|" in text or not text:
-        return escape(text)  # code has no way to write these, or three backticks would begin a block
+        return escape(text)  # inline code cannot hold these, and three backticks would begin a block
     fence = "`` {} ``" if "`" in text else "`{}`"
     return fence.format(text).replace("|", "\\|")
 
 
 def literal(text: str) -> str:
-    """A text as Python writes it, in double quotes and one line; letters that cannot be seen are written by number."""
+    """Return a text as a Python string literal in double quotes and one line; escape characters that do not print."""
     return "".join(c if c.isprintable() else _numbered(c) for c in json.dumps(text, ensure_ascii=False))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], alignment: str = "") -> str:
-    """A Markdown table of a head that is escaped and cells as they are; "l" and "r" align columns."""
+    """Return a Markdown table. The head is escaped, the cells are not; "l" and "r" align columns left and right."""
     rule = [{"l": ":---", "r": "---:"}[side] for side in alignment] or ["---"] * len(head)
     head = [escape(title) for title in head]
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))

@@ -1,4 +1,4 @@
-"""Registers the package's methods with PEFT. The only file that touches PEFT's enum and mappings."""
+"""Registration of the package's methods with PEFT. Only this file touches PEFT's enum and mappings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .tuners.prototype import PrototypeConfig, PrototypeModel
 
 
 def _add_peft_type(name: str) -> PeftType:
-    """Add a member to PEFT's enum, in memory: `register_peft_method` accepts no type from outside it."""
+    """Add a member to PEFT's enum, in memory: `register_peft_method` accepts only types of this enum."""
     if name in PeftType.__members__:
         return PeftType[name]
     member = str.__new__(PeftType, name)
@@ -23,7 +23,7 @@ def _add_peft_type(name: str) -> PeftType:
     PeftType._member_names_.append(name)
     PeftType._member_map_[name] = member
     PeftType._value2member_map_[name] = member
-    getattr(PeftType, "_hashable_values_", []).append(name)  # newer Pythons look here first
+    getattr(PeftType, "_hashable_values_", []).append(name)  # new Python versions look here first
     type.__setattr__(PeftType, name, member)  # Python 3.12 looks members up as plain class attributes
     return member
 
@@ -37,7 +37,7 @@ _METHODS: tuple[tuple[str, Any, Any], ...] = (
 
 def register() -> None:
     """Make the package's methods known to PEFT. Calling it again changes nothing."""
-    # PEFT asks every model that it wraps for a property that Transformers has renamed: nothing that a user can mend.
+    # PEFT reads a property that Transformers has renamed from every model that it wraps; users cannot change that.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     for name, config_cls, model_cls in _METHODS:
         peft_type = _add_peft_type(name.upper())
