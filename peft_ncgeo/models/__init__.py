@@ -1,4 +1,4 @@
-"""Models: their towers, heads and adapters, and how images and texts become features."""
+"""Access to models: towers, heads, adapters, and the encoding of images and texts."""
 
 from .image_encoder import encode_images
 from .text_encoder import encode_texts

@@ -1,4 +1,4 @@
-"""PEFT's adapters inside a model, and contexts that switch them off or hold the model in evaluation mode."""
+"""PEFT adapters inside a model, with contexts that switch them off or keep the model in evaluation mode."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-# `init_lora_weights` that leave the base model as it is. The others (pissa, olora, corda, loftq, lora_ga) take what
-# the adapter begins with out of the base model's weights.
+# Values of `init_lora_weights` that leave the base model unchanged. The others (pissa, olora, corda, loftq, lora_ga)
+# move the adapter's initial product out of the base model's weights.
 _KEEPS_BASE = {"true", "false", "gaussian", "eva", "orthogonal", "mica"}
 
 
 def adapter_layers(model: nn.Module) -> list[Any]:
-    """The modules through which PEFT changes the model's output, of any PEFT method."""
+    """Return the modules through which PEFT changes the model's output, for any PEFT method."""
     return [m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
 
 
 def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that adapters brought along, of all adapters, without those of the modules they wrap."""
+    """Return the parameters of all adapters, without those of the modules that they wrap."""
     return [
         parameter
         for layer in adapter_layers(model)
@@ -35,63 +35,63 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def is_of_base(name: str) -> bool:
-    """Return True for a tensor of the module that a PEFT layer wraps, by its name inside that layer."""
+    """Return True if the tensor with this name in a PEFT layer belongs to the module that the layer wraps."""
     return not {"base_layer", "original_module"}.isdisjoint(name.split("."))
 
 
 def change_of_base(model: nn.Module) -> str:
-    """Return the reason why the model with its adapters off is not the pretrained one, or "".
+    """Return why the model with its adapters off is not the pretrained model, or "" if it is.
 
-    Nothing is guessed: an unknown `init_lora_weights` counts as one that changes the base model.
+    An unknown `init_lora_weights` counts as one that changes the base model.
     """
     inside = {id(parameter) for parameter in adapter_parameters(model)}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and id(parameter) not in inside:
-            return f"{name} is trained and belongs to no adapter, so switching adapters off does not undo it"
+            return f"{name} is trained and belongs to no adapter, so switching adapters off does not restore it"
     return next(filter(None, map(base_change_of, _configs(model))), "")
 
 
 def base_change_of(config: Any) -> str:
-    """Return the reason why an adapter with this PEFT config changes the base model's own weights, or ""."""
+    """Return why an adapter with this PEFT config changes the base model's own weights, or "" if it does not."""
     start = getattr(config, "init_lora_weights", True)
     if str(start).lower() not in _KEEPS_BASE:
         return (
             f"init_lora_weights={start!r} takes part of the base model's weights into the adapter, so switching "
-            'it off does not give them back; True and "gaussian" leave them alone'
+            'it off does not restore them; True and "gaussian" do not change them'
         )
-    if getattr(config, "bias", "none") != "none":  # loaded with an adapter that is not trained here
-        return f"bias={config.bias!r} changes biases of the base model, which switching adapters off does not undo"
+    if getattr(config, "bias", "none") != "none":  # of an adapter that was loaded and is not trained
+        return f"bias={config.bias!r} changes biases of the base model, which switching adapters off does not restore"
     return ""
 
 
 def _configs(model: nn.Module) -> list[Any]:
-    """The PEFT configs of all adapters, active or not."""
+    """Return the PEFT configs of all adapters, active or not."""
     owners: list[Any] = [m for m in model.modules() if isinstance(getattr(m, "peft_config", None), dict)]
     return [config for owner in owners for config in owner.peft_config.values()]
 
 
 def check_adapter_weights(model: nn.Module) -> None:
-    """Refuse adapters without weights, whose output would be what happens to lie in memory.
+    """Refuse adapters whose weights have no values, which would give random output.
 
     Raises:
-        ValueError: PEFT has put them on `meta`, as it does beside a layer that is offloaded.
+        ValueError: the weights are on `meta`, where PEFT puts the adapter of an offloaded layer.
     """
     for parameter in adapter_parameters(model):
         if parameter.is_meta:
             raise ValueError(
-                "An adapter's weights are on meta, where PEFT puts them beside a layer that is offloaded; keep the "
-                "adapted layers on a device with another device_map."
+                "An adapter's weights are on meta, where PEFT puts the adapter of an offloaded layer; use a "
+                "device_map that keeps the adapted layers on a device."
             )
 
 
 class AdapterSnapshot:
-    """The state of a model's adapters at a moment: which are on, and copies of the weights that training changes.
+    """Copy of the state of a model's adapters: their switches, and the weights that training changes.
 
     Args:
-        settings: whatever else a result depends on.
+        settings: all other values that a result depends on.
 
     Attributes:
-        switches: of each adapter layer, whether it is off and the names of its active adapters.
+        switches: for each adapter layer, True if it is off, with the names of its active adapters.
     """
 
     def __init__(self, model: nn.Module, *settings: Any) -> None:
@@ -99,9 +99,9 @@ class AdapterSnapshot:
         self._weights = [weight.detach().clone() for weight in _weights_in_force(model)]
 
     def matches(self, model: nn.Module, *settings: Any) -> bool:
-        """Return True where the same adapters are on, with the same weights.
+        """Return True if the same adapters are on, with equal weights.
 
-        Weights are compared by value: neither addresses nor version counters tell every change.
+        Weights are compared by value: addresses and version counters miss some changes.
         """
         if (settings, _switches(model)) != (self.settings, self.switches):
             return False
@@ -114,7 +114,7 @@ def _switches(model: nn.Module) -> tuple[Any, ...]:
 
 
 def _weights_in_force(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of adapters that are on, and all that are trained."""
+    """Return the parameters of adapters that are on, and all other trained parameters."""
     on = [layer for layer in adapter_layers(model) if not layer._disable_adapters]
     of_adapters = {p: None for layer in on for n, p in layer.named_parameters() if not is_of_base(n)}
     inside = {id(parameter) for parameter in adapter_parameters(model)}
@@ -128,9 +128,9 @@ def _same(weight: Tensor, copy: Tensor) -> bool:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Run the base model. PEFT's own `disable_adapter()` also rewrites every `requires_grad`, twice a step.
+    """Switch adapters off. Unlike PEFT's `disable_adapter()`, this does not rewrite `requires_grad` at every use.
 
-    For training, where nothing else runs the model: other threads would run the base model too.
+    Use it only where no other thread runs the model: other threads would run the base model too.
     """
     layers = adapter_layers(model)
     before = [layer._disable_adapters for layer in layers]
@@ -144,14 +144,14 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 
 _LOCK = threading.Lock()
-_EVALUATED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # to be trained on, and how many passes hold them
+_EVALUATED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # module -> passes that hold it
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Hold the model in evaluation mode; afterwards each module is in the mode that it was in.
+    """Keep the model in evaluation mode; afterwards, restore the mode of each module.
 
-    Passes in several threads may overlap: the last one to end gives training mode back.
+    Passes of several threads may overlap: the last one to end restores training mode.
     """
     held: list[nn.Module] = []
     try:
@@ -172,12 +172,12 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _innermost(module: Any) -> Any:
-    """What an adapter wraps, or the module itself."""
+    """Return the module inside all adapters around it."""
     while isinstance(module, BaseTunerLayer):
         module = module.get_base_layer()
     return module
 
 
 def unwrap(model: nn.Module) -> Any:
-    """The Transformers model inside a `PeftModel`, adapters still in place; any other model as it is."""
+    """Return the Transformers model inside a `PeftModel`, with its adapters; return other models unchanged."""
     return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -1,4 +1,4 @@
-"""Where a base model came from: a folder of this machine, or a repository of the Hub at some revision."""
+"""Origin of a base model: a folder of this machine, or a Hub repository at a revision."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from .adapters import unwrap
 
 
 def base_name(model: nn.Module) -> str:
-    """The Hub id that the base model was loaded from, or the absolute path; empty where nothing says so.
+    """Return the Hub id or the absolute path that the base model was loaded from, or "" if it is not known.
 
-    A relative name of which the Hub's cache on this machine holds nothing is a path, also where no such folder is
-    seen: the working folder may have changed, and on the Hub the name may be somebody else's.
+    A relative name that is not in this machine's Hub cache counts as a path, even if no such folder exists: the
+    working folder may have changed, and on the Hub the name may belong to someone else.
     """
     name = str(getattr(unwrap(model), "name_or_path", "") or "")
     return os.path.abspath(name) if name and (is_folder(name) or not _is_cached(name)) else name
 
 
 def is_folder(name: str | None) -> bool:
-    """Whether what a base model was loaded from is a path of this machine, rather than an id on the Hub."""
+    """Return True if the name of a base model is a path on this machine, not a Hub id."""
     return name is not None and (Path(name).exists() or os.path.isabs(name) or name.count("/") > 1)
 
 
 def base_revision(model: Any) -> str | None:
-    """The revision of the base model that a model's adapters were made for, as their configs say."""
+    """Return the base model's revision from the configs of a model's adapters, or None if they do not agree on one."""
     name, configs = getattr(unwrap(model), "name_or_path", None), getattr(model, "peft_config", {}).values()
     revisions = {config.revision for config in configs if config.base_model_name_or_path in (None, name)} - {None}
     return revisions.pop() if len(revisions) == 1 else None

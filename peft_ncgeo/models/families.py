@@ -1,4 +1,4 @@
-"""Facts about the model families of Transformers, one entry each; nothing is guessed of other models."""
+"""Facts about the model families of Transformers, one entry each. Models of other families are refused."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class EndOfText:
-    """Pooling at [EOT]: the rule by which a text tower finds the token whose feature stands for a text.
+    """Rule by which a text tower finds [EOT], the token whose feature is the feature of the text.
 
     Attributes:
-        token_id: the first token with this id; None: the first with the largest id of the text.
+        token_id: [EOT] is the first token with this id; None: the first token with the largest id of the text.
     """
 
     token_id: int | None
 
     def positions(self, input_ids: Tensor) -> Tensor:
-        """Position of every text's [EOT]: token ids (K, L) to (K,)."""
+        """Return the position of each text's [EOT]: token ids (K, L) to (K,)."""
         score = input_ids if self.token_id is None else (input_ids == self.token_id).int()
         return score.argmax(dim=-1)
 
 
 @dataclass(frozen=True)
 class Family:
-    """Facts about the models in one folder of `transformers.models`, read in their code.
+    """Facts about the models in one folder of `transformers.models`, taken from their code.
 
-    The reasons say what stands in the way; they follow the model's name in an error.
+    The `no_...` fields are reasons of refusal; an error message shows them after the model's name.
 
     Attributes:
-        name: as its authors write it.
-        end_of_text: the rule of its text tower, which is causal and has [BOS] in front, or None.
-        takes_prompts: vectors behind its image tokens are tokens like others to all layers, and nothing reads the
-            image tower but its last output.
-        features: names of modules whose output holds the pooled image feature, one a forward pass, in a batch of
-            vectors or as first token.
-        reads_layers: classes that read an image tower's layers in between too; all `...Backbone`s do.
-        no_end_of_text: reason why texts can neither be prompted nor cut to their length.
+        name: the family's name, as its authors write it.
+        end_of_text: function from the text tower to its [EOT] rule, for a causal tower with [BOS] first; else None.
+        takes_prompts: True if all layers treat vectors after the image tokens as tokens, and only the image tower's
+            last output is used.
+        features: names of modules whose output is the pooled image feature, or has it as first token; each runs once
+            in a forward pass.
+        reads_layers: names of classes that also read inner layers of an image tower; every `...Backbone` does.
+        no_end_of_text: reason why texts can neither take prompts nor be cut to their length.
         no_prompts: reason why images take no prompts.
-        no_images: reason why pixels (B, C, H, W) alone are no input.
+        no_images: reason why pixels (B, C, H, W) alone are not a valid input.
     """
 
     name: str
@@ -60,7 +60,7 @@ def _first(tower: Any) -> EndOfText | None:
 
 
 def _first_or_legacy(tower: Any) -> EndOfText | None:
-    """CLIP's: `eos_token_id` was wrong in its first configs, which say 2."""
+    """Return CLIP's rule. Its first configs have a wrong `eos_token_id`, 2, for which the largest id is used."""
     return _largest(tower) if tower.eos_token_id == 2 else _first(tower)
 
 
@@ -100,7 +100,7 @@ FAMILIES = {
     "tipsv2": Family("TIPSv2", None, True, _VIT, no_end_of_text="averages the tokens of a text"),
     "vision_text_dual_encoder": Family("VisionTextDualEncoder", None, True, ("visual_projection",)),
     "vision_encoder_decoder": Family("VisionEncoderDecoder", None, True),
-    "pixio": Family("Pixio", None, True),  # the mean of its class tokens leaves no module
+    "pixio": Family("Pixio", None, True),  # no module outputs the mean of its class tokens
     "vit_msn": Family("ViT-MSN", None, True, _VIT),
     "ijepa": Family("I-JEPA", None, True),
     "beit": Family("BEiT", None, True, reads_layers=("BeitForSemanticSegmentation",)),  # without relative biases
@@ -110,7 +110,7 @@ FAMILIES = {
         "AIMv2",
         features=("visual_projection",),
         no_end_of_text="reads texts causally only where some of them are padded",
-        no_prompts="keeps its patches where prompts do not look for them yet",
+        no_prompts="keeps its patch embeddings in a place that prompts do not support yet",
     ),
     "siglip2": Family(
         "SigLIP 2",
@@ -119,37 +119,35 @@ FAMILIES = {
         no_images="needs pixel_attention_mask and spatial_shapes beside the pixels",
     ),
     "flava": Family(
-        "FLAVA", features=_VIT, no_end_of_text=_CLS, no_prompts="hands tuples instead of tokens from layer to layer"
+        "FLAVA", features=_VIT, no_end_of_text=_CLS, no_prompts="passes tuples instead of tokens from layer to layer"
     ),
-    "data2vec": Family(
-        "Data2Vec", no_prompts="hands more than tokens to its layers, for position biases of a fixed size"
-    ),
+    "data2vec": Family("Data2Vec", no_prompts="gives its layers position biases of a fixed size"),
     "dinov3_vit": Family(
         "DINOv3",
-        no_prompts="rotates its last tokens as patches, so prompts must stand before them, which is not built yet",
+        no_prompts="rotates its last tokens as patches, and prompts before its patches are not built yet",
     ),
     "mlcd": Family("MLCD", no_prompts="rotates its tokens by their 2-D positions in the image"),
     "vit_mae": Family("ViTMAE", no_prompts="drops patches at random"),
-    "yolos": Family("YOLOS", no_prompts="reads detection tokens at the end, where prompts would stand"),
+    "yolos": Family("YOLOS", no_prompts="reads detection tokens at the end, where prompts would be placed"),
     "swin": Family("Swin", no_prompts=_WINDOWS),
     "swinv2": Family("Swin V2", no_prompts=_WINDOWS),
     "x_clip": Family("X-CLIP", _largest, True, no_images=_VIDEO),
     "videomae": Family("VideoMAE", None, True, no_images=_VIDEO),
     "vivit": Family("ViViT", None, True, no_images=_VIDEO),
     "timesformer": Family(
-        "TimeSformer", no_prompts="sorts its tokens by frame and place for attention over each", no_images=_VIDEO
+        "TimeSformer", no_prompts="sorts its tokens by frame and position for attention over each", no_images=_VIDEO
     ),
     "videoprism": Family("VideoPrism", no_prompts=_VIDEO, no_images=_VIDEO),
 }
 
 
 def family_name(module: nn.Module, method: str = "forward") -> str | None:
-    """Return the folder of `transformers.models` with a module's forward pass, such as "clip"; None: it is elsewhere.
+    """Return the folder of `transformers.models` that defines a module's method, such as "clip", or None.
 
-    A child class that has a forward pass of its own belongs to no family.
+    A subclass that overrides the method belongs to no family.
 
     Args:
-        method: what is asked about in place of the forward pass.
+        method: name of the method.
     """
     owner = next((parent for parent in type(module).__mro__ if method in vars(parent)), object)
     parts = owner.__module__.split(".")
@@ -157,35 +155,35 @@ def family_name(module: nn.Module, method: str = "forward") -> str | None:
 
 
 def find_family(module: nn.Module, method: str = "forward") -> Family | None:
-    """Return the entry of the family that a module's method comes from, or None for one that is not known."""
+    """Return the entry of the family that defines a module's method, or None for an unknown family."""
     return FAMILIES.get(family_name(module, method) or "")
 
 
 def find_end_of_text(tower: nn.Module) -> EndOfText | None:
-    """Rule by which a text tower pools at [EOT]; None: it pools elsewhere, or its family is not known."""
+    """Return the rule by which a text tower finds [EOT]; None if it pools elsewhere or its family is unknown."""
     family = find_family(tower)
     return family.end_of_text(tower) if family and family.end_of_text else None
 
 
 def reads_layers(module: nn.Module) -> bool:
-    """Return True for a model that reads inner layers of its image tower: prompts would leak into its feature maps."""
+    """Return True for a model that reads inner layers of its image tower, where prompts would leak in."""
     family = find_family(module)
     names = {"BackboneMixin", *(family.reads_layers if family else ())}
     return any(parent.__name__ in names for parent in type(module).__mro__)
 
 
 def first_reason(modules: Iterable[nn.Module], reason: str) -> str:
-    """The first reason of this kind, a field of [`Family`], that the modules' families give; "" where none does."""
+    """Return the first non-empty `reason`, a field of [`Family`], of the modules' families, or ""."""
     families = (find_family(module) for module in modules)
     return next((found for family in families if family and (found := getattr(family, reason))), "")
 
 
 def why_no_end_of_text(model: nn.Module) -> str:
-    """Reason why the texts of a model can neither be prompted nor cut to their length."""
+    """Return why the texts of a model can neither take prompts nor be cut to their length."""
     return first_reason(model.modules(), "no_end_of_text") or "is not known to pool its texts at an [EOT]"
 
 
 def list_families(known: Callable[[Family], Any]) -> str:
-    """Names of the families of which this is true, as an error lists them."""
+    """Return the names of the families that pass a test, as a list for an error message."""
     *names, last = [family.name for family in FAMILIES.values() if known(family)]
     return f"{', '.join(names)} and {last}"

@@ -1,4 +1,4 @@
-"""The one module that every student pass goes through, so that DDP sees all of them."""
+"""Single module for every pass of the student, so that DDP sees all of them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .towers import reads_text
 
 
 class TowersModule(nn.Module):
-    """Runs the towers it is given inputs for and returns raw features.
+    """Module that runs the towers for which it gets inputs, and returns raw features.
 
-    `image_features` (B, d) and `text_features` (K, d) for a CLIP-like model; `image_features` and `logits` (B, K)
-    for a classification model, whose features are what enters its head.
+    The result has `image_features` (B, d) and `text_features` (K, d) for a CLIP-like model, `image_features` and
+    `logits` (B, K) for a classification model. Features of a classification model are the input of its head.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -27,7 +27,7 @@ class TowersModule(nn.Module):
         self.model = model
 
     def train(self, mode: bool = True) -> TowersModule:
-        """Training mode, but frozen batch norms keep their statistics: no adapter's file would hold new ones."""
+        """Set training mode, but keep the statistics of frozen batch norms, which adapter files do not store."""
         super().train(mode)
         for module in self.modules():
             if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
@@ -35,9 +35,9 @@ class TowersModule(nn.Module):
         return self
 
     def spare_lower_layers(self, args: Any) -> None:
-        """End the backward pass at the first prompt under gradient checkpointing too.
+        """Stop the backward pass at the first prompt, under gradient checkpointing too.
 
-        Transformers makes the towers' inputs ask for gradients, which only reentrant checkpointing needs.
+        Transformers lets the towers' inputs require gradients, which only reentrant checkpointing needs.
         """
         options = getattr(args, "activation_checkpointing_kwargs", None) or {}
         if not options.get("use_reentrant", False):
@@ -50,7 +50,7 @@ class TowersModule(nn.Module):
         attention_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
-        if pixel_values is not None:  # ResNet's layers do not cast them
+        if pixel_values is not None:  # ResNet's layers do not cast their inputs
             pixel_values = pixel_values.to(next(self.model.parameters()).dtype)
         if pixel_values is not None and reads_text(self.model):
             out["image_features"] = encode_images(self.model, pixel_values)
@@ -63,6 +63,6 @@ class TowersModule(nn.Module):
 
 @torch.no_grad()
 def encode(towers: TowersModule, **inputs: Tensor) -> dict[str, Tensor]:
-    """Run a pass without gradient in evaluation mode, which leaves every module in the mode that it was in."""
+    """Run a pass without gradient in evaluation mode, and restore the mode of every module."""
     with evaluation_mode(towers), one_at_a_time(towers):
         return towers(**inputs)

@@ -1,4 +1,4 @@
-"""The classification head of an image model, under whatever adapters it has."""
+"""Access to the classification head of an image model, with or without adapters."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from torch import Tensor, nn
 
 from .adapters import unwrap
 
-HEAD = "classifier"  # what Transformers' ...ForImageClassification models call theirs
+HEAD = "classifier"  # its name in Transformers' ...ForImageClassification models
 
 
 def classification_head(model: nn.Module) -> nn.Module | None:
-    """The head of an image classification model (under PEFT's wrapper where it has one), or None.
+    """Return the head of an image classification model (with PEFT's wrapper if it has one), or None.
 
-    A list of layers is none: the model calls them one by one, so features enter and logits leave elsewhere.
+    A list of layers does not count as a head: the model calls its layers one by one.
     """
     head = getattr(unwrap(model), HEAD, None)
     return None if isinstance(head, nn.Identity | nn.ModuleList | nn.ModuleDict) else head
 
 
 def other_heads(model: nn.Module) -> list[str]:
-    """Names of heads whose logits a model averages with those of its classification head, as LeViT's teacher has."""
+    """Return names of heads whose logits are averaged with those of the classification head, as in LeViT's teacher."""
     heads = [(name, child) for name, child in unwrap(model).named_children() if name != HEAD and HEAD in name]
     return [name for name, child in heads if not isinstance(child, nn.Identity)]
 
 
 def head_width(head: nn.Module) -> int:
-    """How many numbers the features have that enter a head.
+    """Return the width d of the features that a head takes.
 
     Raises:
-        ValueError: the head holds no linear layer to tell it by.
+        ValueError: the head holds no linear layer, so the width is not known.
     """
     for module in head.modules():
         width: Any = getattr(module, "in_features", None)
@@ -42,9 +42,9 @@ def head_width(head: nn.Module) -> int:
 
 
 def classifier(model: nn.Module) -> Any:
-    """The module whose input are an image model's features and whose output are logits, or None.
+    """Return the module that takes an image model's features and gives its logits, or None.
 
-    The head itself, or what an adapter puts in its place: such a wrapper has an attribute `active_classifier`.
+    It is the head itself, or the replacement by an adapter: such a wrapper has an attribute `active_classifier`.
     """
     head = classification_head(model)
     if isinstance(head, ModulesToSaveWrapper):
@@ -54,10 +54,10 @@ def classifier(model: nn.Module) -> Any:
 
 
 def linear_classifier(model: nn.Module) -> Any:
-    """The part of [`classifier`] with `weight` (K, d) and `bias` (K,) or None, by which the logits are linear.
+    """Return the linear layer of [`classifier`], with `weight` (K, d) and `bias` (K,) or None.
 
-    None where there is no such single layer, as for a head that LoRA adapts, whose own weight is not what classifies,
-    or beside another head.
+    Return None if there is no single such layer, for example for a head under LoRA, whose own weight alone does not
+    classify, or for a model with a second head.
     """
     head = None if other_heads(model) else _only_layer(classifier(model))
     if isinstance(head, BaseTunerLayer) or not isinstance(getattr(head, "weight", None), Tensor):
@@ -66,7 +66,7 @@ def linear_classifier(model: nn.Module) -> Any:
 
 
 def _only_layer(head: Any) -> Any:
-    """What computes in a head that is a `Sequential` of one layer and others that only pass on, as ResNet's is."""
+    """Return the only layer that computes in a `Sequential` head, such as ResNet's, or None if there are several."""
     if not isinstance(head, nn.Sequential):
         return head
     parts = [part for part in head if not isinstance(part, nn.Flatten | nn.Dropout | nn.Identity)]
@@ -74,15 +74,15 @@ def _only_layer(head: Any) -> Any:
 
 
 def linear_parameter(model: nn.Module) -> nn.Parameter:
-    """The parameter (K, d) to which a change of an image model's classifier can be added.
+    """Return the parameter (K, d) to which a change of an image model's classifier can be added.
 
-    The weight of [`linear_classifier`], or for a head under LoRA that of the layer it adapts.
+    It is the weight of [`linear_classifier`]; for a head under LoRA, the weight of the layer that LoRA adapts.
 
     Raises:
-        ValueError: the head is not one linear layer that is added to, its rows are prototypes, or there are two heads.
+        ValueError: the head is not one linear layer, its rows are prototypes, or the model has a second head.
     """
     if others := other_heads(model):
-        raise ValueError(f"{type(unwrap(model)).__name__} has another head, {others[0]!r}, which would not be turned.")
+        raise ValueError(f"{type(unwrap(model)).__name__} has another head, {others[0]!r}, which would not change.")
     head = _only_layer(classifier(model))
     if isinstance(head, BaseTunerLayer):
         head = head.get_base_layer()
@@ -90,6 +90,6 @@ def linear_parameter(model: nn.Module) -> nn.Parameter:
     if not isinstance(weight, nn.Parameter) or weight.dim() != 2:
         raise ValueError(
             f"The head of {type(unwrap(model)).__name__} is a {type(head).__name__}, not one linear layer whose rows "
-            "could be turned."
+            "can be changed."
         )
     return weight

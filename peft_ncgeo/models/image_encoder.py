@@ -1,4 +1,4 @@
-"""Features of images."""
+"""Encoder of images, used by the whole library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .substitution import Recorder, substitute
 def encode_images(model: nn.Module, pixel_values: Tensor) -> Tensor:
     """Return the raw features (B, d) of pixels (B, C, H, W).
 
-    A CLIP's are projected and not normalised; those of an image classifier are what enters its head.
+    Features of a CLIP are projected and not normalised; those of an image classifier are the input of its head.
     """
     base = unwrap(model)
     if hasattr(base, "get_image_features"):
@@ -21,10 +21,10 @@ def encode_images(model: nn.Module, pixel_values: Tensor) -> Tensor:
 
 
 def encode_and_classify(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the features (B, d) that enter a classification model's head, and the logits (B, K) that leave it.
+    """Return the features (B, d) that a classification model's head takes, and its logits (B, K).
 
     Raises:
-        ValueError: the model has no head, or calls it more than once.
+        ValueError: the model has no head, or does not call it exactly once.
     """
     head = classifier(model)
     if head is None:
@@ -33,4 +33,4 @@ def encode_and_classify(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor,
     path = next(path for path, module in getattr(base, HEAD).named_modules(prefix=HEAD) if module is head)
     recorder = Recorder(head)
     logits = substitute(base, {path: recorder})(pixel_values=pixel_values).logits
-    return recorder.only("entered").flatten(1), logits  # ResNet's end in (B, d, 1, 1)
+    return recorder.only("entered").flatten(1), logits  # ResNet's features are (B, d, 1, 1)

@@ -1,4 +1,4 @@
-"""Float32 for what adapters learn, whatever the base model's precision: small steps round to nothing in halves."""
+"""Float32 weights for adapters in a base model of any precision: half precision rounds small steps to zero."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def hold_in_float32(model: nn.Module) -> bool:
-    """Cast all that adapters brought along from half precision to float32, in place; return True if there was any.
+    """Cast adapter tensors from half precision to float32, in place; return True if any was cast.
 
-    So are modules trained as a whole (`modules_to_save`), which PEFT leaves in the base model's dtype. Such a module
-    then takes inputs of any precision; a classification head gives float32 logits, other modules what the base did.
-    Parameters stay the same objects, so an optimiser that has them keeps them.
+    Modules trained as a whole (`modules_to_save`), which PEFT keeps in the base model's dtype, are cast too. Such a
+    module then takes inputs of any precision; a classification head gives float32 logits, other modules give the base
+    model's dtype. Parameters stay the same objects, so an optimiser that has them keeps them.
     """
     found = False
     with unchanged_on_error(model):
@@ -35,7 +35,7 @@ def hold_in_float32(model: nn.Module) -> bool:
 
 
 def _accept_other_dtypes(layer: Any, back: bool) -> None:
-    """Cast what enters, and what leaves where asked. Hooks without state outlive copies, pickles and merges."""
+    """Add hooks that cast inputs, and outputs if `back`. Hooks without state survive copies, pickles and merges."""
     for module in layer.modules_to_save.values():
         if _cast_inputs not in module._forward_pre_hooks.values():
             module.register_forward_pre_hook(_cast_inputs, with_kwargs=True)

@@ -1,4 +1,4 @@
-"""Put a model back as it was where a change of it is refused or stopped."""
+"""Restoration of a model after a change that fails."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import nn
 
 @contextmanager
 def unchanged_on_error(model: Any, copy_weights: bool = False) -> Iterator[None]:
-    """Change a model as a whole or not at all: where the body raises, also by Ctrl-C, all is as it was before.
+    """Restore the model if the body raises, also on Ctrl-C.
 
-    That is its modules with their attributes, hooks and modes, its config, and which tensors its parameters and
-    buffers are. Without a model nothing is kept.
+    Restored are its modules with their attributes, hooks and modes, its config, and its parameter and buffer objects.
+    Without a model, nothing is done.
 
     Args:
-        copy_weights: keep the numbers too, in as much memory again, where the body may write over them in place.
+        copy_weights: restore weights that the body may change in place too; this doubles the memory of the model.
     """
     if not isinstance(model, nn.Module):
         yield
@@ -48,5 +48,5 @@ def unchanged_on_error(model: Any, copy_weights: bool = False) -> Iterator[None]
 
 
 def _contents(owner: Any) -> list[tuple[Any, Any]]:
-    """The containers among an object's attributes, each with a copy of what it holds."""
+    """Return the containers among an object's attributes, each with a copy of its content."""
     return [(value, value.copy()) for value in vars(owner).values() if isinstance(value, dict | list | set)]

@@ -1,4 +1,4 @@
-"""Run a model with other modules at some places, while the model itself stays as it is for everybody else."""
+"""Copies of a model with some modules replaced; the model itself does not change."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 
 def substitute(model: nn.Module, modules: Mapping[str, nn.Module]) -> Any:
-    """Return a model that differs from `model` at the places given, and shares everything else with it.
+    """Return a copy of `model` with some modules replaced, which shares everything else with it.
 
-    The modules on the way to a place are copied, without what they hold: microseconds each, and no memory. Nothing is
-    written on `model`, so other threads can run it meanwhile; weights are the same objects, so gradients arrive.
+    The parents of a replaced module are copied without their weights: microseconds each, and no memory. Nothing is
+    written on `model`, so other threads can run it at the same time. Weights are the same objects, so gradients reach
+    them.
 
     Args:
-        modules: dotted path in `model` -> what stands there. A module may hold the one that it stands for.
+        modules: dotted path in `model` -> replacement. A replacement may hold the module that it replaces.
     """
     view = shallow_copy(model)
     copies = {"": view}
@@ -35,7 +36,7 @@ def substitute(model: nn.Module, modules: Mapping[str, nn.Module]) -> Any:
 
 
 def shallow_copy(module: nn.Module) -> Any:
-    """Return a module of its own that shares weights and children with `module`."""
+    """Return a new module that shares weights and children with `module`."""
     copy: Any = type(module).__new__(type(module))
     copy.__dict__.update(module.__dict__)
     copy._modules = dict(module._modules)
@@ -47,9 +48,9 @@ def shallow_copy(module: nn.Module) -> Any:
 
 
 class Recorder(nn.Module):
-    """Stands for a module in a [`substitute`] of a model, and keeps what enters and leaves it.
+    """Replacement of a module in [`substitute`] that keeps the module's input and output.
 
-    One serves one pass.
+    Use a new one for each pass.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -72,14 +73,14 @@ class Recorder(nn.Module):
         return self.left
 
     def only(self, what: str) -> Tensor:
-        """Return the tensor under `entered` or `left`.
+        """Return the attribute `entered` or `left`.
 
         Raises:
-            ValueError: the model did not call the module, or called it more than once.
+            ValueError: the model did not call the module exactly once.
         """
         if self.calls != 1:
             raise ValueError(
-                f"The model called its {type(self.module).__name__} {self.calls} times in a pass, so the feature "
-                "there is not known; use a model that calls it once."
+                f"The model called its {type(self.module).__name__} {self.calls} times in a pass, so its feature is "
+                "not known; use a model that calls it once."
             )
         return getattr(self, what)

@@ -1,4 +1,4 @@
-"""What the tensors of an adapter's file must be."""
+"""Checks of the tensors in an adapter file."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from torch import Tensor
 
 _LONGEST_HEADER = 16 * 2**20  # bytes; about a hundred thousand tensors
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# Narrower floats are written by nobody who trains: torch neither computes with them nor tells whether they are finite.
+# Training never writes narrower floats: torch neither computes with them nor checks them for nan.
 _KINDS = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that no training leaves behind, by name: whole numbers, floats of 8 bits, nan and infinity."""
+    """Refuse tensors that training cannot produce: integers, floats of 8 bits, nan and infinity."""
     for name, tensor in tensors.items():
         if tensor.dtype not in _FLOATS:
-            raise ValueError(f"{name} is of {tensor.dtype}, where floating-point numbers of 16 bits or more belong.")
+            raise ValueError(f"{name} is of {tensor.dtype}; expected floats of 16 bits or more.")
         if not tensor.isfinite().all():
             raise ValueError(f"{name} has numbers that are not finite.")
 
 
 def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of a file's tensors, by name. Its header tells them; the numbers are not read.
+    """Return the shapes of a file's tensors by name. Only the header is read, not the numbers.
 
     Raises:
-        OSError: there is no such file.
-        SafetensorError: it is damaged or truncated, or has a header without end.
-        ValueError: it has tensors of a kind that nobody trains.
+        OSError: the file does not exist.
+        SafetensorError: the file is damaged or truncated, or its header is too large.
+        ValueError: a tensor has a dtype that training cannot produce.
     """
     with Path(path).open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -38,9 +38,9 @@ def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
         raise SafetensorError(f"its header would have {size:,} bytes")
     shapes = {}
     with safe_open(path, "pt") as content:
-        for name in content.keys():  # noqa: SIM118  it is no dict
+        for name in content.keys():  # noqa: SIM118  not a dict
             stored = content.get_slice(name)
             if stored.get_dtype() not in _KINDS:
-                raise ValueError(f"{name} is of {stored.get_dtype()}, where floats of 16 bits or more belong")
+                raise ValueError(f"{name} is of {stored.get_dtype()}; expected floats of 16 bits or more")
             shapes[name] = tuple(stored.get_shape())
     return shapes

@@ -1,4 +1,4 @@
-"""Features of class texts, many texts in a row where that is exact."""
+"""Encoder of class texts, used by the whole library. It packs many texts into a row where that is exact."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from .text_packing import Layout, Slots, read_texts
 def encode_texts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """Return the projected, unnormalised features (K, d) of texts (K, L), as `get_text_features` gives them.
 
-    Texts that begin alike share rows where that is exact (see `text_packing`): in a causal tower that pools at [EOT],
-    plain or under adapters that treat every token by itself, LoRA's say, and under prompts with `pack_text`. Others go
-    through the tower as they are. In training dropout draws one mask for the words that texts share.
+    Texts with the same beginning share rows where that is exact (see `text_packing`): in a causal tower that pools at
+    [EOT], without adapters, under adapters that treat each token alone (LoRA for example), and under prompts with
+    `pack_text`. Other texts are encoded one in a row. In training, dropout draws one mask for the words that texts
+    share.
 
-    Everything about a pass travels in arguments, so passes of other threads do not meet it.
+    All state of a pass is in its arguments, so threads do not disturb each other.
     """
     base = unwrap(model)
     layout = _lay_out(base, input_ids)
     if layout is None:
         return text_features(model, input_ids, attention_mask)
     tower = base.text_model
-    if not isinstance(tower.embeddings, BaseTunerLayer):  # the tower's own refuses rows longer than one text may be
+    if not isinstance(tower.embeddings, BaseTunerLayer):  # the tower's own embeddings refuse rows longer than one text
         tower = substitute(tower, {"embeddings": _PackedEmbeddings(tower.embeddings)})
     out = tower(
         input_ids=layout.input_ids,
@@ -42,12 +43,12 @@ def encode_texts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | N
 
 
 def text_features(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Projected, unnormalised text features of CLIP: token ids (K, L) to (K, d), each text in a row of its own."""
+    """Return CLIP's projected, unnormalised features (K, d) of texts (K, L), with one text in a row."""
     return unwrap(model).get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
 
 
 def _lay_out(base: Any, input_ids: Tensor) -> Layout | None:
-    """Return how texts (K, L) can share rows of this model's tower, or None where they cannot."""
+    """Return a layout by which texts (K, L) share rows of this model's tower, or None if they cannot."""
     tower: Any = getattr(base, "text_model", None)
     if tower is None or not hasattr(base, "text_projection"):
         return None
@@ -65,7 +66,7 @@ def _lay_out(base: Any, input_ids: Tensor) -> Layout | None:
 
 
 def _keeps_tokens_apart(module: nn.Module) -> bool:
-    """Return False for an adapter around more than one layer that may mix tokens, of which it says nothing."""
+    """Return False for an adapter that may mix tokens: one around more than a single layer, unless it says not to."""
     if not isinstance(module, BaseTunerLayer) or getattr(module, "keeps_tokens_apart", False):
         return True
     return isinstance(module.get_base_layer(), nn.Linear | nn.Embedding | nn.LayerNorm)
@@ -76,7 +77,7 @@ def _dtype(tower: Any) -> torch.dtype:
 
 
 class _PackedEmbeddings(nn.Module):
-    """Token and position embeddings of rows of texts, in the place of a tower's own for one pass."""
+    """Token and position embeddings of packed rows. They replace a tower's own embeddings in one pass."""
 
     def __init__(self, embeddings: nn.Module) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Many class texts in one row: what they begin with is computed once, and nothing is padded to the longest.
+"""Packing of many class texts into one row: their common beginning is computed once, and rows need little padding.
 
-Attention in CLIP's text tower is causal. Texts that begin alike can follow one another in a row,
-`[BOS] context | name 1 . [EOT] | name 2 . [EOT] | ...`, each name seeing the context and itself, with the positions
-that it has by itself. The tower's layers run as they are; features are those of the padded rows.
+Attention in CLIP's text tower is causal. Texts with the same beginning can follow one another in a row,
+`[BOS] context | name 1 . [EOT] | name 2 . [EOT] | ...`. Each name attends to the context and to itself, and keeps the
+positions that it has in a row of its own. The tower's layers are not changed; features equal those of padded rows.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from .families import EndOfText
 
-_TOKENS = 96  # of a row: attention grows with longer ones, shorter ones repeat the context more often
-_REMEMBERED = 32  # lists of texts, and rows made of them, of all models together
-_LOCK = threading.Lock()  # held while what is remembered is searched or changed, never in a pass
+_TOKENS = 96  # of a row; longer rows make attention cost more, shorter rows repeat the context more often
+_REMEMBERED = 32  # lists of texts with their layouts, of all models together
+_LOCK = threading.Lock()  # held while the remembered lists are read or changed, never in a pass
 
 
 class Slots(NamedTuple):
-    """Tokens behind [BOS] that prompts own: how many, and whether the tower's input holds the prompts already."""
+    """Token slots after [BOS] that prompts own. `replaced`: the tower's input already holds the prompts."""
 
     number: int = 0
     replaced: bool = False
@@ -30,14 +30,14 @@ class Slots(NamedTuple):
 
 @dataclass
 class Layout:
-    """Positions of K texts in R rows of T tokens.
+    """Arrangement of K texts in R rows of T tokens.
 
     Attributes:
         input_ids: (R, T), the rows.
         positions: (R, T), each token's position in its own text.
-        mask: (R, 1, T, T), True where a token sees another.
-        ends: (K,), where each text's [EOT] is in the flattened rows.
-        added: dtype -> the mask as a number that is added to scores, made when it is first needed.
+        mask: (R, 1, T, T), True where a token attends to another.
+        ends: (K,), position of each text's [EOT] in the flattened rows.
+        added: dtype -> additive mask in that dtype, made on first use.
     """
 
     input_ids: Tensor
@@ -47,15 +47,15 @@ class Layout:
     added: dict[torch.dtype, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Layout:
-        """The same on another device."""
+        """Return a copy on another device."""
         input_ids, positions = self.input_ids.to(device), self.positions.to(device)
         return Layout(input_ids, positions, self.mask.to(device), self.ends.to(device))
 
     @torch.inference_mode(False)
     def attention_mask(self, implementation: str, dtype: torch.dtype) -> Tensor:
-        """The mask as the tower's attention takes it, (R, 1, T, T).
+        """Return the mask (R, 1, T, T) in the form that the tower's attention takes.
 
-        Under "sdpa" True where a token sees another, else 0 there and the least number of that dtype elsewhere.
+        For "sdpa", True where a token attends to another; else 0 there, and the lowest number of the dtype elsewhere.
         """
         if implementation == "sdpa":
             return self.mask
@@ -68,16 +68,16 @@ class Layout:
 
 
 def lay_out(input_ids: Tensor, ends: list[int], context: int) -> Layout | None:
-    """Put K texts that agree in their first `context` tokens into rows; None where that is no shorter.
+    """Put K texts with the same first `context` tokens into rows; return None if that saves no tokens.
 
     Args:
         input_ids: (K, L), on the CPU.
-        ends: place of each text's [EOT], not before `context`.
+        ends: position of each text's [EOT], at least `context`.
     """
     own = [end + 1 - context for end in ends]
     members: list[list[int]] = [[] for _ in range(min(len(ends), max(1, round(sum(own) / _TOKENS))))]
     filled = [0] * len(members)
-    for k in sorted(range(len(ends)), key=lambda k: -own[k]):  # the longest first, each into the emptiest row
+    for k in sorted(range(len(ends)), key=lambda k: -own[k]):  # longest first, each into the row with most space
         row = filled.index(min(filled))
         members[row].append(k)
         filled[row] += own[k]
@@ -93,7 +93,7 @@ def lay_out(input_ids: Tensor, ends: list[int], context: int) -> Layout | None:
             start, stop = stop, stop + own[k]
             rows[row, start:stop] = input_ids[k, context : ends[k] + 1]
             positions[row, start:stop] = torch.arange(context, ends[k] + 1)
-            text[row, start:stop] = k + 1  # 0 is the context, and what is left of the row, which nobody reads
+            text[row, start:stop] = k + 1  # 0 marks the context, and the unused end of the row
             places[k] = row * width + stop - 1
     seen = (text[:, :, None] == text[:, None, :]) | (torch.arange(width) < context)
     seen &= torch.ones(width, width, dtype=torch.bool).tril()
@@ -102,15 +102,16 @@ def lay_out(input_ids: Tensor, ends: list[int], context: int) -> Layout | None:
 
 @dataclass
 class Texts:
-    """A list of texts that was read.
+    """List of texts whose [EOT] positions and layout are known.
 
-    On the CPU texts are known again by value. Elsewhere that would make the host wait: by their place in memory, which
-    holding the tensor keeps from others, and by torch's count of changes, which writes through `.data` escape.
+    On the CPU, a list is recognised by its values. On other devices that would make the host wait; there it is
+    recognised by its address in memory, which this object keeps in use, and by torch's version counter, which misses
+    changes through `.data`.
 
     Attributes:
-        input_ids: (K, L), as they were given.
-        ends: place of each text's [EOT].
-        layout: how to pack them, or None.
+        input_ids: (K, L), the tensor of the caller.
+        ends: position of each text's [EOT].
+        layout: arrangement of the texts in rows, or None.
     """
 
     input_ids: Tensor
@@ -121,36 +122,36 @@ class Texts:
     layout: Layout | None
 
     def matches(self, input_ids: Tensor, asked: tuple[EndOfText, int, bool, bool]) -> bool:
-        """Return True for a list that was read before, and asked for in the same way."""
+        """Return True if these are the same texts, asked for with the same settings."""
         mine = self.input_ids
         if self.asked != asked or mine.device != input_ids.device:
             return False
         if input_ids.device.type == "cpu":
             return torch.equal(self.values, input_ids)
         return (
-            not input_ids.is_inference()  # those have no count
+            not input_ids.is_inference()  # inference tensors have no version counter
             and mine.data_ptr() == input_ids.data_ptr()
             and (mine.shape, mine.stride()) == (input_ids.shape, input_ids.stride())
             and self.version == input_ids._version
         )
 
 
-_TEXTS: list[Texts] = []  # read lately, the last one first
+_TEXTS: list[Texts] = []  # the latest first
 
 
 def read_texts(
     input_ids: Tensor, end_of_text: EndOfText, slots: int = 0, replaced: bool = False, packed: bool = False
 ) -> Texts:
-    """Find where texts end and how they can share rows; a list that was read lately is known again.
+    """Find the end of each text and a layout in rows; reuse the result for a list that was read recently.
 
-    Reading copies the ids from the device.
+    A new list is copied from its device.
 
     Args:
         input_ids: (K, L).
         end_of_text: the rule by which the tower finds [EOT].
-        slots: n, tokens behind [BOS] that prompts own.
-        replaced: the prompt stands in these slots from the input on, whatever words were there.
-        packed: lay them out in rows too.
+        slots: n, number of token slots after [BOS] that prompts own.
+        replaced: True if prompts fill these slots in the tower's input, so that the words there do not matter.
+        packed: make a layout too.
     """
     asked = (end_of_text, slots, replaced, packed)
     with _LOCK:
@@ -162,7 +163,7 @@ def read_texts(
     return known
 
 
-@torch.inference_mode(False)  # what is remembered may be trained with next
+@torch.inference_mode(False)  # remembered tensors may be used in training later
 def _look(input_ids: Tensor, asked: tuple[EndOfText, int, bool, bool]) -> Texts:
     end_of_text, slots, replaced, packed = asked
     ids = input_ids.to("cpu", copy=True)

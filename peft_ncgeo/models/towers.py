@@ -1,6 +1,6 @@
-"""Where CLIP-like and ViT-like models keep embeddings, layers, projection and classification head.
+"""Search for the towers of CLIP-like and ViT-like models: embeddings, layers, pooling and injection points.
 
-Everything is found by structure, never by a path written down, so wrapped, renamed and nested models work alike.
+Towers are found by structure, not by fixed paths, so wrapped, renamed and nested models work too.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .heads import HEAD, classification_head
 
 @dataclass(frozen=True)
 class Tower:
-    """One transformer tower: dotted paths of its parts inside the model, and its sizes."""
+    """Description of one transformer tower: dotted paths of its parts in the model, and its sizes."""
 
     embeddings: str
     layers: tuple[str, ...]
     width: int
-    max_length: int | None = None  # text only: positions, [BOS] and [EOT] included
-    end_of_text: EndOfText | None = None  # text only: where it pools; None: elsewhere, or that is not known
+    max_length: int | None = None  # text only: number of positions, [BOS] and [EOT] included
+    end_of_text: EndOfText | None = None  # text only: rule to find [EOT]; None: pools elsewhere, or unknown
 
 
 def _join(*parts: str) -> str:
@@ -53,11 +53,11 @@ def _layer_list(module: nn.Module) -> tuple[str, nn.ModuleList] | None:
 
 
 def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Tower]:
-    """The model's towers as `{"text": Tower, "vision": Tower}`; a model may have one of them or neither.
+    """Return the model's towers as `{"text": Tower, "vision": Tower}`; a model may have one of them or neither.
 
     A tower is a module with `embeddings` and a list of layers. It reads text if its embeddings hold a
     `token_embedding`, images if they hold patch embeddings. `exclude` names modules (full path, or its end) whose
-    towers are passed over.
+    towers are skipped.
 
     Raises:
         ValueError: `exclude` names a module that the model does not have.
@@ -94,20 +94,20 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
 
 
 class Pooling(NamedTuple):
-    """The module whose output holds an image's feature (its path in the model), and the feature's width d."""
+    """Path of the module whose output holds an image's feature, and the feature's width d."""
 
     path: str
     width: int
 
 
 def find_pooling(model: nn.Module) -> Pooling:
-    """Where the pooled image feature leaves a vision backbone.
+    """Find the module that outputs the pooled image feature of a vision backbone.
 
-    CLIP's `visual_projection`; the last layer norm of ViT, DeiT, DINOv2 and of CLIP's vision tower without projection;
-    SigLIP's pooling head; ResNet's pooler. Other families are in [`~peft_ncgeo.models.families.FAMILIES`].
+    It is CLIP's `visual_projection`; the last layer norm of ViT, DeiT, DINOv2 and of CLIP's vision tower without
+    projection; SigLIP's pooling head; ResNet's pooler. [`~peft_ncgeo.models.families.FAMILIES`] lists the others.
 
     Raises:
-        ValueError: the model is of no such family, returns feature maps, or reads images only together with texts.
+        ValueError: the model is of an unknown family, returns feature maps, or reads images only together with texts.
     """
     modules: dict[str, Any] = dict(model.named_modules())
     base = unwrap(model)
@@ -116,34 +116,34 @@ def find_pooling(model: nn.Module) -> Pooling:
     places = [(owner, "visual_projection") for owner in modules]
     places += [(tower, name) for name in ("head", "post_layernorm", "layernorm") if tower is not None]
     places += [(owner, "pooler") for owner in modules]
-    if family_name(base) is not None and find_family(base) is None:  # who knows what it makes of its tower's feature
+    if family_name(base) is not None and find_family(base) is None:  # it may change its tower's feature
         places = []
     for owner, name in places:
         path, holder = _join(owner, name), modules[owner]
-        projects = name == "visual_projection" and hasattr(holder, "get_image_features")  # a child's own pass may too
+        projects = name == "visual_projection" and hasattr(holder, "get_image_features")  # a subclass may too
         family = find_family(holder, "get_image_features" if projects else "forward")
         if path not in modules or family is None or name not in family.features or reads_layers(holder):
             continue
         asked = inspect.signature(base.forward).parameters
         if not hasattr(base, "get_image_features") and not {"input_ids", "decoder_input_ids"}.isdisjoint(asked):
-            raise ValueError(f"{type(base).__name__} reads an image only together with a text; take its image tower.")
+            raise ValueError(f"{type(base).__name__} reads an image only together with a text; use its image tower.")
         if name == "visual_projection":
             return Pooling(path, _width_of_output(modules[path]))
         return Pooling(path, holder.config.hidden_sizes[-1] if vision is None else vision.width)
     raise ValueError(
-        f"The pooled feature of {type(base).__name__} is not known; backbones are "
+        f"The pooled feature of {type(base).__name__} is not known; use one of these backbones: "
         f"{list_families(lambda family: family.features)}."
     )
 
 
 def find_residual_places(model: nn.Module) -> list[str]:
-    """Paths of the modules beside which residual adapters go.
+    """Return the paths of the modules to which residual adapters are added.
 
-    In the vision tower of a transformer every layer's attention and MLP, in a ResNet every convolution of its stages
-    that sees neighbours (3x3, not 1x1).
+    In a vision transformer, these are every layer's attention and MLP; in a ResNet, every convolution of its stages
+    with a kernel larger than 1x1.
 
     Raises:
-        ValueError: a transformer whose layers do not have both, or a model in which there is no such place.
+        ValueError: a transformer layer lacks attention or MLP, or the model has no such modules.
     """
     vision, name = find_towers(model).get("vision"), type(unwrap(model)).__name__
     modules = dict(model.named_modules())
@@ -152,7 +152,7 @@ def find_residual_places(model: nn.Module) -> list[str]:
         for layer in vision.layers:
             found = [_join(layer, part) for part in ("attention", "self_attn", "mlp") if _join(layer, part) in modules]
             if len(found) != 2:
-                raise ValueError(f"{layer} of {name} has no attention and MLP for residual adapters to stand beside.")
+                raise ValueError(f"{layer} of {name} has no attention and MLP for residual adapters; leave them out.")
             places += found
         return places
     stages = find_pooling(model).path.removesuffix("pooler") + "encoder."
@@ -164,39 +164,39 @@ def find_residual_places(model: nn.Module) -> list[str]:
         if isinstance(inner := _innermost(module), nn.Conv2d) and max(inner.kernel_size) > 1
     ]
     if not places:
-        raise ValueError(f"{name} has no layers that residual adapters are known to stand beside; leave them out.")
+        raise ValueError(f"{name} has no layers known to take residual adapters; leave them out.")
     return places
 
 
 def parent_path(path: str) -> str:
-    """Path of the module that holds the one at this path."""
+    """Return the path of the parent of the module at this path."""
     return path.rpartition(".")[0]
 
 
 def _width_of_output(projection: nn.Module) -> int:
-    """Of a linear layer, or of the last one in a `Sequential`, under any adapter."""
+    """Return the output width of a linear layer, or of the last one in a `Sequential`, under any adapter."""
     inner = _innermost(projection)
     layers = reversed(inner) if isinstance(inner, nn.Sequential) else [inner]
     return next(width for layer in layers if (width := getattr(_innermost(layer), "out_features", None)))
 
 
 def text_positions(model: nn.Module) -> int:
-    """How many tokens CLIP's text tower takes, [BOS] and [EOT] included."""
+    """Return the number of tokens that CLIP's text tower takes, [BOS] and [EOT] included."""
     return unwrap(model).config.text_config.max_position_embeddings
 
 
 def reads_text(model: nn.Module) -> bool:
-    """Whether the model has a text tower beside its image tower, as CLIP has."""
+    """Return True if the model has a text tower beside its image tower, as CLIP has."""
     return hasattr(unwrap(model), "get_text_features")
 
 
 def _check_text_tower(base: nn.Module) -> None:
-    """Refuse models whose text features depend on more than the words, which shortened texts would change silently."""
+    """Refuse models whose text features depend on the padding: cutting texts would change them silently."""
     text = find_towers(base).get("text")
     if text is None or text.end_of_text is None:
         raise NotImplementedError(
             f"{type(base).__name__} {why_no_end_of_text(base)}, so class texts cannot be cut to their length; tune "
-            f"its image tower by itself, or take one of {list_families(lambda family: family.end_of_text)}."
+            f"its image tower alone, or use one of {list_families(lambda family: family.end_of_text)}."
         )
 
 
@@ -205,9 +205,9 @@ def check_encoders(model: nn.Module) -> None:
 
     Raises:
         ValueError: a model that reads no text and has no classification head.
-        NotImplementedError: a model that reads videos, SigLIP 2's with patches of any number, one that gives text
-            features and no image features; a text tower that pools elsewhere than at [EOT], SigLIP's for instance,
-            or of an unknown family.
+        NotImplementedError: a model that reads videos; SigLIP 2 with its variable number of patches; a model with text
+            features but no image features; a text tower that does not pool at [EOT], such as SigLIP's, or of an
+            unknown family.
     """
     base = unwrap(model)
     reason = first_reason([base], "no_images")
@@ -225,12 +225,12 @@ def check_encoders(model: nn.Module) -> None:
 
 
 def logit_scale(model: nn.Module) -> Tensor:
-    """CLIP's learned factor of cosines, as its logarithm: ().
+    """Return the logarithm of CLIP's learned factor of cosines, a scalar ().
 
     Raises:
-        ValueError: it is offloaded, which only a whole CLIP's own pass undoes.
+        ValueError: it is offloaded, so only a forward pass of the whole CLIP loads it.
     """
     scale: Tensor = unwrap(model).logit_scale
     if scale.is_meta:
-        raise ValueError('logit_scale is offloaded; keep it on a device: device_map={..., "logit_scale": "cpu"}.')
+        raise ValueError('logit_scale is offloaded; keep it on a device, with device_map={..., "logit_scale": "cpu"}.')
     return scale

@@ -209,7 +209,7 @@ def test_numbers_that_nobody_trains(tmp_path, kind, bits):
     }
     for file, load in cases.items():
         with_kind(file, kind, bits)
-        with pytest.raises(ValueError, match=f"{kind}, where floats of 16 bits or more belong"):
+        with pytest.raises(ValueError, match=f"{kind}.*floats of 16 bits or more"):
             load()
 
 
