@@ -1,4 +1,4 @@
-"""Pure tensor functions: no modules, no Transformers."""
+"""Geometry of features and classifiers, as pure functions of tensors."""
 
 from .collapse import NeuralCollapse
 from .contrast import loss_against_gap, prototype_cross_entropy, prototype_image_contrast, shared_head_gap_bound

@@ -1,4 +1,4 @@
-"""Space alignment: a classifier's rows against the class means (arXiv 2512.07844), as pure functions."""
+"""Space alignment of classifier rows with class means (arXiv 2512.07844), as pure functions."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from ..validation import real_number, whole_number
 from .checks import check_finite, check_shape, numbers, refuse_unless
 from .sphere import polar, rounding, slerp, tangent
 
-PUBLISHED_STEPS = 34000  # length of the run for which the paper quotes its rotation a step
+PUBLISHED_STEPS = 34000  # length of the run for which the paper gives its rotation per step
 
 
 def centred_means(means: Tensor, center: bool = True) -> Tensor:
-    """Class means minus their own mean, `mu_c = m_c - mean of m over the classes seen`.
+    """Subtract from class means their own mean, `mu_c = m_c - mean of m over the classes seen`.
 
     Args:
         means: (K, d); rows wholly nan are classes not seen yet.
-        center: False leaves the means where they are.
+        center: False subtracts nothing.
 
     Returns:
-        (K, d) in float32 or wider. Rows are exactly 0 for classes not seen, and for means that equal their mean to
-        rounding, as a single class seen does.
+        (K, d) in float32 or wider. Rows are exactly 0 for classes not seen, and for means that equal their mean up to
+        rounding, as with a single class seen.
 
     Raises:
         ValueError: `means` is not a matrix, or a row is neither finite nor wholly nan.
 
-    Reference: arXiv 2512.07844; that the means are centred is our reading, the authors' SLERP used them uncentred.
+    Reference: arXiv 2512.07844; centring is our reading; the authors' SLERP code does not centre.
     """
     seen = seen_classes(means)[:, None]
     means = means.to(torch.promote_types(means.dtype, torch.float32))
@@ -43,15 +43,15 @@ def centred_means(means: Tensor, center: bool = True) -> Tensor:
 
 
 def alignment(weights: Tensor, means: Tensor, center: bool = True) -> Tensor:
-    """Cosine of each classifier row with its class mean, `cos(w_c, mu_c)`, mu as in [`centred_means`].
+    """Return the cosine of each classifier row with its class mean, `cos(w_c, mu_c)`, mu as in [`centred_means`].
 
     Args:
         weights: (K, d), a linear head's rows or text features.
         means: (K, d); rows wholly nan are classes not seen yet.
-        center: whether mu_c is centred.
+        center: True to centre the means.
 
     Returns:
-        (K,) in float32 or wider, differentiable; nan, with no gradient, for classes not seen and where mu_c or w_c
+        (K,) in float32 or wider, differentiable; nan without gradient for classes not seen and where mu_c or w_c
         is 0.
 
     Raises:
@@ -67,17 +67,17 @@ def alignment(weights: Tensor, means: Tensor, center: bool = True) -> Tensor:
 def rotate_towards_means(
     weights: Tensor, means: Tensor, fraction: ArrayLike | Tensor, threshold: float = 1.0, center: bool = True
 ) -> Tensor:
-    """SpA-SLERP: where `cos(w_c, mu_c) <= threshold`, w_c rotated towards mu_c by a fraction of their angle.
+    """Rotate w_c towards mu_c by a fraction of their angle, where `cos(w_c, mu_c) <= threshold` (SpA-SLERP).
 
-    Lengths are kept. Rows of classes not seen, and where mu_c or w_c is 0 or they are parallel or opposite, are
-    returned as they are.
+    Rows keep their lengths. Rows of classes not seen do not change, nor do rows where mu_c or w_c is 0 or the two are
+    parallel or opposite.
 
     Args:
         weights: (K, d).
         means: (K, d); rows wholly nan are classes not seen yet.
-        fraction: of the angle, a number or (K,); during training that of [`slerp_fraction`].
-        threshold: rows better aligned than this stay; 1.0 rotates all.
-        center: whether mu_c is centred.
+        fraction: fraction of the angle, a number or (K,); in training, the value of [`slerp_fraction`].
+        threshold: rows with a larger cosine do not change; 1.0 rotates all.
+        center: True to centre the means.
 
     Returns:
         (K, d) in float32 or wider.
@@ -102,22 +102,22 @@ def rotate_towards_means(
 def project_gradient(
     gradient: Tensor, weights: Tensor, means: Tensor, gamma: float = 0.6, center: bool = True
 ) -> Tensor:
-    """SpA-Proj: what would rotate w_c away from its class mean is taken out of the row's gradient, a share 1 - gamma.
+    """Remove a share 1 - gamma of the gradient that would rotate w_c away from its class mean (SpA-Proj).
 
-    With w, mu unit and g the gradient of the row: `g_t = g - <g, w> w`, `d = unit(mu - <mu, w> w)`; where
-    `<g_t, d> > 0`, that is descent rotates w away, `g_t <- g_t - <g_t, d> d`. The result is
-    `(1 - gamma) g_t + gamma g`: the radial part is scaled by gamma in either case, as in the authors' code, and so is
-    the speed of the rotation away; only gamma = 0 stops that. "Descent" is plain SGD's: with momentum or Adam the step
-    is not along the gradient.
+    With unit vectors w, mu and g the gradient of the row: `g_t = g - <g, w> w`, `d = unit(mu - <mu, w> w)`; where
+    `<g_t, d> > 0`, so that a descent step rotates w away, `g_t <- g_t - <g_t, d> d`. The result is
+    `(1 - gamma) g_t + gamma g`: in both cases the radial part is scaled by gamma, as in the authors' code, and so is
+    the speed of the rotation away; only gamma = 0 stops it. A descent step here is a step of plain SGD: with momentum
+    or Adam, the step is not along the gradient.
 
-    Rows of classes not seen, and where mu_c or w_c is 0 or they are parallel or opposite, are returned as they are.
+    Rows of classes not seen do not change, nor do rows where mu_c or w_c is 0 or the two are parallel or opposite.
 
     Args:
         gradient: (K, d), the loss's gradient with respect to `weights`.
         weights: (K, d).
         means: (K, d); rows wholly nan are classes not seen yet.
-        gamma: share of the gradient that is kept as it is, in [0, 1].
-        center: whether mu_c is centred.
+        gamma: share of the gradient that is kept unchanged, in [0, 1].
+        center: True to centre the means.
 
     Returns:
         (K, d) in float32 or wider.
@@ -143,16 +143,16 @@ def project_gradient(
 
 
 def slerp_fraction(step: int, steps: int, alpha: float = 0.002) -> float:
-    """The fraction for [`rotate_towards_means`] at one step of a run, so that runs of any length rotate as much.
+    """Return the fraction for [`rotate_towards_means`] at one step, so that runs of any length rotate equally far.
 
-    `1 - (1 - alpha r_t)^(34000/T)` with the ramp `r_t = (1 - cos(pi t/T))/2`; the exponent is our reading: alpha is
-    quoted for 34,000 steps, and the effect compounds. With the default alpha the rotations of a run multiply the
-    angle by about `exp(-34)`, if nothing turns it back.
+    `1 - (1 - alpha r_t)^(34000/T)` with the ramp `r_t = (1 - cos(pi t/T))/2`; the exponent is our reading: the paper
+    gives alpha for 34,000 steps, and the effect compounds. With the default alpha, the rotations of a run multiply the
+    angle by about `exp(-34)`, if training does not rotate the rows back.
 
     Args:
         step: t = 0..T-1 (T is allowed: the end of the ramp).
         steps: T, the optimiser steps of the run.
-        alpha: fraction a step at the end of a run of 34,000.
+        alpha: fraction per step at the end of a run of 34,000 steps.
 
     Returns:
         In [0, 1].
@@ -171,7 +171,7 @@ def slerp_fraction(step: int, steps: int, alpha: float = 0.002) -> float:
 
 
 def seen_classes(means: Tensor) -> Tensor:
-    """Which rows of class means (K, d) are there, (K,) bool; the others must be wholly nan.
+    """Return a mask (K,) of the rows of class means (K, d) that are finite; all other rows must be wholly nan.
 
     Raises:
         ValueError: `means` is not a matrix, or a row is neither finite nor wholly nan.
@@ -179,13 +179,13 @@ def seen_classes(means: Tensor) -> Tensor:
     check_shape("means", means, "K", "d")
     seen = means.isfinite().all(1)
     wrong = ~(seen | means.isnan().all(1))
-    message = "means must be finite or wholly nan in every row, row {} is neither."
+    message = "Each row of means must be finite or wholly nan; row {} is neither."
     refuse_unless(~wrong.any(), ValueError, message, wrong.int().argmax())
     return seen
 
 
 def _directions(weights: Tensor, means: Tensor, center: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit rows of weights and mu, (K, d), and where neither is 0, (K, 1)."""
+    """Return unit rows of weights and mu, (K, d), and a mask (K, 1) of the rows where neither is 0."""
     check_shape("weights", weights, "K", "d")
     check_shape("means", means, "K", "d")
     check_finite("weights", weights)
@@ -199,6 +199,6 @@ def _directions(weights: Tensor, means: Tensor, center: bool) -> tuple[Tensor, T
 
 
 def _lengths(rows: Tensor) -> Tensor:
-    """Of rows (K, d), (K, 1): also where squares would leave the range of floats."""
+    """Return the lengths (K, 1) of rows (K, d), exact even if their squares leave the range of floats."""
     length, _, nonzero = polar(rows.detach())
     return length * nonzero

@@ -1,4 +1,4 @@
-"""Checks of what callers pass: of types and shapes, and of values on a device, these many in one copy to the host."""
+"""Checks of arguments: types, shapes, and values on a device, which [`DeferredChecks`] reads in one copy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _active: ContextVar[DeferredChecks | None] = ContextVar("active", default=None)
 
 
 def check(good: Tensor, tell: Callable[[], None]) -> None:
-    """Call `tell`, which raises or warns, where `good` () is False: now, or when [`DeferredChecks`] are read."""
+    """Call `tell`, which raises or warns, if `good` () is False: now, or when [`DeferredChecks`] are read."""
     deferred = _active.get()
     if deferred is not None:
         deferred.noted.append((good.detach(), tell))
@@ -25,7 +25,7 @@ def check(good: Tensor, tell: Callable[[], None]) -> None:
 
 
 def refuse_unless(good: Tensor, error: type[Exception], message: str, *values: Any) -> None:
-    """Raise `error` where `good` () is False, as [`check`] does.
+    """Raise `error` if `good` () is False; see [`check`].
 
     Args:
         message: with `{}` for each of `values`, among which tensors () are looked at only then.
@@ -38,17 +38,17 @@ def _refuse(error: type[Exception], message: str, values: tuple[Any, ...]) -> No
 
 
 def maybe(condition: Tensor) -> bool:
-    """Whether `condition` () holds; True without a look inside [`DeferredChecks`]. For work that may be needless."""
+    """Return the value of `condition` (); inside [`DeferredChecks`], return True without reading it."""
     return _active.get() is not None or bool(condition)
 
 
 def number(value: Tensor) -> float | Tensor:
-    """`value` () as a number; inside [`DeferredChecks`] a copy of it, left on its device."""
+    """Return `value` () as a float; inside [`DeferredChecks`], return a copy on its device."""
     return float(value) if _active.get() is None else value.clone()
 
 
 def numbers(name: str, value: Any) -> Tensor:
-    """A tensor of real numbers, or a number, a row or an array of such as one, in all its digits.
+    """Return real numbers (a tensor, array, list or number) as a tensor, at full precision.
 
     Raises:
         TypeError: anything else.
@@ -62,7 +62,7 @@ def numbers(name: str, value: Any) -> Tensor:
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Refuse what is no tensor of real numbers, with a TypeError."""
+    """Refuse all but tensors of real numbers, with a TypeError."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got a value of type {type(value).__name__}.")
     if value.is_complex() or value.dtype == torch.bool:
@@ -70,7 +70,7 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def check_shape(name: str, value: Any, *axes: str) -> None:
-    """Refuse what is no tensor of real numbers with these axes, K and d for instance, none of them of length 0."""
+    """Refuse all but tensors of real numbers with these axes, for example K and d, none of length 0."""
     check_tensor(name, value)
     if value.dim() != len(axes):
         raise ValueError(f"{name} must have shape ({', '.join(axes)}), got {tuple(value.shape)}.")
@@ -85,7 +85,7 @@ def check_finite(name: str, value: Tensor) -> None:
 
 
 def check_labels(labels: Tensor, num_classes: int, lowest: int = 0) -> None:
-    """Refuse labels outside `lowest`..K-1, naming one; see [`check`]."""
+    """Refuse labels outside `lowest`..K-1; see [`check`]."""
     if labels.numel():
         low, high = labels.aminmax()
         wrong = low.where(low < lowest, high)
@@ -94,12 +94,12 @@ def check_labels(labels: Tensor, num_classes: int, lowest: int = 0) -> None:
 
 
 def deferred() -> bool:
-    """Whether a [`check`] only notes what it is asked."""
+    """Return True if a [`check`] is only recorded now, to be read later."""
     return _active.get() is not None
 
 
 class DeferredChecks:
-    """A context in which [`check`] only notes what it is asked, so that the host does not wait for the device.
+    """Context in which [`check`] only records its condition, so that the host does not wait for the device.
 
     An error inside the context is given up for the first check noted before it that turns out to have failed.
     """
@@ -121,7 +121,7 @@ class DeferredChecks:
             self.read()
 
     def read(self) -> None:
-        """Look at everything noted so far, in one copy, and tell of what failed in the order it was noted in."""
+        """Read all recorded checks in one copy, and report those that failed, in the order of recording."""
         noted, self.noted = self.noted, []
         if noted:
             device = noted[0][0].device

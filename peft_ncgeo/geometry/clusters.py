@@ -16,24 +16,26 @@ _RESTARTS = 10
 
 
 def cluster_features(features: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
-    """K-means of the normalised features: the best of ten starts (k-means++), in float64 on the CPU.
+    """Cluster normalised features by K-means: the best of ten k-means++ starts, in float64 on the CPU.
 
     Args:
         features: `(K, d)`.
-        num_clusters: at most K. Fewer may come back, since empty ones are removed.
-        seed: the same numbers give the same clusters.
+        num_clusters: at most K. The result may have fewer, since empty clusters are removed.
+        seed: seed of the starts; equal seeds give equal clusters.
 
     Returns:
         Cluster numbers `(K,)` int64 from 0 without gaps, in order of first appearance, on the device of `features`.
 
     Raises:
-        ValueError: `num_clusters` below 1 or above K; features that are not finite.
+        ValueError: `num_clusters` is below 1 or above K, or features are not finite.
     """
     check_shape("features", features, "K", "d")
     check_finite("features", features)
     num_clusters, seed = whole_number("num_clusters", num_clusters), whole_number("seed", seed, least=0)
     if not 1 <= num_clusters <= len(features):
-        raise ValueError(f"num_clusters={num_clusters} must be at least 1 and at most {len(features)}, the classes.")
+        raise ValueError(
+            f"num_clusters={num_clusters} must be at least 1 and at most {len(features)}, the number of classes."
+        )
     points = unit(features.detach().double()).cpu().numpy()
     rng, best, labels = np.random.default_rng(seed), np.inf, np.zeros(len(points), dtype=int)
     for _ in range(_RESTARTS):

@@ -1,4 +1,4 @@
-"""Neural collapse of features and classifier: class statistics from a stream, and NC1-NC4 from them."""
+"""Neural collapse of features and classifier: streaming class statistics, and NC1-NC4 computed from them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .checks import check_tensor
 from .simplex import simplex_distance
 from .sphere import moderate
 
-CUT = 1e-10  # eigenvalues of the Gram matrix below this share of the largest are rounding
-ROUNDING = 1e-12  # and so are vectors shorter than this share of what they are differences of
+CUT = 1e-10  # eigenvalues of the Gram matrix below this share of the largest count as rounding
+ROUNDING = 1e-12  # differences shorter than this share of their operands count as rounding
 
 
 class NeuralCollapse:
-    """Streaming class statistics in float64 and the numbers NC1-NC4 from them.
+    """Streaming class statistics in float64, and the numbers NC1-NC4 computed from them.
 
-    Keeps counts (K,), sums (K, d) and one second moment (d, d), on the device of the first features (for MPS, which
-    has no float64, on the CPU): O(Kd + d^2) however many samples. With `keep_samples` the features are kept too, on
-    the CPU in their own dtype, for NC4 alone.
+    It keeps counts (K,), sums (K, d) and one second moment (d, d), on the device of the first features (for MPS, which
+    has no float64, on the CPU): O(Kd + d^2) for any number of samples. With `keep_samples` it also keeps the features,
+    on the CPU in their own dtype, only for NC4.
 
     Args:
         num_classes: K; labels are 0..K-1.
@@ -53,8 +53,8 @@ class NeuralCollapse:
             raise ValueError(f"num_classes={num_classes} and dim={dim} must be at least 1.")
         self.num_classes, self.dim, self.keep_samples = num_classes, dim, keep_samples
         self._counts = torch.zeros(num_classes, dtype=torch.float64)
-        # Sums and second moment are those of x - origin, the origin being the first batch's mean: covariances are
-        # differences of second moments, and a common offset of 1e4 would leave them 8 digits less.
+        # Sums and second moment are of x - origin, with the first batch's mean as origin: covariances are differences
+        # of second moments, and a common offset of 1e4 would cost them 8 digits.
         self._origin = torch.zeros(dim, dtype=torch.float64)
         self._sums = torch.zeros(num_classes, dim, dtype=torch.float64)
         self._second = torch.zeros(dim, dim, dtype=torch.float64)
@@ -63,17 +63,17 @@ class NeuralCollapse:
 
     @property
     def counts(self) -> Tensor:
-        """Samples of each class, (K,) integers."""
+        """Number of samples of each class, (K,) integers."""
         return self._counts.long()
 
     @property
     def class_means(self) -> Tensor:
-        """Mean feature of each class, (K, d) float64; rows of nan for classes without samples."""
+        """Mean feature of each class, (K, d) float64; a row is nan for a class without samples."""
         return self._sums / self._counts[:, None] + self._origin
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor) -> NeuralCollapse:
-        """Add a batch, of which no gradient is kept; an empty one changes nothing.
+        """Add a batch, without gradient; an empty batch changes nothing.
 
         Args:
             features: (B, d) in any floating dtype.
@@ -83,8 +83,8 @@ class NeuralCollapse:
             Itself.
 
         Raises:
-            ValueError: a shape is wrong, labels are not integers in 0..K-1, or features are not finite or so large
-                that their squares are not. Nothing has been added then.
+            ValueError: a shape is wrong, labels are not integers in 0..K-1, or features or their squares are not
+                finite. Nothing has been added then.
             RuntimeError: after [`all_reduce`].
         """
         self._check_local("update")
@@ -94,7 +94,7 @@ class NeuralCollapse:
             raise ValueError(f"features must have shape (B, {self.dim}), got {tuple(features.shape)}.")
         if labels.shape != features.shape[:1] or labels.is_floating_point():
             raise ValueError(
-                f"labels must be {features.shape[0]} integers, one a row of features, got {labels.dtype} of shape "
+                f"labels must be {features.shape[0]} integers, one per row of features, got {labels.dtype} of shape "
                 f"{tuple(labels.shape)}."
             )
         if not len(labels):
@@ -113,7 +113,7 @@ class NeuralCollapse:
         x = x - origin
         second = x.T @ x
         if not second.isfinite().all():
-            raise ValueError("features differ by so much that float64 cannot hold the squares; scale them.")
+            raise ValueError("features differ too much for float64 to hold their squares; scale them.")
         if self._is_empty():
             self._counts, self._sums, self._second = (
                 state.to(device) for state in (self._counts, self._sums, self._second)
@@ -127,10 +127,10 @@ class NeuralCollapse:
         return self
 
     def all_reduce(self) -> NeuralCollapse:
-        """Add up the statistics of all processes, once; every process must call it. Without processes, do nothing.
+        """Add up the statistics of all processes, once; every process must call it. Do nothing with a single process.
 
-        One all-reduce of `K + Kd + d^2` numbers, after one of d + 1 that agrees on an origin. Kept samples stay where
-        they are. From then on every process has the same statistics, and [`update`] is not allowed.
+        This takes one all-reduce of `K + Kd + d^2` numbers, after one of d + 1 numbers that gives a common origin.
+        Kept samples stay on their process. Afterwards every process has the same statistics, and refuses [`update`].
 
         Returns:
             Itself.
@@ -156,7 +156,7 @@ class NeuralCollapse:
     def compute(
         self, weights: Tensor | None = None, bias: Tensor | None = None, center_weights: bool = True
     ) -> dict[str, float]:
-        """The numbers, over the K' classes with samples.
+        """Return the numbers NC1-NC4 over the K' classes with samples.
 
         mu_c is the mean of class c, mu_G the mean of these means (not of the samples), M (K', d) the rows
         `mu_c - mu_G`, `G = M M^T`, `S_B = M^T M / K'`, and `S_W = 1/N sum_i (x_i - mu_{y_i})(x_i - mu_{y_i})^T`.
@@ -168,31 +168,31 @@ class NeuralCollapse:
           over their mean.
         - `nc2_cosine`: mean over pairs of classes of `|cos(M_c, M_c') + 1/(K'-1)|`.
 
-        With weights, W being their rows of the K' classes minus the mean of these rows:
+        With weights, where W holds the rows of the K' classes minus their mean:
 
         - `nc3`: [`simplex_distance`] of `W M^T`.
         - `nc3_cosine`: mean over classes of `cos(W_c, M_c)`.
         - `nc4`, if samples were kept: share of them on which `argmax_c (<x, weights_c> + bias_c)`, over all K classes,
-          is the class whose mean mu_c, of the K' there are, is nearest to x. After [`all_reduce`] that is a share of
-          all processes' samples, and every process must call this.
+          is the class of the nearest of the K' means mu_c to x. After [`all_reduce`] it is a share of all processes'
+          samples, and every process must call this method.
 
-        Everything is nan where fewer than two classes have samples or all class means are equal. Otherwise
-        `nc2_cosine` and `nc3_cosine` are nan where a class mean equals mu_G, `nc3_cosine` where a row of W is 0, and
-        `nc3` where `W M^T` is 0, as for a head of zeros. Either way there is one warning.
+        All numbers are nan if fewer than two classes have samples or all class means are equal. Otherwise
+        `nc2_cosine` and `nc3_cosine` are nan if a class mean equals mu_G, `nc3_cosine` if a row of W is 0, and `nc3`
+        if `W M^T` is 0, as for a head of zeros. Both cases give one warning.
 
         Args:
             weights: (K, d), the classifier's rows, or text features.
-            bias: (K,); only `nc4` has a use for it.
-            center_weights: False leaves W as it is.
+            bias: (K,); only `nc4` uses it.
+            center_weights: False does not subtract the mean from W.
 
         Raises:
             ValueError: weights or bias have the wrong shape or non-finite entries, there is a bias without weights, or
-                class means differ by so little that float64 cannot hold the squares.
+                class means differ too little for float64 to hold the squares.
         """
         weights = self._check_classifier("weights", weights, (self.num_classes, self.dim))
         bias = self._check_classifier("bias", bias, (self.num_classes,))
         if weights is None and bias is not None:
-            raise ValueError("bias was given without weights.")
+            raise ValueError("bias was given without weights; pass weights too.")
         names = ["nc1", "nc1_trace", "nc2", "nc2_norm_spread", "nc2_cosine"]
         names += ["nc3", "nc3_cosine"] if weights is not None else []
         names += ["nc4"] if weights is not None and self.keep_samples else []
@@ -202,7 +202,7 @@ class NeuralCollapse:
         k, n = len(counts), counts.sum()
         means = sums / counts[:, None]
         if k and 0 < (means - means.mean(0)).abs().max() < 1e-140:
-            raise ValueError("class means differ by too little for float64 to hold the squares; scale the features.")
+            raise ValueError("class means differ too little for float64 to hold the squares; scale the features up.")
         centered = _centered(means, (self._second.trace() / n).sqrt())
         if k < 2 or not centered.any():
             why = f"{k} classes have samples" if k < 2 else "all class means are equal"
@@ -214,7 +214,7 @@ class NeuralCollapse:
         directions = centered / lengths[:, None]
         pairs = (directions @ directions.T)[~torch.eye(k, dtype=torch.bool, device=gram.device)]
         within = (self._second - sums.T @ means) / n
-        # S_B^+ = K' Z^T Z, Z = L^-1 U^T M for G = U L U^T: K' x K' to decompose in place of d x d
+        # S_B^+ = K' Z^T Z, Z = L^-1 U^T M for G = U L U^T: this decomposes K' x K' instead of d x d
         values, vectors = torch.linalg.eigh(gram)
         kept = values > CUT * values[-1]
         z = (vectors[:, kept].T @ centered) / values[kept, None]
@@ -243,14 +243,14 @@ class NeuralCollapse:
         return numbers
 
     def _agreement(self, weights: Tensor, bias: Tensor | None, means: Tensor, present: Tensor) -> Tensor:
-        """Share of the kept samples of all processes on which the classifier names the class of the nearest mean."""
+        """Return the share of all kept samples for which the classifier predicts the class of the nearest mean."""
         classes = present.nonzero().flatten()
         tally = torch.zeros(2, dtype=torch.float64, device=means.device)
         for samples in self._samples:
-            for chunk in samples.split(4096):  # bounds the (N, K) scores
+            for chunk in samples.split(4096):  # bounds the memory of the (N, K) scores
                 x = chunk.to(means.device).double()
                 scores = x @ weights.T if bias is None else x @ weights.T + bias
-                # means are about the origin; ||x - mu||^2 = ||x||^2 - 2 (<x, mu> - ||mu||^2 / 2)
+                # means are relative to the origin; ||x - mu||^2 = ||x||^2 - 2 (<x, mu> - ||mu||^2 / 2)
                 nearness = (x - self._origin) @ means.T - means.square().sum(1) / 2
                 same = scores.argmax(1) == classes[nearness.argmax(1)]
                 tally += torch.stack([same.sum(), torch.tensor(len(x), device=same.device)])
@@ -259,7 +259,7 @@ class NeuralCollapse:
         return tally[0] / tally[1]
 
     def _about(self, origin: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums and second moment of x - origin, from those about the own origin."""
+        """Return sums and second moment of x - origin, from those about the current origin."""
         shift = self._origin - origin.to(self._origin)
         cross = torch.outer(self._sums.sum(0), shift)
         second = self._second + cross + cross.T + self._counts.sum() * torch.outer(shift, shift)
@@ -269,8 +269,10 @@ class NeuralCollapse:
         return not bool(self._counts.any())
 
     def _check_local(self, method: str) -> None:
-        if self._reduced:  # a later sum over processes would count every sample once a process
-            raise RuntimeError(f"{method} after all_reduce: the statistics are already those of all processes.")
+        if self._reduced:  # a later sum over processes would count each sample several times
+            raise RuntimeError(
+                f"{method} after all_reduce: the statistics are already those of all processes; call it before."
+            )
 
     def _check_classifier(self, name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
         if tensor is None:
@@ -284,13 +286,13 @@ class NeuralCollapse:
 
 
 def _centered(rows: Tensor, scale: Tensor) -> Tensor:
-    """Rows minus their mean; rows that are rounding, against the scale of what was averaged, are exactly 0."""
+    """Subtract the mean of the rows; rows that are only rounding, relative to `scale`, become exactly 0."""
     rows = rows - rows.mean(0)
     return rows * (rows.norm(dim=1, keepdim=True) > ROUNDING * scale)
 
 
 def _sum_over_processes(vector: Tensor) -> Tensor:
-    """The sum of `vector` (n,) over processes, on the device it came from."""
-    summed = vector.to("cuda" if dist.get_backend() == "nccl" else "cpu", copy=True)  # what the backend can add
+    """Sum `vector` (n,) over processes, on its own device."""
+    summed = vector.to("cuda" if dist.get_backend() == "nccl" else "cpu", copy=True)  # what the backend supports
     dist.all_reduce(summed)
     return summed.to(vector.device)

@@ -1,4 +1,4 @@
-"""Contrast between images and class prototypes, and the gap between the two sets."""
+"""Contrastive losses between images and class prototypes, and the gap between the two sets."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from ..validation import real_number
 from .checks import check_finite, check_labels, check_shape, check_tensor, maybe, numbers, refuse_unless
 from .sphere import modality_gap, moderate, ordinary, polar, unit
 
-TEMPERATURE = math.exp(-2)  # of CoPA's code
+TEMPERATURE = math.exp(-2)  # as in CoPA's code
 URL_TEMPERATURE = 0.1
 
 
 def prototype_image_contrast(
     instances: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = TEMPERATURE
 ) -> Tensor:
-    """Symmetric cross-entropy between each sample and the prototype of its class, as CLIP's between image and text.
+    """Return the symmetric cross-entropy between samples and their class prototypes, like CLIP's of images and texts.
 
     With unit rows `e_i` and `p_c`, `q_i = p_{y_i}` and logits `S = e q^T / temperature` (N, N), it is
-    `1/2 (CE(S, i) + CE(S^T, i))`, sample i being its own target. Samples of one class share a prototype, so only the
+    `1/2 (CE(S, i) + CE(S^T, i))`, with target i for sample i. Samples of one class share a prototype, so only the
     logits `s = e p^T / temperature` (N, K) are formed: with n_c samples in class c,
 
     `1/(2N) (sum_i log sum_c n_c e^{s_ic} + sum_c n_c log sum_i e^{s_ic} - 2 sum_i s_{i,y_i})`,
 
-    the same number. Never below `mean_i log n_{y_i}`, which samples of one class do not tell apart. Classes without
-    samples drop out, whatever their prototype. O(NKd) time and O(N(K + d)) memory an index.
+    the same number. The value is at least `mean_i log n_{y_i}`, since samples of one class share a target. Classes
+    without samples are ignored. O(NKd) time and O(N(K + d)) memory for each leading index.
 
     Args:
         instances: `(..., N, d)`; normalised here.
-        prototypes: `(..., K, d)`, of the same leading shape, episodes for instance; normalised here.
-        labels: `(..., N)` int64 in 0..K-1, or -1: padding, which counts for nothing and whose rows may be anything.
+        prototypes: `(..., K, d)`, of the same leading shape, for example episodes; normalised here.
+        labels: `(..., N)` int64 in 0..K-1, or -1 for padding; padded rows are ignored and may hold any values.
         temperature: 1e-6 to 1e6; the default e^-2 scales cosines by 7.4.
 
     Returns:
-        `(...)`, one value for each leading index, in float32 or wider whatever autocast says; 0, attached to the
-        graph, for an index without samples.
+        `(...)`, one value for each leading index, in float32 or wider even under autocast; 0, attached to the graph,
+        for an index without samples.
 
     Raises:
         ValueError: shapes do not fit, labels are not int64 in -1..K-1, or temperature is out of range.
-        FloatingPointError: the value is not finite, since a sample or the prototype of its class is not.
+        FloatingPointError: the value is not finite, because a sample or a prototype is not.
 
     Reference: H. Tian et al., Mind the Gap Between Prototypes and Images in Cross-domain Finetuning, NeurIPS 2024,
     arXiv 2410.12474.
@@ -63,10 +63,10 @@ def prototype_image_contrast(
 def prototype_cross_entropy(
     instances: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = URL_TEMPERATURE
 ) -> Tensor:
-    """Cross-entropy of samples over class prototypes by cosine, `-log softmax_c(e_i . p_c / temperature)[y_i]`.
+    """Return the mean cross-entropy of samples over class prototypes, `-log softmax_c(e_i . p_c / temperature)[y_i]`.
 
-    The loss that URL minimises, with a temperature of 0.1. Its mean over the samples; classes without samples and
-    padding drop out as in [`prototype_image_contrast`], whose arguments, shapes and errors it has.
+    This is the loss of URL, with a temperature of 0.1. Arguments, shapes and errors are those of
+    [`prototype_image_contrast`]; classes without samples and padding are ignored as there.
 
     Reference: W.-H. Li, X. Liu, H. Bilen, Universal Representation Learning from Multiple Domains for Few-shot
     Classification, ICCV 2021, arXiv 2103.13841.
@@ -80,18 +80,18 @@ def prototype_cross_entropy(
 
 
 def shared_head_gap_bound(features: Tensor, prototypes: Tensor, head: Tensor) -> Tensor:
-    """Upper bound of the gap that one linear head leaves between features and prototypes, before normalisation.
+    """Return an upper bound of the gap between features and prototypes after one linear head.
 
     With `Delta = mean_i x_i - mean_c P_c` and Theta^j the head's columns:
-    `||Delta Theta||_2 <= max_j |cos(Delta, Theta^j)| ||Theta||_F ||Delta||_2`, the right-hand side. A head shared by
-    both sides can thus only scale what gap there is. 0 where Delta is 0, as it is to rounding for class means of
-    equally many samples; a column of 0 has cosine 0.
+    `||Delta Theta||_2 <= max_j |cos(Delta, Theta^j)| ||Theta||_F ||Delta||_2`, the right-hand side. So a head shared by
+    both sides can only scale an existing gap. The bound is 0 if Delta is 0, which holds up to rounding for class means
+    of equally many samples; a column of 0 has cosine 0.
 
-    It does not bound the gap of normalised features, which is what [`modality_gap`] measures: Delta may be 0 and
-    that gap not.
+    It does not bound the gap of normalised features, which [`modality_gap`] measures: that gap may be above 0 even if
+    Delta is 0.
 
     Args:
-        features: (N, d), before the head, N at least 1; taken as they are.
+        features: (N, d), before the head, N at least 1; not normalised here.
         prototypes: (K, d), before the head, K at least 1.
         head: Theta, (d, d_out); an `nn.Linear`'s is its `weight.T`.
 
@@ -121,7 +121,7 @@ def shared_head_gap_bound(features: Tensor, prototypes: Tensor, head: Tensor) ->
         delta = features.to(dtype).mean(0) - prototypes.to(dtype).mean(0)
         head = head.to(dtype)
         _, columns, nonzero = polar(head.T)
-        along = (columns * nonzero) @ delta  # cos(Delta, Theta^j) ||Delta||, with no division by a Delta of 0
+        along = (columns * nonzero) @ delta  # cos(Delta, Theta^j) ||Delta||, without division by Delta, which may be 0
         bound = along.abs().max() * polar(head.flatten())[0].squeeze() * head.any()
     refuse_unless(
         bound.isfinite(), ValueError, "The bound is too large for {}; scale the features or the head.", dtype
@@ -136,26 +136,26 @@ def loss_against_gap(
     shifts: Sequence[float] | Tensor,
     temperature: float = TEMPERATURE,
 ) -> tuple[Tensor, Tensor]:
-    """[`prototype_image_contrast`] as images and prototypes are moved apart or together along the gap between them.
+    """Return [`prototype_image_contrast`] after shifts of images and prototypes along the gap between them.
 
     With unit rows and `g = mean_i e_i - mean_c p_c` over the classes that have samples, for every t in `shifts`
-    `e_i' = unit(e_i + t/2 g)` and `p_c' = unit(p_c - t/2 g)`. t = 0 leaves both as they are, t > 0 enlarges the gap,
-    t = -1 about closes it (exactly, were rows not scaled to length 1 again). Where g is 0 to rounding no t does
-    anything.
+    `e_i' = unit(e_i + t/2 g)` and `p_c' = unit(p_c - t/2 g)`. t = 0 changes nothing, t > 0 enlarges the gap,
+    t = -1 almost closes it (not exactly, since rows are scaled to length 1 again). If g is 0 up to rounding, no t has
+    an effect.
 
     Args:
         instances: (N, d); normalised here.
         prototypes: (K, d); normalised here.
-        labels: (N,) int64 in 0..K-1, or -1: padding, which is left out.
-        shifts: t, T numbers.
-        temperature: that of the loss, 1e-6 to 1e6.
+        labels: (N,) int64 in 0..K-1, or -1 for padding, which is ignored.
+        shifts: T values of t.
+        temperature: temperature of the loss, 1e-6 to 1e6.
 
     Returns:
-        Gaps (T,), measured after the shift, as [`modality_gap`] has them: in 0..2; and losses (T,). Both in float32 or
-        wider.
+        Gaps (T,) after the shift, in 0..2, as in [`modality_gap`]; and losses (T,). Both in float32 or wider.
 
     Raises:
-        ValueError: as [`prototype_image_contrast`] does; no sample; shifts are not a row of finite numbers.
+        ValueError: as in [`prototype_image_contrast`]; also if there is no sample, or shifts are not a row of finite
+            numbers.
 
     Reference: W. Liang et al., Mind the Gap, NeurIPS 2022, arXiv 2203.02053, for texts; H. Tian et al., NeurIPS 2024,
     arXiv 2410.12474, for prototypes.
@@ -169,7 +169,7 @@ def loss_against_gap(
     wrong = (~steps.isfinite()).nonzero()
     if len(wrong):
         i = int(wrong[0])
-        raise ValueError(f"shifts must be a row of finite numbers, shifts[{i}] is {float(steps[i])}.")
+        raise ValueError(f"shifts must be a row of finite numbers, but shifts[{i}] is {float(steps[i])}.")
     kept = labels >= 0
     if not kept.any():
         raise ValueError("No sample has a label, so there is no gap to shift.")
@@ -185,18 +185,19 @@ def loss_against_gap(
 
 
 def check_temperature(temperature: float) -> float:
-    """Return the temperature as Python's number; refuse one for which cosines over it overflow or are all the same."""
+    """Return the temperature as a float; refuse one so small or large that scaled cosines overflow or become equal."""
     return real_number("temperature", temperature, "1e-6 to 1e6", lambda number: 1e-6 <= number <= 1e6)
 
 
 def _scores(
     instances: Tensor, prototypes: Tensor, labels: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cosines over the temperature (..., N, K) in float32 or wider, with all that is told by the labels.
+    """Return cosines over the temperature in float32 or wider, with three tensors made from the labels.
 
     Returns:
-        Scores; for every sample its class, 0 for padding (..., N); 1 for samples and 0 for padding (..., N); samples
-        of each class (..., K). Scores of padding and of classes without samples are finite and mean nothing.
+        Scores (..., N, K); the class of each sample, 0 for padding (..., N); 1 for samples and 0 for padding (..., N);
+        the number of samples of each class (..., K). Scores of padding and of classes without samples are finite, but
+        have no meaning.
     """
     check_temperature(temperature)
     padded = _check(instances, prototypes, labels)
@@ -209,8 +210,8 @@ def _scores(
         instances = instances.masked_fill(~kept[..., None], 1)  # 0 * nan is nan in a backward pass
     prototypes = prototypes.masked_fill((counts == 0)[..., None], 1).to(dtype)
     instances = instances.to(dtype)
-    # products (N, K) are divided by lengths, since scaling the features (N, d) takes longer
-    lengths = torch.linalg.vector_norm(instances, dim=-1, keepdim=True).clamp_min(1e-12)  # as `unit` treats a row of 0
+    # divide the products (N, K) by lengths, which is faster than scaling the features (N, d)
+    lengths = torch.linalg.vector_norm(instances, dim=-1, keepdim=True).clamp_min(1e-12)  # rows of 0 as in `unit`
     if not ordinary(lengths.detach().masked_fill(~kept[..., None], 1)):
         instances = moderate(instances)
         lengths = torch.linalg.vector_norm(instances, dim=-1, keepdim=True).clamp_min(1e-12)
@@ -224,12 +225,12 @@ def _finite(value: Tensor) -> Tensor:
 
 
 def _nothing(scores: Tensor) -> float:
-    """A score that leaves nothing; not -inf: a softmax over nothing else is still finite, then times 0."""
+    """Return a score that a softmax ignores. It is not -inf: a softmax over such scores alone must stay finite."""
     return torch.finfo(scores.dtype).min / 4
 
 
 def _check(instances: Tensor, prototypes: Tensor, labels: Tensor) -> bool:
-    """Whether there may be padding; ValueErrors for shapes that do not fit and labels that are none."""
+    """Return True if there may be padding; refuse wrong shapes and labels with a ValueError."""
     for name, tensor in (("instances", instances), ("prototypes", prototypes), ("labels", labels)):
         check_tensor(name, tensor)
     if instances.dim() < 2 or instances.dim() != prototypes.dim() or instances.shape[:-2] != prototypes.shape[:-2]:

@@ -1,4 +1,4 @@
-"""Error exponents: how fast a linear classifier's error falls as features gather at their class means."""
+"""Error exponents: decay rates of a linear classifier's error as features gather at their class means."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .sphere import rounding
 
 
 def class_exponents(means: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Error exponent of each class under a linear classifier.
+    """Return the error exponent of each class under a linear classifier.
 
-    For features `x = mu_c + sigma * noise`, the noise standard normal, `-sigma^2 log P(x is misclassified)` tends to
+    For features `x = mu_c + sigma * noise` with standard normal noise, `-sigma^2 log P(x is misclassified)` tends to
     `min_{c' != c} ([<w_c - w_c', mu_c> + b_c - b_c']_+)^2 / (2 ||w_c - w_c'||^2)` as sigma falls to 0; a pair of equal
-    rows counts 0. Differences of rows are formed as such, pair by pair: expanding the squares would lose the digits
-    of nearly equal ones. O(K^2 d) time, O(K d) memory without gradients.
+    rows counts 0. Differences of rows are computed pair by pair: expanded squares would lose the digits of nearly
+    equal rows. O(K^2 d) time, O(K d) memory without gradients.
 
     Args:
-        means: (K, d), taken as they are; rows wholly nan are absent classes and left out, as others' rivals too.
+        means: (K, d), not centred here; rows wholly nan are absent classes, which are ignored, also as c'.
         weights: (K, d).
         bias: (K,), default 0.
 
     Returns:
-        (K,) in float64 (on MPS in float32), since squares of what float32 holds may leave its range; nan for absent
-        classes, and for all if fewer than two are present.
+        (K,) in float64 (on MPS in float32), since squares of float32 numbers may leave the range of float32; nan for
+        absent classes, and for all classes if fewer than two are present.
 
     Raises:
         ValueError: shapes are wrong, a row of means is neither finite nor wholly nan, weights or bias of classes
@@ -57,9 +57,9 @@ def class_exponents(means: Tensor, weights: Tensor, bias: Tensor | None = None) 
 
 
 def error_exponent(means: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The error exponent beta of a linear classifier, that of its worst class: the least of [`class_exponents`].
+    """Return the error exponent beta of a linear classifier, the smallest of [`class_exponents`].
 
-    0 where some class mean is itself misclassified or on a boundary. For an aligned simplex ETF of unit rows it is
+    It is 0 if a class mean itself is misclassified or on a boundary. For an aligned simplex ETF of unit rows it is
     `K/(4(K-1))`, and no classifier exceeds [`optimal_exponent`].
 
     Args:
@@ -86,18 +86,18 @@ def error_exponent(means: Tensor, weights: Tensor, bias: Tensor | None = None) -
 
 
 def worst_exponent(exponents: Tensor) -> Tensor:
-    """[`error_exponent`] from [`class_exponents`] (K,) that are known already: the least, absent classes left out."""
+    """Return [`error_exponent`] from known [`class_exponents`] (K,): the smallest one, without absent classes."""
     present = ~exponents.isnan()
     return exponents[present].min() if present.any() else exponents.new_tensor(math.nan)
 
 
 def optimal_exponent(means: Tensor) -> Tensor:
-    """The best error exponent of any linear classifier on these means, `min_{c != c'} ||mu_c - mu_c'||^2 / 8`.
+    """Return the best error exponent of linear classifiers on these means, `min_{c != c'} ||mu_c - mu_c'||^2 / 8`.
 
-    Reached by the nearest class mean, `w_c = mu_c` and `b_c = -||mu_c||^2 / 2`.
+    The classifier by the nearest class mean reaches it, `w_c = mu_c` and `b_c = -||mu_c||^2 / 2`.
 
     Args:
-        means: (K, d), taken as they are; rows wholly nan are absent classes and left out.
+        means: (K, d), not centred here; rows wholly nan are absent classes, which are ignored.
 
     Returns:
         A scalar in float64 (on MPS in float32); nan if fewer than two classes are present.
@@ -112,14 +112,14 @@ def optimal_exponent(means: Tensor) -> Tensor:
 
 
 def exponent_ratio(means: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Share of the best possible error exponent that a classifier reaches: [`error_exponent`]/[`optimal_exponent`].
+    """Return a classifier's share of the best possible error exponent: [`error_exponent`]/[`optimal_exponent`].
 
     Args:
         means, weights, bias: as for [`class_exponents`].
 
     Returns:
-        A scalar in [0, 1], in float64 (on MPS in float32); nan if two means coincide to rounding, or fewer than two
-        classes are present.
+        A scalar in [0, 1], in float64 (on MPS in float32); nan if two means are equal up to rounding, or fewer than
+        two classes are present.
 
     Raises:
         ValueError: as [`class_exponents`] does.
@@ -138,7 +138,7 @@ def exponent_ratio(means: Tensor, weights: Tensor, bias: Tensor | None = None) -
 
 
 def share_of_best(beta: Tensor, means: Tensor) -> Tensor:
-    """[`exponent_ratio`] for an [`error_exponent`] that is known already: `beta` over the best on these means."""
+    """Return [`exponent_ratio`] for a known [`error_exponent`]: `beta` over the best exponent on these means."""
     least = _least_distance(means)
     longest = torch.linalg.vector_norm(means.to(least.dtype), dim=1).nan_to_num().amax()
     if not least > rounding(_widest(means)) * longest:
@@ -147,9 +147,9 @@ def share_of_best(beta: Tensor, means: Tensor) -> Tensor:
 
 
 def misaligned_exponent(num_classes: int, theta: float, rotation: str = "orthogonal") -> float:
-    """Error exponent where means are a simplex ETF of unit rows and the weights the same ETF rotated by theta.
+    """Return the error exponent for means that form a simplex ETF of unit rows, and weights rotated by theta.
 
-    - "orthogonal", out of the means' span into an orthogonal copy, `W = cos(theta) E + sin(theta) E'`:
+    - "orthogonal", a rotation out of the means' span into an orthogonal copy, `W = cos(theta) E + sin(theta) E'`:
       `K/(4(K-1)) (max(cos(theta), 0))^2`.
     - "span", the worst rotation by theta in a plane of the span:
       `1/2 (max(cos(phi0 + theta), 0))^2`, `phi0 = arccos sqrt(K/(2(K-1)))`; 0 from `90 degrees - phi0` on.
@@ -178,7 +178,7 @@ def misaligned_exponent(num_classes: int, theta: float, rotation: str = "orthogo
 
 
 def _least_distance(means: Tensor) -> Tensor:
-    """The least distance of two present means, in the computing dtype; nan if there are fewer than two."""
+    """Return the smallest distance between two present means, in the computing dtype; nan for fewer than two."""
     mu = means[seen_classes(means)].to(_computing(means))
     if len(mu) < 2:
         return mu.new_tensor(math.nan)
@@ -189,7 +189,7 @@ def _least_distance(means: Tensor) -> Tensor:
 def _rows(name: str, tensor: Tensor, shape: torch.Size, present: Tensor) -> Tensor:
     check_tensor(name, tensor)
     if tensor.shape != shape:
-        raise ValueError(f"{name} must have shape {tuple(shape)}, as the means ask, got {tuple(tensor.shape)}.")
+        raise ValueError(f"{name} must have shape {tuple(shape)}, to fit the means, got {tuple(tensor.shape)}.")
     rows = tensor[present]
     if not rows.isfinite().all():
         raise ValueError(f"{name} has non-finite entries for classes that are present.")

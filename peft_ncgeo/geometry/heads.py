@@ -1,4 +1,4 @@
-"""Linear heads for images and for prototypes, and the prototypes themselves."""
+"""Linear heads for images and prototypes, and class prototypes."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from .sphere import unit
 
 
 class Heads(NamedTuple):
-    """Theta_I and Theta_P, each (..., d, d); a shared head stands in both places."""
+    """Pair of heads Theta_I and Theta_P, each (..., d, d); a shared head is in both fields."""
 
     image: Tensor
     prototype: Tensor
 
     @classmethod
     def identity(cls, features: Tensor, shared: bool = False) -> Heads:
-        """Fresh heads for features (..., N, d), one pair for each leading index."""
+        """Return identity heads for features (..., N, d), one pair for each leading index."""
         shape = (*features.shape[:-2], features.shape[-1], features.shape[-1])
         image = torch.eye(shape[-1], dtype=features.dtype, device=features.device).expand(shape).clone()
         return cls(image, image if shared else image.clone())
 
     def embed(self, features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
-        """`e = unit(x Theta_I)` (..., N, d) and `p = unit(P Theta_P)` (..., K, d)."""
+        """Return `e = unit(x Theta_I)` (..., N, d) and `p = unit(P Theta_P)` (..., K, d)."""
         return unit(features @ self.image), unit(prototypes @ self.prototype)
 
     def scores(self, features: Tensor, prototypes: Tensor) -> Tensor:
-        """`cos(x Theta_I, P_c Theta_P)` (..., N, K); the largest is the predicted class."""
+        """Return `cos(x Theta_I, P_c Theta_P)` (..., N, K); the largest score gives the predicted class."""
         e, p = self.embed(features, prototypes)
         return e @ p.mT
 
 
 def class_prototypes(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Mean feature of every class: (..., N, d) and labels (..., N) to (..., K, d).
+    """Return the mean feature of every class: features (..., N, d) and labels (..., N) to (..., K, d).
 
     Labels of -1 are padding. The prototype of a class without samples is 0. Sums are formed in float32 or wider.
 
     Raises:
-        ValueError: a label outside -1..K-1.
+        ValueError: a label is outside -1..K-1.
     """
     check_labels(labels, num_classes, lowest=-1)
     wide = features.to(torch.promote_types(features.dtype, torch.float32))

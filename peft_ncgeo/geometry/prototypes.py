@@ -13,23 +13,23 @@ from .checks import check_tensor, numbers
 from .simplex import welch_bound
 from .sphere import unit
 
-TOLERANCE = 1e-8  # of entries, and of eigenvalues against the largest
+TOLERANCE = 1e-8  # of entries, and of eigenvalues relative to the largest
 
 
 def prototypes_from_gram(gram: Tensor, dim: int) -> Tensor:
-    """Unit vectors with given inner products: the rows of `V sqrt(L)` for `G = V L V^T`, padded to d numbers.
+    """Return unit vectors with given inner products: rows of `V sqrt(L)` for `G = V L V^T`, padded to d numbers.
 
     Args:
-        gram: (K, K), the cosines wanted: symmetric, unit diagonal, positive semi-definite, of rank at most d; each to
-            1e-8 (for float32 and narrower 2e-6).
+        gram: (K, K), the cosines: symmetric, unit diagonal, positive semi-definite, of rank at most d; each within
+            1e-8 (2e-6 for float32 and narrower).
         dim: d.
 
     Returns:
-        (K, d) float64, without gradient. The same for the same matrix: of each axis, the first entry of the largest
-        absolute value is positive.
+        (K, d) float64, without gradient. The result is unique: on each axis, the first entry of the largest absolute
+        value is positive.
 
     Raises:
-        ValueError: `gram` is no such matrix; the message names what is wrong.
+        ValueError: `gram` is not such a matrix; the message names the fault.
 
     Reference: J. Gill, V. Vakilian, C. Thrampoulidis, arXiv 2310.00893, whose prototypes may have any geometry.
     """
@@ -42,11 +42,11 @@ def prototypes_from_gram(gram: Tensor, dim: int) -> Tensor:
     if not gram.isfinite().all():
         raise ValueError("gram has non-finite entries.")
     if (gram - gram.T).abs().max() > tolerance:
-        raise ValueError(f"gram must be symmetric, entries differ by {float((gram - gram.T).abs().max()):.3g}.")
+        raise ValueError(f"gram must be symmetric, but entries differ by {float((gram - gram.T).abs().max()):.3g}.")
     off = (gram.diagonal() - 1).abs()
     if off.max() > tolerance:
         c = int(off.argmax())
-        raise ValueError(f"gram must have a unit diagonal, gram[{c}, {c}] is {float(gram[c, c]):.6g}.")
+        raise ValueError(f"gram must have a unit diagonal, but gram[{c}, {c}] is {float(gram[c, c]):.6g}.")
     values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     values, vectors = values.flip(0), vectors.flip(1)
     if values[-1] < -tolerance * values[0]:
@@ -54,33 +54,33 @@ def prototypes_from_gram(gram: Tensor, dim: int) -> Tensor:
     rank = int((values > tolerance * values[0]).sum())
     if rank > dim:
         raise ValueError(f"gram has rank {rank}, which does not fit into {dim} dimensions.")
-    # all that is above float64's rounding is kept where it fits, so that G is met to 1e-15 and not to the tolerance
+    # keep all eigenvalues above float64's rounding that fit, so that G is met to 1e-15 and not only to the tolerance
     kept = min(dim, int((values > len(gram) * torch.finfo(torch.float64).eps * values[0]).sum()))
     axes = vectors[:, :kept] * values[:kept].sqrt()
-    largest = (axes.abs() > (1 - 1e-6) * axes.abs().amax(0)).to(torch.uint8).argmax(0)  # the first, ties to rounding
+    largest = (axes.abs() > (1 - 1e-6) * axes.abs().amax(0)).to(torch.uint8).argmax(0)  # the first, up to rounding
     axes = axes * axes.gather(0, largest[None]).sign()
     return unit(F.pad(axes, (0, dim - kept)))
 
 
 def minority_margin(class_counts: Tensor | Sequence[int], dim: int, strength: float = 0.5) -> Tensor:
-    """Prototypes with wider angles for rarer classes; a simplex ETF for equal counts or strength 0.
+    """Return prototypes with wider angles for rarer classes: a simplex ETF for equal counts or strength 0.
 
     With `p_c = n_c^-strength / sum_j n_j^-strength`, the unit vectors along `v_c = e_c - p` in R^K, of rank K - 1:
     `cos_ij = (|p|^2 - p_i - p_j) / sqrt((1 - 2 p_i + |p|^2)(1 - 2 p_j + |p|^2))`. The angle between i and any other
     class grows as n_i falls (K >= 3; two classes are always opposite), at the cost of angles between common classes.
-    It is ours: the paper allows wider angles for minorities and gives no formula.
+    The formula is ours: the paper allows wider angles for minorities and gives no formula.
 
     Args:
-        class_counts: (K,), samples of each class, at least 1.
+        class_counts: (K,), number of samples of each class, at least 1.
         dim: d, at least K - 1.
-        strength: how much counts matter, at least 0.
+        strength: strength of the effect of counts, at least 0.
 
     Returns:
         (K, d) float64 on the CPU.
 
     Raises:
-        ValueError: fewer than two classes, a count below 1, d < K - 1, a strength that is negative or not finite, or
-            so large that all but the rarest class have p = 0.
+        ValueError: there are fewer than two classes, a count is below 1, d < K - 1, or strength is negative, not
+            finite, or so large that all but the rarest class have p = 0.
 
     Reference: J. Gill, V. Vakilian, C. Thrampoulidis, arXiv 2310.00893.
 
@@ -94,12 +94,12 @@ def minority_margin(class_counts: Tensor | Sequence[int], dim: int, strength: fl
     dim = whole_number("dim", dim, least=1)
     strength = not_negative("strength", strength)
     if counts.dim() != 1 or len(counts) < 2:
-        raise ValueError(f"class_counts must name at least 2 classes, got shape {tuple(counts.shape)}.")
+        raise ValueError(f"class_counts must have at least 2 classes, got shape {tuple(counts.shape)}.")
     k = len(counts)
     wrong = (~(counts >= 1) | counts.isinf()).nonzero().flatten()
     if len(wrong):
         c = int(wrong[0])
-        raise ValueError(f"class_counts must be at least 1 and finite, class_counts[{c}] is {float(counts[c]):g}.")
+        raise ValueError(f"class_counts must be at least 1 and finite, but class_counts[{c}] is {float(counts[c]):g}.")
     if dim < k - 1:
         raise ValueError(
             f"Prototypes of {k} classes with minority margins need at least {k - 1} dimensions, got {dim}; there "
@@ -108,7 +108,7 @@ def minority_margin(class_counts: Tensor | Sequence[int], dim: int, strength: fl
     p = torch.softmax(-strength * counts.log(), 0)
     v = torch.eye(k, dtype=torch.float64) - p
     others = p.expand(k, k).clone().fill_diagonal_(0)
-    v.diagonal().copy_(others.sum(1))  # 1 - p_c, with all its digits where p_c is nearly 1
+    v.diagonal().copy_(others.sum(1))  # 1 - p_c, with all digits even if p_c is nearly 1
     lengths = torch.linalg.vector_norm(v, dim=1, keepdim=True)
     if not lengths.all():
         raise ValueError(f"strength={strength} is too large for these counts: one class leaves the others no weight.")

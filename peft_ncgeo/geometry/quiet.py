@@ -1,4 +1,4 @@
-"""Silence for libraries that warn of what is looked at here anyway."""
+"""Suppression of warnings from libraries, for conditions that the caller checks itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Ignore user and runtime warnings; deprecations are still told."""
+    """Ignore user and runtime warnings, but not deprecation warnings."""
     with warnings.catch_warnings():
         for category in (UserWarning, RuntimeWarning):
             warnings.simplefilter("ignore", category)

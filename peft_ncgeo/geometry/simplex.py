@@ -1,4 +1,4 @@
-"""Simplex equiangular tight frames (ETFs), and how far a set of points is from one."""
+"""Simplex equiangular tight frames (ETFs), and distances of point sets from them."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from .sphere import moderate, unit
 
 
 def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A simplex ETF: K unit vectors of d numbers, every two of them at cosine `-1/(K-1)`.
+    """Return a simplex ETF: K unit vectors in d dimensions, each pair with cosine `-1/(K-1)`.
 
     `E = sqrt(K/(K-1)) Q V^T` with Q (K, K-1) an orthonormal basis of the complement of the ones vector and V (d, K-1)
     with orthonormal columns; so `E E^T = K/(K-1) (I - 11^T/K)`.
 
     Args:
         num_classes, dim: K and d.
-        seed: draws V; None: the first K - 1 axes, which is exact to the last digit.
-        dtype: of the result; all is computed in float64.
+        seed: seed for drawing V; None: V is the first K - 1 axes, which is exact to the last digit.
+        dtype: dtype of the result; the computation is in float64.
 
     Returns:
         `(K, d)`.
 
     Raises:
-        ValueError: fewer than two classes, or `d < K - 1`, where no simplex ETF exists; a dtype of whole numbers.
+        ValueError: there are fewer than two classes, `d < K - 1` (no simplex ETF exists), or dtype is not floating.
 
     Reference: V. Papyan et al., Prevalence of neural collapse, PNAS 2020.
 
@@ -37,7 +37,7 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torc
     """
     num_classes, dim = whole_number("num_classes", num_classes), whole_number("dim", dim)
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"dtype={dtype} must be a floating dtype, as torch.float32 is.")
+        raise ValueError(f"dtype={dtype} must be a floating dtype, for example torch.float32.")
     if num_classes < 2:
         raise ValueError(f"A simplex ETF needs at least 2 classes, got {num_classes}.")
     if dim < 1:
@@ -47,7 +47,7 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torc
             f"A simplex ETF of {num_classes} classes needs at least {num_classes - 1} dimensions, got {dim}; there "
             f"the mean squared cosine of two vectors cannot fall below {welch_bound(num_classes, dim):.4g}."
         )
-    # Helmert's basis, written down: more exact than one from a decomposition
+    # Helmert's basis in closed form: more exact than one from a decomposition
     j = torch.arange(1, num_classes, dtype=torch.float64)
     q = torch.ones(num_classes, num_classes - 1, dtype=torch.float64).triu()
     q[torch.arange(1, num_classes), torch.arange(num_classes - 1)] = -j
@@ -60,7 +60,7 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torc
 
 
 def welch_bound(num_classes: int, dim: int) -> float:
-    """The least mean squared cosine between different ones of K unit vectors in d dimensions.
+    """Return the smallest mean squared cosine between pairs of K unit vectors in d dimensions.
 
     `(K^2/d - K)/(K(K-1))` for K > d; 0 for K <= d, where they can be orthogonal.
     """
@@ -69,16 +69,16 @@ def welch_bound(num_classes: int, dim: int) -> float:
 
 
 def etf_floor(num_classes: int, dim: int) -> float:
-    """The least value of [`etf_deviation`]: 0 where a simplex ETF exists (K <= d + 1), else above.
+    """Return the smallest value of [`etf_deviation`]: 0 if a simplex ETF exists (K <= d + 1), else above 0.
 
-    `welch_bound(K, d) - 1/(K-1)^2`, reached by tight frames whose vectors sum to 0.
+    It is `welch_bound(K, d) - 1/(K-1)^2`, reached by tight frames whose vectors sum to 0.
     """
     k = num_classes
     return max(0.0, welch_bound(k, dim) - 1 / (k - 1) ** 2) if k > dim + 1 else 0.0
 
 
 def etf_deviation(points: Tensor) -> Tensor:
-    """Mean squared distance of the pairwise cosines from those of a simplex ETF.
+    """Return the mean squared difference between pairwise cosines and those of a simplex ETF.
 
     `1/(K(K-1)) sum_{i != j} (cos(p_i, p_j) + 1/(K-1))^2` for `points` (K, d), K >= 2; a scalar.
     """
@@ -92,7 +92,7 @@ def etf_deviation(points: Tensor) -> Tensor:
 
 
 def clustered_etf_deviation(points: Tensor, clusters: Tensor, reduction: str = "mean") -> Tensor:
-    """Distance of each cluster's cosines from those of a simplex ETF of its own size.
+    """Return the distance of each cluster's cosines from those of a simplex ETF of the cluster's size.
 
     With M clusters, cluster m of `k_m` points, and M' clusters of two points or more:
 
@@ -100,7 +100,7 @@ def clustered_etf_deviation(points: Tensor, clusters: Tensor, reduction: str = "
     - "mean": `1/M' sum_m 1/(k_m (k_m - 1)) sum_{i != j in m} (cos_ij + 1/(k_m - 1))^2`, which for one cluster is
       [`etf_deviation`].
 
-    A cluster of one point counts 0; where there is no larger one the value is 0, attached to the graph.
+    A cluster of one point counts 0; if all clusters have one point, the value is 0, attached to the graph.
 
     Args:
         points: `(K, d)`.
@@ -110,9 +110,9 @@ def clustered_etf_deviation(points: Tensor, clusters: Tensor, reduction: str = "
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction={reduction!r} must be 'mean' or 'sum'.")
     cosines = _cosines(points)
-    # at most K clusters: their number is not known on the host, nor that of the pairs
+    # sized for K clusters: the host does not know their number, nor that of the pairs
     sizes = cosines.new_zeros(len(points)).index_add_(0, clusters, cosines.new_ones(len(points)))
-    size = sizes[clusters]  # of each point's cluster
+    size = sizes[clusters]  # size of each point's cluster
     others = (size - 1).clamp_min(1)
     pairs = (clusters[:, None] == clusters[None, :]) & ~_diagonal(cosines)
     squares = (cosines + 1 / others[:, None]).square().masked_fill(~pairs, 0).sum(1)
@@ -122,9 +122,9 @@ def clustered_etf_deviation(points: Tensor, clusters: Tensor, reduction: str = "
 
 
 def gram_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Distance between the shapes of two sets of K points, whatever their rotation, scale and width.
+    """Return the distance between the shapes of two sets of K points, independent of rotation, scale and width.
 
-    `|| G_a/||G_a||_F - G_b/||G_b||_F ||_F` with `G_a = a a^T`; the points are taken as they are, not centred.
+    `|| G_a/||G_a||_F - G_b/||G_b||_F ||_F` with `G_a = a a^T`; the points are not centred.
 
     Args:
         a, b: points `(K, d)` and `(K, d')`.
@@ -133,7 +133,7 @@ def gram_distance(a: Tensor, b: Tensor) -> Tensor:
         A scalar in 0..2 (0..sqrt(2) for non-zero points). Its gradient at 0 is 0.
 
     Raises:
-        ValueError: different numbers of points, or values that are not finite.
+        ValueError: the numbers of points differ, or values are not finite.
 
     Example:
 
@@ -147,18 +147,18 @@ def gram_distance(a: Tensor, b: Tensor) -> Tensor:
         check_shape(name, points, "K", "d")
         check_finite(name, points)
     if len(a) != len(b):
-        raise ValueError(f"gram_distance compares as many points with as many, got {len(a)} and {len(b)}.")
+        raise ValueError(f"gram_distance needs equally many points in a and b, got {len(a)} and {len(b)}.")
     return torch.linalg.norm(_unit_gram(a) - _unit_gram(b))
 
 
 def simplex_distance(gram: Tensor, kept: Tensor | None = None) -> Tensor:
-    """Distance of a matrix of inner products from the simplex ETF's, whatever the scale of either.
+    """Return the distance of a matrix of inner products from the simplex ETF's, independent of scale.
 
-    `|| G/||G||_F - (I - 11^T/K)/sqrt(K-1) ||_F`, in [0, 2]; 1 where G is 0.
+    `|| G/||G||_F - (I - 11^T/K)/sqrt(K-1) ||_F`, in [0, 2]; 1 if G is 0.
 
     Args:
         gram: (K, K), K >= 2; it need not be symmetric (NC3 compares weights with means).
-        kept: (K,) bool, which rows and columns are meant; `gram` is 0 in the others. None: all.
+        kept: (K,) bool, mask of the rows and columns to use; `gram` is 0 in the others. None: all.
 
     Returns:
         Scalar in float32 or wider, differentiable.
@@ -177,7 +177,7 @@ def simplex_distance(gram: Tensor, kept: Tensor | None = None) -> Tensor:
 
 
 def centred_directions(points: Tensor, kept: Tensor | None = None) -> Tensor:
-    """Points (K, d) minus their mean, each scaled to length 1; with `kept` (K,) bool of those alone, 0 elsewhere."""
+    """Subtract the mean from points (K, d) and scale each to length 1; where `kept` (K,) is False, return 0."""
     points = points.to(torch.promote_types(points.dtype, torch.float32))
     if kept is None:
         return unit(points - points.mean(0))
@@ -203,6 +203,6 @@ def _unit_gram(points: Tensor) -> Tensor:
 
 
 def _scaled(matrix: Tensor) -> Tensor:
-    # all points equal, then centred: 0 stays 0
+    # equal points are 0 after centring: 0 stays 0
     matrix = moderate(matrix.flatten()).view_as(matrix)
     return matrix / torch.linalg.norm(matrix).clamp_min(torch.finfo(matrix.dtype).tiny)

@@ -1,4 +1,4 @@
-"""Features on the unit sphere."""
+"""Geometry of features on the unit sphere: normalisation, angles, rotation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .checks import check_finite, check_shape, check_tensor, numbers
 
 
 def unit(features: Tensor) -> Tensor:
-    """Rows of `(..., d)` scaled to length 1, computed in float32 or wider whatever autocast says.
+    """Scale rows of `(..., d)` to length 1, in float32 or wider even under autocast.
 
-    Rows of 0 stay 0 and get no gradient; so do those below 1e-30 (in float64 1e-300), whose own would overflow.
+    Rows of 0 stay 0 and get no gradient. So do rows below 1e-30 (in float64 1e-300), whose gradient would overflow.
     """
     with torch.autocast(features.device.type, enabled=False):
         rows = features.to(torch.promote_types(features.dtype, torch.float32))
-        if _may_look(rows):  # one pass less
+        if _may_look(rows):  # saves one pass over the rows
             lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
             if ordinary(lengths):
                 return rows / lengths
@@ -25,7 +25,7 @@ def unit(features: Tensor) -> Tensor:
 
 
 def ordinary(lengths: Tensor) -> bool:
-    """Whether [`moderate`] leaves all rows of these lengths as they are; False where telling takes a wait."""
+    """Return True if [`moderate`] leaves rows of these lengths unchanged; False if checking needs a device copy."""
     return _may_look(lengths) and bool(((lengths > 1e-10) & (lengths < 1e15)).all())
 
 
@@ -34,14 +34,14 @@ def _may_look(rows: Tensor) -> bool:
 
 
 def moderate(rows: Tensor) -> Tensor:
-    """Rows `(..., d)` of float32 or wider, scaled where their squares would be infinite or 0; see [`unit`]."""
+    """Scale rows `(..., d)` of float32 or wider if their squares would be infinite or 0; see [`unit`]."""
     largest = rows.detach().abs().amax(-1, keepdim=True)
-    scale = largest / largest.clamp(1e-10, 1e15)  # 1, and so exact, for all but extreme rows
+    scale = largest / largest.clamp(1e-10, 1e15)  # exactly 1 for all but extreme rows
     return rows / scale.where(largest > 1e8 * torch.finfo(rows.dtype).tiny, torch.inf)
 
 
 def cosine_logits(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """CLIP's logits `s * cos(f_i, g_k)`, `s = exp(logit_scale)`: (B, d) and (K, d) to (B, K), in float32 or wider."""
+    """Return CLIP's logits `exp(logit_scale) * cos(f_i, g_k)`: (B, d) and (K, d) to (B, K), in float32 or wider."""
     with torch.autocast(image.device.type, enabled=False):
         dtype = torch.promote_types(image.dtype, text.dtype)
         image, text = unit(image.to(dtype)), unit(text.to(dtype))
@@ -49,16 +49,16 @@ def cosine_logits(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
 
 
 def modality_gap(a: Tensor, b: Tensor) -> Tensor:
-    """Distance between the centres of two sets of features on the sphere, `||mean_i a^_i - mean_j b^_j||_2`.
+    """Return the distance between the centres of two sets of unit features, `||mean_i a^_i - mean_j b^_j||_2`.
 
     Args:
-        a, b: raw features `(n, d)` and `(m, d)`, images and texts for instance; normalised here.
+        a, b: raw features `(n, d)` and `(m, d)`, for example of images and texts; normalised here.
 
     Returns:
         A scalar in 0..2, in float32 or wider.
 
     Raises:
-        ValueError: no row, another width, or values that are not finite.
+        ValueError: a set is empty, the widths differ, or values are not finite.
 
     Reference: W. Liang et al., Mind the Gap, NeurIPS 2022, arXiv 2203.02053.
 
@@ -77,25 +77,25 @@ def modality_gap(a: Tensor, b: Tensor) -> Tensor:
 
 
 def slerp(a: Tensor, b: Tensor, t: ArrayLike | Tensor) -> Tensor:
-    """Rows of `a` rotated towards those of `b` by a fraction of the angle between them, each keeping its length.
+    """Rotate rows of `a` towards rows of `b` by a fraction of the angle between them, keeping their lengths.
 
     With `theta = angle(a, b)` and e the unit vector orthogonal to a, in the plane of both, on b's side:
-    `cos(t theta) a + sin(t theta) ||a|| e`. At t = 0 that is a, at t = 1 b's direction with a's length. Tiny angles
-    and those near pi are as exact as the rows themselves: `theta = atan2(sin, cos)`, not arccos.
+    `cos(t theta) a + sin(t theta) ||a|| e`. At t = 0 the result is a, at t = 1 it has b's direction and a's length.
+    Angles near 0 and pi are as exact as the rows: `theta = atan2(sin, cos)`, not arccos.
 
-    Where a or b is 0, or they are parallel or opposite to rounding, no plane is defined: the row of `a` is returned
-    as it is, and nothing flows back to `b` and `t` there.
+    If a or b is 0, or they are parallel or opposite up to rounding, the plane is undefined: the row of `a` is returned
+    unchanged, and `b` and `t` get no gradient there.
 
     Args:
-        a, b: `(..., d)`, of one shape. The length of b's rows does not matter.
-        t: fraction of the angle, a number, or an array or tensor that broadcasts to the rows' shape `(...)`; usually
-            in [0, 1], any real number rotates on.
+        a, b: `(..., d)`, of the same shape. The length of b's rows does not matter.
+        t: fraction of the angle: a number, or an array or tensor that broadcasts to the rows' shape `(...)`; usually
+            in [0, 1], but any real number is allowed.
 
     Returns:
         `(..., d)` in float32 or wider, differentiable.
 
     Raises:
-        ValueError: `a` and `b` differ in shape, `t` does not broadcast, or something is not finite.
+        ValueError: `a` and `b` differ in shape, `t` does not broadcast, or a value is not finite.
 
     Reference: K. Shoemake, Animating rotation with quaternion curves, SIGGRAPH 1985.
 
@@ -116,7 +116,7 @@ def slerp(a: Tensor, b: Tensor, t: ArrayLike | Tensor) -> Tensor:
         fraction = fraction.expand(a.shape[:-1])[..., None]
     except RuntimeError:
         wanted = tuple(a.shape[:-1])
-        raise ValueError(f"t of shape {tuple(fraction.shape)} does not broadcast to {wanted}, one a row.") from None
+        raise ValueError(f"t of shape {tuple(fraction.shape)} does not broadcast to {wanted}, one per row.") from None
     check_finite("t", fraction)
     length, u, nonzero = polar(a)
     _, v, other_nonzero = polar(b)
@@ -126,9 +126,10 @@ def slerp(a: Tensor, b: Tensor, t: ArrayLike | Tensor) -> Tensor:
 
 
 def polar(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Length `(..., 1)` and direction `(..., d)` of rows of float32 or wider, and where they are not 0 `(..., 1)`.
+    """Return length `(..., 1)` and direction `(..., d)` of rows, and a mask `(..., 1)` of the rows that are not 0.
 
-    A row of 0 gets a direction that means nothing and no gradient, where normalising would give 0 and one of 1e12.
+    Rows are of float32 or wider. A row of 0 gets an arbitrary direction without gradient; plain normalisation would
+    give it a gradient of 1e12.
     """
     scale = rows.detach().abs().amax(-1, keepdim=True)  # squares of 1e-30 are 0 in float32
     nonzero = scale != 0
@@ -139,16 +140,16 @@ def polar(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def tangent(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For unit rows `(..., d)`: the unit vector orthogonal to u, in the plane of u and v, on v's side.
+    """Return the unit vector orthogonal to u, in the plane of u and v, on v's side, for unit rows `(..., d)`.
 
     Returns:
-        It `(..., d)`; sine and cosine of the angle from u to v; and where the plane exists, that is u and v are
-        neither parallel nor opposite to rounding, all three `(..., 1)`. Elsewhere the vector means nothing and has no
-        gradient.
+        The vector `(..., d)`; sine and cosine of the angle from u to v; and a mask that is True where u and v are
+        neither parallel nor opposite up to rounding; all three `(..., 1)`. Where it is False, the vector is arbitrary
+        and has no gradient.
     """
     cosine = (u * v).sum(-1, keepdim=True)
     side = v - cosine * u
-    side = side - (u * side).sum(-1, keepdim=True) * u  # what rounding left along u is not small beside a tiny side
+    side = side - (u * side).sum(-1, keepdim=True) * u  # removes the rounding along u, which matters if side is tiny
     spans = ~(torch.linalg.vector_norm(side.detach(), dim=-1, keepdim=True) <= 8 * torch.finfo(u.dtype).eps)
     side = side.where(spans, torch.ones_like(side))
     sine = torch.linalg.vector_norm(side, dim=-1, keepdim=True)
@@ -156,5 +157,5 @@ def tangent(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """The share of their lengths below which a difference of vectors counts as rounding."""
+    """Return the relative length below which a difference of vectors counts as rounding."""
     return max(1e-12, 16 * torch.finfo(dtype).eps)

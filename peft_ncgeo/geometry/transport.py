@@ -1,4 +1,4 @@
-"""Optimal transport between two sets of features. Every call to POT lives here."""
+"""Optimal transport between two sets of features. Only this file calls POT."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ DEFAULT_EPSILON = 0.1
 
 
 def half_squared_distances(u: Tensor, v: Tensor) -> Tensor:
-    """Cost matrix `C_ij = 1/2 ||u_i - v_j||^2` of `u` (n, d) and `v` (m, d), shape (n, m), never negative."""
+    """Return the costs `C_ij = 1/2 ||u_i - v_j||^2` of `u` (n, d) and `v` (m, d), shape (n, m), never negative."""
     with torch.autocast(u.device.type, enabled=False):
-        dtype = torch.promote_types(u.dtype, torch.float32)  # bf16 costs are wrong by more than their differences
+        dtype = torch.promote_types(u.dtype, torch.float32)  # errors of bf16 costs are larger than their differences
         u, v = u.to(dtype), v.to(dtype)
         squares = u.square().sum(-1)[:, None] + v.square().sum(-1)[None, :]
         return (0.5 * squares - u @ v.T).clamp_min(0)
 
 
 def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = None) -> Tensor:
-    """Optimal plan between uniform marginals, rows summing to 1/n and columns to 1/m; no gradient flows into it.
+    """Return the optimal plan between uniform marginals: rows sum to 1/n, columns to 1/m; it has no gradient.
 
     "exact" is `min_P <P, C>` by the network simplex. "entropic" is `min_P <P, C> + eps sum_ij P_ij log P_ij` with
     `eps = epsilon * mean(C)`, by Sinkhorn's iterations in the log domain. Both are solved in float64.
@@ -36,12 +36,12 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
         epsilon: strength of the entropy relative to the mean cost; for "entropic" only, default 0.1.
 
     Returns:
-        Plan (n, m) in float32 or wider, on the device of `cost`, summing to 1. Where the mean cost is 0 the entropic
+        Plan (n, m) in float32 or wider, on the device of `cost`, summing to 1. If the mean cost is 0, the entropic
         plan is the product of the marginals.
 
     Raises:
         ValueError: cost is not a non-empty matrix, not finite, or negative for "entropic"; the solver is unknown; the
-            exact solver gave up; or epsilon is so small that the iterations did not reach the marginals.
+            exact solver failed; or epsilon is so small that the iterations did not reach the marginals.
 
     Reference: R. Flamary et al., POT: Python Optimal Transport, JMLR 2021.
 
@@ -55,53 +55,53 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
     tensor([[0.1345, 0.3655],
             [0.3655, 0.1345]])
     """
-    import ot  # here, since it takes a second and registering a method with PEFT needs none of it
+    import ot  # here, since the import takes a second, and registration with PEFT does not need it
 
     check_solver(solver, epsilon)
     check_shape("cost", cost, "n", "m")
     values = cost.detach().double().cpu().numpy()
-    if not np.isfinite(values).all():  # POT would return a plan, and a loss of 0, without a word
+    if not np.isfinite(values).all():  # POT would silently return a plan with a loss of 0
         raise ValueError("cost has non-finite entries.")
     if solver == "entropic" and values.min() < 0:
-        raise ValueError(f"cost must not be negative for solver='entropic', its least entry is {values.min():.3g}.")
-    # to about 1, without rounding: POT starts from costs of its own, above 1, beside which 1e-20 is nothing
+        raise ValueError(f"cost must not be negative for solver='entropic', but has the entry {values.min():.3g}.")
+    # scale costs to about 1, without rounding: POT starts from costs above 1, so costs of 1e-20 would be lost
     values = np.ldexp(values, -int(np.frexp(np.abs(values).max())[1]))
     n, m = values.shape
     a, b = np.full(n, 1 / n), np.full(m, 1 / m)
     if solver == "exact":
-        with without_warnings():  # the log says it too
+        with without_warnings():  # the log has them too
             plan, log = ot.emd(a, b, values, numItermax=10_000_000, log=True)
         if log["warning"]:
-            raise ValueError(f"The exact solver gave up on a cost of shape ({n}, {m}): {log['warning']}")
+            raise ValueError(f"The exact solver failed on a cost of shape ({n}, {m}): {log['warning']}")
     elif values.mean() == 0:
         plan = np.outer(a, b)
     else:
         epsilon = DEFAULT_EPSILON if epsilon is None else epsilon
         reg = epsilon * float(values.mean())
-        with without_warnings():  # of convergence; the marginals say more
+        with without_warnings():  # about convergence; the marginals are checked below
             plan = ot.solve(values, a, b, reg=reg, max_iter=2000, tol=1e-5).plan
         error = max(np.abs(n * plan.sum(1) - 1).max(), np.abs(m * plan.sum(0) - 1).max())
         if not error < 0.01:
             raise ValueError(
                 f"epsilon={epsilon} is too small: after 2000 iterations the marginals are off by {error:.1%}; use a "
-                "larger one or solver='exact'."
+                "larger epsilon or solver='exact'."
             )
     return torch.from_numpy(plan).to(cost.device, torch.promote_types(cost.dtype, torch.float32))
 
 
 def check_solver(solver: str, epsilon: float | None) -> None:
-    """Refuse an unknown solver and an epsilon that it has no use for."""
+    """Refuse an unknown solver, and an epsilon that the solver does not use."""
     if solver not in ("exact", "entropic"):
         raise ValueError(f"solver={solver!r} must be 'exact' or 'entropic'.")
     if epsilon is not None:
-        wanted = "None, or with solver='entropic' a number greater than 0"
+        wanted = "None, or a number greater than 0 with solver='entropic'"
         real_number("epsilon", epsilon, wanted, lambda value: solver == "entropic" and 0 < value < math.inf)
 
 
 def transport_cost(cost: Tensor, solver: str = "exact", epsilon: float | None = None) -> Tensor:
-    """Transport value `<P, C>` of the plan, a scalar whose gradient with respect to `cost` is taken as the plan P.
+    """Return the transport value `<P, C>` of the plan, a scalar whose gradient with respect to `cost` is the plan P.
 
-    For the exact plan that is the gradient. The entropy is never part of the value.
+    For the exact plan this is the true gradient. The entropy is never part of the value.
 
     Example:
 
@@ -115,16 +115,16 @@ def transport_cost(cost: Tensor, solver: str = "exact", epsilon: float | None = 
 
 
 def class_transport_plans(cost: Tensor, a: Tensor, b: Tensor, epsilon: float | None = None) -> Tensor:
-    """Entropic plans of many small problems at once, each relative to its own mean cost; no gradient flows into them.
+    """Return entropic plans of many small problems at once, each relative to its own mean cost, without gradient.
 
     Args:
         cost: (C, T, n), finite; padded where a marginal is 0.
-        a: (C, T) and b: (C, n), marginals that sum to 1; 0 pads.
+        a: (C, T) and b: (C, n), marginals that sum to 1; 0 for padding.
         epsilon: strength of the entropy relative to each problem's mean cost over its unpadded pairs. Default 0.1.
 
     Returns:
-        Plans (C, T, n) in the dtype and on the device of `cost`, 0 where padded. Where a mean cost is 0, or one side
-        has one point, the plan is the product of the marginals.
+        Plans (C, T, n) in the dtype and on the device of `cost`, 0 where padded. If a mean cost is 0, or one side has
+        one point, the plan is the product of the marginals.
 
     Raises:
         ValueError: cost is not finite, or epsilon is so small that the iterations did not reach the marginals.
@@ -149,26 +149,26 @@ def class_transport_plans(cost: Tensor, a: Tensor, b: Tensor, epsilon: float | N
         if not error < 1e-3:
             raise ValueError(
                 f"epsilon={epsilon} is too small: after 1000 iterations the marginals are off by {error:.1g}; use a "
-                "larger one."
+                "larger epsilon."
             )
         plans[solved] = found
     return plans.to(cost)
 
 
 def grouped_transport_plans(cost: Tensor, labels: Tensor, epsilon: float | None = None) -> tuple[Tensor, int]:
-    """Entropic plans between each class's points and T others, from one copy to the host.
+    """Return entropic plans between each class's points and T others, with one copy to the host.
 
     Args:
-        cost: (B, T), finite: of each point with the others of its own class.
+        cost: (B, T), finite: costs of each point with the T others of its own class.
         labels: (B,) int64.
         epsilon: see [`class_transport_plans`].
 
     Returns:
-        Plans (B, T) in the dtype and on the device of `cost`, those of a class summing to 1, with uniform marginals;
-        and the number of classes.
+        Plans (B, T) in the dtype and on the device of `cost`, with uniform marginals; rows of one class sum to 1. And
+        the number of classes.
 
     Raises:
-        ValueError: as [`class_transport_plans`] does.
+        ValueError: as in [`class_transport_plans`].
     """
     both = torch.cat([cost.detach().double(), labels[:, None]], dim=1).cpu()
     values, classes = both[:, :-1], both[:, -1].long()
@@ -184,10 +184,10 @@ def grouped_transport_plans(cost: Tensor, labels: Tensor, epsilon: float | None 
 
 
 def identity_share(plan: Tensor, v: Tensor) -> Tensor:
-    """Share of the mass of `plan` (n, m), m >= n, that stays where it was: `sum_ij P_ij [v_i == v_j] / sum_ij P_ij`.
+    """Return the share of mass of `plan` (n, m), m >= n, that does not move: `sum_ij P_ij [v_i == v_j] / sum_ij P_ij`.
 
-    `v` (m, d) are the targets, of which the first n belong to the rows. 1 for the identity, also where several targets
-    are equal (a repeated label's text).
+    `v` (m, d) are the targets, of which the first n belong to the rows. The share is 1 for the identity, also if some
+    targets are equal (the text of a repeated label).
     """
     v = v.detach()
     same = torch.cdist(v[: len(plan)], v, p=float("inf")) <= 1e-6
