@@ -83,9 +83,9 @@ def shared_head_gap_bound(features: Tensor, prototypes: Tensor, head: Tensor) ->
     """Return an upper bound of the gap between features and prototypes after one linear head.
 
     With `Delta = mean_i x_i - mean_c P_c` and Theta^j the head's columns:
-    `||Delta Theta||_2 <= max_j |cos(Delta, Theta^j)| ||Theta||_F ||Delta||_2`, the right-hand side. So a head shared by
-    both sides can only scale an existing gap. The bound is 0 if Delta is 0, which holds up to rounding for class means
-    of equally many samples; a column of 0 has cosine 0.
+    `||Delta Theta||_2 <= max_j |cos(Delta, Theta^j)| ||Theta||_F ||Delta||_2`, the right-hand side. So a head shared
+    by both sides can only scale an existing gap. The bound is 0 if Delta is 0, which holds up to rounding for class
+    means of equally many samples; a column of 0 has cosine 0.
 
     It does not bound the gap of normalised features, which [`modality_gap`] measures: that gap may be above 0 even if
     Delta is 0.

@@ -1,4 +1,4 @@
-"""What a loss sees (`GeometryBatch`) and what every regulariser shares (`Regularizer`)."""
+"""Base of the losses: their input (`GeometryBatch`) and the shared parts of regularisers (`Regularizer`)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..validation import not_negative, positive, real_number
 
 @dataclass
 class GeometryBatch:
-    """One batch over all processes, as losses see it. Raw features; a loss normalises what its formula normalises.
+    """Input of the losses: raw features, labels and more of one batch over all processes.
 
     Fields that no loss `requires` stay None and cost nothing. `axes` are a tensor's, those with one letter of one
     length: B images, K classes, T templates, d the width of the shared space (for a classification model: of what
@@ -49,12 +49,12 @@ class GeometryBatch:
     progress: float | None = None  # share of training done, 0 to 1
 
     def need(self, *names: str) -> list[Any]:
-        """The named fields' values; labels as int64.
+        """Return the values of the named fields, with labels as int64.
 
         Raises:
             ValueError: naming the field, where one is None, empty, of another shape than the others ask for, or not
                 finite. In the trainer the latter is said once all terms are computed, before the step.
-            TypeError: a field is no tensor of real numbers, or labels are not integers.
+            TypeError: a field is not a tensor of real numbers, or labels are not integers.
         """
         values: list[Any] = []
         lengths: dict[str, tuple[str, int]] = {}
@@ -88,7 +88,7 @@ class GeometryBatch:
 
 
 def class_indices(labels: Tensor, num_classes: int, lowest: int = 0, owner: str | None = None) -> Tensor:
-    """Labels (B,), of which an error names one outside `lowest`..K-1.
+    """Return labels (B,), after refusing any outside `lowest`..K-1.
 
     Clamped: a device may not survive an index out of range until the check is read. `owner` is the term whose K
     prototypes the labels name, for the error.
@@ -102,7 +102,7 @@ def class_indices(labels: Tensor, num_classes: int, lowest: int = 0, owner: str 
 
 
 def finite_value(name: str, value: Tensor) -> Tensor:
-    """A term's value; a FloatingPointError where it is not finite. In the trainer that is said with the step."""
+    """Return a term's value; raise a FloatingPointError if it is not finite (in the trainer, after the step)."""
     if not deferred():
         message = "{} is {}; its input or settings are extreme."
         refuse_unless(value.isfinite().all(), FloatingPointError, message, name, value.detach().sum())
@@ -131,7 +131,7 @@ class Regularizer(nn.Module):
 
     Raises:
         ValueError: neither or both of `weight` and `budget` given, or a value out of range.
-        TypeError: a value that is no number, a name that is no string.
+        TypeError: a value is not a number, or the name is not a string.
         FloatingPointError: when called, where the value is not finite although the batch is.
     """
 
@@ -169,7 +169,7 @@ class Regularizer(nn.Module):
         self._warned = False
 
     def bind(self, classifier: Any) -> None:
-        """Called by the trainer, when it is made and before each training, with the head's one linear layer.
+        """Check and read the model's head; the trainer calls this when it is made and before each training.
 
         None for a CLIP-like model, and for a head that is not one linear layer.
         A term checks here that it fits the model, and reads what it was not told.
@@ -182,7 +182,7 @@ class Regularizer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define forward(batch).")
 
     def factor(self, progress: float = 0.0) -> float | Tensor:
-        """What the trainer multiplies the value by; `progress` is the share of training done.
+        """Return the factor by which the trainer multiplies the value; `progress` is the share of training done.
 
         A number; under a budget the trainer gets a scalar tensor, so that the host does not wait for the device.
         """
@@ -195,7 +195,7 @@ class Regularizer(nn.Module):
         return factor
 
     def constrained(self, value: Tensor) -> Tensor:
-        """The part of the last call's `value` that a budget limits; all of it unless a term says otherwise."""
+        """Return the part of the last call's `value` that a budget limits; by default all of it."""
         return value
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -208,7 +208,7 @@ class Regularizer(nn.Module):
 
     @torch.no_grad()
     def update(self, value: Tensor | float) -> None:
-        """One step of dual ascent on the multiplier; does nothing under a fixed weight.
+        """Take one step of dual ascent on the multiplier; do nothing under a fixed weight.
 
         Args:
             value: the constrained part of the term at this optimiser step, averaged over micro-batches and processes.

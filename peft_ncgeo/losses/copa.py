@@ -1,4 +1,4 @@
-"""The loss of CoPA (NeurIPS 2024)."""
+"""Loss of CoPA (NeurIPS 2024)."""
 
 from __future__ import annotations
 
@@ -11,35 +11,37 @@ from .base import GeometryBatch, Regularizer, class_indices
 
 
 class PrototypeImageContrast(Regularizer):
-    r"""CoPA's loss: CLIP's symmetric contrast, with each image's class prototype in the place of its text.
+    r"""CoPA's loss: CLIP's symmetric contrast, with the prototype of each image's class instead of its text.
 
     With unit instances e, unit prototypes p and `s_{ic} = e_i \cdot p_c / \tau`,
 
     .. math:: L = \frac{1}{2N} \Big(\sum_i \log \sum_c n_c e^{s_{ic}} + \sum_c n_c \log \sum_i e^{s_{ic}}
               - 2 \sum_i s_{i y_i}\Big)
 
-    `n_c` being the batch's samples of class c: the cross-entropy of the N x N logits and of their transpose, which are
-    never formed. It stays above `mean_i log n_{y_i}`, so give a budget more than that. Samples of a class whose row of
-    class_means is nan are left out; 0, attached to the graph, if none is left.
+    where `n_c` is the number of samples of class c in the batch. This is the mean cross-entropy of the N x N logits
+    and of their transpose, which are never formed. It stays above `mean_i log n_{y_i}`, so a budget must be larger
+    than that. Samples of a class whose row of class_means is nan are ignored; the loss is 0, attached to the graph, if
+    none is left.
 
     | field | shape |
     |---|---|
     | image_features | (B, d), the instances; normalised here |
-    | labels | (B,), -1: left out |
+    | labels | (B,), -1: ignored |
     | class_means | (K, d), the prototypes; normalised here; rows of nan: classes not seen yet |
 
-    Both are taken as they come, each already through its own head. [`GeometryTrainer`]'s class means are running means
-    of the same features, `0.9 stored + 0.1 batch mean`: one head for both, and a tenth of the prototypes' gradient.
-    In an episode prototypes have a head of their own, which is the paper's point: see `peft_ncgeo.adapt`.
+    Instances and prototypes must be the outputs of their heads. The class means of [`GeometryTrainer`] are running
+    means of the same features, `0.9 stored + 0.1 batch mean`: both share one head, and the prototypes get a tenth of
+    their gradient. In an episode, prototypes have their own head, which is the idea of the paper: see
+    `peft_ncgeo.adapt`.
 
     Args:
         temperature: tau, 1e-6 to 1e6; e^-2 by default.
-        weight, budget, name, step_size, max_step: see [`Regularizer`]; weight 1 unless one of the two is given.
+        weight, budget, name, step_size, max_step: see [`Regularizer`]; default: weight 1.
 
     Raises:
-        ValueError: a field missing or not finite; temperature out of range; a label without a prototype.
+        ValueError: a field is missing or not finite, temperature is out of range, or a label has no prototype.
 
-    Relations: [`~peft_ncgeo.geometry.prototype_image_contrast`] is the formula, for batches of episodes too. Its first
+    Relations: [`~peft_ncgeo.geometry.prototype_image_contrast`] is the formula, also for many episodes. Its first
     sum is [`BalancedSoftmax`] of the logits s with the batch's own counts, up to a constant.
 
     Reference: H. Tian et al., Mind the Gap Between Prototypes and Images in Cross-domain Finetuning, NeurIPS 2024,

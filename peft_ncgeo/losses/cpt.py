@@ -1,4 +1,4 @@
-"""Terms of CPT (https://arxiv.org/abs/2605.11939)."""
+"""Loss terms of CPT (https://arxiv.org/abs/2605.11939)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .npt import _TextSimplex
 
 
 class RotationStabilization(Regularizer):
-    r"""CPT's rotation stabilisation: class texts keep their place on the sphere.
+    r"""CPT's rotation stabilisation: class texts keep their positions on the sphere.
 
     .. math:: L = \frac1K \sum_c \|\hat g_c - \hat g^0_c\|_1
 
@@ -32,7 +32,7 @@ class RotationStabilization(Regularizer):
         weight, budget, name, step_size, max_step: see [`Regularizer`]. The paper's weight is 0.10.
 
     Raises:
-        ValueError: a field missing or not finite, named.
+        ValueError: a field is missing or not finite; the message names it.
 
     Relations: d times PromptSRC's text term.
 
@@ -50,15 +50,15 @@ class RotationStabilization(Regularizer):
 
 
 class ClusterCollapse(_TextSimplex):
-    r"""CPT's textual ETF within clusters: class texts spread from their semantic neighbours only.
+    r"""CPT's textual ETF within clusters: class texts move away only from their semantic neighbours.
 
     .. math:: L = \frac{1}{M'} \sum_m \frac{1}{k_m(k_m-1)} \sum_{i \ne j \in m}
               \left(\hat g_i \cdot \hat g_j + \frac{1}{k_m-1}\right)^2
 
-    over the M' clusters of two classes or more (reduction "mean", ours). "sum" is the formula as printed, without its
+    over the M' clusters of two classes or more (reduction "mean", ours). "sum" is the paper's formula, without its
     constant diagonal: the inner sums, divided by the number M of all clusters. Clusters come from k-means on the
-    frozen text features at the first call, on process 0, never again; they are part of a checkpoint. Clusters of one
-    class count 0; none larger: 0, attached to the graph.
+    frozen text features at the first call, on process 0, and do not change later; checkpoints hold them. Clusters of
+    one class count 0; if all are of one class, the loss is 0, attached to the graph.
 
     | field | shape |
     |---|---|
@@ -68,15 +68,15 @@ class ClusterCollapse(_TextSimplex):
         weight, budget, name, step_size, max_step: see [`Regularizer`]. The paper's weight is 0.25.
         num_clusters: M. Default: `ceil(K / 16)` (our reading).
         reduction: "mean" or "sum".
-        seed: of k-means.
+        seed: seed of k-means.
 
     Raises:
-        ValueError: `num_clusters` outside 1..K; unknown reduction; another number of classes than at the first call;
-            a field missing or not finite, named.
+        ValueError: `num_clusters` is outside 1..K, reduction is unknown, the number of classes is not that of the
+            first call, or a field is missing or not finite; the message names it.
 
-    Warns: once, where a cluster has more than d + 1 classes, and where two texts are equal.
+    Warns: once, if a cluster has more than d + 1 classes, and if two texts are equal.
 
-    Relations: with one cluster and "mean" this is [`LanguageCollapse`]. CPT adds `ModalityIsomorphism(0.15)` and
+    Relations: with one cluster and "mean", this is [`LanguageCollapse`]. CPT adds `ModalityIsomorphism(0.15)` and
     `RotationStabilization(0.10)`.
 
     Reference: B. Guo et al., Cluster-Aware Neural Collapse Prompt Tuning, CVPR 2026, arXiv 2605.11939.
@@ -104,7 +104,7 @@ class ClusterCollapse(_TextSimplex):
             raise ValueError(f"reduction={reduction!r} must be 'mean' or 'sum'.")
         self.num_clusters = None if num_clusters is None else whole_number("num_clusters", num_clusters, least=1)
         self.reduction, self.seed = reduction, whole_number("seed", seed, least=0)
-        self.register_buffer("clusters", torch.empty(0, dtype=torch.int64))  # (K,) once they are known
+        self.register_buffer("clusters", torch.empty(0, dtype=torch.int64))  # (K,) after the first call
 
     def forward(self, batch: GeometryBatch) -> Tensor:
         (text,) = batch.need("text_features")
@@ -114,7 +114,7 @@ class ClusterCollapse(_TextSimplex):
         if len(self.clusters) != len(text):
             raise ValueError(
                 f"{self.name} has clusters of {len(self.clusters)} classes, the batch has {len(text)}; make a new "
-                "loss for another list of classes."
+                "loss for a new list of classes."
             )
         return clustered_etf_deviation(text, self.clusters.to(text.device), self.reduction)
 

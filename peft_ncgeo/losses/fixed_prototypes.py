@@ -1,4 +1,4 @@
-"""Contrastive terms with prototypes."""
+"""Contrastive loss with fixed prototypes."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from .base import GeometryBatch, Regularizer, class_indices
 
 
 class PrototypeSupCon(Regularizer):
-    r"""Supervised contrastive learning with `n_w` copies of each class's prototype in every batch.
+    r"""Supervised contrastive loss with `n_w` copies of each class prototype in every batch.
 
     With unit embeddings h and unit prototypes w, for every anchor i
 
     .. math:: l_i = \log\Big(\sum_{l \ne i} e^{h_i \cdot h_l / \tau} + n_w \sum_c e^{h_i \cdot w_c / \tau}\Big)
               - \frac{\sum_{j \ne i, y_j = y_i} h_i \cdot h_j + n_w\, h_i \cdot w_{y_i}}{\tau (n_{y_i} - 1 + n_w)}
 
-    `n_{y_i}` being the batch's samples of the anchor's class; the loss is the mean of l_i. Anchors that have nothing
-    to be near to (no prototypes and no other sample of their class) are left out; 0, attached to the graph, if none
-    is left. Cost and memory are O(B^2 + BK) whatever n_w, since copies are counted and not made.
+    where `n_{y_i}` is the number of samples of the anchor's class in the batch; the loss is the mean of l_i. Anchors
+    without positives (no prototypes and no other sample of their class) are ignored; the loss is 0, attached to the
+    graph, if none is left. Cost and memory are O(B^2 + BK) for any n_w, since copies are counted, not made.
 
     | field | shape |
     |---|---|
     | image_features | (B, d), embeddings; normalised here |
     | labels | (B,) |
-    | classifier_weight | (K, d), the model's prototypes; read where `prototypes` is None |
+    | classifier_weight | (K, d), the model's prototypes; used if `prototypes` is None |
 
     Args:
-        prototypes: (K, d), fixed; normalised here. None: those of a [`~peft_ncgeo.PrototypeConfig`] head, trained
-            ones included.
-        copies: n_w, 0 or more, also a fraction; 0 is supervised contrastive learning without prototypes. None: the
+        prototypes: (K, d), fixed; normalised here. None: those of a [`~peft_ncgeo.PrototypeConfig`] head, also
+            trained ones.
+        copies: n_w, 0 or more, fractions allowed; 0 is the supervised contrastive loss without prototypes. None: the
             head's `prototypes_per_class`.
-        temperature: tau, 1e-6 to 1e6. None: the head's.
-        weight, budget, name, step_size, max_step: see [`Regularizer`]; weight 1 unless one of the two is given.
+        temperature: tau, 1e-6 to 1e6. None: the head's temperature.
+        weight, budget, name, step_size, max_step: see [`Regularizer`]; default: weight 1.
 
     Raises:
-        ValueError: a field missing or not finite; copies or temperature out of range, or neither given nor to be read
-            from a prototype head; a label without a prototype.
+        ValueError: a field is missing or not finite; copies or temperature is out of range, or neither given nor in a
+            prototype head; or a label has no prototype.
 
     Relations: as n_w grows, `l_i - log n_w` goes to [`CrossEntropy`] with fixed classifier w and normalised h.
 
@@ -85,12 +85,12 @@ class PrototypeSupCon(Regularizer):
         self.requires = () if prototypes is not None else ("classifier_weight",)
 
     def bind(self, classifier: Any) -> None:
-        self._head = [classifier]  # in a list, so that it is no part of this module
+        self._head = [classifier]  # in a list, so that it does not become a submodule
         self._setting("copies")
         self._setting("temperature")
 
     def _setting(self, name: str) -> float:
-        """As given, else as the head has it."""
+        """Return the given value of a setting, or the head's if none was given."""
         value = getattr(self, name)
         value = getattr(self._head[0] if self._head else None, name, None) if value is None else value
         if value is None:
@@ -119,8 +119,8 @@ class PrototypeSupCon(Regularizer):
             others = torch.cat([others, classes + math.log(copies)], dim=1)
         positives = (labels[:, None] == labels) & ~own
         near = (samples * positives).sum(1) + copies * classes.gather(1, labels[:, None]).squeeze(1)
-        count = positives.sum(1).to(h) + copies  # a fraction with all of h's digits
+        count = positives.sum(1).to(h) + copies  # may be a fraction, in h's dtype
         kept = count > 0
-        others = others.masked_fill(~kept[:, None], 0)  # a row of -inf alone has a gradient of nan
+        others = others.masked_fill(~kept[:, None], 0)  # a row of -inf has a gradient of nan
         values = others.logsumexp(1) - near / count.where(kept, 1)
         return values.masked_fill(~kept, 0).sum() / kept.sum().clamp_min(1)

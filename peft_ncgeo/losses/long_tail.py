@@ -1,4 +1,4 @@
-"""Classification terms: what the trainer adds the regularisers to. Each is a cross-entropy over changed logits."""
+"""Classification losses: cross-entropies over adjusted logits, to which the trainer adds the regularisers."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ class CrossEntropy(nn.Module):
     | labels | (B,) |
 
     Args:
-        label_smoothing: share of the target that is spread over all classes evenly, 0 to 1.
+        label_smoothing: share of the target that is spread evenly over all classes, 0 to 1.
 
     Raises:
-        ValueError: naming the field, where one is missing or not finite; labels outside 0..K-1; a share out of range.
+        ValueError: a field is missing or not finite (the message names it), labels are outside 0..K-1, or the share is
+            out of range.
         FloatingPointError: the value is not finite although logits are.
 
     Example: `GeometryTrainer(..., classification_loss=CrossEntropy())`, which is the default.
@@ -40,24 +41,24 @@ class CrossEntropy(nn.Module):
     def forward(self, batch: GeometryBatch) -> Tensor:
         logits, labels = batch.need("logits", "labels")
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        labels = class_indices(labels, logits.shape[1])  # PyTorch leaves out -100
+        labels = class_indices(labels, logits.shape[1])  # PyTorch would ignore -100
         weights = self.class_weights(batch)
         value = F.cross_entropy(self.adjusted(logits, batch), labels, weights, label_smoothing=self.label_smoothing)
         return finite_value(self.name, value)
 
     def adjusted(self, logits: Tensor, batch: GeometryBatch) -> Tensor:
-        """What the softmax is taken of, (B, K)."""
+        """Return the adjusted logits (B, K), the input of the softmax."""
         return logits
 
     def class_weights(self, batch: GeometryBatch) -> Tensor | None:
-        """How much a sample of each class counts, (K,), before the sum over the batch is divided by their sum."""
+        """Return weights (K,) of the classes for a weighted mean over the batch; None: equal weights."""
         return None
 
 
 class LogitAdjustment(CrossEntropy):
     r"""Logit-adjusted cross-entropy: `CE(logits_k + tau log pi_k)`, pi the classes' shares of the training set.
 
-    Its minimiser is right for balanced test data: rare classes have to win by a margin while training.
+    Its minimiser is optimal for balanced test data: in training, rare classes must win by a margin.
 
     | field | shape |
     |---|---|
@@ -66,10 +67,10 @@ class LogitAdjustment(CrossEntropy):
     | class_counts | (K,), training samples of each class |
 
     Args:
-        tau: strength; 1 is the Fisher-consistent choice, 0 plain cross-entropy.
+        tau: strength; 1 is the Fisher-consistent choice, 0 is plain cross-entropy.
 
     Raises:
-        ValueError: a field missing or not finite, named; a class without training samples.
+        ValueError: a field is missing or not finite (the message names it), or a class has no training samples.
 
     Reference: A. K. Menon et al., Long-tail learning via logit adjustment, ICLR 2021, arXiv 2007.07314.
 
@@ -94,7 +95,7 @@ class LogitAdjustment(CrossEntropy):
 class BalancedSoftmax(LogitAdjustment):
     r"""Balanced softmax: `-1/B sum_i log( n_{y_i} e^{z_i,y_i} / sum_k n_k e^{z_ik} )`.
 
-    Fields and errors as [`LogitAdjustment`], whose value at `tau=1` this is.
+    It equals [`LogitAdjustment`] at `tau=1`, with the same fields and errors.
 
     Reference: J. Ren et al., Balanced Meta-Softmax for Long-Tailed Visual Recognition, NeurIPS 2020, arXiv 2007.10740.
 
@@ -117,21 +118,21 @@ class LDAM(CrossEntropy):
     | logits | (B, K) |
     | labels | (B,) |
     | class_counts | (K,), training samples of each class |
-    | logit_scale | (), where the logits are scaled cosines |
+    | logit_scale | (), if the logits are scaled cosines |
 
-    With deferred re-weighting (LDAM-DRW) the last part of training weighs classes by their effective number of
+    With deferred re-weighting (LDAM-DRW), the last part of training weights classes by their effective number of
     samples, `(1 - beta) / (1 - beta^{n_c})`.
 
     Args:
-        max_margin: m, in cosine where logits are scaled cosines.
-        scale: s. Default: `exp(logit_scale)` where the batch has one, so that margins are margins of the cosine as in
+        max_margin: m, a cosine if logits are scaled cosines.
+        scale: s. Default: `exp(logit_scale)` if the batch has one, so that margins are margins of the cosine, as in
             the paper; 1 for a linear head (our reading).
-        reweight_after: share of training after which classes are weighed, 0 to 1; the paper's is 0.8. None: never.
-        beta: of the effective number, in [0, 1).
+        reweight_after: share of training after which classes are weighted, 0 to 1; the paper's is 0.8. None: never.
+        beta: beta of the effective number, in [0, 1).
 
     Raises:
-        ValueError: a field missing or not finite, named; a class without training samples; a margin, scale, share or
-            beta out of range.
+        ValueError: a field is missing or not finite (the message names it), a class has no training samples, or a
+            margin, scale, share or beta is out of range.
 
     Reference: K. Cao et al., Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss, NeurIPS 2019,
     arXiv 1906.07413.
@@ -164,7 +165,7 @@ class LDAM(CrossEntropy):
         if self.reweight_after is None or batch.need("progress")[0] < self.reweight_after:
             return None
         (logits,) = batch.need("logits")
-        counts = _counts(batch, logits).double()  # 1 - beta^n loses four digits in float32, and more as beta nears 1
+        counts = _counts(batch, logits).double()  # 1 - beta^n loses 4 digits in float32, more for beta near 1
         rest = counts.new_tensor(self.beta - 1)
         weights = rest / torch.expm1(counts * rest.log1p())
         return weights.to(torch.promote_types(logits.dtype, torch.float32))
@@ -185,7 +186,7 @@ class LDAM(CrossEntropy):
 def _counts(batch: GeometryBatch, logits: Tensor) -> Tensor:
     (counts,) = batch.need("class_counts")
     if len(counts) != logits.shape[1]:
-        raise ValueError(f"class_counts must be {logits.shape[1]} numbers, one a class, got {len(counts)}.")
+        raise ValueError(f"class_counts must be {logits.shape[1]} numbers, one for each class, got {len(counts)}.")
     absent = counts < 1
     message = "Class {} has no training samples in class_counts."
     refuse_unless(~absent.any(), ValueError, message, absent.int().argmax())

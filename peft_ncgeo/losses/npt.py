@@ -1,4 +1,4 @@
-"""Terms that pull text and image features towards simplex ETFs: NPT (both published versions) and CPT."""
+"""Loss terms of NPT (both published versions): text and image features move towards simplex ETFs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .base import GeometryBatch, Regularizer, class_indices
 
 
 class _TextSimplex(Regularizer):
-    """A term on class texts, which warns once of what no gradient can mend."""
+    """Base of terms on class texts, with warnings about texts that training cannot separate."""
 
     _looked = False
 
@@ -50,7 +50,7 @@ class _TextSimplex(Regularizer):
 
 
 class LanguageCollapse(_TextSimplex):
-    r"""NPT's language-modality collapse: class texts move towards one simplex ETF.
+    r"""NPT's language-modality collapse: class texts move towards a simplex ETF.
 
     .. math:: L = \frac{1}{K(K-1)} \sum_{i \ne j} \left(\hat g_i \cdot \hat g_j + \frac{1}{K-1}\right)^2
 
@@ -59,14 +59,14 @@ class LanguageCollapse(_TextSimplex):
     | text_features | (K, d) |
 
     Args:
-        weight, budget, name, step_size, max_step: see [`Regularizer`]. Weight 0.25 (our reading).
+        weight, budget, name, step_size, max_step: see [`Regularizer`]. The paper's weight is 0.25 (our reading).
 
     Raises:
-        ValueError: text_features missing or not finite.
+        ValueError: text_features is missing or not finite.
 
-    Warns: once, where K > d + 1, with the floor that the Welch bound sets, and where two texts are equal.
+    Warns: once, if K > d + 1, with the lower limit from the Welch bound, and if two texts are equal.
 
-    Relations: [`ClusterCollapse`] asks the same within clusters only.
+    Relations: [`ClusterCollapse`] is the same term within clusters.
 
     Reference: D. Zhu et al., Understanding Prompt Tuning for V-L Models Through the Lens of Neural Collapse, the later
     version of arXiv 2306.15955 (the formula is our reading).
@@ -86,13 +86,13 @@ class LanguageCollapse(_TextSimplex):
 
 
 class GeometricDebiasing(_TextSimplex):
-    r"""NPT's geometric de-biasing (first version): texts and images of the batch's classes take the same shape.
+    r"""NPT's geometric de-biasing (first version): texts and images of the batch's classes form the same shape.
 
     .. math:: L = \left\| \frac{G_t}{\|G_t\|_F} - \frac{G_i}{\|G_i\|_F} \right\|_F
 
-    `G_m` is the Gram matrix of modality m's class means over the `n_c` classes in the batch, minus their mean, each
-    row then normalised. With `anchor`, the distance of each to the ETF's Gram `n_c/(n_c-1) (I - 11^T/n_c)` is added.
-    Fewer than three classes in the batch: 0, attached to the graph.
+    `G_m` is the Gram matrix of modality m's class means over the `n_c` classes in the batch, minus their mean, with
+    normalised rows. `anchor` adds the distance of each to the ETF's Gram matrix `n_c/(n_c-1) (I - 11^T/n_c)`. With
+    fewer than three classes in the batch, the loss is 0, attached to the graph.
 
     | field | shape |
     |---|---|
@@ -101,14 +101,14 @@ class GeometricDebiasing(_TextSimplex):
     | labels | (B,) |
 
     Args:
-        weight, budget, name, step_size, max_step: see [`Regularizer`]. Weight 0.25 (our reading).
+        weight, budget, name, step_size, max_step: see [`Regularizer`]. The paper's weight is 0.25 (our reading).
         anchor: see above.
 
     Raises:
-        ValueError: a field missing or not finite, named.
+        ValueError: a field is missing or not finite; the message names it.
 
-    Reference: D. Zhu et al., arXiv 2306.15955v2. The pseudo-code compares eigenvectors, defined up to rotation only;
-    the Gram form is the invariant one (our reading).
+    Reference: D. Zhu et al., arXiv 2306.15955v2. The pseudo-code compares eigenvectors, which are defined only up to
+    rotation; the Gram matrix is invariant (our reading).
 
     Example: `GeometricDebiasing(weight=0.25)`
     """
@@ -136,7 +136,7 @@ class GeometricDebiasing(_TextSimplex):
         if len(labels) < 3:
             return 0 * (image.sum() + text.sum())
         alike = labels[:, None] == labels
-        present = alike.int().argmax(1) == torch.arange(len(labels), device=labels.device)  # one row a class
+        present = alike.int().argmax(1) == torch.arange(len(labels), device=labels.device)  # one row per class
         means = alike.to(image) @ image / alike.sum(1, keepdim=True)
         points = [centred_directions(side, present) for side in (text[labels], means)]
         value = gram_distance(*points)
@@ -146,14 +146,14 @@ class GeometricDebiasing(_TextSimplex):
 
 
 class ModalityIsomorphism(Regularizer):
-    r"""NPT's multi-modal isomorphism: images move towards their class's text.
+    r"""NPT's multi-modal isomorphism: images move towards the text of their class.
 
     .. math:: L = \frac{1}{|S|} \sum_{c \in S} \frac{1}{n_c} \sum_{i: y_i = c} \|\hat f_i - \hat g_c\|^2
 
     over the classes S in the batch (method "mean", the later version; CPT's class-centre term is the same). Method
-    "sinkhorn", the first version, takes `W_eps(texts of c, images of c) = <P_eps, C>` in place of the inner mean: the
-    entropic plan between the class's templates and its images, uniform marginals, squared distances. With one text a
-    class the plan is forced and both agree.
+    "sinkhorn", the first version, replaces the inner mean by `W_eps(texts of c, images of c) = <P_eps, C>`: P_eps is
+    the entropic plan between the class's templates and its images, with uniform marginals, C their squared distances.
+    With one text for each class, only one plan is possible, and both methods agree.
 
     | field | shape |
     |---|---|
@@ -163,12 +163,13 @@ class ModalityIsomorphism(Regularizer):
     | labels | (B,) |
 
     Args:
-        weight, budget, name, step_size, max_step: see [`Regularizer`]. Weight 0.15 (our reading).
+        weight, budget, name, step_size, max_step: see [`Regularizer`]. The paper's weight is 0.15 (our reading).
         method: "mean" or "sinkhorn".
         epsilon: strength of the entropy relative to a class's mean cost, for "sinkhorn" only. Default 0.1.
 
     Raises:
-        ValueError: unknown method; epsilon with "mean" or too small; a field missing or not finite, named.
+        ValueError: the method is unknown, epsilon is given with "mean" or too small, or a field is missing or not
+            finite; the message names it.
 
     Reference: D. Zhu et al., arXiv 2306.15955.
 
@@ -205,14 +206,14 @@ class ModalityIsomorphism(Regularizer):
         return per_class.sum() / (counts > 0).sum()
 
     def _transported(self, image: Tensor, texts: Tensor, labels: Tensor) -> Tensor:
-        # of unit vectors; their differences (B, T, d) would be formed once more
+        # squared distances of unit vectors, without their differences (B, T, d)
         cost = (2 - 2 * torch.einsum("btd,bd->bt", texts[labels], image)).clamp_min(0)
         plans, classes = grouped_transport_plans(cost, labels, self.epsilon)
         return (plans * cost).sum() / classes
 
 
 def _class_means(values: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Mean of the rows (B, d) of each class, (K, d), zero for classes without; and how many rows each has, (K,)."""
+    """Return the mean of the rows (B, d) of each class, (K, d), 0 for empty classes, and its number of rows, (K,)."""
     counts = torch.zeros(num_classes, dtype=values.dtype, device=values.device)
     counts = counts.index_add(0, labels, torch.ones_like(labels, dtype=values.dtype))
     sums = values.new_zeros(num_classes, values.shape[1]).index_add(0, labels, values)

@@ -1,4 +1,4 @@
-"""Prompt-OT: keep the features near the frozen model's by optimal transport."""
+"""Loss of Prompt-OT: optimal transport keeps the features near those of the frozen model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..geometry.transport import check_solver, half_squared_distances, identity_
 from ..validation import whole_number
 from .base import GeometryBatch, Regularizer, class_indices
 
-# which halves of a pair are put together into one transport problem
+# modality -> transport problems, each with the halves of a pair that it joins
 _PROBLEMS = {
     "joint": (("image", "text"),),
     "image": (("image",),),
@@ -22,7 +22,7 @@ _PROBLEMS = {
 
 
 class OTPreservation(Regularizer):
-    r"""Transport cost between the batch's features and the frozen model's.
+    r"""Transport cost between the batch's features and those of the frozen model.
 
     Each sample is a pair: `u_i = [f_i; g_{y_i}]` of the tuned model and `v_j = [f0_j; g0_{y_j}]` of the frozen one,
     each half normalised. Modality "image" or "text" keeps one half; "separate" adds the values of both.
@@ -30,12 +30,12 @@ class OTPreservation(Regularizer):
     .. math:: L = \sum_{ij} P_{ij} C_{ij}, \quad C_{ij} = \tfrac12 \|u_i - v_j\|^2
 
     P is the plan between uniform marginals, without gradient, so the gradient with respect to C is P. With the exact
-    plan L is at most the point-wise cost `mean_i[(1 - cos(f_i, f0_i)) + (1 - cos(g_{y_i}, g0_{y_i}))]`, and equal to
-    it where the plan is the identity, which it nearly always is in small batches: `ot_identity_share` is logged. Two
-    ways to transport across samples:
+    plan, L is at most the point-wise cost `mean_i[(1 - cos(f_i, f0_i)) + (1 - cos(g_{y_i}, g0_{y_i}))]`, and equal to
+    it if the plan is the identity, as it almost always is in small batches: `ot_identity_share` is logged. There are
+    two ways to transport across samples:
 
-    - `solver="entropic"` spreads the plan. Its value is not 0 at zero drift: `ot_floor`, the same value with u
-      replaced by v, is logged, and a budget limits the excess over it.
+    - `solver="entropic"` spreads the plan. Its value is above 0 even at zero drift: `ot_floor`, the same value with u
+      replaced by v, is logged, and a budget limits only the excess over it.
     - `memory_size=M` appends the last M pairs, detached, to rows and columns. The value is
       `(B + M)/B sum_{i <= B} sum_j P_ij C_ij` over the rows of the batch, 0 at zero drift.
 
@@ -51,11 +51,11 @@ class OTPreservation(Regularizer):
         modality: "joint", "image", "text" or "separate".
         solver: "exact" or "entropic".
         epsilon: strength of the entropy relative to the mean cost, for "entropic" only. Default 0.1.
-        memory_size: pairs remembered, 0 for none. They are part of a checkpoint.
+        memory_size: number of earlier pairs to keep, 0 for none. Checkpoints hold them.
 
     Raises:
-        ValueError: unknown modality or solver; epsilon or memory_size out of range; a field missing or not finite,
-            named.
+        ValueError: modality or solver is unknown, epsilon or memory_size is out of range, or a field is missing or not
+            finite; the message names it.
 
     Relations: with the identity plan and modality "image" or "text" this is the cosine form of PromptSRC's
     consistency terms.
@@ -89,7 +89,7 @@ class OTPreservation(Regularizer):
         self.modality, self.solver, self.epsilon = modality, solver, epsilon
         self.halves = ("image", "text") if modality == "separate" else _PROBLEMS[modality][0]
         self.requires = tuple(f"frozen_{half}_features" for half in self.halves)
-        # (2, M', h, d): student and frozen, pairs, halves, width; nothing remembered yet
+        # (2, M', h, d): student and frozen, pairs, halves, width; empty at first
         self.register_buffer("memory", torch.empty(2, 0, len(self.halves), 0))
         self._floor = torch.zeros(())
 
@@ -118,11 +118,11 @@ class OTPreservation(Regularizer):
         if self.solver == "entropic":
             self.metrics[f"{self.name}_floor"] = floor
         if self.memory_size and self.training:
-            self.memory = everything[:, : self.memory_size].detach()  # the batch stands in front, the oldest fall out
+            self.memory = everything[:, : self.memory_size].detach()  # newest first, the oldest drop out
         return value
 
     def _transport(self, u: Tensor, v: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Value over the first `size` rows, and the plan."""
+        """Return the value over the first `size` rows, and the plan."""
         cost = half_squared_distances(u, v)
         plan = transport_plan(cost, self.solver, self.epsilon)
         return len(cost) / size * (plan[:size] * cost[:size]).sum(), plan

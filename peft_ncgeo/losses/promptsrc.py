@@ -1,4 +1,4 @@
-"""Point-wise ways to keep near the frozen model: PromptSRC's consistency, CPT's rotation stabilisation."""
+"""Loss of PromptSRC: point-wise consistency with the frozen model."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .base import GeometryBatch, Regularizer
 
 
 class PointwisePreservation(Regularizer):
-    r"""PromptSRC's three consistency terms: texts, images and predictions stay near the frozen model's.
+    r"""PromptSRC's three consistency terms: texts, images and predictions stay near those of the frozen model.
 
     .. math:: L = w_t \, \mathrm{mean}|\hat g - \hat g^0| + w_i \, \mathrm{mean}|\hat f - \hat f^0|
               + w_p \, \mathrm{KL}(p^0 \| p)
 
-    The first two are means over all entries of normalised features; p and p0 are the softmax of the tuned and of the
+    The first two are means over all entries of normalised features; p and p0 are the softmax of the tuned and the
     frozen logits at the same logit scale.
 
     | field | shape |
@@ -28,17 +28,17 @@ class PointwisePreservation(Regularizer):
     | logit_scale | () |
 
     Args:
-        weight, budget, name, step_size, max_step: see [`Regularizer`]. Published: weight 1.
+        weight, budget, name, step_size, max_step: see [`Regularizer`]. The paper's weight is 1.
         text_weight: w_t.
         image_weight: w_i.
         prediction_weight: w_p.
-        kl_reduction: "batchmean" divides the KL by B, as the paper writes it; "mean" by B * K, as its code does.
+        kl_reduction: "batchmean" divides the KL by B, as in the paper; "mean" by B * K, as in its code.
 
     Raises:
-        ValueError: unknown `kl_reduction`; a field missing or not finite, named.
+        ValueError: `kl_reduction` is unknown, or a field is missing or not finite; the message names it.
 
-    Relations: with `frozen_templates` of the training arguments the frozen texts are the mean over templates (the
-    paper's 60). Its third part, averaging prompts over epochs, is [`~peft_ncgeo.training.PromptAveraging`].
+    Relations: with `frozen_templates` of the training arguments, the frozen texts are the mean over templates (60 in
+    the paper). PromptSRC's third part, averaging prompts over epochs, is [`~peft_ncgeo.training.PromptAveraging`].
 
     Reference: M. U. Khattak et al., Self-regulating Prompts: Foundational Model Adaptation without Forgetting, ICCV
     2023, arXiv 2307.06948.

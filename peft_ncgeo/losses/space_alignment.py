@@ -1,4 +1,4 @@
-"""The term that turns classifier weights towards class means: space alignment's SpA-Reg."""
+"""Loss of space alignment (SpA-Reg): classifier weights rotate towards class means."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from .base import GeometryBatch, Regularizer
 
 
 class SpaceAlignment(Regularizer):
-    r"""SpA-Reg: each class's classifier weight points where its centred class mean does (our reading).
+    r"""SpA-Reg: each classifier row points along its centred class mean (our reading).
 
     .. math:: L = \frac{1}{|S|} \sum_{c \in S} \left(1 - \cos(w_c, \mu_c)\right), \quad
               \mu_c = m_c - \frac{1}{|C|} \sum_{c' \in C} m_{c'}
 
-    over the classes C seen so far, S being those of them whose mu_c is not 0; 0, attached to the graph, if there are
-    none. `w_c` is the classifier's row, for a CLIP-like model the class's text feature.
+    over the classes C seen so far; S are those whose mu_c is not 0. If S is empty, the loss is 0, attached to the
+    graph. `w_c` is the classifier's row, or the class's text feature for a CLIP-like model.
 
     | field | shape |
     |---|---|
     | class_means | (K, d), m_c; rows of nan: classes not seen yet |
-    | classifier_weight | (K, d); None: |
-    | text_features | (K, d) stand in for it |
+    | classifier_weight | (K, d), or None |
+    | text_features | (K, d), used if classifier_weight is None |
 
     Args:
-        detach_means: True moves the weights alone. False lets the gradient through class_means too: the trainer's are
-            `0.9 stored + 0.1 batch mean`, so features get a tenth of it.
-        center: False takes `mu_c = m_c`.
-        weight, budget, name, step_size, max_step: see [`Regularizer`]. A negative weight misaligns, the paper's
-            control.
+        detach_means: True moves only the weights. False also sends the gradient through class_means: the trainer's
+            are `0.9 stored + 0.1 batch mean`, so features get a tenth of it.
+        center: False means `mu_c = m_c`.
+        weight, budget, name, step_size, max_step: see [`Regularizer`]. A negative weight misaligns, as in the
+            paper's control.
 
     Raises:
-        ValueError: class_means missing, or values that are not finite; neither weights nor texts. In the trainer also
-            where the head is frozen, which nothing could then move.
+        ValueError: class_means is missing, values are not finite, or there are neither weights nor texts; in the
+            trainer, also if the head is frozen, so that the loss could not move it.
 
-    Relations: [`~peft_ncgeo.training.SlerpAlignment`] and [`~peft_ncgeo.training.GradientProjection`] align without a
-    loss, [`~peft_ncgeo.training.align_classifier`] after training.
+    Relations: [`~peft_ncgeo.training.SlerpAlignment`] and [`~peft_ncgeo.training.GradientProjection`] align
+    without a loss, [`~peft_ncgeo.training.align_classifier`] after training.
 
     Reference: J. Wang, Z. Gao, Z. Xie, Space Alignment Matters, arXiv 2512.07844.
 
@@ -73,7 +73,7 @@ class SpaceAlignment(Regularizer):
         head = "text_features" if batch.classifier_weight is None else "classifier_weight"
         means, weights = batch.need("class_means", head)
         if self.detach_means and means.requires_grad and not weights.requires_grad and not self._warned:
-            self._warned = True  # means have a gradient while training only
+            self._warned = True  # means have a gradient only in training
             warnings.warn(f"{self.name} moves nothing: neither texts nor means get a gradient.", stacklevel=2)
         cosines = alignment(weights, means.detach() if self.detach_means else means, self.center)
         defined = ~cosines.isnan()
