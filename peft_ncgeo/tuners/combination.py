@@ -1,4 +1,4 @@
-"""Adapters that are weighted combinations of others: which go together, and their tensors."""
+"""Weighted combinations of adapters: checks and tensors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..geometry.sphere import slerp, unit
 from .wrapper import Wrapper
 
 COMBINATION_TYPES = ("linear", "slerp")
-# What adapters of one combination may differ in: where they came from and what they started from. Prototypes that do
-# not train are compared themselves.
+# Fields in which combined adapters may differ: their origin and their start values. Fixed prototypes are compared by
+# value.
 _MAY_DIFFER = {field.name for field in fields(PeftConfig)} | {
     "text_init",
     "tokenizer_name_or_path",
@@ -32,15 +32,15 @@ _MAY_DIFFER = {field.name for field in fields(PeftConfig)} | {
 
 
 def linear(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """`sum_i w_i P_i` of tensors of one shape, float64."""
+    """Return `sum_i w_i P_i` of tensors of one shape, in float64."""
     return torch.stack([weight * tensor.double() for weight, tensor in zip(weights, tensors, strict=True)]).sum(0)
 
 
 def spherical(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Rows of two tensors `(n, d)`, turned from the first's directions to the second's by `t = weights[1]`, float64.
+    """Rotate rows `(n, d)` of the first tensor to those of the second by the share `t = weights[1]`, in float64.
 
-    Lengths are interpolated linearly. Rows without an angle between them, or with no plane to turn in (one is 0, or
-    the two are opposite), are interpolated linearly as a whole.
+    Lengths are interpolated linearly. Rows of the same or opposite directions, and pairs with a row of 0, are
+    interpolated linearly as a whole.
     """
     a, b = (tensor.double() for tensor in tensors)
     t = weights[1]
@@ -58,10 +58,10 @@ def check_combination(
     adapter_name: str,
     combination_type: str,
 ) -> None:
-    """Refuse what cannot be combined, see [`WrapperModel.add_weighted_adapter`].
+    """Refuse adapters that cannot be combined; see [`WrapperModel.add_weighted_adapter`].
 
     Args:
-        configs: of the adapters that can be combined, by name.
+        configs: configs of the adapters that can be combined, by name.
     """
     if combination_type not in COMBINATION_TYPES:
         raise ValueError(f"combination_type={combination_type!r} must be one of {', '.join(COMBINATION_TYPES)}.")
@@ -90,7 +90,7 @@ def check_combination(
 
 def _check_agreement(first: str, config: Any, second: str, other: Any) -> None:
     names = [field.name for field in fields(config) if field.name not in _MAY_DIFFER]
-    # the same template gives other placeholders with another tokenizer; empty where none was found
+    # one template gives different placeholders under different tokenizers; empty if none was found
     ids = ["placeholder_ids"] if all(getattr(c, "placeholder_ids", None) for c in (config, other)) else []
     for name in [*names, *ids]:
         mine, given = getattr(config, name), getattr(other, name)
@@ -99,7 +99,7 @@ def _check_agreement(first: str, config: Any, second: str, other: Any) -> None:
 
 
 def adapter_tensors(layer: Wrapper, adapter: str) -> dict[str, Tensor]:
-    """What an adapter holds at one place, named by kind and by name inside a module."""
+    """Return an adapter's tensors in one layer, named by kind and by name inside a module."""
     found: dict[str, Tensor] = {}
     for kind in layer.adapter_layer_names:
         held = getattr(layer, kind)
@@ -116,10 +116,10 @@ def adapter_tensors(layer: Wrapper, adapter: str) -> dict[str, Tensor]:
 def combined_tensors(
     layer: Wrapper, adapters: Sequence[str], weights: Sequence[float], combination_type: str
 ) -> dict[str, Tensor]:
-    """The combination of what adapters hold at one place, named as [`adapter_tensors`] does.
+    """Return the combined tensors of adapters in one layer, named as in [`adapter_tensors`].
 
     Raises:
-        ValueError: constants, as prototypes that do not train, differ.
+        ValueError: constants, such as fixed prototypes, differ.
     """
     held = [adapter_tensors(layer, adapter) for adapter in adapters]
     found: dict[str, Tensor] = {}
@@ -136,5 +136,5 @@ def combined_tensors(
 
 
 def is_prompt(name: str) -> bool:
-    """Whether rows of a tensor of [`adapter_tensors`] are prompt vectors."""
+    """Return True if the rows of a tensor of [`adapter_tensors`] are prompt vectors."""
     return name.endswith("_prompt")

@@ -1,4 +1,4 @@
-"""Refuse prompts in towers of which it is not known that prompts do there what they should."""
+"""Refusal of prompts in towers that are not known to support them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _UNKNOWN = "is not known to treat prompts as it treats image tokens"
 
 
 def check_prompts(model: nn.Module, kind: str, tower: Tower | None) -> None:
-    """Refuse a model whose text or vision tower prompts are not known to fit.
+    """Refuse a model whose text or vision tower is not known to support prompts.
 
     Args:
         kind: "text" or "vision".
-        tower: what [`~peft_ncgeo.models.towers.find_towers`] found of this kind.
+        tower: the tower of this kind from [`~peft_ncgeo.models.towers.find_towers`].
 
     Raises:
-        ValueError: a model of a known family that has no such tower.
-        NotImplementedError: any other model; the error says what stands in the way where that is known.
+        ValueError: a model of a known family has no such tower.
+        NotImplementedError: any other model; the error gives the reason if it is known.
     """
     if kind == "text":
         reason = "" if tower is not None and tower.end_of_text is not None else why_no_end_of_text(model)
@@ -40,19 +40,19 @@ def check_prompts(model: nn.Module, kind: str, tower: Tower | None) -> None:
 
 
 def _why_no_vision_prompts(model: nn.Module, tower: Tower | None) -> str:
-    """Reason in words that follow the model's name, or ""."""
+    """Return why a model takes no vision prompts, in words that follow the model's name, or ""."""
     if tower is None:
         return first_reason(model.modules(), "no_prompts") or _UNKNOWN
     path = parent_path(tower.embeddings)
-    around = [model.get_submodule(path)]  # the tower and all that hold it
+    around = [model.get_submodule(path)]  # the tower and all its parents
     while path:
         path = parent_path(path)
         around.append(model.get_submodule(path))
     if any(reads_layers(module) for module in around):
-        return "reads layers of its image tower in between, where prompts would leak into its feature maps"
+        return "reads inner layers of its image tower, where prompts would leak into its feature maps"
     for module in around:
         family = find_family(module)
-        # a module of one's own may hold a tower, as long as no other model of Transformers does
+        # a user's own module may hold a tower, but an unknown model of Transformers may not
         if family is None and (module is around[0] or family_name(module) is not None):
             return _UNKNOWN
         if family is not None and not family.takes_prompts:

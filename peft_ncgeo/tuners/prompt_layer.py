@@ -1,7 +1,7 @@
-"""Wrappers that put learned vectors into a tower: one class for embeddings and one for layers, per modality.
+"""Wrappers that insert learned vectors into a tower: one class for embeddings and one for layers, per modality.
 
-They replace `embeddings` and every `layers.i` of a prompted tower. As `BaseTunerLayer`s they take enabling, switching,
-deleting, saving and unloading from PEFT.
+They replace `embeddings` and every `layers.i` of a prompted tower. As `BaseTunerLayer`s, they inherit enabling,
+switching, deleting, saving and unloading from PEFT.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .wrapper import Wrapper
 
 
 class PromptLayer(Wrapper):
-    """A wrapped module with a `(num_tokens, width)` prompt for each adapter that has one at this place.
+    """Wrapped module with a `(num_tokens, width)` prompt for each adapter that has one here.
 
-    The prompt is a parameter, or a linear map of another place's prompt where the two are coupled.
+    The prompt is a parameter, or for coupled prompts a linear map of the prompt of another layer.
 
     Args:
         base_layer: the module to wrap.
-        prefix: of the PEFT type, with which its parameters' names start: Transformers finds them by it.
+        prefix: prefix of the PEFT type; names of its parameters start with it, so that Transformers finds them.
     """
 
     other_param_names: tuple[str, ...] = ("num_tokens", "sources")
@@ -35,19 +35,19 @@ class PromptLayer(Wrapper):
         self.adapter_layer_names = (f"{prefix}prompt", f"{prefix}coupling")
         self.add_module(f"{prefix}prompt", nn.ParameterDict())
         self.add_module(f"{prefix}coupling", nn.ModuleDict())
-        # The places that coupled prompts come from; a plain dict, since they are no children of this module.
+        # Layers whose prompts are mapped to coupled prompts; a plain dict, since they are not children of this module.
         self.sources: dict[str, PromptLayer] = {}
-        # Adapters that put prompts into this tower; a layer past the prompted depth has the count but no prompt.
+        # Adapters with prompts in this tower; a layer beyond the prompted depth has the count but no prompt.
         self.num_tokens: dict[str, int] = {}
 
     @property
     def prompts(self) -> nn.ParameterDict:
-        """Adapter name -> `(num_tokens, width)`."""
+        """Prompts `(num_tokens, width)` by adapter name."""
         return getattr(self, self.adapter_layer_names[0])
 
     @property
     def couplings(self) -> nn.ModuleDict:
-        """Adapter name -> linear map from another place's prompt."""
+        """Linear maps from the prompt of another layer, by adapter name."""
         return getattr(self, self.adapter_layer_names[1])
 
     def update_layer(
@@ -61,8 +61,8 @@ class PromptLayer(Wrapper):
         """Add an adapter.
 
         Args:
-            prompt: `(num_tokens, width)`; None where vectors only pass through.
-            source: place whose prompt is mapped to this one's width; `prompt` then gives that width alone.
+            prompt: `(num_tokens, width)`; None if this layer has no vectors of its own.
+            source: layer whose prompt is mapped to this layer's width; of `prompt`, only the width is then used.
         """
         self.num_tokens[adapter_name] = num_tokens
         if prompt is not None and source is not None:
@@ -76,13 +76,13 @@ class PromptLayer(Wrapper):
 
     @property
     def active_tokens(self) -> int:
-        """How many of this tower's slots the active adapter owns; 0 when it owns none or is disabled."""
+        """Number of this tower's slots that the active adapter owns; 0 if it owns none or is disabled."""
         if self.disable_adapters or not self.active_adapters:
             return 0
         return self.num_tokens.get(self.active_adapters[0], 0)
 
     def active_prompt(self, hidden_states: Tensor) -> Tensor | None:
-        """The active adapter's vectors for this place, expanded to `(B, num_tokens, width)`, or None."""
+        """Return the active adapter's vectors for this layer, expanded to `(B, num_tokens, width)`, or None."""
         if not self.active_tokens:
             return None
         name = self.active_adapters[0]
@@ -101,7 +101,7 @@ def _write_slots(hidden_states: Tensor, prompt: Tensor) -> Tensor:
 
 
 class TextEmbeddingsWithPrompt(PromptLayer):
-    """Replaces the token embeddings of slots `1..n`; position embeddings are added to them as to any token."""
+    """Wrapped text embeddings: a prompt replaces the tokens of slots `1..n`, then position embeddings are added."""
 
     other_param_names = ("num_tokens", "sources", "configs")
 
@@ -115,32 +115,32 @@ class TextEmbeddingsWithPrompt(PromptLayer):
         self, input_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None
     ) -> Tensor:
         if inputs_embeds is None:
-            assert input_ids is not None  # one of the two
+            assert input_ids is not None  # one of the two is given
             if self.active_tokens and not torch.compiler.is_compiling():
                 self._check(input_ids)
             inputs_embeds = self.base_layer.token_embedding(input_ids)
         prompt = self.active_prompt(inputs_embeds)
         if prompt is not None:
             inputs_embeds = _write_slots(inputs_embeds, prompt)
-        if position_ids is not None:  # packed rows, say: the base layer refuses those longer than a text may be
+        if position_ids is not None:  # as for packed rows: the base layer refuses rows longer than one text
             return inputs_embeds + self.base_layer.position_embedding(position_ids)
         return self.base_layer(inputs_embeds=inputs_embeds)
 
     def slots(self) -> Slots | None:
-        """Return what the active adapter owns of a text; None: its texts are not to be packed."""
+        """Return the slots that the active adapter owns; None if its texts must not be packed."""
         name = next(iter(self.active_adapters), "")
         if name in self.configs and not self.configs[name].pack_text:
             return None
         return Slots(self.active_tokens, self.active_tokens > 0 and name in self.prompts)
 
     def _check(self, input_ids: Tensor) -> None:
-        """Refuse texts whose [EOT] a prompt would overwrite; warn of words that are no placeholders."""
+        """Refuse texts whose [EOT] a prompt would overwrite; warn if slots hold other words than placeholders."""
         n, name = self.active_tokens, self.active_adapters[0]
         shortest = min(read_texts(input_ids, self.end_of_text).ends)
         if shortest <= n:
             raise ValueError(
-                f"A text ends at slot {shortest}, but prompts overwrite slots 1..{n}: write {n} placeholder tokens in "
-                "front of the class name (`peft_ncgeo.data.class_prompts` does)."
+                f"A text ends at slot {shortest}, but prompts overwrite slots 1..{n}: write {n} placeholder tokens "
+                "before the class name, as `peft_ncgeo.data.class_prompts` does."
             )
         placeholders = self.configs[name].placeholder_ids
         if not self.training and not self._warned and placeholders:
@@ -155,7 +155,7 @@ class TextEmbeddingsWithPrompt(PromptLayer):
 
 
 class TextLayerWithPrompt(PromptLayer):
-    """Overwrites slots `1..n` with this layer's own vectors before the layer runs."""
+    """Wrapped text layer: its own vectors overwrite slots `1..n` before the layer runs."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         prompt = self.active_prompt(hidden_states)
@@ -165,7 +165,7 @@ class TextLayerWithPrompt(PromptLayer):
 
 
 class VisionEmbeddingsWithPrompt(PromptLayer):
-    """Appends n vectors behind [CLS] and the patches, after their position embeddings were added."""
+    """Wrapped vision embeddings: n vectors follow [CLS] and the patches, without position embeddings."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         hidden_states = self.base_layer(*args, **kwargs)
@@ -174,9 +174,9 @@ class VisionEmbeddingsWithPrompt(PromptLayer):
 
 
 class VisionLayerWithPrompt(PromptLayer):
-    """Overwrites the last n tokens before the layer runs, or appends them where they come in first.
+    """Wrapped vision layer: its vectors overwrite the last n tokens, or are appended if they are the tower's first.
 
-    The tower's last layer drops them again: some heads average all patch tokens, and prompts must not leak into that.
+    The tower's last layer removes them: some heads average all patch tokens, and prompts must not be part of that.
     """
 
     other_param_names = ("num_tokens", "sources", "enters")

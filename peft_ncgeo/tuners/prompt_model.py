@@ -1,4 +1,4 @@
-"""`PromptModel`: finds the towers, wraps their embeddings and layers, and starts the prompts."""
+"""Tuner that wraps the embeddings and layers of towers, and initialises their prompts."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ from .wrapper_model import WrapperModel
 
 @dataclass
 class Place:
-    """What an adapter does at one module of a tower."""
+    """Change that an adapter makes at one module of a tower."""
 
     wrap: Callable[[nn.Module, str], PromptLayer]
     num_tokens: int
-    width: int | None = None  # of the prompt that this place itself gets
-    enters: bool = False  # the tower's first prompt comes in here
-    source: str | None = None  # path of the place whose prompt is mapped to this one's
+    width: int | None = None  # of this module's own prompt, if it has one
+    enters: bool = False  # True at the module where the tower's first prompt is inserted
+    source: str | None = None  # path of the module whose prompt is mapped to this one's
 
 
 class PromptModel(WrapperModel):
-    """Puts the prompts of a [`PromptConfig`] into a model. Each PEFT type with prompts has a child with its prefix."""
+    """Base tuner for prompts of a [`PromptConfig`]; each PEFT type with prompts has a subclass with its own prefix."""
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
-        """Turn the config's phrase and template into token ids; a loaded config has them already."""
+        """Turn the config's phrase and template into token ids, unless a loaded config has them already."""
         if peft_config.num_text_tokens and not peft_config.is_loaded:
             if peft_config.inference_mode and peft_config.has_changed():
                 written = ", ".join(map(shown, peft_config.token_ids["of"]))
                 raise ValueError(
                     "The adapter's config was changed since it was written, or is damaged: text_init, template and "
-                    f"num_text_tokens were {written}. Put them back, or take token_ids out."
+                    f"num_text_tokens were {written}. Restore them, or remove token_ids."
                 )
             if not peft_config.inference_mode:
                 _write_token_ids(peft_config, getattr(self.model, "name_or_path", None))
         return peft_config
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
-        """Check the config against the model's towers and note what to do at each place: module path -> action."""
+        """Check the config against the model's towers, and store the change for each module path."""
         towers = find_towers(model, peft_config.exclude_modules or ())
         model_name = type(model).__name__
         self._places: dict[str, Place] = {}
@@ -71,7 +71,7 @@ class PromptModel(WrapperModel):
                 raise ValueError(f"first_layer={first}, but the {kind} tower has {len(tower.layers)} layers.")
             if first + depth > len(tower.layers):
                 clipped.append(f"{kind}_depth={depth} > {len(tower.layers) - first}")
-            # the embeddings stand at the entry of layer 0
+            # the embeddings are the entry of layer 0
             entries = list(tower.layers) if first else [tower.embeddings, *tower.layers[1:]]
             prompted[kind] = entries[first : first + depth]
             places = wrap_all(tower, num_tokens, prompted[kind])
@@ -116,7 +116,7 @@ class PromptModel(WrapperModel):
 def _wrap_text(tower: Tower, num_tokens: int, prompted: list[str]) -> dict[str, Place]:
     if tower.max_length is not None and num_tokens > tower.max_length - 3:  # [BOS], a name, [EOT]
         raise ValueError(f"num_text_tokens={num_tokens} leaves no room for a name among {tower.max_length} slots.")
-    assert tower.end_of_text is not None  # check_prompts saw to it
+    assert tower.end_of_text is not None  # check_prompts has checked it
     layers = {path: Place(TextLayerWithPrompt, num_tokens) for path in prompted}
     return layers | {
         tower.embeddings: Place(partial(TextEmbeddingsWithPrompt, end_of_text=tower.end_of_text), num_tokens)
@@ -136,7 +136,7 @@ def _write_token_ids(config: PromptConfig, model_name: str | None) -> None:
     if tokenizer is None and isinstance(config.text_init, str):
         warnings.warn(
             f"No tokenizer found for text_init={config.text_init!r}, so text prompts start from N(0, init_std); name "
-            "one in tokenizer_name_or_path.",
+            "a tokenizer in tokenizer_name_or_path.",
             stacklevel=2,
         )
     slots = config.num_text_tokens
@@ -156,5 +156,5 @@ def _start_from_phrase(prompt: Tensor, token_embedding: nn.Embedding, ids: list[
         raise ValueError(f"text_init holds token id {max(ids)}, but the model knows {token_embedding.num_embeddings}.")
     with align_module_device(token_embedding):  # it may be offloaded
         if token_embedding.weight.is_meta:
-            return  # so will the prompt be, until both are loaded
+            return  # the prompt is on meta too, until both are loaded
         prompt[: len(ids)] = token_embedding.weight[ids].detach().to(prompt)

@@ -1,4 +1,4 @@
-"""What every wrapper of this package's PEFT methods has in common."""
+"""Base class of the wrapped modules of all PEFT methods in this package."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import nn
 
 from ..models.devices import execution_device
 
-# Transformers and Accelerate set these on every module that answers to them, so the wrapper must not answer for its
-# base layer.
+# Transformers and Accelerate set these on every module that has them, so the wrapper must not forward them to its base
+# layer.
 _NOT_FORWARDED = {"gradient_checkpointing", "_gradient_checkpointing_func", "_hf_hook", "_old_forward", "base_layer"}
 
 
 class Wrapper(nn.Module, BaseTunerLayer):
-    """A wrapped module that answers for it. One adapter is active at a time, and none can be merged into weights."""
+    """Wrapper that forwards attributes to its base layer. One adapter is active at a time; none can be merged."""
 
     base_layer: Any
-    keeps_tokens_apart = True  # of different texts, so that they can share rows, see `models.text_encoder`
+    keeps_tokens_apart = True  # so texts can share rows, see `models.text_encoder`
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
@@ -39,20 +39,17 @@ class Wrapper(nn.Module, BaseTunerLayer):
         super().set_adapter(adapter_names, inference_mode=inference_mode)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise ValueError(
-            "This adapter cannot be merged into weights; `unload()` gives back the base model without it."
-        )
+        raise ValueError("This adapter cannot be merged into weights; `unload()` returns the base model without it.")
 
     def unmerge(self) -> None:
         raise ValueError("This adapter is never merged, so there is nothing to unmerge.")
 
     @property
     def active_name(self) -> str | None:
-        """The adapter in force here, or None."""
+        """Name of the adapter that is active in this layer, or None."""
         names = [] if self.disable_adapters else self.active_adapters
         return next((name for name in names if name in self._get_available_adapters()), None)
 
     def _get_base_layer_device_and_dtype(self, base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype]:
-        # PEFT looks for `.weight`, which many wrapped modules lack. What is learned stays float32 whatever the base's
-        # dtype.
+        # PEFT looks for `.weight`, which many wrapped modules lack. Trained weights stay float32 for any base dtype.
         return execution_device(base_layer), torch.float32

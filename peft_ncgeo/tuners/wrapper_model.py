@@ -1,4 +1,4 @@
-"""`WrapperModel`: what every tuner of this package does beside making its wrappers."""
+"""Base tuner of this package: checks, weighted combination and strict loading of adapters."""
 
 from __future__ import annotations
 
@@ -21,29 +21,31 @@ from .wrapper import Wrapper
 
 
 class WrapperModel(BaseTuner):
-    """Looks after the adapters that a model has, and after the files that its own come from."""
+    """Base of all tuners in this package; subclasses create the wrappers."""
 
     tuner_layer_cls = Wrapper
     target_module_mapping = {}  # noqa: RUF012  as PEFT declares it
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """PEFT's own, after a look at the adapters of other methods that the model holds already.
+        """Inject the adapter as PEFT does, after a check of adapters that the model already has.
 
-        The config alone says what is wrapped. PEFT would take a `state_dict`'s word for it, in which layers without
-        parameters of their own are missing: those that take vision prompts away again, or check texts.
+        Only the config decides which modules are wrapped. PEFT would also read a `state_dict`, but that lacks layers
+        without parameters, which remove vision prompts or check texts.
         """
         kwargs.pop("state_dict", None)
         if isinstance(model, PeftModel):
             raise ValueError("The model is a PeftModel; pass what is inside it, model.get_base_model().")
         config: Any = self.peft_config[adapter_name]
-        names = tuple(config.modules_to_save or ())  # PEFT adds its own to them, two for a task_type
-        if names and not any(path.endswith(names) for path, _ in model.named_modules()):  # and would save nothing
+        names = tuple(config.modules_to_save or ())  # PEFT adds two more for a task_type
+        if names and not any(
+            path.endswith(names) for path, _ in model.named_modules()
+        ):  # PEFT would silently save nothing
             raise ValueError(f"modules_to_save names {shown(names[0])}, which {type(model).__name__} does not have.")
         for module in model.modules():
             if isinstance(module, Wrapper) and not module.adapter_layer_names[0].startswith(self.prefix):
                 raise ValueError(
-                    "The model holds an adapter of this package's other methods, which would be switched off. One "
-                    "PrototypeConfig can hold prompts too; `adapt` takes a prompted model as it is."
+                    "The model holds an adapter of another method of this package, which would be switched off. One "
+                    "PrototypeConfig can hold prompts too; `adapt` takes a prompted model directly."
                 )
             others = isinstance(module, BaseTunerLayer) and not isinstance(module, Wrapper)
             if others and adapter_name in module._get_available_adapters():  # type: ignore[operator]
@@ -55,7 +57,7 @@ class WrapperModel(BaseTuner):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """PEFT's own, which leaves modules that are trained as a whole in the base model's precision."""
+        """Cast the adapter as PEFT does, and modules trained as a whole too, which PEFT does not cast."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if autocast_adapter_dtype:
             hold_in_float32(self.model)
@@ -69,26 +71,27 @@ class WrapperModel(BaseTuner):
     ) -> None:
         r"""Add an adapter that is a weighted combination of others of this model, with the first one's config.
 
-        "linear": every trained tensor is the sum over the adapters i, `P = sum_i w_i P_i`. That is a sum of weights,
-        not of what they do: coupled vision vectors, `V_i = T_i A_i^T + b_i`, become
-        `(sum_i w_i T_i) (sum_i w_i A_i)^T + sum_i w_i b_i`, as do the projectors and heads of other methods.
+        "linear": every trained tensor is the sum over the adapters i, `P = sum_i w_i P_i`. This is a sum of weights,
+        not of outputs: coupled vision vectors, `V_i = T_i A_i^T + b_i`, become
+        `(sum_i w_i T_i) (sum_i w_i A_i)^T + sum_i w_i b_i`, and likewise projectors and heads of other methods.
 
-        "slerp": of two adapters with weights `[1 - t, t]`. Each prompt vector turns from the first adapter's direction
-        to the second's by the share t of the angle between them, its length interpolated linearly:
+        "slerp": for two adapters with weights `[1 - t, t]`. Each prompt vector rotates from the first adapter's
+        direction to the second's by the share t of their angle, and its length is interpolated linearly:
         `p = ((1 - t) ||a|| + t ||b||) slerp(a / ||a||, b / ||b||, t)`. All other tensors are combined linearly.
 
-        The new adapter is not active; `set_adapter` makes it so.
+        The new adapter is not active; call `set_adapter` to activate it.
 
         Args:
             adapters: names of adapters of this method.
-            weights: one number for each, of any sign and sum; those that sum to 1 keep the size of what is combined.
-            adapter_name: the new adapter's.
+            weights: one number for each adapter, of any sign and sum; a sum of 1 keeps the scale of the tensors.
+            adapter_name: name of the new adapter.
             combination_type: "linear" or "slerp".
 
         Raises:
-            ValueError: an unknown adapter or type of combination; a name that is taken; not one finite weight for each
-                adapter; weights or adapters that slerp does not take; configs that differ in more than how training
-                started; different fixed prototypes; modules_to_save, as with LoRA. The model is as before then.
+            ValueError: an adapter or combination type is unknown; the new name is taken; there is not one finite
+                weight for each adapter; slerp does not support the weights or adapters; configs differ in more than
+                the start of training; fixed prototypes differ; or adapters have modules_to_save, as with LoRA. The
+                model does not change then.
 
         Example:
 
@@ -98,15 +101,17 @@ class WrapperModel(BaseTuner):
         ```
         """
         layers = [module for module in self.model.modules() if isinstance(module, Wrapper)]
-        own = {name for layer in layers for name in layer._get_available_adapters()}  # others' configs may be here too
+        own = {
+            name for layer in layers for name in layer._get_available_adapters()
+        }  # peft_config may hold other methods too
         configs = {name: config for name, config in self.peft_config.items() if name in own}
         check_combination(configs, adapters, weights, adapter_name, combination_type)
         if adapter_name in self.peft_config:
-            raise ValueError(f"The model has an adapter {adapter_name!r} already; delete it or take another name.")
+            raise ValueError(f"The model has an adapter {adapter_name!r} already; delete it or choose another name.")
         combined = [combined_tensors(layer, adapters, weights, combination_type) for layer in layers]
         if combination_type == "slerp" and not any(is_prompt(name) for tensors in combined for name in tensors):
             raise ValueError(
-                "slerp turns prompt vectors, and these adapters have none; use combination_type='linear'."
+                "slerp rotates prompt vectors, but these adapters have none; use combination_type='linear'."
             )
         with unchanged_on_error(self), torch.no_grad():
             self.peft_config[adapter_name] = replace(configs[adapters[0]])
@@ -123,7 +128,7 @@ class WrapperModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """PEFT's own mapping, after which every tensor must have found its place: a missing one would stay random."""
+        """Map the tensors as PEFT does, and refuse missing ones, which would stay random, and unexpected ones."""
         expected = {
             f"{name}.{key}": value.shape
             for name, layer in model.named_modules()
@@ -148,7 +153,7 @@ class WrapperModel(BaseTuner):
         if wrong:
             shown = "; ".join(sorted(wrong)[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
             raise ValueError(
-                f"The adapter does not fit {type(unwrap(model)).__name__}, it was made for another architecture or "
+                f"The adapter does not fit {type(unwrap(model)).__name__}; it was made for another architecture or "
                 f"depth: {shown}."
             )
         check_tensors(own)
@@ -159,9 +164,9 @@ _PEFT = "base_model.model."
 
 
 def _today(key: str, wanted: set[str]) -> str:
-    """Transformers 4's name of a prompt as today's, where only that is wanted.
+    """Return the Transformers 5 name for a Transformers 4 name of a prompt, if only the new name is wanted.
 
-    ViT and DeiT kept their layers under `encoder.layer`, and CLIP's single towers a model of their own inside.
+    ViT and DeiT kept their layers under `encoder.layer`, and CLIP's single towers had an inner model.
     """
     for old, new in (("encoder.layer.", "layers."), ("text_model.", ""), ("vision_model.", "")):
         if key not in wanted and key.replace(old, new) in wanted:

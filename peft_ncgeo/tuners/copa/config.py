@@ -1,4 +1,4 @@
-"""`CoPAConfig`: a head for images and a head for prototypes on a few-shot backbone."""
+"""Config of a head for images and a head for prototypes on a few-shot backbone."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from ...validation import check_names, flag, whole_number
 
 @dataclass
 class CoPAConfig(PeftConfig):
-    r"""Heads for few-shot classification by the nearest prototype (type `NCGEO_COPA`), on any vision backbone.
+    r"""Config of heads for few-shot classification by the nearest prototype (`NCGEO_COPA`), on any vision backbone.
 
     With image features x_i and prototypes `P_c`, the mean feature of class c's support images,
 
     .. math:: e_i = \mathrm{unit}(x_i \Theta_I), \quad p_c = \mathrm{unit}(P_c \Theta_P), \quad
               z_{ic} = e_i \cdot p_c / \tau
 
-    Both heads, d x d and without bias, are the identity at the start, so that before any training this is the nearest
+    Both heads are d x d, without bias, and start as the identity, so that an untrained model predicts the nearest
     prototype by cosine. [`~peft_ncgeo.adapt`] trains them on a support set.
 
-    Theta_I sits where the pooled feature leaves the model, see [`~peft_ncgeo.models.towers.find_pooling`]: with the
-    adapter on, that feature is the transformed one in the model's own output. (`CLIPForImageClassification`'s head
-    reads another.) Theta_P is used by `adapt` and its classifier.
+    Theta_I follows the module that outputs the pooled feature, see [`~peft_ncgeo.models.towers.find_pooling`]: with
+    the adapter on, the model itself outputs the transformed feature. (The head of `CLIPForImageClassification` reads
+    another one.) Theta_P is used by `adapt` and its classifier.
 
     Args:
         num_features: d. Default: the model's.
-        shared: one head for both, as URL has it; `adapt` then minimises URL's loss, the cross-entropy of `z`.
-        residual_adapters: maps beside the backbone's own, as TSA has them, `f(h) + h A`: beside every attention and
-            MLP of a transformer (our reading), a 1x1 convolution beside every 3x3 one of a ResNet. They start at
-            1e-4 times the identity and are trained together with the heads.
-        temperature: tau, 1e-6 to 1e6. Default: exp(-2), and URL's 0.1 for a shared head.
-        modules_to_save: modules trained and saved whole where a trainer trains the heads; `adapt` has no use for them.
+        shared: use one head for both, as in URL; `adapt` then minimises URL's loss, the cross-entropy of `z`.
+        residual_adapters: add residual maps to the backbone, as in TSA, `f(h) + h A`: to every attention and MLP of a
+            transformer (our reading), or a 1x1 convolution to every 3x3 convolution of a ResNet. They start at 1e-4
+            times the identity and are trained together with the heads.
+        temperature: tau, 1e-6 to 1e6. Default: exp(-2), or URL's 0.1 for a shared head.
+        modules_to_save: modules trained and saved as a whole if a trainer trains the heads; `adapt` ignores them.
 
     Raises:
-        ValueError: a value out of range; a backbone whose pooled feature is not known, or without places for residual
-            adapters; `num_features` other than the model's.
+        ValueError: a value is out of range, the backbone's pooled feature is not known, it has no modules for residual
+            adapters, or `num_features` is not the model's.
 
     Reference: H. Tian, F. Liu, Z. Zhou, T. Liu, C. Zhang, B. Han, Mind the Gap Between Prototypes and Images in
     Cross-domain Finetuning, NeurIPS 2024, arXiv 2410.12474. URL: W.-H. Li, X. Liu, H. Bilen, ICCV 2021,
@@ -53,15 +53,15 @@ class CoPAConfig(PeftConfig):
     ```
     """
 
-    # PEFT reads this attribute. Places are found by structure: a path here would freeze today's layout into files.
+    # PEFT reads this attribute. Modules are found by structure: a path here would store today's layout in files.
     target_modules: ClassVar[None] = None
 
     num_features: int | None = field(default=None, metadata={"help": "Width of the pooled feature."})
-    shared: bool = field(default=False, metadata={"help": "One head for images and prototypes, as URL."})
-    residual_adapters: bool = field(default=False, metadata={"help": "Residual maps in the backbone, as TSA."})
+    shared: bool = field(default=False, metadata={"help": "One head for images and prototypes, as in URL."})
+    residual_adapters: bool = field(default=False, metadata={"help": "Residual maps in the backbone, as in TSA."})
     temperature: float | None = field(default=None, metadata={"help": "Divides the cosines."})
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules trained and saved whole beside the heads."}
+        default=None, metadata={"help": "Modules trained and saved as a whole beside the heads."}
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Heads where the pooled feature leaves the model, and residual maps inside it."""
+"""Heads after a model's pooled feature, and residual maps inside the model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from ...models.substitution import shallow_copy
 from ..wrapper import Wrapper
 
-RESIDUAL_START = 1e-4  # times the identity, as TSA starts
+RESIDUAL_START = 1e-4  # times the identity, as in TSA
 
 
 class CoPALayer(Wrapper):
-    """What gives the pooled feature, with Theta_I behind it while an adapter is active, and Theta_P beside it."""
+    """Wrapped pooling module: while an adapter is active, Theta_I transforms its output. It also holds Theta_P."""
 
     adapter_layer_names: tuple[str, ...] = ("ncgeo_copa_image_head", "ncgeo_copa_prototype_head")
     other_param_names: tuple[str, ...] = ()
@@ -28,7 +28,7 @@ class CoPALayer(Wrapper):
         self.ncgeo_copa_prototype_head = nn.ParameterDict()
 
     def update_layer(self, adapter_name: str, shared: bool, device: torch.device | None, inference_mode: bool) -> None:
-        """Add an adapter whose heads are the identity; a shared one is the image head alone."""
+        """Add an adapter whose heads are the identity; if they are shared, only the image head exists."""
         self.ncgeo_copa_image_head[adapter_name] = nn.Parameter(torch.eye(self.width))
         if not shared:
             self.ncgeo_copa_prototype_head[adapter_name] = nn.Parameter(torch.eye(self.width))
@@ -37,7 +37,7 @@ class CoPALayer(Wrapper):
 
     @property
     def heads(self) -> tuple[nn.Parameter, nn.Parameter] | None:
-        """Theta_I and Theta_P (d, d) of the active adapter, one and the same where it is shared; or None."""
+        """Heads Theta_I and Theta_P (d, d) of the active adapter, the same object if shared; or None."""
         name = self.active_name
         if name is None:
             return None
@@ -46,7 +46,7 @@ class CoPALayer(Wrapper):
 
     @torch.no_grad()
     def set_heads(self, image: Tensor, prototype: Tensor) -> None:
-        """Copy trained heads into the active adapter; of a shared one, the two are the same."""
+        """Copy trained heads into the active adapter; for a shared head, both must be equal."""
         for mine, given in zip(self.heads or (), (image, prototype), strict=True):
             mine.copy_(given)
 
@@ -55,12 +55,12 @@ class CoPALayer(Wrapper):
         if self.heads is None:
             return features
         image = self.heads[0]
-        rows = features.flatten(1) if features.dim() == 4 else features  # ResNet's are (B, d, 1, 1)
+        rows = features.flatten(1) if features.dim() == 4 else features  # ResNet's features are (B, d, 1, 1)
         return (rows.to(image.dtype) @ image).to(features.dtype).view(features.shape)
 
 
 class Residual(Wrapper):
-    """A module f with a map A beside it while an adapter is active: `f(h) + h A`."""
+    """Wrapped module f with a residual map A, used while an adapter is active: `f(h) + h A`."""
 
     adapter_layer_names: tuple[str, ...] = ("ncgeo_copa_residual",)
     other_param_names: tuple[str, ...] = ()
@@ -70,32 +70,32 @@ class Residual(Wrapper):
         self.ncgeo_copa_residual = nn.ParameterDict()
 
     def start(self) -> Tensor:
-        """The map at the start."""
+        """Return the initial map."""
         raise NotImplementedError
 
     def add(self, hidden_states: Tensor, weight: Tensor) -> Tensor:
-        """What the map adds."""
+        """Return the term that the map adds to the output."""
         raise NotImplementedError
 
     def update_layer(self, adapter_name: str, device: torch.device | None, inference_mode: bool) -> None:
-        """Add an adapter."""
+        """Add an adapter with the initial map."""
         self.ncgeo_copa_residual[adapter_name] = nn.Parameter(self.start())
         self._move_adapter_to_device_of_base_layer(adapter_name, device)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
     @property
     def weight(self) -> nn.Parameter:
-        """The active adapter's map."""
+        """Map of the active adapter."""
         assert self.active_name is not None
         return self.ncgeo_copa_residual[self.active_name]
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Put the active adapter's map back to its start."""
+        """Reset the active adapter's map to its initial value."""
         self.weight.copy_(self.start())
 
     def with_weight(self, weight: Tensor | None) -> Residual:
-        """Return a map of its own beside the same module, with this weight whatever is active here; None: inactive."""
+        """Return a copy that wraps the same module with this weight as its active map; None: with no active map."""
         copy: Residual = shallow_copy(self)
         copy._disable_adapters, copy._active_adapter = False, []
         if weight is not None:
@@ -114,7 +114,7 @@ class Residual(Wrapper):
 
 
 class ResidualLinear(Residual):
-    """A linear map (d, d) beside a transformer's attention or MLP."""
+    """Linear residual map (d, d) of a transformer's attention or MLP."""
 
     def __init__(self, base_layer: nn.Module, width: int) -> None:
         super().__init__(base_layer)
@@ -128,11 +128,11 @@ class ResidualLinear(Residual):
 
 
 class ResidualConvolution(Residual):
-    """A 1x1 convolution (out, in, 1, 1) with the stride of the one that it stands beside."""
+    """Residual 1x1 convolution (out, in, 1, 1) with the stride of the wrapped convolution."""
 
     @property
     def convolution(self) -> Any:
-        """The model's own, under any adapter of another kind."""
+        """Convolution of the base model, under adapters of other kinds."""
         inner: Any = self.base_layer
         return inner.get_base_layer() if isinstance(inner, BaseTunerLayer) else inner
 

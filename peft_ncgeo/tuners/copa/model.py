@@ -1,4 +1,4 @@
-"""`CoPAModel`: puts the heads where the pooled feature leaves, and residual maps into the backbone."""
+"""Tuner that adds heads after the pooled feature, and residual adapters to the backbone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .layer import CoPALayer, ResidualConvolution, ResidualLinear
 
 
 class CoPAModel(WrapperModel):
-    """Puts a [`CoPAConfig`] into a model. Made by `get_peft_model`, not by hand."""
+    """Tuner that applies a [`CoPAConfig`] to a model; created by `get_peft_model`."""
 
     prefix = "ncgeo_copa_"
 
@@ -43,7 +43,7 @@ class CoPAModel(WrapperModel):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        device = execution_device(self.model)  # a pooler has none of its own
+        device = execution_device(self.model)  # a pooler has no weights to show its device
         layer: Any = target
         if current_key == self._pooling.path:
             layer = target if isinstance(target, CoPALayer) else CoPALayer(target, self._pooling.width)

@@ -1,4 +1,4 @@
-"""`NPTConfig`: which prompts to learn, with the published settings as presets."""
+"""Config of prompts, with published settings as presets."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from ..prompt_config import PromptConfig
 
 @dataclass
 class NPTConfig(PromptConfig):
-    """Deep text and vision prompts for CLIP and ViT under PEFT (type `NCGEO_NPT`).
+    """Config of deep text and vision prompts for CLIP and ViT (`NCGEO_NPT`).
 
     One family covers CoOp, VPT, IVLP (the prompts of PromptSRC), MaPLe and Prompt-OT; see [`PromptConfig`] for the
-    fields.
-    Everything but the prompts stays frozen, `logit_scale` included.
+    fields. All other weights stay frozen, `logit_scale` included.
 
     Example:
 
@@ -32,33 +31,33 @@ class NPTConfig(PromptConfig):
 
     @classmethod
     def coop(cls, **fields: Any) -> NPTConfig:
-        """CoOp (arXiv 2109.01134): 16 text vectors at the input, random start. `fields` override."""
+        """Return CoOp's config (arXiv 2109.01134): 16 text vectors at the input, random start. `fields` override."""
         return cls(**{"num_text_tokens": 16, **fields})
 
     @classmethod
     def vpt(cls, **fields: Any) -> NPTConfig:
-        """VPT-deep (arXiv 2203.12119): 8 vision vectors in 12 layers (our reading). `fields` override."""
+        """Return VPT-deep's config (arXiv 2203.12119): 8 vectors in 12 layers (our reading). `fields` override."""
         return cls(**{"num_vision_tokens": 8, "vision_depth": 12, **fields})
 
     @classmethod
     def ivlp(cls, **fields: Any) -> NPTConfig:
-        """Independent vision-language prompts (arXiv 2307.06948): 4 + 4 vectors in 9 layers. `fields` override."""
+        """Return IVLP's config (arXiv 2307.06948): 4 + 4 independent vectors in 9 layers. `fields` override."""
         return cls(**{**_FOUR_AND_FOUR, "text_depth": 9, "vision_depth": 9, **fields})
 
     @classmethod
     def maple(cls, **fields: Any) -> NPTConfig:
-        """MaPLe (arXiv 2210.03117): 2 + 2 coupled vectors in 9 layers. `fields` override."""
+        """Return MaPLe's config (arXiv 2210.03117): 2 + 2 coupled vectors in 9 layers. `fields` override."""
         own = {"num_text_tokens": 2, "num_vision_tokens": 2, "text_depth": 9, "vision_depth": 9}
         return cls(**{**own, "coupling": "coupled", "text_init": "a photo", **fields})
 
     @classmethod
     def npt(cls, **fields: Any) -> NPTConfig:
-        """NPT (arXiv 2306.15955): MaPLe's prompts (our reading). `fields` override."""
+        """Return NPT's config (arXiv 2306.15955): MaPLe's prompts (our reading). `fields` override."""
         return cls.maple(**fields)
 
     @classmethod
     def prompt_ot(cls, **fields: Any) -> NPTConfig:
-        """Prompt-OT (arXiv 2503.08906): 4 + 4 vectors in 12 layers. `fields` override."""
+        """Return Prompt-OT's config (arXiv 2503.08906): 4 + 4 vectors in 12 layers. `fields` override."""
         return cls(**{**_FOUR_AND_FOUR, "text_depth": 12, "vision_depth": 12, **fields})
 
 

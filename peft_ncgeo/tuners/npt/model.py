@@ -1,4 +1,4 @@
-"""`NPTModel`: prompts and nothing else."""
+"""Tuner that adds only prompts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..prompt_model import PromptModel
 
 
 class NPTModel(PromptModel):
-    """Puts the prompts of an [`NPTConfig`] into a model. Made by `get_peft_model`, not by hand."""
+    """Tuner that applies an [`NPTConfig`] to a model; created by `get_peft_model`."""
 
     prefix = "ncgeo_npt_"
 

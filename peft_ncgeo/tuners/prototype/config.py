@@ -1,4 +1,4 @@
-"""`PrototypeConfig`: a head that classifies by the nearest of fixed prototypes."""
+"""Config of a head that classifies by the nearest of fixed prototypes."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from ...validation import flag, real_number, reason, shown, whole_number
 from ..prompt_config import PromptConfig
 
 GEOMETRIES = ("etf", "minority_margin")
-_MOST = 10**6  # classes, numbers of a prototype, copies
-_LARGEST = 2**27  # numbers of all prototypes, 1 GiB in float64; an ETF of 11,586 classes in as many dimensions
-_GIVEN = "given"  # prototypes that came as a tensor and live in the adapter's file
+_MOST = 10**6  # limit of classes, of dimensions and of copies
+_LARGEST = 2**27  # limit of num_classes * projection_dim, 1 GiB in float64; an ETF of 11,586 classes
+_GIVEN = "given"  # prototypes were given as a tensor and are stored in the adapter's file
 
 
 @dataclass
 class PrototypeConfig(PromptConfig):
-    r"""Fixed prototypes in place of an image classifier's head (type `NCGEO_PROTOTYPE`), with or without prompts.
+    r"""Config of fixed prototypes that replace an image classifier's head (`NCGEO_PROTOTYPE`), and of prompts.
 
-    The backbone's feature x (what enters the head) goes through a two-layer projector, and logits are cosines with K
+    The backbone's feature x, the input of the head, goes through a two-layer projector. Logits are cosines with K
     unit prototypes:
 
     .. math:: h = \mathrm{unit}(W_2 \max(0, W_1 x + b_1) + b_2), \quad z_c = h \cdot w_c / \tau
 
     so the most probable class is the nearest prototype. Train it with
     [`~peft_ncgeo.losses.PrototypeSupCon`], or with cross-entropy, its limit for many copies. Prompts in the backbone
-    are those of [`PromptConfig`]; with no tokens the projector alone is trained.
+    are those of [`PromptConfig`]; without tokens, only the projector is trained.
 
     Args:
         num_classes: K. Default: the model's number of labels.
-        projection_dim: width of h. Default: 128, or that of the prototypes given.
-        geometry: "etf" (every two classes at the same, widest angle), "minority_margin" (angles grow as class counts
-            fall, see [`~peft_ncgeo.geometry.minority_margin`]), or prototypes (K, d), scaled to length 1. Where the
-            prototypes are trained, they start here. Only for an ETF are features that lie on their prototypes the
-            loss's minimum: in general it is reached at `h_y ~ w_y - sum_c p_c w_c`, p the softmax, so features lean
-            towards a prescribed geometry without taking it on.
-        class_counts: (K,) training images of each class, for "minority_margin".
+        projection_dim: width of h. Default: 128, or the width of given prototypes.
+        geometry: "etf" (all pairs of classes at the same, widest angle), "minority_margin" (angles grow as class
+            counts fall, see [`~peft_ncgeo.geometry.minority_margin`]), or prototypes (K, d), scaled to length 1.
+            Trainable prototypes start here. Only for an ETF is the loss smallest with features equal to their
+            prototypes. In general it is smallest at `h_y ~ w_y - sum_c p_c w_c`, p the softmax, so features only
+            approach the given geometry.
+        class_counts: (K,) number of training images of each class, for "minority_margin".
         margin_strength: 0 (an ETF) or more, for "minority_margin".
         prototypes_per_class: copies of each prototype that `PrototypeSupCon` puts into every batch.
         temperature: tau, 1e-6 to 1e6.
-        trainable: train the prototypes too, as earlier work does.
+        trainable: train the prototypes too, as in earlier work.
 
     Raises:
-        ValueError: a value out of range; class_counts missing or of another length; a model without a head, or
-            with two; a width in which the geometry does not exist; the head named in modules_to_save.
+        ValueError: a value is out of range; class_counts is missing or has a wrong length; the model has no head, or
+            two; the geometry does not exist at this width; or modules_to_save names the head.
 
     Reference: J. Gill, V. Vakilian, C. Thrampoulidis, Engineering the Neural Collapse Geometry of
     Supervised-Contrastive Loss, arXiv 2310.00893. The paper fixes neither temperature nor the projector's width.
@@ -82,7 +82,7 @@ class PrototypeConfig(PromptConfig):
         super().__post_init__()
         self.peft_type = PeftType["NCGEO_PROTOTYPE"]
         if HEAD in (self.modules_to_save or []):
-            raise ValueError(f"modules_to_save names {HEAD!r}, in whose place the prototypes are; leave it out.")
+            raise ValueError(f"modules_to_save names {HEAD!r}, which the prototypes replace; leave it out.")
         if self.geometry is not None and not isinstance(self.geometry, str):
             self.geometry = self._check_given(self.geometry)
         elif self.geometry not in (*GEOMETRIES, _GIVEN):
@@ -105,11 +105,11 @@ class PrototypeConfig(PromptConfig):
         if self.class_counts is not None:
             counts = _numbers("class_counts", self.class_counts)
             if counts.dim() != 1 or counts.is_floating_point() or counts.dtype == torch.bool or (counts < 0).any():
-                raise ValueError(f"class_counts={shown(self.class_counts)} must be whole numbers, one a class.")
+                raise ValueError(f"class_counts={shown(self.class_counts)} must be whole numbers, one for each class.")
             self.class_counts = counts.tolist()
 
     def to_dict(self) -> dict[str, Any]:
-        """As PEFT saves it; prototypes that came as a tensor are in the adapter's file instead."""
+        """Return the fields as PEFT saves them, without given prototypes, which are in the weight file."""
         fields = super().to_dict()
         return {**fields, "geometry": self.geometry if isinstance(self.geometry, str) else _GIVEN}
 
@@ -119,7 +119,9 @@ class PrototypeConfig(PromptConfig):
             raise ValueError(f"geometry must be prototypes (K, d) of at least 2 classes, got {tuple(points.shape)}.")
         wrong = ~(points.isfinite().all(1) & points.any(1))
         if wrong.any():
-            raise ValueError(f"geometry: prototype {int(wrong.nonzero()[0])} is 0 or not finite, so has no direction.")
+            raise ValueError(
+                f"geometry: prototype {int(wrong.nonzero()[0])} is 0 or not finite, so it has no direction."
+            )
         for name, size in (("num_classes", len(points)), ("projection_dim", points.shape[1])):
             if getattr(self, name) not in (None, size):
                 raise ValueError(f"{name}={getattr(self, name)}, but geometry has shape {tuple(points.shape)}.")
@@ -127,13 +129,13 @@ class PrototypeConfig(PromptConfig):
         return unit(points)
 
     def prototypes(self) -> Tensor:
-        """Unit prototypes (num_classes, projection_dim), float64; nan where a file is to bring them.
+        """Return unit prototypes (num_classes, projection_dim) in float64; nan if they come from a file later.
 
         Raises:
             ValueError: the geometry does not exist at this width, or class_counts are not one number for each class.
         """
         classes, dim = self.num_classes, self.projection_dim
-        assert classes is not None  # the model's number, at the latest
+        assert classes is not None  # set from the model if not given
         assert dim is not None
         if isinstance(self.geometry, Tensor):
             return self.geometry
@@ -147,7 +149,7 @@ class PrototypeConfig(PromptConfig):
 
 
 def _numbers(name: str, value: Any) -> Tensor:
-    """A list, an array or a tensor of real numbers as a tensor."""
+    """Return a list, an array or a tensor of real numbers as a tensor."""
     try:
         found = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""The head that stands in for an image classifier's own: projector and prototypes."""
+"""Replacement of an image classifier's head: projector and prototypes."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class PrototypeClassifier(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The prototypes, (K, d), of length 1 also while they are trained."""
+        """Prototypes (K, d) of length 1, also while they are trained."""
         return unit(self.prototypes)
 
     def forward(self, features: Tensor) -> Tensor:
-        if not self._checked and not torch.compiler.is_compiling():  # a traced pass looks at no values
+        if not self._checked and not torch.compiler.is_compiling():  # a traced pass has no values
             if self.prototypes.isnan().any():
                 raise ValueError(
-                    "The prototypes were given as a tensor once and have not been loaded; pass geometry=tensor, or "
-                    "load the adapter's file."
+                    "The prototypes were given as a tensor and have not been loaded; pass geometry=tensor, or load "
+                    "the adapter's file."
                 )
             self._checked = True
         with torch.autocast(features.device.type, enabled=False):
@@ -44,7 +44,7 @@ class PrototypeClassifier(nn.Module):
 
 
 class PrototypeLayer(Wrapper):
-    """A classification head, replaced by projector and prototypes while an adapter is active."""
+    """Wrapped classification head that projector and prototypes replace while an adapter is active."""
 
     adapter_layer_names: tuple[str, ...] = (
         "ncgeo_prototype_hidden",
@@ -56,13 +56,13 @@ class PrototypeLayer(Wrapper):
     def __init__(self, base_layer: nn.Module, width: int) -> None:
         super().__init__(base_layer)
         self.width = width
-        # three modules of one level: PEFT takes the adapter's name out of no deeper keys
+        # three modules on one level: PEFT removes the adapter's name only from keys of this depth
         self.ncgeo_prototype_hidden = nn.ModuleDict()
         self.ncgeo_prototype_output = nn.ModuleDict()
         self.ncgeo_prototype_classifier = nn.ModuleDict()
 
     def update_layer(self, adapter_name: str, classifier: PrototypeClassifier, inference_mode: bool) -> None:
-        """Add an adapter with a fresh projector."""
+        """Add an adapter with a new projector."""
         self.ncgeo_prototype_hidden[adapter_name] = nn.Linear(self.width, self.width)
         self.ncgeo_prototype_output[adapter_name] = nn.Linear(self.width, classifier.prototypes.shape[1])
         self.ncgeo_prototype_classifier[adapter_name] = classifier
@@ -71,7 +71,7 @@ class PrototypeLayer(Wrapper):
 
     @property
     def active_classifier(self) -> nn.Module:
-        """Where features become logits: the prototypes, or the base model's head where no adapter is active."""
+        """Module that computes the logits: the prototypes, or the base model's head if no adapter is active."""
         name = self.active_name
         return self.base_layer if name is None else self.ncgeo_prototype_classifier[name]
 
@@ -80,5 +80,5 @@ class PrototypeLayer(Wrapper):
         if name is None:
             return self.base_layer(features)
         hidden: Any = self.ncgeo_prototype_hidden[name]
-        features = F.relu(hidden(features.flatten(1).to(hidden.weight.dtype)))  # float32 whatever the base's
+        features = F.relu(hidden(features.flatten(1).to(hidden.weight.dtype)))  # float32 for any base dtype
         return self.ncgeo_prototype_classifier[name](unit(self.ncgeo_prototype_output[name](features)))

@@ -1,4 +1,4 @@
-"""`PrototypeModel`: puts projector and prototypes in the head's place, and prompts into the backbone."""
+"""Tuner that replaces the head by projector and prototypes, and adds prompts to the backbone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .layer import PrototypeClassifier, PrototypeLayer
 
 
 class PrototypeModel(PromptModel):
-    """Puts a [`PrototypeConfig`] into a model. Made by `get_peft_model`, not by hand."""
+    """Tuner that applies a [`PrototypeConfig`] to a model; created by `get_peft_model`."""
 
     prefix = "ncgeo_prototype_"
 
@@ -22,7 +22,7 @@ class PrototypeModel(PromptModel):
         head = classification_head(model)
         if head is None:
             raise ValueError(
-                f"{type(model).__name__} has no classification head {HEAD!r} to put prototypes in place of; use "
+                f"{type(model).__name__} has no classification head {HEAD!r} for prototypes to replace; use "
                 "an ...ForImageClassification model."
             )
         if others := other_heads(model):
@@ -30,7 +30,7 @@ class PrototypeModel(PromptModel):
                 f"{type(model).__name__} averages its head with another, {others[0]!r}, which prototypes would not "
                 "replace; use a model with one head."
             )
-        head_width(head)  # what does not fit is refused before anything is replaced
+        head_width(head)  # refuses an unsuitable head before any module is replaced
         labels = unwrap(model).config.num_labels
         if peft_config.num_classes is None:
             peft_config.num_classes = labels
@@ -40,7 +40,7 @@ class PrototypeModel(PromptModel):
                 f"num_labels={peft_config.num_classes}, or pipelines cannot name the classes.",
                 stacklevel=2,
             )
-        peft_config.prototypes()  # the same for what does not exist
+        peft_config.prototypes()  # refuses impossible prototypes before any module is replaced
         super()._prepare_model(peft_config, model)
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]
