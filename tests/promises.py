@@ -112,7 +112,10 @@ PROMISES = [
         "Eight threads on one classifier or one prompted model get what one thread gets.",
         ("tests/classifiers/test_threads.py",),
     ),
-    Promise("Packed texts have the features and gradients of padded ones.", ("tests/models/test_text_packing.py",)),
+    Promise(
+        "Packed texts have the features and gradients of padded ones.",
+        ("tests/models/test_text_packing.py", "tests/models/test_packing_memory.py"),
+    ),
     Promise(
         "What is computed or cast once equals what is computed anew.",
         tuple(f"tests/training/test_{name}.py" for name in ("step_features", "half_weights")),

@@ -1,4 +1,4 @@
-"""The count of PEFT's own tests at the end of a run."""
+"""Methods and backbones for the contracts, and the count of PEFT's own tests at the end of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ from collections import Counter
 
 import pytest
 
+from .copa_backbones import BACKBONES, Backbone
 from .fetch_peft_suite import VERSION
+from .peft_cases import CASES, Case
+
+
+@pytest.fixture(params=BACKBONES, scope="module")
+def backbone(request) -> Backbone:
+    return BACKBONES[request.param]
+
+
+@pytest.fixture(params=CASES, scope="module")
+def case(request) -> Case:
+    return CASES[request.param]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

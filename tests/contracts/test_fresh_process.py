@@ -11,7 +11,7 @@ import torch
 from peft import get_peft_model
 
 from ..conftest import pixels, texts
-from .test_peft_contract import CASES, outputs
+from .peft_cases import CASES, outputs
 
 LOADER = """
 import sys, warnings

@@ -23,7 +23,7 @@ import peft_ncgeo.evaluation
 from peft_ncgeo.evaluation import GroupAccuracyMetric, NeuralCollapseMetric, metric_path
 from peft_ncgeo.geometry import NeuralCollapse
 
-from ..geometry.test_collapse import ALL, CASES, STATISTICS, expected, problem
+from ..geometry.collapse_problems import ALL, CASES, STATISTICS, expected, problem
 
 METRICS = {"neural_collapse": NeuralCollapseMetric, "group_accuracy": GroupAccuracyMetric}
 CARDS = {name: Path(metric_path(name), "README.md").read_text() for name in METRICS}

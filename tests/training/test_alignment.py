@@ -16,7 +16,7 @@ from peft_ncgeo.training.state.text_gradient import TextGradient
 
 from ..classifiers.test_aligned import resnet
 from ..conftest import tiny_images, tiny_processor, tiny_vit_classifier
-from ..contracts.test_peft_contract import CASES
+from ..contracts.peft_cases import CASES
 from ..losses.batches import unit_rows
 from .runs import lora_vit, prompted_clip, prototypes, trainer, vit, weights
 

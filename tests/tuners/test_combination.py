@@ -11,7 +11,7 @@ from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig
 from peft_ncgeo.tuners.combination import spherical
 
 from ..conftest import tiny_clip, tiny_vit_classifier
-from ..contracts.test_peft_contract import CASES, Case, adapted, assert_same, outputs
+from ..contracts.peft_cases import CASES, Case, adapted, assert_same, outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*all of them get prompts")
 METHODS = [
