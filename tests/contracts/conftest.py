@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
+from ..cases import TUNERS, Tuner
 from .copa_backbones import BACKBONES, Backbone
 from .fetch_peft_suite import VERSION
-from .peft_cases import CASES, Case
 
 
 @pytest.fixture(params=BACKBONES, scope="module")
@@ -17,9 +17,9 @@ def backbone(request) -> Backbone:
     return BACKBONES[request.param]
 
 
-@pytest.fixture(params=CASES, scope="module")
-def case(request) -> Case:
-    return CASES[request.param]
+@pytest.fixture(params=TUNERS, scope="module")
+def case(request) -> Tuner:
+    return TUNERS[request.param]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -4,31 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import (
-    CLIPForImageClassification,
-    CLIPVisionModel,
-    CLIPVisionModelWithProjection,
-    DeiTConfig,
-    DeiTForImageClassification,
-    DeiTModel,
-    Dinov2ForImageClassification,
-    Dinov2Model,
-    ResNetConfig,
-    ResNetForImageClassification,
-    ResNetModel,
-    SiglipModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import ResNetConfig, ResNetModel
 
 from peft_ncgeo import CoPAConfig
 from peft_ncgeo.models.adapters import unwrap
 
-from ..conftest import VIT, pixels, tiny_clip, tiny_vit, tiny_vit_classifier
-from .peft_cases import CLIP, DINO, RESNET, SIGLIP, SIGLIP_VISION, clip_part
+from ..cases import MODELS
+from ..conftest import pixels, tiny
 
 BOTTLENECK = ResNetConfig(
     embedding_size=8, hidden_sizes=[16, 32], depths=[2, 1], layer_type="bottleneck", downsample_in_bottleneck=True
@@ -69,85 +55,81 @@ def convolutions(stages: str, inside: str = "encoder.stages") -> tuple[str, ...]
 
 BACKBONES = {
     "clip": Backbone(
-        tiny_clip,
+        MODELS["clip"],
         "visual_projection",
         24,
         lambda model, images: model.get_image_features(pixel_values=images).pooler_output,
         places("vision_model.encoder.layers", 4, "self_attn", "mlp"),
     ),
     "clip_vision": Backbone(
-        clip_part(CLIPVisionModel, CLIP.vision_config),
+        MODELS["clip_vision"],
         "post_layernorm",
         40,
         pooler_output,
         places("encoder.layers", 4, "self_attn", "mlp"),
     ),
-    "clip_projection": Backbone(
-        clip_part(CLIPVisionModelWithProjection, CLIP.vision_config),
+    "clip_vision_projection": Backbone(
+        MODELS["clip_vision_projection"],
         "visual_projection",
         24,
         lambda model, images: model(pixel_values=images).image_embeds,
         places("vision_model.encoder.layers", 4, "self_attn", "mlp"),
     ),
     "clip_classifier": Backbone(
-        clip_part(CLIPForImageClassification, CLIP),
+        MODELS["clip_classifier"],
         "vision_model.post_layernorm",
         40,
         lambda model, images: model.vision_model(pixel_values=images).pooler_output,
         places("vision_model.encoder.layers", 4, "self_attn", "mlp"),
     ),
     "siglip": Backbone(
-        clip_part(SiglipModel, SIGLIP),
+        MODELS["siglip"],
         "vision_model.head",
         40,
         lambda model, images: model.get_image_features(pixel_values=images).pooler_output,
         places("vision_model.encoder.layers", 4, "self_attn", "mlp"),
     ),
     "siglip_vision": Backbone(
-        clip_part(SiglipVisionModel, SiglipVisionConfig(**SIGLIP_VISION)),
+        MODELS["siglip_vision"],
         "head",
         40,
         pooler_output,
         places("encoder.layers", 4, "self_attn", "mlp"),
     ),
-    "vit": Backbone(tiny_vit, "layernorm", 32, first_token, places("layers", 3, "attention", "mlp")),
+    "vit": Backbone(MODELS["vit"], "layernorm", 32, first_token, places("layers", 3, "attention", "mlp")),
     "vit_classifier": Backbone(
-        tiny_vit_classifier,
+        MODELS["vit_classifier"],
         "vit.layernorm",
         32,
         lambda model, images: first_token(model.vit, images),
         places("vit.layers", 3, "attention", "mlp"),
     ),
-    "deit": Backbone(
-        clip_part(DeiTModel, DeiTConfig(**VIT)), "layernorm", 32, first_token, places("layers", 3, "attention", "mlp")
-    ),
+    "deit": Backbone(MODELS["deit"], "layernorm", 32, first_token, places("layers", 3, "attention", "mlp")),
     "deit_classifier": Backbone(
-        clip_part(DeiTForImageClassification, DeiTConfig(**VIT)),
+        MODELS["deit_classifier"],
         "deit.layernorm",
         32,
         lambda model, images: first_token(model.deit, images),
         places("deit.layers", 3, "attention", "mlp"),
     ),
-    "dinov2": Backbone(
-        clip_part(Dinov2Model, DINO), "layernorm", 32, first_token, places("encoder.layer", 3, "attention", "mlp")
-    ),
+    "dinov2": Backbone(MODELS["dinov2"], "layernorm", 32, first_token, places("encoder.layer", 3, "attention", "mlp")),
     "dinov2_classifier": Backbone(
-        clip_part(Dinov2ForImageClassification, DINO),
+        MODELS["dinov2_classifier"],
         "dinov2.layernorm",
         32,
         lambda model, images: first_token(model.dinov2, images),
         places("dinov2.encoder.layer", 3, "attention", "mlp"),
     ),
-    "resnet": Backbone(clip_part(ResNetModel, RESNET), "pooler", 16, pooler_output, convolutions("000 001 100 101")),
+    "resnet": Backbone(MODELS["resnet"], "pooler", 16, pooler_output, convolutions("000 001 100 101")),
     "resnet_classifier": Backbone(
-        clip_part(ResNetForImageClassification, RESNET),
+        MODELS["resnet_classifier"],
         "resnet.pooler",
         16,
         lambda model, images: pooler_output(model.resnet, images),
         convolutions("000 001 100 101", "resnet.encoder.stages"),
     ),
     "bottleneck": Backbone(  # 1x1, 3x3, 1x1: only the middle ones
-        clip_part(ResNetModel, BOTTLENECK), "pooler", 32, pooler_output, convolutions("001 011 101")
+        partial(tiny, ResNetModel, BOTTLENECK), "pooler", 32, pooler_output, convolutions("001 011 101")
     ),
 }
 

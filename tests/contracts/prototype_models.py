@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from peft import get_peft_model
 
+from ..cases import PROMPTS, prototypes
 from ..conftest import pixels, tiny_vit_classifier
-from .peft_cases import PROMPTS, prototypes
 
 
 def points(classes: int = 5, dim: int = 6, seed: int = 0) -> torch.Tensor:

@@ -11,15 +11,14 @@ from peft import get_peft_model
 from transformers import (
     BertConfig,
     BertModel,
-    CLIPTextModel,
 )
 
 from peft_ncgeo import CoPAConfig
 
+from ..cases import MODELS
 from ..conftest import tiny, tiny_clip, tiny_vit
 from ..errors import message
 from .copa_backbones import adapted
-from .peft_cases import CLIP, clip_part
 
 
 def test_defaults():
@@ -82,7 +81,7 @@ def tiny_bert():
     [
         (tiny_bert, {}, "The pooled feature of BertModel is not known; backbones are CLIP, SigLIP, ViT, DeiT"),
         (
-            clip_part(CLIPTextModel, CLIP.text_config),
+            MODELS["clip_text"],
             {"residual_adapters": True},
             "The pooled feature of CLIPTextModel is not known",
         ),

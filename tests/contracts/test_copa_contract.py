@@ -17,9 +17,9 @@ from peft_ncgeo.classifiers.image_features import ImageFeatures
 from peft_ncgeo.models.adapters import unwrap
 from peft_ncgeo.tuners.copa import CoPALayer
 
+from ..cases import RESNET
 from ..conftest import pixels, tiny_vit
 from .copa_backbones import BACKBONES, Backbone, adapted, convolutions
-from .peft_cases import RESNET
 
 
 def outputs(model, images=None) -> torch.Tensor:

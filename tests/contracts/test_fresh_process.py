@@ -10,8 +10,9 @@ import pytest
 import torch
 from peft import get_peft_model
 
+from ..cases import TUNERS
 from ..conftest import pixels, texts
-from .peft_cases import CASES, outputs
+from .tuned import outputs
 
 LOADER = """
 import sys, warnings
@@ -41,7 +42,7 @@ def first_output(out) -> torch.Tensor:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_model_trains_and_loads_in_a_fresh_process(tmp_path):
-    for name, case in CASES.items():
+    for name, case in TUNERS.items():
         case.build().save_pretrained(tmp_path / "bases" / name)
         torch.manual_seed(1)
         model = get_peft_model(type(case.build()).from_pretrained(tmp_path / "bases" / name), case.config())
@@ -76,4 +77,4 @@ def test_every_model_trains_and_loads_in_a_fresh_process(tmp_path):
         warnings.simplefilter("ignore", UserWarning)
         result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.split() == sorted(CASES)
+    assert result.stdout.split() == sorted(TUNERS)

@@ -11,7 +11,7 @@ import torch
 from peft_ncgeo.models.towers import find_towers
 
 from ..conftest import checkpoint, pixels, texts
-from .peft_cases import adapted, outputs
+from .tuned import adapted, outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*all of them get prompts")
 

@@ -16,12 +16,13 @@ from peft import (
 from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
 
-from .peft_cases import Case, adapted, assert_same, outputs
+from ..cases import Tuner
+from .tuned import adapted, assert_same, outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*all of them get prompts")
 
 
-def saved(case: Case, tmp_path, with_base: bool = False):
+def saved(case: Tuner, tmp_path, with_base: bool = False):
     """An adapter on disk; `with_base` saves the base beside it, as a hub would have it."""
     model = adapted(case)
     if with_base:

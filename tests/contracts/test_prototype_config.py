@@ -14,9 +14,9 @@ from transformers import ResNetForImageClassification
 from peft_ncgeo import PrototypeConfig
 from peft_ncgeo.models.heads import classifier
 
+from ..cases import PROMPTS, RESNET, prototypes, uneven
 from ..conftest import pixels, tiny, tiny_clip, tiny_vit, tiny_vit_classifier
 from ..errors import message
-from .peft_cases import PROMPTS, RESNET, prototypes, uneven
 from .prototype_models import adapted, logits, points
 
 FILE_KEY = "base_model.model.classifier.ncgeo_prototype_classifier.prototypes"

@@ -14,9 +14,9 @@ from peft_ncgeo.geometry import minority_margin, simplex_etf
 from peft_ncgeo.models.heads import classifier, linear_classifier, linear_parameter
 from peft_ncgeo.models.image_encoder import encode_and_classify
 
+from ..cases import DINO, PROMPTS, RESNET, prototypes, uneven
 from ..conftest import pixels, tiny, tiny_images, tiny_processor, tiny_vit_classifier
 from ..losses.batches import unit_rows
-from .peft_cases import DINO, PROMPTS, RESNET, prototypes, uneven
 from .prototype_models import adapted, logits, points
 
 

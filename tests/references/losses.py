@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,12 +13,8 @@ from torch import Tensor, nn
 
 from peft_ncgeo.losses import (
     LDAM,
-    BalancedSoftmax,
     ClusterCollapse,
-    CrossEntropy,
-    GeometricDebiasing,
     GeometryBatch,
-    LanguageCollapse,
     LogitAdjustment,
     ModalityIsomorphism,
     OTPreservation,
@@ -25,10 +22,10 @@ from peft_ncgeo.losses import (
     PrototypeImageContrast,
     PrototypeSupCon,
     Regularizer,
-    RotationStabilization,
     SpaceAlignment,
 )
 
+from ..cases import FORMULAS
 from .numbers import CLASSES, DIM, LABELS, summary, wave
 
 TEMPLATES = 3
@@ -64,61 +61,48 @@ def batch(phase: float = 0.0) -> GeometryBatch:
     return replace(made, **{name: getattr(made, name).requires_grad_() for name in TRAINED})
 
 
-Case = tuple[str, Callable[[], Any], dict[str, Any]]  # name, what makes the loss, fields that differ from the batch's
+# Fields that differ from the batch's.
+OWN: dict[str, dict[str, Any]] = {
+    "ClusterCollapse(2 clusters, mean)": {"frozen_text_features": TWO_CLUSTERS},
+    "ClusterCollapse(2 clusters, sum)": {"frozen_text_features": TWO_CLUSTERS},
+    "SpaceAlignment(texts)": {"classifier_weight": None},
+    "LDAM(linear head)": {"logit_scale": None},
+}
 
 
-def _cases() -> Iterator[Case]:
-    def case(variant: str, make: Callable[..., Any], **arguments: Any) -> Case:
-        return f"{make.__name__}({variant})", lambda: make(**arguments), {}
-
+def _settings() -> Iterator[tuple[str, type[nn.Module], dict[str, Any]]]:
+    """Settings of the losses beside those of `cases.py`: how they differ, the class and its arguments."""
     for modality in ("joint", "image", "text", "separate"):
         for solver in ("exact", "entropic"):
-            yield case(f"{modality}, {solver}", OTPreservation, weight=1.0, modality=modality, solver=solver)
-    yield case("joint, epsilon 0.5", OTPreservation, weight=1.0, solver="entropic", epsilon=0.5)
+            yield f"{modality}, {solver}", OTPreservation, {"modality": modality, "solver": solver}
     for solver in ("exact", "entropic"):
-        yield case(f"joint, {solver}, memory 12", OTPreservation, weight=1.0, solver=solver, memory_size=12)
-    yield case("separate, exact, memory 4", OTPreservation, weight=1.0, modality="separate", memory_size=4)
-    yield case("published", PointwisePreservation, weight=1.0)
-    yield case("mean", PointwisePreservation, weight=1.0, kl_reduction="mean")
+        yield f"joint, {solver}, memory 12", OTPreservation, {"solver": solver, "memory_size": 12}
+    yield "separate, exact, memory 4", OTPreservation, {"modality": "separate", "memory_size": 4}
     for part in ("text", "image", "prediction"):
         others = {f"{name}_weight": 0.0 for name in ("text", "image", "prediction") if name != part}
-        yield case(part, PointwisePreservation, weight=1.0, **others)
-    yield case("", RotationStabilization, weight=1.0)
-    yield case("", LanguageCollapse, weight=1.0)
-    for anchor in (False, True):
-        yield case(f"anchor {anchor}", GeometricDebiasing, weight=1.0, anchor=anchor)
-    yield case("mean", ModalityIsomorphism, weight=1.0)
-    yield case("sinkhorn", ModalityIsomorphism, weight=1.0, method="sinkhorn")
-    yield case("sinkhorn, epsilon 0.5", ModalityIsomorphism, weight=1.0, method="sinkhorn", epsilon=0.5)
-    for reduction in ("mean", "sum"):
-        yield case(f"default clusters, {reduction}", ClusterCollapse, weight=1.0, reduction=reduction)
-        name, make, _ = case(
-            f"2 clusters, {reduction}", ClusterCollapse, weight=1, num_clusters=2, reduction=reduction
-        )
-        yield name, make, {"frozen_text_features": TWO_CLUSTERS}
-    for detach in (True, False):
-        for center in (True, False):
-            arguments = {"detach_means": detach, "center": center}
-            yield case(f"detach {detach}, center {center}", SpaceAlignment, weight=1.0, **arguments)
-    without_head = {"classifier_weight": None}
-    yield "SpaceAlignment(texts)", lambda: SpaceAlignment(weight=1.0), without_head
+        yield part, PointwisePreservation, others
+    yield "sinkhorn", ModalityIsomorphism, {"method": "sinkhorn"}
+    yield "default clusters, sum", ClusterCollapse, {"reduction": "sum"}
+    yield "2 clusters, mean", ClusterCollapse, {"num_clusters": 2, "reduction": "mean"}
+    yield "detach True, center False", SpaceAlignment, {"center": False}
+    yield "detach False, center True", SpaceAlignment, {"detach_means": False}
+    yield "texts", SpaceAlignment, {}
     for copies in (0, 0.5, 100):
-        prototypes = wave(CLASSES, DIM, phase=10.0)
-        arguments = {"prototypes": prototypes, "copies": copies, "temperature": 0.2}
-        yield case(f"fixed, {copies} copies", PrototypeSupCon, **arguments)
-    yield case("of the head", PrototypeSupCon, copies=10, temperature=1.0)
-    yield case("default", PrototypeImageContrast)
-    yield case("temperature 0.5", PrototypeImageContrast, temperature=0.5)
-    yield case("", CrossEntropy)
-    yield case("", BalancedSoftmax)
-    yield case("tau 1", LogitAdjustment)
-    yield case("tau 0.5", LogitAdjustment, tau=0.5)
-    yield case("default", LDAM)
-    yield case("margin 0.3, scale 4", LDAM, max_margin=0.3, scale=4.0)
-    yield case("re-weighted", LDAM, reweight_after=0.8)
-    yield case("not re-weighted yet", LDAM, reweight_after=0.95)
-    yield case("re-weighted, beta 0.9", LDAM, reweight_after=0.8, beta=0.9)
-    yield "LDAM(linear head)", LDAM, {"logit_scale": None}
+        arguments = {"prototypes": wave(CLASSES, DIM, phase=10.0), "copies": copies, "temperature": 0.2}
+        yield f"fixed, {copies} copies", PrototypeSupCon, arguments
+    yield "temperature 0.5", PrototypeImageContrast, {"temperature": 0.5}
+    yield "tau 1", LogitAdjustment, {}
+    yield "default", LDAM, {}
+    yield "not re-weighted yet", LDAM, {"reweight_after": 0.95}
+    yield "re-weighted, beta 0.9", LDAM, {"reweight_after": 0.8, "beta": 0.9}
+    yield "linear head", LDAM, {}
+
+
+def _cases() -> Iterator[tuple[str, Callable[[], nn.Module]]]:
+    yield from FORMULAS.items()
+    for variant, cls, arguments in _settings():
+        weight = {"weight": 1.0} if issubclass(cls, Regularizer) else {}
+        yield f"{cls.__name__}({variant})", partial(cls, **weight, **arguments)
 
 
 def _measured(loss: nn.Module, own: dict[str, Any]) -> Iterator[tuple[str, list[float]]]:
@@ -152,7 +136,8 @@ def losses() -> dict[str, list[float]]:
     found = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of what a tiny batch cannot do
-        for name, make, own in _cases():
-            found |= {f"losses/{name}/{what}": numbers for what, numbers in _measured(make(), own)}
+        for name, make in _cases():
+            measured = _measured(make(), OWN.get(name, {}))
+            found |= {f"losses/{name}/{what}": numbers for what, numbers in measured}
         found |= {f"losses/{name}": numbers for name, numbers in _budgets()}
     return found

@@ -11,22 +11,15 @@ import torch
 
 from peft_ncgeo.losses import (
     LDAM,
-    BalancedSoftmax,
-    ClusterCollapse,
     CrossEntropy,
-    GeometricDebiasing,
-    LanguageCollapse,
-    LogitAdjustment,
-    ModalityIsomorphism,
     OTPreservation,
-    PointwisePreservation,
     PrototypeImageContrast,
     PrototypeSupCon,
-    RotationStabilization,
     SpaceAlignment,
 )
 from peft_ncgeo.training import GeometryMonitor, GradientProjection, PromptAveraging, SlerpAlignment
 
+from ..cases import FORMULAS, Loss
 from ..conftest import NAMES, tiny_images
 from .runs import (
     Gradients,
@@ -117,31 +110,35 @@ def alone(**options: Any):
     }
 
 
+def loss_alone(loss: Loss):
+    """A training by this loss, on a model that has what it reads."""
+    options: dict[str, Any] = {"losses": lambda: [loss()]}
+    if "logits" in loss.reads:
+        options = {"classification_loss": loss}
+    if "template_features" in loss.reads:
+        options["student_templates"] = lambda: ["a photo of a {}.", "a photo of the {}, in black."]
+    if loss.cls in HEADS:
+        options["model"] = HEADS[loss.cls]
+    return alone(**options)
+
+
+HEADS = {PrototypeImageContrast: lora_vit, PrototypeSupCon: prototypes}
+# one setting of a loss, or two where they gather other things
+SETTINGS = (
+    *("CrossEntropy()", "LogitAdjustment(tau 0.5)", "BalancedSoftmax()", "LDAM(margin 0.3, scale 4)"),
+    *("OTPreservation(joint, exact)", "PointwisePreservation(published)", "GeometricDebiasing(anchor True)"),
+    *("LanguageCollapse()", "ModalityIsomorphism(mean)", "ModalityIsomorphism(sinkhorn, epsilon 0.5)"),
+    *("ClusterCollapse(2 clusters, sum)", "RotationStabilization()", "SpaceAlignment(detach False, center False)"),
+    *("PrototypeImageContrast(default)", "PrototypeSupCon(of the head)"),
+)
 STEPS = {"accumulated": 2, "drop_last": 4, "CrossEntropy, accumulated": 1}  # others: 3 an epoch
-TEMPLATES = {"student_templates": lambda: ["a photo of a {}.", "a photo of the {}, in black."]}
-MEMORY = {"solver": "entropic", "memory_size": 9}
+MEMORY = {"budget": 0.01, "modality": "separate", "solver": "entropic", "memory_size": 9}
 ALONE: dict[str, Any] = {
-    "CrossEntropy": alone(classification_loss=CrossEntropy),
+    **{name: loss_alone(FORMULAS[name]) for name in SETTINGS},
     "CrossEntropy, accumulated": alone(
         model=lora_vit, classification_loss=CrossEntropy, gradient_accumulation_steps=lambda: 3
     ),
-    "LogitAdjustment": alone(classification_loss=LogitAdjustment),
-    "BalancedSoftmax": alone(classification_loss=BalancedSoftmax),
-    "LDAM": alone(classification_loss=lambda: LDAM(max_margin=0.1, reweight_after=0.4)),
-    "OTPreservation": alone(losses=lambda: [OTPreservation(weight=2.0)]),
-    "OTPreservation, memory": alone(losses=lambda: [OTPreservation(budget=0.01, modality="separate", **MEMORY)]),
-    "PointwisePreservation": alone(losses=lambda: [PointwisePreservation(weight=1.0)]),
-    "GeometricDebiasing": alone(losses=lambda: [GeometricDebiasing(weight=1.0, anchor=True)]),
-    "LanguageCollapse": alone(losses=lambda: [LanguageCollapse(budget=0.1)]),
-    "ModalityIsomorphism": alone(losses=lambda: [ModalityIsomorphism(weight=1.0)]),
-    "ModalityIsomorphism, sinkhorn": alone(
-        losses=lambda: [ModalityIsomorphism(weight=1.0, method="sinkhorn")], **TEMPLATES
-    ),
-    "ClusterCollapse": alone(losses=lambda: [ClusterCollapse(weight=1.0, num_clusters=2)]),
-    "RotationStabilization": alone(losses=lambda: [RotationStabilization(weight=1.0)]),
-    "SpaceAlignment": alone(losses=lambda: [SpaceAlignment(weight=1.0, detach_means=False)]),
-    "PrototypeImageContrast": alone(model=lora_vit, losses=lambda: [PrototypeImageContrast(weight=1.0)]),
-    "PrototypeSupCon": alone(model=prototypes, losses=lambda: [PrototypeSupCon()]),
+    "OTPreservation, memory": alone(losses=lambda: [OTPreservation(**MEMORY)]),
     "PromptAveraging": alone(classification_loss=CrossEntropy, callbacks=lambda: [PromptAveraging(mean=1, std=1)]),
     "GradientProjection": alone(classification_loss=CrossEntropy, callbacks=lambda: [GradientProjection()]),
     "SlerpAlignment": alone(

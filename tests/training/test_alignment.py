@@ -14,9 +14,9 @@ from peft_ncgeo.training import GeometryMonitor, GradientProjection, SlerpAlignm
 from peft_ncgeo.training.state.class_means import ClassMeans
 from peft_ncgeo.training.state.text_gradient import TextGradient
 
+from ..cases import MODELS
 from ..classifiers.test_aligned import resnet
 from ..conftest import tiny_images, tiny_processor, tiny_vit_classifier
-from ..contracts.peft_cases import CASES
 from ..losses.batches import unit_rows
 from .runs import lora_vit, prompted_clip, prototypes, trainer, vit, weights
 
@@ -347,7 +347,7 @@ def test_resumed_equals_uninterrupted(tmp_path):
 @pytest.mark.parametrize("name", ["dinov2", "clip"])
 def test_other_image_models_are_aligned(name, tmp_path):
     """DINOv2 and CLIP's vision tower keep their head elsewhere than ViT, and pool in other ways."""
-    build = {"dinov2": CASES["dinov2_classifier"].build, "clip": CASES["clip_classifier"].build}[name]
+    build = MODELS[f"{name}_classifier"]
     torch.manual_seed(3)
     lora = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], modules_to_save=["classifier"])
     model = get_peft_model(build(), lora)

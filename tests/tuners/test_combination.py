@@ -10,8 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig
 from peft_ncgeo.tuners.combination import spherical
 
+from ..cases import TUNERS, Tuner
 from ..conftest import tiny_clip, tiny_vit_classifier
-from ..contracts.peft_cases import CASES, Case, adapted, assert_same, outputs
+from ..contracts.tuned import adapted, assert_same, outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*all of them get prompts")
 METHODS = [
@@ -31,8 +32,8 @@ PHRASE = [6, 7]
 
 
 @pytest.fixture(params=METHODS)
-def case(request) -> Case:
-    return CASES[request.param]
+def case(request) -> Tuner:
+    return TUNERS[request.param]
 
 
 def scatter(model, adapter: str, seed: int) -> None:
@@ -44,7 +45,7 @@ def scatter(model, adapter: str, seed: int) -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
 
 
-def pair(case: Case):
+def pair(case: Tuner):
     """A model with adapters "one", which is active, and "two"."""
     model = adapted(case, name="one")
     model.add_adapter("two", case.config())
@@ -68,7 +69,7 @@ def turned(a: np.ndarray, b: np.ndarray, t: float) -> np.ndarray:
     return np.stack(rows)
 
 
-def is_constant(case: Case, name: str) -> bool:
+def is_constant(case: Tuner, name: str) -> bool:
     return case.constants > 0 and name.endswith("prototypes")
 
 
@@ -86,7 +87,7 @@ def test_linear_is_the_weighted_sum(case):
 
 @pytest.mark.parametrize("name", PROMPTED)
 def test_slerp_turns_prompts_and_adds_the_rest(name):
-    case = CASES[name]
+    case = TUNERS[name]
     model = pair(case)
     model.add_weighted_adapter(["one", "two"], [0.7, 0.3], "mixed", combination_type="slerp")
     a, b, mixed = (tensors(model, name) for name in ("one", "two", "mixed"))
@@ -103,7 +104,7 @@ def test_slerp_turns_prompts_and_adds_the_rest(name):
 @pytest.mark.parametrize("combination_type", ["linear", "slerp"])
 @pytest.mark.parametrize("name", PROMPTED)
 def test_a_weight_of_one_is_that_adapter(name, combination_type):
-    case = CASES[name]
+    case = TUNERS[name]
     model = pair(case)
     for weights, adapter in (([1, 0], "one"), ([0, 1], "two")):
         model.add_weighted_adapter(["one", "two"], weights, f"like_{adapter}", combination_type)
@@ -118,7 +119,7 @@ def test_a_weight_of_one_is_that_adapter(name, combination_type):
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in PROMPTED])
 def test_a_weight_of_one_is_that_adapter_without_prompts(name):
-    case = CASES[name]
+    case = TUNERS[name]
     model = pair(case)
     model.add_weighted_adapter(["one", "two"], [1, 0], "like_one")
     expected = outputs(model, case.slots)
@@ -169,7 +170,7 @@ def test_it_is_an_adapter_like_oneny_other(case, tmp_path):
 
 
 def test_it_has_a_config_of_its_own():
-    model = pair(CASES["clip-ivlp"])
+    model = pair(TUNERS["clip-ivlp"])
     model.add_weighted_adapter(["one", "two"], [0.5, 0.5], "mixed")
     configs = model.peft_config
     assert configs["mixed"] == configs["one"]
@@ -239,7 +240,7 @@ def test_errors_leave_the_model_as_it_was(first, second, arguments, message):
 
 def test_another_tokenizer_is_noticed():
     """The same template, other words under the prompts; where one is not known there is nothing to compare."""
-    model = pair(CASES["clip-ivlp"])
+    model = pair(TUNERS["clip-ivlp"])
     ids = model.peft_config["one"].token_ids
     model.peft_config["one"].token_ids = {**ids, "placeholders": [5, 6, 7, 8]}
     model.add_weighted_adapter(["one", "two"], [0.5, 0.5], "mixed")
