@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from peft_ncgeo.geometry import NeuralCollapse
 
@@ -87,3 +90,34 @@ def streamed(features, labels, num_classes: int, batch: int = 7, **arguments) ->
     for x, y in zip(features.split(batch), labels.split(batch), strict=True):
         assert collapse.update(x, y) is collapse
     return collapse
+
+
+def distributed_problem():
+    """Far from the origin and, in the second half, from the first's mean."""
+    x, y, weights, bias = problem([20, 11, 0, 3, 6], 8)
+    x = torch.where(torch.arange(len(x))[:, None] < 25, x, x + 2) + 1e4
+    return x, y, weights, bias - weights.sum(1) * 1e4
+
+
+def reduce_two(folder: str) -> None:
+    """What each of two processes has of the samples of both, and what it refuses then."""
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo")
+    x, y, weights, bias = distributed_problem()
+    results = {}
+    for cut in (25, 0):  # at 0 the first process has no sample
+        own = slice(0, cut) if rank == 0 else slice(cut, None)
+        collapse = NeuralCollapse(5, 8).update(x[own], y[own])
+        assert collapse.all_reduce() is collapse
+        results[cut] = (collapse.counts, collapse.class_means, collapse.compute(weights, bias))
+    refusals = []
+    for call in (lambda: collapse.update(x, y), collapse.all_reduce, lambda: NeuralCollapse(5, 8).merge(collapse)):
+        try:
+            call()
+        except RuntimeError as error:
+            refusals.append(str(error).split(":")[0])
+    own = slice(0, 25) if rank == 0 else slice(25, None)
+    alone = NeuralCollapse(5, 8).update(x[own], y[own]).compute(weights, bias)  # not asked to reduce
+    torch.save((results, refusals, alone), Path(folder) / f"{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()

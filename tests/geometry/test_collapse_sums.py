@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from peft_ncgeo.geometry import NeuralCollapse
 
-from .collapse_problems import expected, problem, streamed
+from ..launching import launch
+from .collapse_problems import distributed_problem, expected, problem, reduce_two, streamed
 
 
 def test_batches_make_no_difference():
@@ -160,37 +158,8 @@ def test_bad_merges_and_sizes_are_refused():
             NeuralCollapse(*sizes)
 
 
-def distributed_problem():
-    """Far from the origin and, in the second half, from the first's mean."""
-    x, y, weights, bias = problem([20, 11, 0, 3, 6], 8)
-    x = torch.where(torch.arange(len(x))[:, None] < 25, x, x + 2) + 1e4
-    return x, y, weights, bias - weights.sum(1) * 1e4
-
-
-def _reduce(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", f"file://{folder}/store", world_size=2, rank=rank)
-    x, y, weights, bias = distributed_problem()
-    results = {}
-    for cut in (25, 0):  # at 0 the first process has no sample
-        own = slice(0, cut) if rank == 0 else slice(cut, None)
-        collapse = NeuralCollapse(5, 8).update(x[own], y[own])
-        assert collapse.all_reduce() is collapse
-        results[cut] = (collapse.counts, collapse.class_means, collapse.compute(weights, bias))
-    refusals = []
-    for call in (lambda: collapse.update(x, y), collapse.all_reduce, lambda: NeuralCollapse(5, 8).merge(collapse)):
-        try:
-            call()
-        except RuntimeError as error:
-            refusals.append(str(error).split(":")[0])
-    own = slice(0, 25) if rank == 0 else slice(25, None)
-    alone = NeuralCollapse(5, 8).update(x[own], y[own]).compute(weights, bias)  # not asked to reduce
-    torch.save((results, refusals, alone), Path(folder) / f"{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 def test_two_processes_equal_one(tmp_path):
-    mp.spawn(_reduce, args=(str(tmp_path),), nprocs=2)
+    assert launch(reduce_two, str(tmp_path), processes=2) == [0, 0]
     x, y, weights, bias = distributed_problem()
     one = NeuralCollapse(5, 8).update(x, y)
     assert one.all_reduce() is one  # no processes: nothing happens

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import statistics
+import subprocess
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -31,7 +34,6 @@ from peft_ncgeo.training import Recipe
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor
 from ..hub.test_card import cells
-from ..training.test_processes import launch
 
 ARGS = {"num_train_epochs": 1, "batch_size": 8, "learning_rate": 0.01, "max_steps": 2}
 COOP = Recipe.from_dict("coop", {"peft": {"NPTConfig.coop": {"num_text_tokens": 4}}, "args": ARGS})
@@ -302,14 +304,24 @@ def test_groups_go_by_name_not_by_place(tmp_path):
 
 
 def test_two_processes_share_cells_and_rows(tmp_path):
-    launch(2, tmp_path, "tests.protocols.worker")
-    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
-    assert ranks[0] == ranks[1] == json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert len(list((tmp_path / "flat").rglob("seed-*.json"))) == 2
-    (tmp_path / "flat" / "coop" / "seed-2.json").unlink()
-    launch(2, tmp_path, "tests.protocols.worker")  # one cell is read, one is made, by both alike
-    again = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
-    assert again[0] == again[1]
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
+    command += [
+        str(root / "examples" / "accelerate" / "cpu_2proc.yaml"),
+        "-m",
+        "tests.protocols.worker",
+        str(tmp_path),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks, again = (
+        [json.loads((tmp_path / f"{time}-{rank}.json").read_text()) for rank in range(2)]
+        for time in ("first", "again")
+    )
+    assert ranks[0] == ranks[1]
+    assert (tmp_path / "cells").read_text() == "2"
+    assert again[0] == again[1] == json.loads((tmp_path / "results.json").read_text())["rows"]
     assert again[0][0] == ranks[0][0]
     assert again[0][1]["base"] == pytest.approx(ranks[0][1]["base"])
     assert [(tmp_path / f"group-{rank}").read_text() for rank in range(2)] == ["False 0"] * 2  # its threads have ended

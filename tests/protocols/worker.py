@@ -1,4 +1,4 @@
-"""A protocol on several processes: what each of them returns, as a file."""
+"""A protocol on several processes, twice: what each of them returns, as a file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,12 @@ if __name__ == "__main__":
     Path(folder, f"kept-{os.environ['RANK']}").write_text(str(sum(one() is not None for one in arguments)))
     images = tiny_images(60, SIX)
     tails = {"flat": {"tau": 1.0, "n_max": 4}}
-    results = base_to_new([COOP], images, images, tiny_clip, tiny_processor(), folder, tails=tails, seeds=(1, 2))
-    rank = dist.get_rank() if dist.is_initialized() else 0
-    with open(f"{folder}/rank-{rank}.json", "w") as file:
-        json.dump(results.rows, file)
+    rank = int(os.environ["RANK"])
+    for time in ("first", "again"):
+        results = base_to_new([COOP], images, images, tiny_clip, tiny_processor(), folder, tails=tails, seeds=(1, 2))
+        Path(folder, f"{time}-{rank}.json").write_text(json.dumps(results.rows))
+        dist.barrier()
+        if rank == 0 and time == "first":  # then one cell is read, and one is made by both alike
+            Path(folder, "cells").write_text(str(len(list(Path(folder, "flat").rglob("seed-*.json")))))
+            Path(folder, "flat", "coop", "seed-2.json").unlink()
+        dist.barrier()

@@ -6,7 +6,6 @@ import contextlib
 import os
 import resource
 import signal
-import sys
 import threading
 import warnings
 from pathlib import Path
@@ -134,8 +133,3 @@ def train(
     }
     if run.args.should_save:
         torch.save(result, Path(output_dir) / "result.pt")
-
-
-if __name__ == "__main__":
-    case, output_dir, kill_at, delay, rank = sys.argv[1:]
-    train(case, output_dir, int(kill_at), float(delay), rank=int(rank))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from peft_ncgeo.losses import (
     LDAM,
@@ -18,6 +19,7 @@ from peft_ncgeo.losses import (
     SpaceAlignment,
 )
 from peft_ncgeo.training import GeometryMonitor, GradientProjection, PromptAveraging, SlerpAlignment
+from peft_ncgeo.training.gathering import batch_sizes, gather_batch, step_sizes
 
 from ..cases import FORMULAS, Loss
 from ..conftest import NAMES, tiny_images
@@ -148,10 +150,9 @@ ALONE: dict[str, Any] = {
 }
 
 
-def run(name: str, options: dict[str, Any], output_dir: Path) -> None:
+def run(name: str, options: dict[str, Any], output_dir: Path, world: int) -> None:
     gradients = Gradients()
     options["callbacks"] = [*options.get("callbacks", []), gradients]
-    world = int(sys.argv[2])
     training = trainer(
         output_dir,
         train=images(27),
@@ -178,8 +179,25 @@ def run(name: str, options: dict[str, Any], output_dir: Path) -> None:
     torch.save(result, output_dir / f"result_{training.args.process_index}.pt")
 
 
-if __name__ == "__main__":
+def run_all(folder: str, world: int) -> None:
+    """Every training, in each of the processes."""
     warnings.simplefilter("ignore", UserWarning)
     for name, make in {**WHOLE, **ALONE}.items():
         torch.manual_seed(0)
-        run(name, make(), Path(sys.argv[1]) / name)
+        run(name, make(), Path(folder) / name, world)
+
+
+def gather_uneven(folder: str) -> None:
+    """Three rows of one process and two of another: what both have of them, and the gradient of their own."""
+    rank = int(os.environ["RANK"])
+    dist.init_process_group("gloo")
+    rows = torch.arange(10, dtype=torch.float64).reshape(5, 2)
+    own = (rows[:3] if rank == 0 else torch.cat([rows[3:], rows[:1]])).clone().requires_grad_()
+    labels = torch.tensor([0, 1, 2] if rank == 0 else [3, 4, -100])  # the last row fills up
+    sizes = batch_sizes(labels)
+    assert step_sizes([labels.clamp_min(0), labels]) == [[3, 3], sizes]
+    together = gather_batch(own, sizes)
+    # each process computes the same loss of all rows; DDP would then take the mean over processes
+    (together @ together.T).pow(2).sum().div(2).backward()
+    torch.save((sizes, together.detach(), own.grad), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()

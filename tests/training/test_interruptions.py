@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -22,20 +18,14 @@ from peft_ncgeo.hub import save_adapter
 from peft_ncgeo.training.state.checkpoints import flaw, last_whole
 
 from ..conftest import tiny_images
+from ..launching import launch
 from . import interruptions
 from .interruptions import CASES, STEPS
 from .runs import trainer
 
-ROOT = Path(__file__).parents[2]
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload([interruptions.__name__])  # imports once, for all trainings
-
 
 def train(*args) -> int:
-    process = context.Process(target=interruptions.train, args=args)
-    process.start()
-    process.join()
-    return process.exitcode
+    return launch(interruptions.train, *args)[0]
 
 
 def result(folder: Path) -> dict:
@@ -93,21 +83,17 @@ def test_a_training_that_has_ended_takes_no_further_step(tmp_path, whole, case):
 
 
 def test_one_of_two_processes_is_killed(tmp_path, whole):
-    def launch(case: str, folder: Path, kill_at: int) -> int:
-        command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
-        command += [str(ROOT / "examples" / "accelerate" / "cpu_2proc.yaml"), "-m", interruptions.__name__]
-        command += [case, str(folder), str(kill_at), "0.03", "1"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, cwd=ROOT, capture_output=True, env=environment, timeout=900).returncode
+    def train_both(case: str, folder: Path, kill_at: int) -> list[int]:
+        return launch(interruptions.train, case, str(folder), kill_at, 0.03, False, 1, processes=2)
 
-    assert launch("prompts", tmp_path / "whole", -1) == 0
+    assert train_both("prompts", tmp_path / "whole", -1) == [0, 0]
     # in the second epoch, where the order of the images is another
-    assert launch("prompts", tmp_path / "killed", 7) != 0
+    assert train_both("prompts", tmp_path / "killed", 7)[1] == -signal.SIGKILL
     assert not (tmp_path / "killed" / "result.pt").exists()
-    assert launch("prompts", tmp_path / "killed", -1) == 0
+    assert train_both("prompts", tmp_path / "killed", -1) == [0, 0]
     is_equal(result(tmp_path / "killed"), result(tmp_path / "whole"))
 
-    assert launch("head", tmp_path / "head", 7) != 0
+    assert train_both("head", tmp_path / "head", 7)[1] == -signal.SIGKILL
     assert train("head", str(tmp_path / "head")) == 0  # one process takes over
     for part in ("weights", "state"):
         got, expected = (result(folder)[part] for folder in (tmp_path / "head", whole["head"]))
@@ -205,9 +191,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(checkpoints, name, monkeypatc
 def test_training_goes_on_when_there_is_room_again(checkpoints, whole, name):
     room = (checkpoints / "checkpoint-6" / name).stat().st_size - 1
     shutil.rmtree(checkpoints / "checkpoint-6")
-    process = context.Process(target=interruptions.run_limited, args=("prompts", str(checkpoints), room))
-    process.start()
-    process.join()
+    launch(interruptions.run_limited, "prompts", str(checkpoints), room)
     assert re.fullmatch(
         r"\S*checkpoint-6 could not be written \(.*\); the checkpoints before it are intact\.",
         (checkpoints / "error.txt").read_text(),

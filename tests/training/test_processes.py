@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from peft_ncgeo import losses, training
-from peft_ncgeo.training.gathering import batch_sizes, gather_batch, step_sizes
 
-from .processes import ALONE, STEPS, WHOLE, images
+from ..launching import launch
+from .processes import ALONE, STEPS, WHOLE, gather_uneven, images, run_all
 from .runs import Gradients, lora_vit, transformers_trainer
 
-ROOT = Path(__file__).parents[2]
 SEVERAL = (2, 3)
-
-
-def launch(processes: int, output_dir: Path, module: str = "tests.training.processes") -> None:
-    command = [sys.executable]
-    if processes > 1:
-        config = ROOT / "examples" / "accelerate" / "cpu_2proc.yaml"
-        command += ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(config)]
-        command += ["--num_processes", str(processes)]
-    command += ["-m", module, str(output_dir), str(processes)]
-    result = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=900
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +22,7 @@ def results(tmp_path_factory):
     found = {}
     for n in (1, *SEVERAL):
         folder = tmp_path_factory.mktemp(f"processes{n}")
-        launch(n, folder)
+        assert launch(run_all, str(folder), n, processes=n) == [0] * n
         found[n] = {
             name: [torch.load(folder / name / f"result_{rank}.pt") for rank in range(n)] for name in [*WHOLE, *ALONE]
         }
@@ -122,22 +102,8 @@ def test_every_loss_and_callback_is_among_the_runs():
     assert tested == set(losses.__all__) - {"GeometryBatch", "Regularizer"} | callbacks
 
 
-def _uneven(rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", f"file://{folder}/store", world_size=2, rank=rank)
-    rows = torch.arange(10, dtype=torch.float64).reshape(5, 2)
-    own = (rows[:3] if rank == 0 else torch.cat([rows[3:], rows[:1]])).clone().requires_grad_()
-    labels = torch.tensor([0, 1, 2] if rank == 0 else [3, 4, -100])  # the last row fills up
-    sizes = batch_sizes(labels)
-    assert step_sizes([labels.clamp_min(0), labels]) == [[3, 3], sizes]
-    together = gather_batch(own, sizes)
-    # each process computes the same loss of all rows; DDP would then take the mean over processes
-    (together @ together.T).pow(2).sum().div(2).backward()
-    torch.save((sizes, together.detach(), own.grad), folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
 def test_gathering_uneven_batches(tmp_path):
-    mp.spawn(_uneven, (tmp_path,), nprocs=2)
+    assert launch(gather_uneven, str(tmp_path), processes=2) == [0, 0]
     rows = torch.arange(10, dtype=torch.float64).reshape(5, 2).requires_grad_()
     (rows @ rows.T).pow(2).sum().backward()
     gradients = []

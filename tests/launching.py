@@ -1,0 +1,48 @@
+"""Processes that tests start, forked from one that has imported everything once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from multiprocessing import connection
+from typing import Any
+
+# What the processes run. The first of them that is started imports all of it.
+MODULES = ("tests.training.interruptions", "tests.training.processes")
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(list(MODULES))
+
+
+def launch(function: Callable, *args: Any, processes: int = 1) -> list[int]:
+    """Run a function in a process of its own, or in several that find each other; return their exit codes.
+
+    Several have the environment that `accelerate launch` gives them. Once one has failed, the others are ended.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [
+        context.Process(target=_run, args=(rank, processes, port, function, args)) for rank in range(processes)
+    ]
+    for child in children:
+        child.start()
+    running = {child.sentinel: child for child in children}
+    while running:
+        for sentinel in connection.wait(list(running)):
+            ended = running.pop(sentinel)
+            ended.join()
+            if ended.exitcode:
+                for other in running.values():
+                    other.kill()
+    return [child.exitcode for child in children]
+
+
+def _run(rank: int, processes: int, port: int, function: Callable, args: tuple) -> None:
+    if processes > 1:
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        os.environ |= {name: str(value) for name, value in ranks.items()}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    function(*args)
