@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test interruptions promises quality style benchmark table cards versions coverage peft-suite
+.PHONY: demo test test-fast models interruptions promises quality style benchmark table cards versions coverage peft-suite
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,12 @@ demo: $(INSTALLED)  ## Prompt-OT on the built-in images: table and adapters in o
 test: $(INSTALLED)
 	-$(BIN)/python tests/contracts/fetch_peft_suite.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-fast: $(INSTALLED)  ## what a contributor needs in three minutes: no slow tests, few made-up cases
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" --hypothesis-profile fast
+
+models: $(INSTALLED)  ## try everything on a tiny model of every class: build/models.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.models.survey
 
 interruptions: $(INSTALLED)  ## kill two trainings 25 times each and compare what they come to
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/training/test_interruptions.py --kills 25

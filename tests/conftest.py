@@ -22,6 +22,7 @@ from transformers import (
 
 import peft_ncgeo  # noqa: F401  registers the PEFT types
 
+from . import profiles  # noqa: F401  registers and loads hypothesis's
 from .deprecations import deprecations_among_user_warnings, deprecations_in_logs_and_processes  # noqa: F401
 
 IMAGE_SIZE, VOCABULARY, BOS, EOT, PAD = 16, 50, 1, 3, 0

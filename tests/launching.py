@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import socket
+import sys
+import warnings
 from collections.abc import Callable
 from multiprocessing import connection
+from pathlib import Path
 from typing import Any
 
 # What the processes run. The first of them that is started imports all of it.
@@ -46,3 +50,28 @@ def _run(rank: int, processes: int, port: int, function: Callable, args: tuple) 
         os.environ |= {name: str(value) for name, value in ranks.items()}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
     function(*args)
+
+
+def launch_script(script: Path, *arguments: str, out: Path, processes: int = 2, **environment: str) -> str:
+    """Run a script on several processes, and return what all of them print; `out` is a folder for it."""
+    ends = launch(_run_script, str(script), arguments, str(out), environment, processes=processes)
+    printed = "".join(path.read_text() for path in sorted(out.glob("printed-*")))
+    assert ends == [0] * processes, printed[-3000:]
+    return printed
+
+
+def _run_script(script: str, arguments: tuple[str, ...], out: str, environment: dict[str, str]) -> None:
+    os.environ |= environment
+    warnings.simplefilter("ignore", UserWarning)
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).parent))  # as Python does for a script
+    with Path(out, f"printed-{os.environ.get('RANK', 0)}").open("w") as file:
+        sys.stdout = sys.stderr = file
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            file.flush()
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__

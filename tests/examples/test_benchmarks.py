@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from peft_ncgeo.data.demo import ASSETS
 from peft_ncgeo.protocols import Results
 from peft_ncgeo.training import Recipe
 
+from ..launching import launch_script
 from .test_examples import ROOT, run_example, updated
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -26,11 +25,11 @@ MODEL = str(ASSETS / "mini_clip")
 METHODS = {"coop", "vpt", "ivlp", "maple", "promptsrc", "prompt_ot", "npt_v1", "npt_v2", "cpt"}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda p: str(p.relative_to(ROOT / "examples" / "recipes")))
-def test_every_recipe_is_read(path):
-    recipe = Recipe.read(path)
-    assert recipe.config is not None
-    assert recipe.args["num_train_epochs"] > 0
+def test_every_recipe_is_read():
+    for path in RECIPES:
+        recipe = Recipe.read(path)
+        assert recipe.config is not None, path
+        assert recipe.args["num_train_epochs"] > 0, path
 
 
 def test_there_is_a_recipe_for_every_method():
@@ -71,12 +70,11 @@ def test_longer_recipes_hold_what_the_search_chose():
 
 
 def test_base_new_on_the_demo(tmp_path, monkeypatch, capsys):
-    arguments = ["--recipes", str(DEMO / "npt_v1.yaml"), str(DEMO / "budget.yaml"), "--seeds", "1", "2"]
+    arguments = ["--recipes", str(DEMO / "npt_v1.yaml"), str(DEMO / "budget.yaml"), "--seeds", "1"]
     arguments += ["--tails", "tau=0.06", "--split", "development", "--num_train_epochs", "1"]
     run_example("benchmark_base_new.py", *arguments, "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    expected = [(method, seed) for method in ("zero-shot", "npt_v1", "budget") for seed in (1, 2)]
-    assert [(row["method"], row["seed"]) for row in rows] == expected
+    assert [(row["method"], row["seed"]) for row in rows] == [(m, 1) for m in ("zero-shot", "npt_v1", "budget")]
     assert all(0 < row[c] < 100 for row in rows for c in ("base", "new", "H", "many", "medium", "few", "kept"))
     assert rows[0]["realised_imbalance_factor"] == 16
     out = capsys.readouterr().out
@@ -146,18 +144,17 @@ def test_base_new_on_a_set_of_ones_own(own_set, tmp_path, monkeypatch):
 
 
 def test_npt_on_two_processes_ends_and_reports(tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
-    command += [str(ROOT / "examples/accelerate/cpu_2proc.yaml"), str(ROOT / "examples/train_npt.py")]
-    command += ["--num_train_epochs", "1", "--output_dir", str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("| harmonic mean |") == 1
-    assert f"Adapter in {tmp_path}" in done.stdout
+    script = ROOT / "examples" / "train_npt.py"
+    printed = launch_script(script, "--num_train_epochs", "1", "--output_dir", str(tmp_path), out=tmp_path)
+    assert printed.count("| harmonic mean |") == 1
+    assert f"Adapter in {tmp_path}" in printed
 
 
-@pytest.mark.parametrize("protocol", ["cross_dataset", "domain_generalisation", "long_tail"])
-@pytest.mark.parametrize("own", [False, True], ids=["demo", "own"])
+@pytest.mark.parametrize(
+    ("protocol", "own"),
+    [("cross_dataset", True), ("domain_generalisation", False), ("long_tail", False), ("long_tail", True)],
+    ids=["cross_dataset, own", "domain_generalisation, demo", "long_tail, demo", "long_tail, own"],
+)
 def test_transfer(protocol, own, own_set, tmp_path, monkeypatch, capsys):
     arguments = [protocol, "--recipes", str(DEMO / "ivlp.yaml"), "--seeds", "1", "--num_train_epochs", "1"]
     arguments += ["--output_dir", str(tmp_path)]

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ from peft_ncgeo.models.heads import linear_classifier
 from peft_ncgeo.protocols import Results
 from peft_ncgeo.training import Recipe
 
+from ..launching import launch_script
 from .test_benchmarks import updated
 from .test_examples import ROOT, run_example
 
@@ -120,14 +118,9 @@ def test_prototypes_of_own_images(own, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("name", ["train_space_alignment.py", "train_prototypes.py"])
 def test_two_processes_end_and_report_once(name, own, tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
-    command += [str(ROOT / "examples/accelerate/cpu_2proc.yaml"), str(ROOT / "examples" / name), *SHORT, *own]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--output_dir", str(tmp_path)], capture_output=True, text=True, timeout=300, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count(f"Adapter and figure in {tmp_path}") == 1
+    arguments = [*SHORT, *own, "--output_dir", str(tmp_path)]
+    printed = launch_script(ROOT / "examples" / name, *arguments, out=tmp_path)
+    assert printed.count(f"Adapter and figure in {tmp_path}") == 1
 
 
 def test_table_of_space_alignment(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -17,6 +17,7 @@ from peft_ncgeo import CoPAConfig, FewShotClassifier, NPTConfig, PrototypeConfig
 from peft_ncgeo.hub import hypothesis_template, load_adapter
 
 from ..conftest import pixels, texts, tiny_clip, tiny_vit, tiny_vit_classifier
+from ..profiles import cases
 from .outcomes import said_well
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -121,7 +122,7 @@ def damages(draw, limit: int | None = None):
     return damage
 
 
-@settings(max_examples=90)
+@cases(1.8)
 @given(kind=kinds, damage=damages())
 def test_damaged_weights(saved, kind, damage):
     """Numbers that changed to others cannot be told; the header can."""
@@ -129,7 +130,7 @@ def test_damaged_weights(saved, kind, damage):
     check(saved, kind, {**files, WEIGHTS: damage(files[WEIGHTS])})
 
 
-@settings(max_examples=40)
+@cases(0.8)
 @given(damage=damages(limit=10**6))
 def test_damaged_config(saved, damage):
     files = saved.prompts.files
@@ -138,7 +139,7 @@ def test_damaged_config(saved, damage):
         assert model.peft_config["default"].template == PROMPTS["template"]
 
 
-@settings(max_examples=40)
+@cases(0.8)
 @given(config=kinds, weights=kinds, base=st.sampled_from(sorted(BASES)))
 def test_files_of_different_adapters(saved, config, weights, base):
     files = {CONFIG: getattr(saved, config).files[CONFIG], WEIGHTS: getattr(saved, weights).files[WEIGHTS]}
@@ -165,7 +166,7 @@ EDITS = ["nan", "inf", "-inf", "flat", "longer", "empty", "int32", "int64", "boo
 EDITS += ["float8_e4m3fn", "float8_e5m2"]
 
 
-@settings(max_examples=70)
+@cases(1.4)
 @given(kind=kinds, edit=st.sampled_from([*EDITS, "missing", "unexpected", "renamed"]), place=st.integers(0, 10**6))
 @pytest.mark.parametrize("plain", [False, True], ids=["load_adapter", "PeftModel"])
 def test_edited_tensors(saved, plain, kind, edit, place):
@@ -217,7 +218,7 @@ FIELDS = {kind: [*json.loads(json.dumps(config().to_dict()))] for kind, (_, conf
 FREE = {"temperature"}  # any number is as good as another
 
 
-@settings(max_examples=90)
+@cases(1.8)
 @given(data=st.data(), kind=st.sampled_from(sorted(FIELDS)), value=json_values | huge)
 def test_a_field_of_the_config_that_holds_something_else(saved, data, kind, value):
     config = json.loads(getattr(saved, kind).files[CONFIG])
@@ -232,7 +233,7 @@ def test_a_field_of_the_config_that_holds_something_else(saved, data, kind, valu
         assert model.peft_config["default"].template == template
 
 
-@settings(max_examples=40)
+@cases(0.8)
 @given(content=json_values.map(json.dumps).map(str.encode) | st.binary(max_size=20))
 @example(content=b"[" * 10**5)
 def test_a_config_that_is_something_else(saved, content):
@@ -250,7 +251,7 @@ def birds(tmp_path_factory) -> Held:
     return Held(folder=folder, content=(folder / PROTOTYPES).read_bytes(), found=classifier)
 
 
-@settings(max_examples=40)
+@cases(0.8)
 @given(damage=damages())
 def test_damaged_prototypes(birds, damage):
     (birds.folder / PROTOTYPES).write_bytes(damage(birds.content))
@@ -261,7 +262,7 @@ def test_damaged_prototypes(birds, damage):
         assert torch.equal(loaded.predict_proba(pixels()), birds.found.predict_proba(pixels()))
 
 
-@settings(max_examples=40)
+@cases(0.8)
 @given(edit=st.sampled_from(EDITS), place=st.integers(0, 10**3), classes=json_values | st.just(["owl", "wren"]))
 def test_edited_prototypes(birds, edit, place, classes):
     prototypes = edited(birds.found.prototypes, edit, place)
@@ -273,7 +274,7 @@ def test_edited_prototypes(birds, edit, place, classes):
         assert len(loaded.predict(pixels())) == 3
 
 
-@settings(max_examples=50)
+@cases(1)
 @given(names=json_values | st.lists(words, min_size=5, max_size=5))
 def test_names_beside_a_head(saved, names):
     """What the outputs are called is taken as a whole, or not at all."""

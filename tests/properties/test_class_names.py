@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
-from hypothesis import event, example, given, settings
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 from peft import get_peft_model
 from transformers import CLIPProcessor
@@ -19,6 +19,7 @@ from peft_ncgeo.data.demo import ASSETS
 from peft_ncgeo.models.templates import padded_template
 
 from ..conftest import WORDS, tiny_clip, tiny_images, tiny_processor
+from ..profiles import cases
 from ..training.runs import lora_clip, trainer
 from .outcomes import said_well
 
@@ -53,7 +54,7 @@ wild = {
 }
 
 
-@settings(max_examples=200)
+@cases(4)
 @given(data=st.data(), odd=st.sampled_from(["none", "given", *wild]), tokenizer=st.sampled_from(sorted(TOKENIZERS)))
 def test_texts_hold_every_name_or_one_is_refused(data, odd, tokenizer):
     """Words of any script; one argument at most is of any kind."""
@@ -95,7 +96,7 @@ KINDS = {
 }
 
 
-@settings(max_examples=100)
+@cases(2)
 @given(
     given=st.lists(good, min_size=2, max_size=5, unique=True) | st.lists(good | names, max_size=5),
     kind=st.sampled_from(["list", *KINDS]),
@@ -117,7 +118,7 @@ def test_every_name_has_its_own_probability(classifier, given, kind, size):
     torch.testing.assert_close(turned, found, atol=1e-5, rtol=1e-4)
 
 
-@settings(max_examples=25)
+@cases(0.5)
 @given(given=st.lists(good | names, min_size=1, max_size=4, unique=True))
 def test_a_trainer_takes_names_or_refuses_one(tmp_path_factory, model, given):
     images = tiny_images(len(given) * 2, [f"class {i}" for i in range(len(given))])

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import event, example, given, settings
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 
 from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig
 
 from ..conftest import pixels, texts, tiny_clip, tiny_vit_classifier
+from ..profiles import cases
 from .outcomes import said_well
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -51,7 +52,7 @@ FIELDS: dict[Any, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@settings(max_examples=120)
+@cases(2.4)
 @given(data=st.data(), kind=st.sampled_from(sorted(FIELDS, key=str)), base=st.sampled_from(sorted(MODELS)))
 def test_a_config_on_a_model(tmp_path_factory, data, kind, base):
     """One value at most is of another kind."""
@@ -92,7 +93,7 @@ def test_a_config_on_a_model(tmp_path_factory, data, kind, base):
 presets = ["coop", "vpt", "ivlp", "maple", "npt", "prompt_ot"]
 
 
-@settings(max_examples=60)
+@cases(1.2)
 @given(data=st.data(), preset=st.sampled_from(presets), field=st.sampled_from(sorted(PROMPTS)), value=wild)
 @example(data=None, preset="coop", field="modules_to_save", value="classifier")
 def test_presets_take_fields_of_any_kind(data, preset, field, value):

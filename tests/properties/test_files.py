@@ -7,13 +7,14 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from peft_ncgeo.data import DatasetSource
 from peft_ncgeo.files import LARGEST, file_name, parse_json, read_json, read_yaml
 from peft_ncgeo.training import Recipe
 
+from ..profiles import cases
 from .outcomes import said_well
 
 MANY = 10**5
@@ -81,14 +82,14 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=100)
+@cases(2)
 @given(value=values)
 @example(value=[[[[[[[[[[[[[[[[[[[[{"a": [[[[[[[[[[[[[[[[[[[[[[[[[[1.5]]]]]]]]]]]]]]]]]]]]]]]]]]}]]]]]]]]]]]]]]]]]]]])
 def test_other_json_is_read_as_it_stands(value):
     assert repr(parse_json(json.dumps(value))) == repr(value)
 
 
-@settings(max_examples=200)
+@cases(4)
 @given(name=st.text(max_size=12) | st.text(st.sampled_from("./\\\0 a~:*猫"), max_size=220))
 @example(name="..")
 @example(name=".")

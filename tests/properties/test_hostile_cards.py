@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from peft_ncgeo.hub import create_card
@@ -18,6 +18,7 @@ from peft_ncgeo.hub.record import Part, TrainingRecord
 from peft_ncgeo.markdown import code_cell, escape, literal
 
 from ..hub.test_card import cells
+from ..profiles import cases
 
 PIECES = [
     *("<script>alert(1)</script>", "<img src=https://evil.example/x.png>", "![x](https://evil.example/x.png)"),
@@ -153,7 +154,7 @@ def skeleton(text: str) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=100)
+@cases(2)
 @given(place=st.sampled_from([*TEXTS, *OPTIONS]), text=hostile)
 def test_a_text_changes_nothing_but_words(tmp_path_factory, place, text):
     check(tmp_path_factory.getbasetemp(), place, text)
@@ -179,7 +180,7 @@ def check(folder: Any, place: str, text: str) -> None:
         ast.parse(block)
 
 
-@settings(max_examples=200)
+@cases(4)
 @given(text=hostile)
 @example(text="猫 ناو\u200cنیس")
 def test_what_is_shown_is_what_was_written(text):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
-from hypothesis import event, example, given, settings
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from peft import get_peft_model
@@ -20,6 +20,7 @@ from peft_ncgeo import CoPAConfig, ZeroShotClassifier, adapt
 from peft_ncgeo.data.images import LabelledImages, crop_flip, to_rgb
 
 from ..conftest import NAMES, pixels, tiny_clip, tiny_images, tiny_processor, tiny_vit
+from ..profiles import cases
 from ..training.runs import lora_clip, trainer
 from .outcomes import said_well
 
@@ -77,7 +78,7 @@ no_images = (
 images = whole_images() | file_contents().map(opened)
 
 
-@settings(max_examples=250)
+@cases(5)
 @given(image=whole_images() | images | no_images)
 @example(image=PILImage.new("RGB", (0, 5)))
 @example(image=PILImage.fromarray(np.full((2, 2), 70_000, dtype=np.int32)))
@@ -119,7 +120,7 @@ batches = st.lists(whole_images(["RGB", "L", "RGBA", "P", "I;16"], SIZES[3:]), m
 odd_batches = st.lists(images | st.sampled_from(GOOD), max_size=3) | st.lists(no_images | images, max_size=3)
 
 
-@settings(max_examples=90)
+@cases(1.8)
 @given(given=batches | odd_batches | images | no_images, size=st.sampled_from([64, 1, 2, 0, -3, 1.5]))
 @pytest.mark.parametrize("kind", ["zero_shot", "few_shot"])
 def test_each_image_has_the_probabilities_of_its_own_pixels(request, kind, given, size):
@@ -145,7 +146,7 @@ tensors = arrays.arrays(
 )  # fmt: skip
 
 
-@settings(max_examples=60)
+@cases(1.2)
 @given(values=tensors, odd=st.sampled_from([None, None, float("nan"), float("inf")]))
 def test_pixels_of_any_kind(few_shot, values, odd):
     given = torch.from_numpy(values.copy())
@@ -167,7 +168,7 @@ def column(content: list[Any]) -> Dataset:
     return Dataset.from_dict({"image": content, "label": [i % 2 for i in range(len(content))]}, features=features)
 
 
-@settings(max_examples=80)
+@cases(1.6)
 @given(cell=cells)
 def test_a_cell_of_a_data_set(cell):
     found = said_well(lambda: LabelledImages(column([cell]), "image", "label")[0]["image"], ValueError)
@@ -182,7 +183,7 @@ def tuned():
     return lora_clip()
 
 
-@settings(max_examples=6)
+@cases(0.1)
 @given(cell=cells)
 def test_training_stops_at_a_broken_image_and_names_it(tmp_path_factory, tuned, cell):
     good = {"bytes": FILES["PNG"], "path": None}
@@ -191,7 +192,7 @@ def test_training_stops_at_a_broken_image_and_names_it(tmp_path_factory, tuned, 
     assert (said_well(run.train, ValueError) is not None) == readable
 
 
-@settings(max_examples=60)
+@cases(1.2)
 @given(size=st.tuples(st.integers(1, 40), st.integers(1, 40)) | st.sampled_from(SIZES[3:]), seed=st.integers(0, 10**9))
 def test_a_view_has_the_size_and_the_colours_asked_for(size, seed):
     view = crop_flip(PILImage.new("RGB", size, (9, 100, 200)), np.random.default_rng(seed), (16, 12))
@@ -205,7 +206,7 @@ labels |= st.lists(st.integers(0, 1) | st.sampled_from(["a", ""]), min_size=3, m
 KINDS = {"list": list, "array": np.array, "tensor": torch.tensor, "dict": dict.fromkeys, "set": set, "text": str}
 
 
-@settings(max_examples=100)
+@cases(2)
 @given(
     labels=labels,
     kind=st.sampled_from(["list", "list", "list", *KINDS]),

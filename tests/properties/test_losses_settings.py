@@ -7,13 +7,14 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from peft_ncgeo import losses
 from peft_ncgeo.losses import GeometryBatch, Regularizer
 
 from ..losses.batches import random_batch
+from ..profiles import cases
 from . import loss_oracles as oracles
 from .outcomes import said_well
 from .tensors import NO_NUMBERS
@@ -129,7 +130,7 @@ def test_contrast_at_any_temperature_is_the_formulas(copies, temperature):
     assert float(other) == pytest.approx(oracles.prototype_image(wide, temperature), rel=1e-9, abs=1e-9)
 
 
-@settings(max_examples=10)
+@cases(0.2)
 @given(epsilon=st.sampled_from([1e-8, 0.01, 0.1, 1.0, 1e6]), seed=st.integers(0, 1))
 def test_transport_at_any_epsilon_is_the_formulas_or_refused(epsilon, seed):
     batch = random_batch(seed=seed)
@@ -144,7 +145,7 @@ def test_transport_at_any_epsilon_is_the_formulas_or_refused(epsilon, seed):
         assert float(other) == pytest.approx(oracles.isomorphism_sinkhorn(wide, epsilon), rel=0.01)
 
 
-@settings(max_examples=3)
+@cases(0.1)
 @pytest.mark.parametrize("cls", [losses.CrossEntropy, losses.BalancedSoftmax, losses.LDAM])
 @given(seed=st.integers(0, 99))
 def test_a_hundred_thousand_classes_are_the_formulas(cls, seed):

@@ -8,12 +8,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from peft_ncgeo.evaluation import GroupAccuracyMetric, NeuralCollapseMetric, evaluate_groups, harmonic_mean
 from peft_ncgeo.metrics.accuracy import accuracy, balanced_accuracy, class_groups
 
+from ..profiles import cases
 from .outcomes import said_well
 from .tensors import features, seeds
 
@@ -153,7 +154,7 @@ def test_a_hundred_thousand_classes():
     assert balanced_accuracy(predictions, labels) == pytest.approx((shares[sizes > 0] / sizes[sizes > 0]).mean())
 
 
-@settings(max_examples=8)
+@cases(0.2)
 @given(data=st.data())
 def test_the_metrics_of_evaluate_say_the_same(data):
     counts = data.draw(st.lists(st.integers(0, 200), min_size=2, max_size=5))
@@ -163,7 +164,7 @@ def test_the_metrics_of_evaluate_say_the_same(data):
     assert results["accuracy"] == accuracy(predictions, labels)
 
 
-@settings(max_examples=8)
+@cases(0.2)
 @given(data=st.data(), seed=seeds)
 def test_the_collapse_metric_is_finite_or_says_why_not(data, seed):
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from datasets import ClassLabel, Dataset, Image
-from hypothesis import event, example, given, settings
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 from peft import PeftConfig
 from safetensors.torch import load_file
@@ -23,6 +23,7 @@ from peft_ncgeo.losses import Regularizer
 from peft_ncgeo.training import Recipe, parse_with_recipe
 
 from ..conftest import tiny_clip, tiny_images
+from ..profiles import cases
 from .outcomes import said_well
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -74,7 +75,7 @@ class Script:
     batch_size: int = 7
 
 
-@settings(max_examples=100)
+@cases(2)
 @given(text=contents(RECIPES, ["peft", "losses", "classification_loss", "callbacks", "args"]))
 @example(text="peft: LoraConfig.best")
 @example(text="peft: PrototypeConfig.best")
@@ -104,7 +105,7 @@ def test_an_option_without_a_recipe(tmp_path):
     assert said_well(lambda: parse_with_recipe(parser, ["--recipe"]), ValueError) is None
 
 
-@settings(max_examples=100)
+@cases(2)
 @given(text=contents(SOURCES, [*DatasetSource.__dataclass_fields__]))
 def test_data_set_files(tmp_path_factory, text):
     path = write(tmp_path_factory, text)
@@ -129,7 +130,7 @@ columns = {
 KINDS = {"images": Image(), "classes": ClassLabel(names=["a", "b", "c"])}
 
 
-@settings(max_examples=100)
+@cases(2)
 @given(
     image=st.sampled_from(["images", *columns]),
     label=st.sampled_from(["classes", "classes", *columns]),
@@ -177,7 +178,7 @@ odd_tensors = st.sampled_from(
 )
 
 
-@settings(max_examples=120)
+@cases(2.4)
 @given(data=st.data(), format=st.sampled_from(sorted(CHECKPOINTS)), read_as=st.sampled_from(["same"] * 3 + ["coop"]))
 def test_published_checkpoints(tmp_path_factory, data, format, read_as):
     """What is imported loads as it stands in the checkpoint, or is refused at once."""

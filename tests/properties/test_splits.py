@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
-from hypothesis import event, given, settings
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from peft_ncgeo.data import (
@@ -21,6 +21,7 @@ from peft_ncgeo.data import (
     step_imbalanced,
 )
 
+from ..profiles import cases
 from .outcomes import said_well
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
@@ -64,7 +65,7 @@ def drawn_from(found: Dataset, whole: Dataset) -> None:
         assert found["label"][:] == [known[row] for row in rows]
 
 
-@settings(max_examples=70)
+@cases(1.4)
 @given(dataset=label_sets(odd=True))
 def test_labels_of_any_kind(dataset):
     """Everything that reads labels takes the same ones; those outside the names are never left out in silence."""
@@ -110,7 +111,7 @@ OPTIONS = {
 CALLS = {"few_shot": few_shot, "tau": long_tailed, "factor": long_tailed, "step": step_imbalanced}
 
 
-@settings(max_examples=120)
+@cases(2.4)
 @given(data=st.data(), dataset=label_sets(), what=st.sampled_from(sorted(OPTIONS)))
 def test_settings_of_any_kind(data, dataset, what):
     """One of them at most is of another kind; what is drawn has the sizes of the formula."""

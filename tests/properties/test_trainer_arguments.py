@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 from datasets import Dataset
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
 from peft_ncgeo.losses import LDAM
 
 from ..conftest import tiny_images, tiny_processor
+from ..profiles import cases
 from ..training.runs import lora_clip
 from .outcomes import said_well
 
@@ -28,7 +29,7 @@ def model():
     return lora_clip()
 
 
-@settings(max_examples=100)
+@cases(2)
 @given(name=st.sampled_from(PARTS + SETTINGS), value=wild)
 @example(name="classification_loss", value=5)
 @example(name="frozen_templates", value="a {}.")
