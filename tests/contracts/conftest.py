@@ -11,13 +11,22 @@ from ..cases import TUNERS, Tuner
 from .copa_backbones import BACKBONES, Backbone
 from .fetch_peft_suite import VERSION
 
+# One of each kind of prompts, prototypes and heads, on the kinds of towers; the others are slow.
+FAST = {
+    *("clip-ivlp", "clip-maple", "clip_text", "clip_vision", "siglip-vpt", "vit_classifier-vpt", "dinov2"),
+    *("vit_classifier-prototypes-prompts", "resnet_classifier-prototypes-trained"),
+    *("clip-copa", "vit_classifier-copa-adapters", "resnet-copa"),
+}
+
 
 @pytest.fixture(params=BACKBONES, scope="module")
 def backbone(request) -> Backbone:
     return BACKBONES[request.param]
 
 
-@pytest.fixture(params=TUNERS, scope="module")
+@pytest.fixture(
+    params=[pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in TUNERS], scope="module"
+)
 def case(request) -> Tuner:
     return TUNERS[request.param]
 

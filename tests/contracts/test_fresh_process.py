@@ -14,6 +14,8 @@ from ..cases import TUNERS
 from ..conftest import pixels, texts
 from .tuned import outputs
 
+pytestmark = pytest.mark.slow
+
 LOADER = """
 import sys, warnings
 warnings.simplefilter("ignore", UserWarning)

@@ -29,15 +29,18 @@ from .peft_suite import ARGUMENTS, MODELS, ending, import_files, methods, parame
 
 # By their words, since the tests look at warnings too.
 pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:.*{words}")
-    for words in (
-        "is_gradient_checkpointing",
-        "gradient_checkpointing_enable",
-        "was active which is now deleted",
-        "Class-scoped fixtures defined as instance methods",
-        "NO_SHARD",
-        "a `runtime_config` key",
-    )
+    pytest.mark.slow,
+    *(
+        pytest.mark.filterwarnings(f"ignore:.*{words}")
+        for words in (
+            "is_gradient_checkpointing",
+            "gradient_checkpointing_enable",
+            "was active which is now deleted",
+            "Class-scoped fixtures defined as instance methods",
+            "NO_SHARD",
+            "a `runtime_config` key",
+        )
+    ),
 ]
 READ = "0.21.2"  # the version whose suite this file was written for
 # PEFT's files with tests for every method, in the order in which a check that several of them call is run once.

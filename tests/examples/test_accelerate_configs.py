@@ -24,6 +24,7 @@ def test_fields(name, processes, use_cpu):
     assert len(list(FOLDER.glob("*.yaml"))) == 4
 
 
+@pytest.mark.slow
 def test_fsdp_is_refused_under_accelerate_launch(tmp_path):
     """The command's flag is an environment variable for the script."""
     script = tmp_path / "script.py"

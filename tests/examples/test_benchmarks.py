@@ -69,6 +69,7 @@ def test_longer_recipes_hold_what_the_search_chose():
     assert source["args"] == chosen["args"]
 
 
+@pytest.mark.slow
 def test_base_new_on_the_demo(tmp_path, monkeypatch, capsys):
     arguments = ["--recipes", str(DEMO / "npt_v1.yaml"), str(DEMO / "budget.yaml"), "--seeds", "1"]
     arguments += ["--tails", "tau=0.06", "--split", "development", "--num_train_epochs", "1"]
@@ -131,6 +132,7 @@ def own_set(tmp_path_factory) -> tuple[Path, Path]:
     return folder, described
 
 
+@pytest.mark.slow
 def test_base_new_on_a_set_of_ones_own(own_set, tmp_path, monkeypatch):
     folder, described = own_set
     arguments = ["--dataset", str(described), "--data_dir", str(folder), "--recipes", str(DEMO / "coop.yaml")]
@@ -143,6 +145,7 @@ def test_base_new_on_a_set_of_ones_own(own_set, tmp_path, monkeypatch):
     assert [row["method"] for row in rows] == ["zero-shot", "coop"]
 
 
+@pytest.mark.slow
 def test_npt_on_two_processes_ends_and_reports(tmp_path):
     script = ROOT / "examples" / "train_npt.py"
     printed = launch_script(script, "--num_train_epochs", "1", "--output_dir", str(tmp_path), out=tmp_path)
@@ -150,6 +153,7 @@ def test_npt_on_two_processes_ends_and_reports(tmp_path):
     assert f"Adapter in {tmp_path}" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("protocol", "own"),
     [("cross_dataset", True), ("domain_generalisation", False), ("long_tail", False), ("long_tail", True)],
@@ -170,6 +174,7 @@ def test_transfer(protocol, own, own_set, tmp_path, monkeypatch, capsys):
     assert "| ivlp |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_npt(own_set, tmp_path, monkeypatch, capsys):
     short = ["--num_train_epochs", "1", "--output_dir", str(tmp_path)]
     run_example("train_npt.py", *short, monkeypatch=monkeypatch)

@@ -26,6 +26,7 @@ def demo_run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_table_and_figure(demo_run, monkeypatch, capsys):
     folder = demo_run / "resnet" / "5-way-1-shot"
     results = EpisodeResults.load(folder / "results.json")
@@ -50,6 +51,7 @@ def test_table_and_figure(demo_run, monkeypatch, capsys):
     assert (folder / "results.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_own_images_and_backbone(own, tmp_path, monkeypatch, capsys):  # noqa: F811
     few = ["--ways", "4", "--shots", "2", "--episodes", "2", "--methods", "URL", "CoPA"]
     run_example("adapt_copa.py", *own, *few, "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
@@ -73,6 +75,7 @@ def test_bad_arguments(arguments, expected, own, tmp_path, monkeypatch):  # noqa
         run_example("adapt_copa.py", *arguments, "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
 
 
+@pytest.mark.slow
 def test_tuning_looks_at_development_domains(tmp_path, monkeypatch):
     arguments = ["--tune", "--backbone", "vit", "--episodes", "2", "--ways", "5", "--shots", "1"]
     run_example("adapt_copa.py", *arguments, "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
@@ -82,6 +85,7 @@ def test_tuning_looks_at_development_domains(tmp_path, monkeypatch):
     assert {path.name for path in folder.iterdir()} == {*load_few_shot_domains("development"), "tuned.json"}
 
 
+@pytest.mark.slow
 def test_results_are_written_into_the_readme(demo_run, tmp_path, monkeypatch):
     outputs = tmp_path / "outputs" / "adapt_copa" / "resnet"
     outputs.mkdir(parents=True)
@@ -99,6 +103,7 @@ def test_results_are_written_into_the_readme(demo_run, tmp_path, monkeypatch):
     assert accuracies == pytest.approx(list(results.values("digits", "CoPA").values()), abs=0.01)
 
 
+@pytest.mark.slow
 def test_benchmark(monkeypatch, capsys):
     arguments = ["--episodes", "4", "--steps", "5", "--repeats", "1", "--width", "32"]
     run_example("benchmark_copa.py", *arguments, monkeypatch=monkeypatch)

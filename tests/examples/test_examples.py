@@ -42,6 +42,7 @@ def demo_run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_demo_prints_a_table_and_saves_adapters(demo_run):
     results = json.loads((demo_run / "results.json").read_text())["results"]
     assert list(results) == ["zero-shot", "deep prompts + OT, budget 0.05"]
@@ -55,10 +56,17 @@ def test_demo_prints_a_table_and_saves_adapters(demo_run):
     assert (demo_run / "ot-budget" / "seed-2" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_adapter(demo_run, tmp_path):
     """The shipped configuration starts two, and `batch_size` counts the images of both."""
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
-    command += [str(ROOT / "examples/accelerate/cpu_2proc.yaml"), str(ROOT / "examples/train_prompt_ot.py"), *SHORT]
+    command += [
+        str(ROOT / "examples/accelerate/cpu_2proc.yaml"),
+        str(ROOT / "examples/train_prompt_ot.py"),
+        *SHORT,
+        "--seeds",
+        "1",
+    ]
     command += ["--demo_split", "development", "--output_dir", str(tmp_path), "--methods", "ot-budget"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
@@ -70,6 +78,7 @@ def test_two_processes_give_the_same_adapter(demo_run, tmp_path):
     torch.testing.assert_close(two, one, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_search_trains_and_saves_its_best_trial(tmp_path, monkeypatch, capsys):
     arguments = ("--n_trials", "2", "--max_steps", "1", "--shots", "2", "--output_dir", str(tmp_path))
     run_example("search_hyperparameters.py", *arguments, monkeypatch=monkeypatch)
@@ -84,6 +93,7 @@ def test_a_search_trains_and_saves_its_best_trial(tmp_path, monkeypatch, capsys)
     assert adapter.active_peft_config.peft_type == NPTConfig().peft_type
 
 
+@pytest.mark.slow
 def test_own_model_and_image_folder(tmp_path, monkeypatch, capsys):
     demo = load_demo("development", shots=2)
     demo.model.save_pretrained(tmp_path / "clip")
@@ -123,6 +133,7 @@ def updated(readme: Path, monkeypatch) -> str:
     return readme.read_text()
 
 
+@pytest.mark.slow
 def test_results_are_written_into_the_readme(demo_run, tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- demo table -->\nold\n<!-- end of demo table -->\nafter\n")
@@ -135,6 +146,7 @@ def test_results_are_written_into_the_readme(demo_run, tmp_path, monkeypatch):
     assert (tmp_path / "examples" / "results" / "prompt_ot_demo.json").exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_is_trained_and_overridden(tmp_path, monkeypatch):
     recipe = str(ROOT / "examples/recipes/demo/ot_budget.yaml")
     arguments = ("--recipe", recipe, "--demo_split", "development", "--output_dir", str(tmp_path))
@@ -145,6 +157,7 @@ def test_a_recipe_is_trained_and_overridden(tmp_path, monkeypatch):
     assert (tmp_path / "ot_budget" / "seed-1" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_comparison_fills_cells_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     arguments = ("--split", "development", "--seeds", "1", "--num_train_epochs", "0.25", "--output_dir", str(tmp_path))
     variants = ("--variants", "joint exact")

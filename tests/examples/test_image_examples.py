@@ -49,6 +49,7 @@ def printed(out: str) -> dict[str, list[float]]:
     return {title: [float(a), float(b)] for title, a, b in found}
 
 
+@pytest.mark.slow
 def test_space_alignment(tmp_path, monkeypatch, capsys):
     arguments = [*SHORT, "--align", "slerp", "--imbalance_factor", "10", "--n_max", "50"]
     run_example("train_space_alignment.py", *arguments, "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
@@ -69,6 +70,7 @@ def test_space_alignment(tmp_path, monkeypatch, capsys):
     assert table["accuracy"][1] == pytest.approx(float(right), abs=6e-4)
 
 
+@pytest.mark.slow
 def test_space_alignment_of_own_images(own, tmp_path, monkeypatch, capsys):
     arguments = [*SHORT, *own, "--align", "reg", "--imbalance_factor", "4", "--output_dir", str(tmp_path)]
     run_example("train_space_alignment.py", *arguments, monkeypatch=monkeypatch)
@@ -90,6 +92,7 @@ def test_what_does_not_fit_is_said_in_one_line(name, arguments, message, tmp_pat
         run_example(name, *arguments, "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
 
 
+@pytest.mark.slow
 def test_prototypes(tmp_path, monkeypatch, capsys):
     arguments = [*SHORT, "--geometry", "minority_margin", "--ratio", "50", "--output_dir", str(tmp_path)]
     run_example("train_prototypes.py", *arguments, monkeypatch=monkeypatch)
@@ -107,6 +110,7 @@ def test_prototypes(tmp_path, monkeypatch, capsys):
     assert cosines[5:, 5:].max() < cosines[:5, :5].max() - 0.1  # wider angles between the small classes
 
 
+@pytest.mark.slow
 def test_prototypes_of_own_images(own, tmp_path, monkeypatch, capsys):
     run_example(
         "train_prototypes.py", *SHORT, *own, "--ratio", "0", "--output_dir", str(tmp_path), monkeypatch=monkeypatch
@@ -116,6 +120,7 @@ def test_prototypes_of_own_images(own, tmp_path, monkeypatch, capsys):
     assert "of small classes" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["train_space_alignment.py", "train_prototypes.py"])
 def test_two_processes_end_and_report_once(name, own, tmp_path):
     arguments = [*SHORT, *own, "--output_dir", str(tmp_path)]
@@ -123,6 +128,7 @@ def test_two_processes_end_and_report_once(name, own, tmp_path):
     assert printed.count(f"Adapter and figure in {tmp_path}") == 1
 
 
+@pytest.mark.slow
 def test_table_of_space_alignment(tmp_path, monkeypatch, capsys):
     """Plain runs bring a post-hoc row, aligned ones do not; the control is there for cross-entropy only."""
     arguments = ["--adapters", "lora", "--losses", "CE", "--imbalance_factors", "200", "--seeds", "1"]
@@ -141,6 +147,7 @@ def test_table_of_space_alignment(tmp_path, monkeypatch, capsys):
     assert "| lora, IF 200 | CE + post-hoc |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_table_of_prototypes(tmp_path, monkeypatch, capsys):
     arguments = ["--backbones", "resnet", "--ratios", "100", "--seeds", "1", "--output_dir", str(tmp_path)]
     run_example(
@@ -162,6 +169,7 @@ def test_table_of_prototypes(tmp_path, monkeypatch, capsys):
     assert "majority, nearest mean" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_cost_of_copies(monkeypatch, capsys):
     """Memory kept for the backward pass does not depend on the number of copies; concatenated, it does."""
     run_example("benchmark_prototypes.py", "--cost", "--rounds", "1", monkeypatch=monkeypatch)

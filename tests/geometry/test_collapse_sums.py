@@ -158,6 +158,7 @@ def test_bad_merges_and_sizes_are_refused():
             NeuralCollapse(*sizes)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     assert launch(reduce_two, str(tmp_path), processes=2) == [0, 0]
     x, y, weights, bias = distributed_problem()

@@ -319,6 +319,7 @@ def exported(model, pixel_values):
     return torch.export.export(model, (pixel_values,), dynamic_shapes=batch).module()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of Transformers, which compares image sizes
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", ["npt", "npt-first_layer", "coupled", "lora"])

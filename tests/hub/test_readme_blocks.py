@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ..test_readme import HUB_BLOCKS
+
+pytestmark = pytest.mark.slow
 
 
 def test_blocks_push_and_load(hub, user):
-    assert len(HUB_BLOCKS) == 2
     push, load = HUB_BLOCKS
     user.run(push)
     assert "Warning" not in user.out

@@ -67,6 +67,7 @@ def run(request, tmp_path_factory):
 # Numbers
 
 
+@pytest.mark.slow
 def test_before_is_the_untuned_model_and_after_the_trainers_evaluation(run):
     record = run.record()
     template = {"NPTConfig": run.task.template, "LoraConfig": "a {} of the tree."}[record.adapter.name]

@@ -115,6 +115,7 @@ def test_a_refused_adapter_leaves_the_base_bit_for_bit(tmp_path, kind, how):
     assert changes(before, state(base)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["prompts", "head"])
 def test_a_load_that_is_stopped_at_any_line(tmp_path, kind):
     """Where the last line has run, the adapter is there as it was saved; at no line random weights are."""

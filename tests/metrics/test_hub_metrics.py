@@ -232,6 +232,7 @@ print(groups.compute(predictions=[0, 2, 1], references=[0, 1, 2], class_counts=[
 """
 
 
+@pytest.mark.slow
 def test_loads_without_a_network(tmp_path):
     caches = {name: str(tmp_path / name) for name in ("HF_HOME", "HF_MODULES_CACHE")}
     filters = f"{os.environ['PYTHONWARNINGS']},error::UserWarning:evaluate"

@@ -139,6 +139,7 @@ def trained_freely(copies: float, w: torch.Tensor, tau: float = 1.0, steps: int 
     return distance(features, labels, w)
 
 
+@pytest.mark.slow
 def test_more_copies_bring_features_to_the_prototypes_geometry():
     w = simplex_etf(10, 16, seed=0)
     curve = [trained_freely(copies, w) for copies in (0, 10, 50, 100, 1000)]

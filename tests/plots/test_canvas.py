@@ -77,6 +77,7 @@ def test_names_with_dollars_are_no_mathematics(tmp_path, drawn, draw):
     seen_whole(tmp_path / "x.png")
 
 
+@pytest.mark.slow
 def test_without_matplotlib_an_example_stops_before_it_trains(tmp_path):
     drawing = {path.name for path in EXAMPLES.glob("*.py") if "peft_ncgeo.plots" in path.read_text()}
     assert drawing == {*DRAWING, "update_readme.py"}  # which trains nothing

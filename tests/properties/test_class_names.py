@@ -140,6 +140,7 @@ def counted(classes: int, each: int) -> Dataset:
     return Dataset.from_dict(rows, features=Features({"label": feature, "row": Value("int64")}))
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_classes():
     many = counted(100_000, 2)
     assert (class_counts(many) == 2).all()

@@ -183,6 +183,7 @@ def tuned():
     return lora_clip()
 
 
+@pytest.mark.slow
 @cases(0.1)
 @given(cell=cells)
 def test_training_stops_at_a_broken_image_and_names_it(tmp_path_factory, tuned, cell):

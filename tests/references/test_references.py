@@ -46,6 +46,7 @@ def test_everything_public_has_a_reference(name):
     assert any(re.match(re.escape(name) + r"($|[(/])", other) for other in stored())
 
 
+@pytest.mark.slow
 def test_random_numbers_are_not_among_them(values):
     torch.manual_seed(1234)
     assert not moved(made(), values)

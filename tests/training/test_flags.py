@@ -76,6 +76,7 @@ def test_uneven_batches_on_several_processes_are_refused(tmp_path, monkeypatch):
     refused(ValueError, "even_batches=False", **uneven)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["accuracy", "loss", "eval_accuracy", "harmonic_mean"])
 def test_the_metric_that_chooses_says_of_which_set(tmp_path, metric):
     images = tiny_images(10)

@@ -15,6 +15,7 @@ from .runs import lora_clip, prompted_clip, trainer, vit, weights
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [prompted_clip, lora_clip, vit])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_is_autocasts_own(tmp_path, monkeypatch, build, checkpointing):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainerCallback
 
@@ -39,33 +40,28 @@ class HostCopies(TorchDispatchMode):
     Transformers' own looks (at the texts' attention mask) are not counted.
     """
 
-    def __init__(self, monkeypatch):
+    def __init__(self):
         super().__init__()
         self.places: list[str] = []
-        self.active = False
-        for name in ("cpu", "tolist", "numpy", "to"):
-            monkeypatch.setattr(Tensor, name, self._watched(name, getattr(Tensor, name)))
 
-    def _watched(self, name, method):
-        def call(tensor, *args, **kwargs):
-            if not self.active:
-                return method(tensor, *args, **kwargs)
-            on_host = hasattr(tensor, "on_host")
-            if name == "to":
-                result = method(tensor, *args, **kwargs)
-                if on_host and args and isinstance(args[0], Tensor) and not hasattr(args[0], "on_host"):
-                    result = result.clone()  # back on the device
-                    del result.on_host
-                return result
-            if not on_host:
-                self._note(name)
-            result = method(tensor, *args, **kwargs)
-            if name == "cpu":
-                result = result if on_host else result.clone()
-                result.on_host = True
+    def called(self, function, args, kwargs):
+        """The methods that no operator stands behind on a CPU."""
+        name = getattr(function, "__name__", "")
+        if name not in ("cpu", "tolist", "numpy", "to"):
+            return function(*args, **kwargs)
+        on_host = hasattr(args[0], "on_host")
+        result = function(*args, **kwargs)
+        if name == "to":
+            if on_host and len(args) > 1 and isinstance(args[1], Tensor) and not hasattr(args[1], "on_host"):
+                result = result.clone()  # back on the device
+                del result.on_host
             return result
-
-        return call
+        if not on_host:
+            self._note(name)
+        if name == "cpu":
+            result = result if on_host else result.clone()
+            result.on_host = True
+        return result
 
     def _note(self, name):
         frames = [f for f in traceback.extract_stack() if "/torch/" not in f.filename and f.filename != __file__]
@@ -91,12 +87,19 @@ class HostCopies(TorchDispatchMode):
 
     @contextmanager
     def counting(self):
-        with self:
-            self.active = True
-            try:
-                yield
-            finally:
-                self.active = False
+        with self, Methods(self):
+            yield
+
+
+class Methods(TorchFunctionMode):
+    """Hands what is called on tensors to the one who counts."""
+
+    def __init__(self, copies: HostCopies) -> None:
+        super().__init__()
+        self.copies = copies
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return self.copies.called(function, args, kwargs or {})
 
 
 class EachStep(TrainerCallback):
@@ -156,9 +159,9 @@ CASES = {  # one copy of the trainer's own, and one for each transport problem
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_step_copies_once_and_once_for_each_transport_problem(tmp_path, monkeypatch, name):
+def test_a_step_copies_once_and_once_for_each_transport_problem(tmp_path, name):
     losses, build, options, problems = CASES[name]
-    steps = EachStep(HostCopies(monkeypatch))
+    steps = EachStep(HostCopies())
     callbacks = [*options.get("callbacks", []), steps]
     arguments = {**options, "callbacks": callbacks, "max_steps": 4, "logging_steps": 100, "num_train_epochs": 9}
     run = trainer(tmp_path, build(), losses(), **arguments)
@@ -168,8 +171,8 @@ def test_a_step_copies_once_and_once_for_each_transport_problem(tmp_path, monkey
         assert len(places) == 1 + problems, places
 
 
-def test_the_count_would_notice(monkeypatch):
-    copies = HostCopies(monkeypatch)
+def test_the_count_would_notice():
+    copies = HostCopies()
     x = torch.arange(3.0)
     with copies.counting():
         x.sum().item()
@@ -280,7 +283,7 @@ def test_heads_are_fitted_without_a_copy_in_any_step(anew, monkeypatch):
     features, labels = torch.randn(12, 6), torch.arange(12) % 3
     found = []
     for steps in (2, 9):
-        copies = HostCopies(monkeypatch)
+        copies = HostCopies()
         with copies.counting():
             embed = (lambda: features * 1.0) if anew else None
             fit_heads(features, labels, steps, optimizer=torch.optim.SGD, embed=embed)

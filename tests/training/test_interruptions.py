@@ -23,6 +23,8 @@ from . import interruptions
 from .interruptions import CASES, STEPS
 from .runs import trainer
 
+pytestmark = pytest.mark.slow
+
 
 def train(*args) -> int:
     return launch(interruptions.train, *args)[0]

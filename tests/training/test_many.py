@@ -18,6 +18,8 @@ from peft_ncgeo.training import GeometryMonitor, align_classifier
 from ..conftest import NAMES, tiny_images, tiny_processor, tiny_vit
 from .runs import prompted_clip, trainer
 
+pytestmark = pytest.mark.slow
+
 IMAGES, PROCESSOR = tiny_images(8, NAMES[:4]), tiny_processor()
 
 

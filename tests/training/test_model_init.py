@@ -14,7 +14,7 @@ from peft_ncgeo.training import GeometryMonitor, PromptAveraging, SlerpAlignment
 from ..conftest import tiny_images, tiny_processor
 from .runs import lora_clip, ot_and_budget, prompted_clip, vit, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 

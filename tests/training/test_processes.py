@@ -13,6 +13,8 @@ from ..launching import launch
 from .processes import ALONE, STEPS, WHOLE, gather_uneven, images, run_all
 from .runs import Gradients, lora_vit, transformers_trainer
 
+pytestmark = pytest.mark.slow
+
 SEVERAL = (2, 3)
 
 

@@ -92,6 +92,7 @@ def test_monitor_compares_embeddings_with_prototypes(tmp_path):
     assert metrics["eval_exponent_ratio"] == pytest.approx(min(expected) / best, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "target"), [(tiny_vit_classifier, ("q_proj", "v_proj")), (tiny_resnet, ("convolution",))]
 )

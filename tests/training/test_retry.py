@@ -12,7 +12,7 @@ from ..conftest import tiny_images
 from .runs import lora_vit, ot_and_budget, prompted_clip, trainer, weights
 from .test_accumulation import Breaks
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]
 
 MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB"
 CASES = {

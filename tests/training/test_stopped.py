@@ -21,7 +21,7 @@ from ..conftest import NAMES, pixels, tiny_clip, tiny_images, tiny_processor, ti
 from ..states import changes, state
 from .runs import prompted_clip, trainer, vit
 
-pytestmark = pytest.mark.filterwarnings("ignore:The head belongs")
+pytestmark = [pytest.mark.filterwarnings("ignore:The head belongs"), pytest.mark.slow]
 IMAGES, PROCESSOR = tiny_images(10), tiny_processor()
 # what puts a state back: it may be stopped as well, but then nothing is left that could go on
 SETTING = {"__get__", "__set__", "_set_grad_enabled", "copy_", "requires_grad_"}

@@ -55,6 +55,7 @@ def test_budget_is_updated_once_per_optimiser_step(tmp_path):
     assert run.losses[0].factor() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_step", [3, 4], ids=["mid-epoch", "epoch-end"])
 def test_resumed_equals_uninterrupted(tmp_path, at_step):
     arguments = {"augmentation": "crop_flip", "save_strategy": "steps", "save_steps": at_step, "num_train_epochs": 3}
