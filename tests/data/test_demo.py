@@ -144,7 +144,7 @@ def test_views_are_the_same_on_any_number_of_threads_which_stays():
 def test_zero_shot_is_well_above_chance(split):
     splits, processor, model = load_demo(split, shots=1)
     for part in ("base", "new", "fashion_mnist"):
-        data = splits[part]
+        data = splits[part].select(range(0, len(splits[part]), 4))
         prompts = [f"a photo of a {name}." for name in names(data)]
         inputs = processor(text=prompts, images=data[:]["image"], padding=True, return_tensors="pt")
         predicted = model(**inputs).logits_per_image.argmax(dim=1)

@@ -81,11 +81,9 @@ def save_with_card(model, folder: Path) -> None:
 
 
 CASES = {
-    "few_shot": (few_shot, FewShotClassifier.save_pretrained, read_few_shot),
     "few_shot_with_card": (few_shot, save_with_card, read_few_shot),
     "prompts": (prompted, save_with_card, read_prompts),
     "imported": (prompted, save_imported, read_prompts),
-    "head": (with_head, save_with_card, read_head),
     "trainer": (with_head, save_by_trainer, read_head),
 }
 
@@ -105,6 +103,7 @@ def save_until(save, model, folder: Path, killed_at: int) -> None:
     save(model, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_a_kill_at_any_time_leaves_no_mixture(tmp_path, case):
     make, save, read = CASES[case]

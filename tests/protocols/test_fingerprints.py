@@ -289,6 +289,7 @@ def test_numbers_of_all_kinds():
     assert fingerprint("x", table.T) == fingerprint("x", table.T.clone())
 
 
+@pytest.mark.slow
 def test_another_process_goes_on_with_lora_and_lambdas(tmp_path):
     """Whatever its hash seed: sets of texts have another order in each."""
     root = str(Path(__file__).parents[2])

@@ -8,11 +8,11 @@ import torch
 from transformers import EarlyStoppingCallback
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
-from peft_ncgeo.losses import CrossEntropy, LogitAdjustment, OTPreservation, PrototypeImageContrast, Regularizer
+from peft_ncgeo.losses import CrossEntropy, LogitAdjustment, OTPreservation, Regularizer
 from peft_ncgeo.training import GeometryMonitor, PromptAveraging, SlerpAlignment
 
 from ..conftest import tiny_images, tiny_processor
-from .runs import lora_clip, ot_and_budget, prompted_clip, vit, weights
+from .runs import ot_and_budget, prompted_clip, vit, weights
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -55,7 +55,6 @@ class Counting(Regularizer):
 
 RUNS = {
     "prompts": lambda: {"losses": [*ot_and_budget(), Counting()], "callbacks": [PromptAveraging(mean=1.0, std=1.0)]},
-    "lora": lambda: {"model_init": lora_clip, "losses": [*ot_and_budget(), PrototypeImageContrast(weight=0.1)]},
     "head": lambda: {"model_init": vit, "callbacks": [SlerpAlignment(alpha=0.5)], "loss": LogitAdjustment()},
     "accumulated": lambda: {"losses": ot_and_budget(), "gradient_accumulation_steps": 2},
     "views": lambda: {"losses": ot_and_budget(), "augmentation": "crop_flip", "num_views": 2, "max_steps": 16},
