@@ -27,7 +27,7 @@ models: $(INSTALLED)  ## try everything on a tiny model of every class: build/mo
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.models.survey
 
 interruptions: $(INSTALLED)  ## kill two trainings 25 times each and compare what they come to
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/training/test_interruptions.py --kills 25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/training/state/test_interruptions.py --kills 25
 
 coverage: $(INSTALLED)  ## the tests, and which lines and branches none of them reaches
 	-$(BIN)/python tests/contracts/fetch_peft_suite.py

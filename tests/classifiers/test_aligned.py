@@ -15,8 +15,7 @@ from peft_ncgeo.training import align_classifier, sweep_alignment
 
 from ..conftest import NAMES, tiny, tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
 from ..losses.batches import unit_rows
-from ..training.runs import lora_vit, prompted_clip, prototypes, vit
-from ..training.test_monitor import pixels_and_labels
+from ..training.runs import lora_vit, pixels_and_labels, prompted_clip, prototypes, vit
 
 
 def tiny_resnet():

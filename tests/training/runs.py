@@ -145,3 +145,8 @@ def whole_family() -> list[Regularizer]:
         ModalityIsomorphism(weight=0.15, method="sinkhorn"),
         ClusterCollapse(weight=0.25, num_clusters=2),
     ]
+
+
+def pixels_and_labels(dataset):
+    images = [image.convert("RGB") for image in dataset["image"]]
+    return tiny_processor().image_processor(images=images, return_tensors="pt")["pixel_values"], dataset["label"][:]

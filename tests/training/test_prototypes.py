@@ -16,8 +16,7 @@ from peft_ncgeo.training import GeometryMonitor
 from ..classifiers.test_aligned import tiny_resnet
 from ..conftest import tiny_images, tiny_vit_classifier
 from ..losses.batches import unit_rows
-from .runs import prototypes, trainer, weights
-from .test_monitor import pixels_and_labels
+from .runs import pixels_and_labels, prototypes, trainer, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*for a second time", "ignore:Already found a `peft_config`")
 

@@ -12,8 +12,8 @@ from peft_ncgeo.data.images import LabelledImages
 from peft_ncgeo.losses import OTPreservation
 from peft_ncgeo.training.features.views import FixedViews, never_changes
 
-from ..conftest import CHECKPOINTING, NAMES, tiny_clip, tiny_images
-from .runs import Pointwise, lora_clip, prompted_clip, trainer, vit, weights
+from ...conftest import CHECKPOINTING, NAMES, tiny_clip, tiny_images
+from ..runs import Pointwise, lora_clip, prompted_clip, trainer, vit, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -8,8 +8,8 @@ import torch
 from peft_ncgeo.losses import OTPreservation, SpaceAlignment
 from peft_ncgeo.training import GradientProjection, PromptAveraging, SlerpAlignment
 
-from ..conftest import tiny_images
-from .runs import lora_vit, ot_and_budget, prompted_clip, trainer, weights
+from ...conftest import tiny_images
+from ..runs import lora_vit, ot_and_budget, prompted_clip, trainer, weights
 from .test_accumulation import Breaks
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]

@@ -9,8 +9,8 @@ from torch import nn
 from peft_ncgeo.losses import OTPreservation
 from peft_ncgeo.training.features.half_weights import HalfWeights
 
-from ..conftest import CHECKPOINTING, pixels, tiny_images
-from .runs import lora_clip, prompted_clip, trainer, vit, weights
+from ...conftest import CHECKPOINTING, pixels, tiny_images
+from ..runs import lora_clip, prompted_clip, trainer, vit, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

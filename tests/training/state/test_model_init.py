@@ -11,8 +11,8 @@ from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
 from peft_ncgeo.losses import CrossEntropy, LogitAdjustment, OTPreservation, Regularizer
 from peft_ncgeo.training import GeometryMonitor, PromptAveraging, SlerpAlignment
 
-from ..conftest import tiny_images, tiny_processor
-from .runs import ot_and_budget, prompted_clip, vit, weights
+from ...conftest import tiny_images, tiny_processor
+from ..runs import ot_and_budget, prompted_clip, vit, weights
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -17,11 +17,11 @@ from transformers import TrainerState
 from peft_ncgeo.hub import save_adapter
 from peft_ncgeo.training.state.checkpoints import flaw, last_whole
 
-from ..conftest import tiny_images
-from ..launching import launch
-from . import interruptions
-from .interruptions import CASES, STEPS
-from .runs import trainer
+from ...conftest import tiny_images
+from ...launching import launch
+from .. import interruptions
+from ..interruptions import CASES, STEPS
+from ..runs import trainer
 
 pytestmark = pytest.mark.slow
 

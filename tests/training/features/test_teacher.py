@@ -16,8 +16,8 @@ from peft_ncgeo.losses import OTPreservation
 from peft_ncgeo.models.adapters import adapters_off, change_of_base
 from peft_ncgeo.models.image_encoder import encode_images
 
-from ..conftest import pixels, tiny_clip, tiny_images
-from .runs import prompted_clip, trainer, vit
+from ...conftest import pixels, tiny_clip, tiny_images
+from ..runs import prompted_clip, trainer, vit
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 TARGETS = ["q_proj", "v_proj"]

@@ -14,11 +14,11 @@ from peft_ncgeo.training import GeometryMonitor, GradientProjection, SlerpAlignm
 from peft_ncgeo.training.state.class_means import ClassMeans
 from peft_ncgeo.training.state.text_gradient import TextGradient
 
-from ..cases import MODELS
-from ..classifiers.test_aligned import resnet
-from ..conftest import tiny_images, tiny_processor, tiny_vit_classifier
-from ..losses.batches import unit_rows
-from .runs import lora_vit, prompted_clip, prototypes, trainer, vit, weights
+from ...cases import MODELS
+from ...classifiers.test_aligned import resnet
+from ...conftest import tiny_images, tiny_processor, tiny_vit_classifier
+from ...losses.batches import unit_rows
+from ..runs import lora_vit, prompted_clip, prototypes, trainer, vit, weights
 
 
 def test_class_means_are_an_average_of_batch_means():

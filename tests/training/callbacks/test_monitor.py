@@ -10,14 +10,9 @@ from peft_ncgeo.geometry import NeuralCollapse, modality_gap
 from peft_ncgeo.geometry.simplex import simplex_distance
 from peft_ncgeo.training import GeometryMonitor
 
-from ..conftest import NAMES, tiny_images, tiny_processor
-from ..losses.batches import unit_rows
-from .runs import prompted_clip, trainer, vit
-
-
-def pixels_and_labels(dataset):
-    images = [image.convert("RGB") for image in dataset["image"]]
-    return tiny_processor().image_processor(images=images, return_tensors="pt")["pixel_values"], dataset["label"][:]
+from ...conftest import NAMES, tiny_images
+from ...losses.batches import unit_rows
+from ..runs import pixels_and_labels, prompted_clip, trainer, vit
 
 
 def test_clip(tmp_path):

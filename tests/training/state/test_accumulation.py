@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 from peft_ncgeo.losses import LanguageCollapse, PointwisePreservation, RotationStabilization
 from peft_ncgeo.training import GradientProjection
 
-from ..conftest import tiny_images
-from .runs import Gradients, Pointwise, lora_vit, prompted_clip, trainer, transformers_trainer, weights
+from ...conftest import tiny_images
+from ..runs import Gradients, Pointwise, lora_vit, prompted_clip, trainer, transformers_trainer, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

@@ -11,8 +11,8 @@ from peft_ncgeo import NPTConfig
 from peft_ncgeo.losses import OTPreservation
 from peft_ncgeo.training.features.shared_layers import SharedLayers
 
-from ..conftest import CHECKPOINTING, tiny_clip
-from .runs import Pointwise, trainer, weights
+from ...conftest import CHECKPOINTING, tiny_clip
+from ..runs import Pointwise, trainer, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
