@@ -42,28 +42,26 @@ def test_text_prompts_need_a_first_token():
         single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
     )
     assert class_prompts(["cat"], "a photo of a {}.", 0, tokenizer).input_ids.shape == (1, 7)
-    with pytest.raises(ValueError, match=r"Text prompts need a tokenizer that puts one \[BOS\] token in front"):
+    with pytest.raises(ValueError, match=r"Text prompts.*tokenizer.*one \[BOS\]"):
         class_prompts(["cat"], "a photo of a {}.", 2, tokenizer)
 
 
 def test_an_image_processor_says_its_size():
     assert input_size(SimpleNamespace(size={"shortest_edge": 7})) == (7, 7)
-    with pytest.raises(ValueError, match="SimpleNamespace does not say which size of images it makes"):
+    with pytest.raises(ValueError, match="SimpleNamespace.*not.*images"):
         input_size(SimpleNamespace(size={"longest_edge": 7}))
 
 
 def test_class_names_are_words():
     source = DatasetSource(path="somewhere", num_classes=2)
-    with pytest.raises(
-        ValueError, match="somewhere calls a class n01440764, a WordNet number; give its classes words"
-    ):
+    with pytest.raises(ValueError, match="somewhere.*class n01440764.*WordNet.*classes"):
         source.prepare(tiny_images(4, ["tench", "n01440764"]))
 
 
 def test_prototypes_stand_in_for_a_linear_head():
     model = tiny_vit_classifier()
     model.classifier = nn.Sequential(nn.LayerNorm(32))
-    with pytest.raises(ValueError, match="Sequential holds no linear layer, so the width of its features is not"):
+    with pytest.raises(ValueError, match="Sequential.*no.*not"):
         get_peft_model(model, PrototypeConfig())
 
 
@@ -78,7 +76,7 @@ class Mixer(nn.Module):
 
 
 def test_residual_adapters_stand_beside_attention_and_mlp():
-    with pytest.raises(ValueError, match="layers.0 of Mixer has no attention and MLP for residual adapters"):
+    with pytest.raises(ValueError, match="layers.0.*Mixer.*no.*MLP.*adapters"):
         find_residual_places(Mixer())
 
 
@@ -102,13 +100,13 @@ def test_many_small_transport_problems_are_finite():
 
 def test_nothing_was_merged():
     model = get_peft_model(tiny_clip(), NPTConfig(num_vision_tokens=2))
-    with pytest.raises(ValueError, match="never merged, so there is nothing to unmerge"):
+    with pytest.raises(ValueError, match="never"):
         model.unmerge_adapter()
 
 
 def test_class_means_stay_finite():
     means = ClassMeans(2)
-    with pytest.raises(ValueError, match="image_features has non-finite values; class means stay as they were"):
+    with pytest.raises(ValueError, match="image_features.*class"):
         means.update(torch.tensor([[1.0, float("nan")]]), torch.tensor([0]))
     assert means.means.shape == (2, 0)
 
@@ -121,22 +119,20 @@ def test_the_trainer_needs_a_processor():
 
 def test_class_names_need_a_tokenizer():
     model = get_peft_model(tiny_clip(), NPTConfig(num_vision_tokens=2))
-    with pytest.raises(
-        ValueError, match="processing_class has no tokenizer to read class names with; pass the CLIPPr"
-    ):
+    with pytest.raises(ValueError, match="processing_class.*no tokenizer.*class names.*CLIPPr"):
         GeometryTrainer(model, train_dataset=tiny_images(), processing_class=tiny_processor().image_processor)
 
 
 def test_a_template_for_prompts_needs_a_tokenizer(tmp_path):
     config = NPTConfig(num_text_tokens=2, base_model_name_or_path=str(tmp_path))
-    with pytest.raises(ValueError, match="No tokenizer is found with the adapter or its base model; pass tokenizer"):
+    with pytest.raises(ValueError, match="No tokenizer.*adapter.*tokenizer"):
         hypothesis_template(config)
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
 def test_adapters_go_into_the_model_and_not_into_what_holds_it():
     model = get_peft_model(tiny_clip(), LoraConfig(target_modules=["q_proj"]))
-    with pytest.raises(ValueError, match=r"The model is a PeftModel; pass what is inside it, model.get_base_model"):
+    with pytest.raises(ValueError, match=r"The.*PeftModel.*model.get_base_model"):
         NPTModel(model, NPTConfig(num_vision_tokens=2), "default")
 
 
@@ -152,7 +148,7 @@ def test_the_state_of_another_number_of_classes_is_refused(tmp_path):
     means = ClassMeans(2)
     means.update(torch.eye(2), torch.tensor([0, 1]))
     save_state([means], tmp_path)
-    with pytest.raises(ValueError, match="does not fit class_means: it holds 2 classes, the data set 3"):
+    with pytest.raises(ValueError, match="does not fit class_means.*2 classes.*3"):
         load_state([ClassMeans(3)], tmp_path)
 
 
@@ -168,7 +164,7 @@ def test_a_base_model_that_cannot_be_looked_up_is_no_wrong_name(monkeypatch):
         raise OSError("the line broke")
 
     monkeypatch.setattr("peft_ncgeo.hub.push.HfApi.model_info", fail)
-    with pytest.raises(OSError, match="^base_model_id='user/base' cannot be looked up: the line broke$"):
+    with pytest.raises(OSError, match="^base_model_id='user/base' cannot"):
         _base_on_hub("user/base", True, None)
 
 

@@ -50,7 +50,7 @@ def test_images_are_checked_together_and_the_damaged_one_is_named(monkeypatch):
     monkeypatch.setattr(
         zero_shot, "check_rows", lambda rows, *told: (checked.append(len(rows)), check_rows(rows, *told))
     )
-    with pytest.raises(ValueError, match="The logits of image 4 are not finite"):
+    with pytest.raises(ValueError, match="The.*image 4.*not finite"):
         ZeroShotClassifier(model, tiny_processor()).predict_proba(IMAGES, NAMES, batch_size=2)
     assert checked == [len(NAMES), len(IMAGES)]
 
@@ -106,7 +106,7 @@ def test_refusals():
         classifier().predict(IMAGES, ["cat"])
     with pytest.raises(ValueError, match="Duplicate class names"):
         classifier().predict(IMAGES, ["cat", "cat"])
-    with pytest.raises(TypeError, match="class names must be a list of names, got the single string 'cat'"):
+    with pytest.raises(TypeError, match="class names must.*names.*'cat'"):
         classifier().predict(IMAGES, "cat")
     with pytest.raises(TypeError, match="images must be PIL images, got str"):
         classifier().predict(["a.png"], NAMES)

@@ -68,7 +68,7 @@ def test_several_labels_an_image_are_refused_by_name(inner):
 
 def test_labels_that_begin_with_one_need_a_name_more():
     from_one = labelled([1 + i % 5 for i in range(10)], ClassLabel(names=NAMES))
-    with pytest.raises(ValueError, match="Sample 4 has label 5, outside the 5 class names .* all names"):
+    with pytest.raises(ValueError, match="Sample 4.*5.*outside.*5 class names .*names"):
         check_dataset(from_one)
 
 

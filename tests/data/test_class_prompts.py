@@ -92,7 +92,7 @@ def test_refusals_name_the_class(names, template, slots, message):
 
 
 def test_a_single_string_is_refused():
-    with pytest.raises(TypeError, match="must be a list of names, got the single string 'cat'"):
+    with pytest.raises(TypeError, match="must.*names.*'cat'"):
         class_prompts("cat", "a {}", 1, TOKENIZER)
 
 

@@ -307,7 +307,7 @@ def test_the_least_that_can_serve_does():
 @pytest.mark.parametrize("index", [-1, 0.5, "0", None, True, slice(0, 3)])
 def test_bad_index_gets_one_line(index):
     sampler = EpisodeSampler(of_sizes([20] * 6))
-    with pytest.raises((TypeError, ValueError), match=r"index=.* must be a whole number of at least 0\.$"):
+    with pytest.raises((TypeError, ValueError), match=r"index=.* must.*whole.*least 0\.$"):
         sampler[index]
 
 

@@ -111,7 +111,7 @@ def test_a_broken_image_is_named():
     broken = datasets.Dataset.from_list(rows, features=images.features)
     labelled = LabelledImages(broken.cast_column("image", datasets.Image()), "image", "label")
     assert labelled[0]["label"] == 0
-    with pytest.raises(ValueError, match="Sample 1 gives no image in column 'image' or no label: Unidentified"):
+    with pytest.raises(ValueError, match="Sample 1.*no image.*'image'.*no.*Unidentified"):
         labelled[1]
 
 

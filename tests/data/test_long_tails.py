@@ -222,7 +222,7 @@ def test_rows_without_a_label_do_not_count():
 
 
 def test_realised_factor_of_a_class_without_samples():
-    with pytest.raises(ValueError, match="Class 'class 1' has no samples; leave it out"):
+    with pytest.raises(ValueError, match="Class 'class 1'.*no"):
         realised_imbalance_factor(numbers([3, 0, 5]))
 
 
@@ -279,9 +279,9 @@ def test_step_imbalanced_refuses(arguments, message):
     ids=["tau", "factor", "step"],
 )
 def test_too_few_classes_and_empty_ones(draw):
-    with pytest.raises(ValueError, match="Column 'label' has 1 class; imbalance needs at least two"):
+    with pytest.raises(ValueError, match="Column 'label'.*1 class.*needs.*least"):
         draw(numbers([4]), 2)
-    with pytest.raises(ValueError, match="Class 'class 1' has 0 samples, fewer than the"):
+    with pytest.raises(ValueError, match="Class 'class 1'.*0.*fewer"):
         draw(numbers([4, 0, 4]), 4)
     with pytest.raises(TypeError, match="Expected a datasets.Dataset, got list"):
         draw([], 2)

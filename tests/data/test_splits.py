@@ -99,7 +99,7 @@ def test_few_shot_names_the_class_that_is_too_small():
     dataset = tiny_images(25)
     labels = dataset["label"]
     fewer = dataset.select([i for i in range(25) if labels[i] != 3 or i == 8])
-    with pytest.raises(ValueError, match="Class 'black fish' has 1 samples, fewer than the 2"):
+    with pytest.raises(ValueError, match="Class 'black fish'.*1.*fewer.*2"):
         few_shot(fewer, 2)
 
 

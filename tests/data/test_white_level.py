@@ -78,10 +78,10 @@ def test_numbers_that_do_not_tell_white_are_refused_with_a_mend(name):
     arrays[0, 0, :2] = black, white
     column = grey_column(arrays)
     for refuse in (check_dataset, lambda d: LabelledImages(d, "image", "label")):
-        with pytest.raises(ValueError, match=f"Column 'image' holds .* from {black} to {white}") as error:
+        with pytest.raises(ValueError, match=f"Column 'image'.*{black}.*{white}") as error:
             refuse(column)
         assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match=f"An image holds .* from {black} to {white}"):
+    with pytest.raises(ValueError, match=f"An image.*{black}.*{white}"):
         to_rgb(column[0]["image"])
     # what it says to do, done
     told = re.search(r"dataset\.map\(.*\)(?=\.$)", str(error.value))[0]
@@ -97,7 +97,7 @@ def test_a_dark_image_alone_tells_nothing_and_in_its_column_does():
     dark = GREY[3] * 257
     assert np.array_equal(seen([GREY[0] * 257, dark])[1], GREY[3])
     for numbers in (GREY[3], dark):
-        with pytest.raises(ValueError, match="Image 7: An image holds whole numbers from"):
+        with pytest.raises(ValueError, match="Image 7.*An image.*whole"):
             rgb_images([Image.fromarray(numbers.astype(np.int32))], first=7)
 
 

@@ -169,7 +169,7 @@ def test_in_inference_mode_and_under_autocast(residual):
 
 def test_features_that_overflow():
     """The heads are finite and so is the loss, but every image would lie at 0."""
-    with pytest.raises(ValueError, match="The loss or the features are not finite after 5 steps"):
+    with pytest.raises(ValueError, match="The.*not finite.*5"):
         adapt(tiny_vit(), NINE, LABELS, 5, lr=1e19)
 
 

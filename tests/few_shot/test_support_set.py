@@ -210,6 +210,6 @@ def test_an_unknown_backbone():
 def test_heads_that_turn_infinite_on_a_bare_backbone():
     model = tiny_vit()
     before = snapshot(model)
-    with pytest.raises(ValueError, match="The loss or the features are not finite after 9 steps"):
+    with pytest.raises(ValueError, match="The.*not finite.*9"):
         adapt(model, NINE, LABELS, lr=1e20, steps=9)
     assert_as_before(model, before)

@@ -291,7 +291,7 @@ def test_errors_leave_nothing_behind(tmp_path, build, names, message):
 
 
 def test_a_processor_without_tokenizer_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="has no tokenizer for the class names; pass the CLIPProcessor"):
+    with pytest.raises(ValueError, match="has no tokenizer.*class names.*CLIPProcessor"):
         export_classifier(npt(), NAMES, tmp_path, tiny_processor().image_processor)
 
 
@@ -309,7 +309,7 @@ def test_what_fails_halfway_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_a_folder_in_use_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("")
-    with pytest.raises(FileExistsError, match="exists and is not empty; name a new folder"):
+    with pytest.raises(FileExistsError, match="exists.*not empty.*name"):
         export_classifier(tiny_clip(), NAMES, tmp_path, tiny_processor())
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -209,7 +209,7 @@ def test_numbers_that_nobody_trains(tmp_path, kind, bits):
     }
     for file, load in cases.items():
         with_kind(file, kind, bits)
-        with pytest.raises(ValueError, match=f"{kind}.*floats of 16 bits or more"):
+        with pytest.raises(ValueError, match=f"{kind}.*16.*more"):
             load()
 
 
@@ -253,9 +253,7 @@ def test_shapes_are_those_of_the_tensors(tmp_path):
 
 def test_a_recipe_cannot_ask_for_them_either(tmp_path):
     (tmp_path / "big.yaml").write_text("peft: {NPTConfig: {num_vision_tokens: 20000000}}")
-    with pytest.raises(
-        ValueError, match="big.yaml: num_vision_tokens=20000000 must be a whole number .* at most 10,000"
-    ):
+    with pytest.raises(ValueError, match="big.yaml.*num_vision_tokens=20000000 must.*whole.*most 10,000"):
         Recipe.read(tmp_path / "big.yaml")
     (tmp_path / "big.yaml").write_text(f"? {'losse' * 10**5}\n: []")
     with pytest.raises(ValueError, match="unknown key 'losse"):

@@ -63,13 +63,13 @@ def test_errors_tell_where(user):
         """)
     assert (raised.value.type_name, raised.value.message) == ("ZeroDivisionError", "division by zero")
     assert "return 1 / 0" in raised.value.traceback_text
-    with pytest.raises(UserError, match="TypeError: Object of type set is not JSON"):
+    with pytest.raises(UserError, match="TypeError.*Object.*not JSON"):
         user.run("result = {1}")
 
 
 def test_a_snippet_that_hangs_or_dies_is_named(loopback):
     with User(loopback.url, timeout=0.5) as user:
-        with pytest.raises(UserError, match=r"TimeoutError: the snippet was stopped after 0.5 s"):
+        with pytest.raises(UserError, match=r"TimeoutError.*0.5"):
             user.run("import time; time.sleep(60)")
         user.timeout = 60
         with pytest.raises(UserError, match="ProcessError: the process ended"):

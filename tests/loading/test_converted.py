@@ -93,16 +93,16 @@ def test_a_published_checkpoint_becomes_an_adapter(tmp_path, format, auto):
 def test_refusals(tmp_path):
     state = coop(tuned(CASES["coop"][0]))
     path = write(tmp_path / "coop.pth.tar", state)
-    with pytest.raises(ValueError, match="format='cocoop' must be one of coop, ivlp, maple"):
+    with pytest.raises(ValueError, match="format='cocoop' must.*one"):
         import_prompts(path, format="cocoop")
     for format in ("ivlp", "maple"):
-        with pytest.raises(ValueError, match=f"holds no prompts in the layout of '{format}'"):
+        with pytest.raises(ValueError, match=f"holds no prompts.*'{format}'"):
             import_prompts(path, format=format)
     write(tmp_path / "csc.pth.tar", {**state, "ctx": torch.zeros(3, 6, 32)})
     with pytest.raises(ValueError, match=r"has a context for each class \(CSC\)"):
         import_prompts(tmp_path / "csc.pth.tar", format="coop")
     write(tmp_path / "other.pth.tar", {"weight": torch.zeros(3)})
-    with pytest.raises(ValueError, match="holds no prompts in the layout of 'coop'"):
+    with pytest.raises(ValueError, match="holds no prompts.*'coop'"):
         import_prompts(tmp_path / "other.pth.tar", format="coop")
     (tmp_path / "broken.pth.tar").write_bytes(b"nothing")
     for name in ("broken.pth.tar", "missing.pth.tar"):

@@ -89,7 +89,7 @@ def test_settings():
     for temperature in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=f"temperature={temperature}"):
             PrototypeImageContrast(temperature)
-    with pytest.raises(ValueError, match="prototype_image: label 5 has no prototype among 5"):
+    with pytest.raises(ValueError, match="prototype_image.*5.*no.*5"):
         PrototypeImageContrast()(dataclasses.replace(random_batch(), labels=torch.tensor([0, 1, 2, 3, 4, 5, 0])))
     with pytest.raises(ValueError, match="in -1..4, got -2"):
         PrototypeImageContrast()(dataclasses.replace(random_batch(), labels=torch.tensor([0, 1, 2, 3, 4, -2, 0])))

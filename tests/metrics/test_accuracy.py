@@ -214,5 +214,5 @@ def test_base_new_refuses():
         evaluate_base_new(classifier, good["base"])
     with pytest.raises(TypeError, match="Expected a ZeroShotClassifier.*, got CLIPModel"):
         evaluate_base_new(tiny_clip(), good)
-    with pytest.raises(ValueError, match="batch_size=0 must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="batch_size=0 must.*whole.*least 1"):
         evaluate_base_new(classifier, good, batch_size=0)

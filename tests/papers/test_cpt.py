@@ -75,7 +75,7 @@ def test_default_number_of_clusters():
 
 def test_a_cluster_too_large_for_the_width_warns():
     batch = random_batch(classes=8, dim=3)
-    with pytest.warns(UserWarning, match="8 classes in 3 dimensions cannot form a simplex ETF"):
+    with pytest.warns(UserWarning, match="8 classes.*3.*cannot.*ETF"):
         ClusterCollapse(weight=1.0)(batch)
 
 
@@ -90,7 +90,7 @@ def test_clusters_come_from_the_frozen_texts_once():
     again = ClusterCollapse(weight=1.0, num_clusters=3)
     again.load_state_dict(term.state_dict())
     assert again(batch).item() == term(batch).item()
-    with pytest.raises(ValueError, match="clusters of 6 classes, the batch has 5"):
+    with pytest.raises(ValueError, match="clusters.*6 classes.*5"):
         term(random_batch())
 
 
@@ -106,7 +106,7 @@ def test_arguments_out_of_range():
         ClusterCollapse(weight=1.0, num_clusters=0)
     with pytest.raises(ValueError, match="reduction='max'"):
         ClusterCollapse(weight=1.0, reduction="max")
-    with pytest.raises(ValueError, match="num_clusters=6 must be at least 1 and at most 5"):
+    with pytest.raises(ValueError, match="num_clusters=6 must.*least 1.*most 5"):
         ClusterCollapse(weight=1.0, num_clusters=6)(random_batch())
 
 

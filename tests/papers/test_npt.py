@@ -42,7 +42,7 @@ def test_language_collapse_is_zero_on_an_etf_and_falls_to_it():
 def test_language_collapse_warns_of_its_floor_once_and_stays_above():
     text = random_batch(classes=5, dim=2).text_features
     term = LanguageCollapse(weight=1.0)
-    with pytest.warns(UserWarning, match="5 classes in 2 dimensions cannot form a simplex ETF.*0.3125"):
+    with pytest.warns(UserWarning, match="5 classes.*2.*cannot.*ETF.*0.3125"):
         value = term(GeometryBatch(text_features=text))
     assert value.item() >= (25 / 2 - 5) / 20 - 1 / 16 - 1e-12
     with warnings.catch_warnings():
@@ -54,7 +54,7 @@ def test_equal_texts_warn_and_get_equal_gradients():
     text = random_batch().text_features.detach().clone()
     text[3] = text[1]
     text.requires_grad_()
-    with pytest.warns(UserWarning, match="classes 1 and 3 have the same text features"):
+    with pytest.warns(UserWarning, match="classes 1.*3.*same"):
         value = LanguageCollapse(weight=1.0)(GeometryBatch(text_features=text))
     value.backward()
     torch.testing.assert_close(text.grad[1], text.grad[3])

@@ -57,7 +57,7 @@ def test_entropic_edge_cases():
     assert (exact > 0).sum() == 4
     with pytest.raises(ValueError, match="non-finite"):
         transport_plan(torch.tensor([[0.0, float("inf")]]), "entropic")
-    with pytest.raises(ValueError, match=r"epsilon=1e-05 is too small: after 2000 iterations the marginals are off"):
+    with pytest.raises(ValueError, match=r"epsilon=1e-05.*2000"):
         transport_plan(torch.rand(30, 30, generator=torch.Generator().manual_seed(2)), "entropic", 1e-5)
 
 

@@ -110,9 +110,9 @@ def test_gaps_errors(tmp_path):
     with pytest.raises(ValueError, match=r"^There are no episodes to draw\.$"):
         plot_gaps(EpisodeResults([], ["a"], ["p"]), path)
     results = made_episodes(["a"], {"p": 2})
-    with pytest.raises(ValueError, match="No episode of 'a' was run with 'q'"):
+    with pytest.raises(ValueError, match="No.*'a'.*'q'"):
         plot_gaps(EpisodeResults(results.rows, ["a"], ["p", "q"]), path)
     results.rows[0]["sweep_losses"] = [1.0, 2.0]
-    with pytest.raises(ValueError, match=f"^A sweep of 'a' has 2 numbers for {len(SHIFTS)} shifts"):
+    with pytest.raises(ValueError, match=f"^A.*'a'.*2.*{len(SHIFTS)}"):
         plot_gaps(results, path)
     assert not path.exists()

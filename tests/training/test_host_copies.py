@@ -227,7 +227,7 @@ def test_a_sum_of_finite_terms_that_is_not_finite_is_refused_before_the_step(tmp
 
     run = trainer(tmp_path, losses=[Large(weight=3e38)])
     before = weights(run.model)
-    with pytest.raises(FloatingPointError, match="weighted sum of the losses is inf at step 1.*Lower a weight"):
+    with pytest.raises(FloatingPointError, match="weighted.*1.*Lower"):
         run.train()
     torch.testing.assert_close(weights(run.model), before)
 

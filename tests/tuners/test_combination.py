@@ -255,7 +255,7 @@ def test_adapters_of_other_methods_stay_out_of_it():
     below = get_peft_model(tiny_clip(), LoraConfig(target_modules=["q_proj"]), adapter_name="low_rank")
     model = get_peft_model(below.get_base_model(), npt(), adapter_name="one")
     model.add_adapter("two", npt())
-    with pytest.raises(ValueError, match="no adapter 'low_rank' to combine; the model has one, two"):
+    with pytest.raises(ValueError, match="no adapter 'low_rank'.*one"):
         model.add_weighted_adapter(["one", "low_rank"], [0.5, 0.5], "mixed")
     configs = list(model.peft_config)
     with pytest.raises(ValueError, match="adapter 'low_rank' already|adapter is named 'low_rank' too"):

@@ -114,7 +114,7 @@ def test_views_drawn_beforehand_come_again(tmp_path):
     assert shown[0]["image"].tobytes() == shown[2]["image"].tobytes() != shown[1]["image"].tobytes()
     assert images.fixed_view(11)["image"].tobytes() == shown[1]["image"].tobytes()
     assert images[5, 1]["view"] == 10  # drawn twice in an epoch: the next view
-    with pytest.raises(ValueError, match="num_views=-1 must be a whole number of at least 0"):
+    with pytest.raises(ValueError, match="num_views=-1 must.*whole.*least 0"):
         trainer(tmp_path, num_views=-1)
 
 
