@@ -25,7 +25,6 @@ import transformers
 from peft import get_peft_model
 from transformers import AutoModel, PrinterCallback, set_seed
 
-import peft_ncgeo.plots  # noqa: F401  fails here where matplotlib is missing, not after the trainings
 from peft_ncgeo import CoPAConfig, GeometryTrainer, GeometryTrainingArguments, PrototypeConfig, adapt
 from peft_ncgeo.data import (
     class_counts,
@@ -37,6 +36,7 @@ from peft_ncgeo.data import (
     step_imbalanced,
 )
 from peft_ncgeo.hub import create_card, draw_geometry
+from peft_ncgeo.plots import plot_alignment  # noqa: F401  fails here where matplotlib is missing, not after trainings
 from peft_ncgeo.training import Recipe, SlerpAlignment, TrainingRecord, record_few_shot
 
 ROOT = Path(__file__).parents[1]
