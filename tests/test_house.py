@@ -16,7 +16,6 @@ from .import_graph import PACKAGE, circles, graph, modules, read_imports, target
 BASE = {"markdown", "models", "validation"}
 ALLOWED = {
     "validation": set(),
-    "markdown": set(),
     "files": {"validation"},
     "markdown": set(),
     "models": {"validation"},

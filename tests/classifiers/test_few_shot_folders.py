@@ -226,12 +226,12 @@ def test_damaged_prototypes(folder, damage):
 @pytest.mark.parametrize("shape", [(3, 31), (3,), (3, 32, 1)], ids=str)
 def test_prototypes_of_another_shape(folder, shape):
     save_file({"prototypes": torch.zeros(shape)}, folder / PROTOTYPES, {"classes": "[0, 1, 2]"})
-    assert refused(folder) == f"{PROTOTYPES} in {folder} has shape {shape}, the model 32."
+    assert f"{PROTOTYPES} in {folder} has shape {shape}, but the model's features have width 32" in refused(folder)
 
 
 def test_prototypes_of_other_classes(folder):
     save_file({"prototypes": torch.zeros(3, 32)}, folder / PROTOTYPES, {"classes": "[0, 1]"})
-    assert refused(folder) == "There are 3 prototypes for 2 classes."
+    assert "There are 3 prototypes for 2 classes" in refused(folder)
 
 
 def test_a_damaged_adapter(folder):

@@ -7,7 +7,7 @@ from peft import get_peft_model
 from transformers import SiglipModel
 
 from peft_ncgeo.models.adapters import unwrap
-from peft_ncgeo.models.image_encoder import image_features
+from peft_ncgeo.models.image_encoder import encode_images
 from peft_ncgeo.models.text_encoder import text_features
 from peft_ncgeo.models.towers import find_towers
 from peft_ncgeo.tuners.copa import CoPALayer
@@ -30,7 +30,7 @@ def model_outputs(model, slots: int) -> torch.Tensor:
     inputs = texts(max(slots, 4))
     towers = find_towers(unwrap(model))
     if hasattr(unwrap(model), "get_image_features"):
-        image = image_features(model, pixels()).flatten()
+        image = encode_images(model, pixels()).flatten()
         if isinstance(unwrap(model), SiglipModel):
             return image
         return torch.cat([image, text_features(model, **inputs).flatten()])

@@ -41,35 +41,6 @@ def test_counts_and_means():
     assert collapse.class_means[1].isnan().all()
 
 
-@pytest.mark.parametrize("cut", [0, 1, 20, 40])
-def test_merged_is_together(cut):
-    x, y, weights, bias = problem([20, 11, 0, 3, 6], 8)
-    x = torch.where(torch.arange(len(x))[:, None] < cut, x, x + 5)  # the parts' own means lie far apart
-    want = streamed(x, y, 5)
-    first, second = NeuralCollapse(5, 8), NeuralCollapse(5, 8)
-    for part, rows in ((first, slice(0, cut)), (second, slice(cut, None))):
-        part.update(x[rows], y[rows])
-    before = None if cut == len(x) else second.compute(weights, bias)
-    assert first.merge(second) is first
-    assert first.counts.tolist() == want.counts.tolist()
-    torch.testing.assert_close(first.class_means, want.class_means, equal_nan=True, rtol=1e-12, atol=1e-12)
-    assert first.compute(weights, bias) == pytest.approx(want.compute(weights, bias), rel=1e-10)
-    first.update(x[:9], y[:9])  # and leaves the other alone
-    again = want.update(x[:9], y[:9]).compute(weights, bias)
-    assert first.compute(weights, bias) == pytest.approx(again, rel=1e-10)
-    if before:
-        assert second.compute(weights, bias) == before
-
-
-def test_merging_with_itself_doubles():
-    x, y, weights, _ = problem([5, 4, 8], 4)
-    collapse = streamed(x, y, 3)
-    once = collapse.compute(weights)
-    collapse.merge(collapse)
-    assert collapse.counts.tolist() == [10, 8, 16]
-    assert collapse.compute(weights) == pytest.approx(once, rel=1e-10)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_narrow_features_are_summed_in_float64(dtype):
     """Also under autocast, and with weights as narrow."""
@@ -80,14 +51,11 @@ def test_narrow_features_are_summed_in_float64(dtype):
 
 
 def test_offset_costs_no_precision():
-    """Small spread around a common vector of length 1e4 sqrt(d), in one stream and merged."""
+    """Small spread around a common vector of length 1e4 sqrt(d)."""
     x, y, _, _ = problem([20, 11, 5, 3, 6], 8)
     x = 1e-3 * x
     want = expected(x, y)
     assert streamed(x + 1e4, y, 5).compute() == pytest.approx(want, rel=1e-6)
-    left, right = streamed(x[:20] + 1e4, y[:20], 5), streamed(x[20:] + 1e4, y[20:], 5)
-    assert left.merge(right).compute() == pytest.approx(want, rel=1e-6)
-    assert NeuralCollapse(5, 8).merge(left).compute() == pytest.approx(want, rel=1e-6)
 
 
 def test_nearest_mean_survives_an_offset():
@@ -145,14 +113,7 @@ def test_bad_classifiers_are_refused():
             collapse.compute(*arguments)
 
 
-def test_bad_merges_and_sizes_are_refused():
-    for other, message in (
-        (NeuralCollapse(4, 4), "num_classes=3 cannot be merged with 4"),
-        (NeuralCollapse(3, 5), "dim=4 cannot be merged with 5"),
-        (NeuralCollapse(3, 4, keep_samples=False), "keep_samples=True cannot be merged with False"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            NeuralCollapse(3, 4).merge(other)
+def test_bad_sizes_are_refused():
     for sizes in ((0, 4), (3, 0)):
         with pytest.raises(ValueError, match="must be at least 1"):
             NeuralCollapse(*sizes)
@@ -173,6 +134,6 @@ def test_two_processes_equal_one(tmp_path):
             assert counts.tolist() == [20, 11, 0, 3, 6]
             torch.testing.assert_close(means, one.class_means, equal_nan=True, rtol=1e-14, atol=0)
             assert numbers == pytest.approx(want, rel=1e-9)
-        assert refusals == ["update after all_reduce", "all_reduce after all_reduce", "merge after all_reduce"]
+        assert refusals == ["update after all_reduce", "all_reduce after all_reduce"]
         own = slice(0, 25) if rank == 0 else slice(25, None)
         assert alone == pytest.approx(NeuralCollapse(5, 8).update(x[own], y[own]).compute(weights, bias))

@@ -252,7 +252,7 @@ def test_checks_tell_in_their_order_and_once():
     assert maybe(right)
 
 
-def test_refusals_name_what_was_wrong_now_or_later(monkeypatch):
+def test_refusals_name_what_was_wrong_now_or_later():
     def named(labels):
         return lambda: check_labels(torch.tensor(labels), 4, lowest=-1)
 
@@ -268,17 +268,16 @@ def test_refusals_name_what_was_wrong_now_or_later(monkeypatch):
     for words, call in calls.items():
         with pytest.raises(ValueError, match=words.replace("{", "[{]")):
             call()
-        copies = HostCopies(monkeypatch)
+        copies = HostCopies()
         with copies.counting(), DeferredChecks() as checks:
             call()
-        monkeypatch.undo()
         assert copies.places == []
         with pytest.raises(ValueError, match=words.replace("{", "[{]")):
             checks.read()
 
 
 @pytest.mark.parametrize("anew", [False, True])
-def test_heads_are_fitted_without_a_copy_in_any_step(anew, monkeypatch):
+def test_heads_are_fitted_without_a_copy_in_any_step(anew):
     torch.manual_seed(0)
     features, labels = torch.randn(12, 6), torch.arange(12) % 3
     found = []
@@ -287,7 +286,6 @@ def test_heads_are_fitted_without_a_copy_in_any_step(anew, monkeypatch):
         with copies.counting():
             embed = (lambda: features * 1.0) if anew else None
             fit_heads(features, labels, steps, optimizer=torch.optim.SGD, embed=embed)
-        monkeypatch.undo()
         found.append(copies.places)
     assert len(found[0]) == len(found[1]), found
 
