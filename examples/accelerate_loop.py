@@ -19,11 +19,11 @@ from peft_ncgeo.data import class_prompts, load_demo
 from peft_ncgeo.data.images import ImageCollator, LabelledImages
 from peft_ncgeo.geometry.sphere import cosine_logits
 from peft_ncgeo.losses import CrossEntropy, GeometryBatch
-from peft_ncgeo.models.feature_extractor import TowersModule
+from peft_ncgeo.models.feature_extractor import FeatureExtractor
 from peft_ncgeo.training import Recipe
 from peft_ncgeo.training.features.teacher import FrozenTeacher
 from peft_ncgeo.training.gathering import batch_sizes, gather_batch
-from peft_ncgeo.training.sampling import count_once
+from peft_ncgeo.training.sampling import count_samples_once
 
 RECIPE = Path(__file__).parent / "recipes" / "demo" / "ot_budget.yaml"
 
@@ -35,7 +35,7 @@ def train(recipe: Recipe, epochs: int, split: str = "report", shots: int = 16, s
     config, device, names = recipe.config(), accelerator.device, demo.splits["train"].features["label"].names
     model = get_peft_model(demo.model, config)
     texts = class_prompts(names, config.template, config.num_text_tokens, demo.processor.tokenizer).to(device)
-    towers = TowersModule(model).to(device)  # every student pass goes through the wrapped module
+    towers = FeatureExtractor(model).to(device)  # every student pass goes through the wrapped module
     teacher = FrozenTeacher(towers, [class_prompts(names, config.template, 0, demo.processor.tokenizer)])
     classification, terms = CrossEntropy(), [term.to(device) for term in recipe.losses()]
     trainable = [parameter for parameter in towers.parameters() if parameter.requires_grad]
@@ -44,7 +44,7 @@ def train(recipe: Recipe, epochs: int, split: str = "report", shots: int = 16, s
     collate, size = ImageCollator(demo.processor.image_processor), recipe.args["batch_size"]
     loader = DataLoader(images, size // accelerator.num_processes, shuffle=True, collate_fn=collate)
     wrapped, optimizer, loader = accelerator.prepare(towers, optimizer, loader)
-    count_once(loader)
+    count_samples_once(loader)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer.optimizer, epochs * len(loader))
 
     for _ in tqdm(range(epochs), unit="epoch", disable=not accelerator.is_main_process):

@@ -97,9 +97,9 @@ def make_recipes(backbone: str, ratio: float, copies: list[int]) -> list[Recipe]
 @torch.no_grad()
 def embed(trainer: Any, images: Any) -> tuple[Tensor, Tensor]:
     """Return embeddings (N, d) of length 1, and labels (N,)."""
-    trainer.towers.eval()
+    trainer.extractor.eval()
     loader = trainer.get_test_dataloader(images)
-    found = [(trainer.towers(pixel_values=b["pixel_values"])["image_features"], b["labels"]) for b in loader]
+    found = [(trainer.extractor(pixel_values=b["pixel_values"])["image_features"], b["labels"]) for b in loader]
     features, labels = (torch.cat(part) for part in zip(*found, strict=True))
     return nn.functional.normalize(features), labels
 

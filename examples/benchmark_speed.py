@@ -41,7 +41,7 @@ from peft_ncgeo.losses import CrossEntropy, GeometryBatch
 from peft_ncgeo.models.adapters import adapters_off, unwrap
 from peft_ncgeo.models.image_encoder import encode_images
 from peft_ncgeo.models.text_encoder import encode_texts
-from peft_ncgeo.models.towers import text_positions
+from peft_ncgeo.models.towers import max_text_length
 from peft_ncgeo.training import Recipe
 from peft_ncgeo.training.features.half_weights import HalfWeights
 
@@ -110,7 +110,7 @@ def prompted(base: CLIPModel, recipe: Recipe, dtype: torch.dtype = torch.float32
 def class_texts(base: CLIPModel, recipe: Recipe, classes: int) -> tuple[Tensor, Tensor]:
     """Return random names behind the recipe's slots (K, L): padded to the tower's length, and cut to the longest."""
     config, slots = base.config.text_config, recipe.config().num_text_tokens
-    rows = torch.randint(100, 1000, (classes, text_positions(base)), generator=torch.Generator().manual_seed(0))
+    rows = torch.randint(100, 1000, (classes, max_text_length(base)), generator=torch.Generator().manual_seed(0))
     rows[:, 0], rows[:, 1 : 1 + slots] = config.bos_token_id, torch.arange(10, 10 + slots)
     ends = torch.tensor([1 + slots + NAME_LENGTHS[k % len(NAME_LENGTHS)] for k in range(classes)])[:, None]
     places = torch.arange(rows.shape[1])

@@ -25,7 +25,7 @@ from transformers import PrinterCallback, set_seed
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
 from peft_ncgeo.data import load_demo
 from peft_ncgeo.files import write_whole
-from peft_ncgeo.geometry.sphere import unit
+from peft_ncgeo.geometry.sphere import l2_normalize
 from peft_ncgeo.losses import GeometryBatch, OTPreservation, Regularizer
 from peft_ncgeo.training import Recipe
 
@@ -50,7 +50,7 @@ class PointwisePairs(Regularizer):
 
     def forward(self, batch: GeometryBatch) -> torch.Tensor:
         image, text, frozen_image, frozen_text = map(
-            unit,
+            l2_normalize,
             batch.need("image_features", "text_features", "frozen_image_features", "frozen_text_features"),
         )
         moved = [image - frozen_image, (text - frozen_text)[batch.labels]]
@@ -116,7 +116,7 @@ def drift(trainer: GeometryTrainer, images) -> float:
         losses=[PointwisePairs(weight=1.0)],
     )
     probe.features.begin(dict(probe.task.texts(probe.class_names)))
-    batches = [probe.geometry_batch(probe.towers, inputs) for inputs in probe.get_train_dataloader()]
+    batches = [probe.geometry_batch(probe.extractor, inputs) for inputs in probe.get_train_dataloader()]
     values = [(len(batch.labels), float(probe.losses[0](batch))) for batch in batches]
     return sum(n * value for n, value in values) / sum(n for n, _ in values)
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from .validation import reason, shown
+from .validation import one_line, short_repr
 
 LARGEST = 2**20  # bytes of a settings file
 _DEEPEST = 50  # levels of nested lists and mappings
@@ -76,7 +76,7 @@ def read_yaml(path: str | Path, what: str) -> Any:
     try:
         return yaml.load(read_text(path), _Loader)
     except Exception as error:  # PyYAML's constructors raise many kinds of errors
-        raise ValueError(f"{what} {path} cannot be read: {reason(error)}") from error
+        raise ValueError(f"{what} {path} cannot be read: {one_line(error)}") from error
 
 
 def file_name(name: Any, what: str) -> str:
@@ -92,8 +92,8 @@ def file_name(name: Any, what: str) -> str:
     size = len(name.encode("utf-8", "surrogatepass")) if isinstance(name, str) else 0
     if not 0 < size <= _LONGEST_NAME or name.startswith(".") or set("/\\\0") & set(name):
         raise ValueError(
-            f"The name {shown(name)} of {what} cannot be a file's: it must have 1 to {_LONGEST_NAME} bytes, no / or "
-            "\\, and no dot at the start; rename it."
+            f"The name {short_repr(name)} of {what} cannot be a file's: it must have 1 to {_LONGEST_NAME} bytes, no "
+            "/ or \\, and no dot at the start; rename it."
         )
     return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
@@ -113,7 +113,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {shown(key)} appears twice")
+            raise ValueError(f"the key {short_repr(key)} appears twice")
         found[key] = value
     return found
 
@@ -138,7 +138,7 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
-                raise ConstructorError(None, None, f"the key {shown(key.value)} appears twice", key.start_mark)
+                raise ConstructorError(None, None, f"the key {short_repr(key.value)} appears twice", key.start_mark)
             if isinstance(key, yaml.ScalarNode):
                 seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
@@ -172,7 +172,7 @@ def writing(folder: str | Path) -> Iterator[None]:
     except Exception as error:
         if not is_of_writing(error):
             raise
-        raise OSError(f"{folder} could not be written: {reason(error)}") from error
+        raise OSError(f"{folder} could not be written: {one_line(error)}") from error
 
 
 def is_of_writing(error: Exception) -> bool:

@@ -23,7 +23,7 @@ OF_THE_MACHINE: tuple[type[BaseException], ...] = (
 )
 
 
-def whole_number(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+def check_int(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
     """Return the value as a Python int; accept numpy values and tensors of one number too.
 
     Raises:
@@ -34,14 +34,14 @@ def whole_number(name: str, value: Any, least: int | None = None, most: int | No
     wanted = wanted if most is None else f"{wanted} and at most {most:,}"
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, Integral):
-        raise TypeError(f"{name}={shown(value)} must be {wanted}.")
+        raise TypeError(f"{name}={short_repr(value)} must be {wanted}.")
     number = int(plain)
     if (least is not None and number < least) or (most is not None and number > most):
-        raise ValueError(f"{name}={shown(value)} must be {wanted}.")
+        raise ValueError(f"{name}={short_repr(value)} must be {wanted}.")
     return number
 
 
-def real_number(
+def check_float(
     name: str, value: Any, wanted: str = "a finite number", fits: Callable[[float], bool] = math.isfinite
 ) -> float:
     """Return the value as a Python float; accept numpy values and tensors of one number too.
@@ -56,31 +56,31 @@ def real_number(
     """
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, Real):
-        raise TypeError(f"{name}={shown(value)} must be {wanted}.")
+        raise TypeError(f"{name}={short_repr(value)} must be {wanted}.")
     try:
         number = float(plain)
     except OverflowError:  # an int too large for a float
         number = math.inf if plain > 0 else -math.inf  # type: ignore[operator]
     if not fits(number):
-        raise ValueError(f"{name}={shown(value)} must be {wanted}.")
+        raise ValueError(f"{name}={short_repr(value)} must be {wanted}.")
     return number
 
 
-def positive(name: str, value: Any) -> float:
-    """Return the value as a finite float above 0; see [`real_number`]."""
-    return real_number(name, value, "greater than 0 and finite", lambda number: 0 < number < math.inf)
+def check_positive(name: str, value: Any) -> float:
+    """Return the value as a finite float above 0; see [`check_float`]."""
+    return check_float(name, value, "greater than 0 and finite", lambda number: 0 < number < math.inf)
 
 
-def not_negative(name: str, value: Any) -> float:
-    """Return the value as a finite float of at least 0; see [`real_number`]."""
-    return real_number(name, value, "a finite number of at least 0", lambda number: 0 <= number < math.inf)
+def check_non_negative(name: str, value: Any) -> float:
+    """Return the value as a finite float of at least 0; see [`check_float`]."""
+    return check_float(name, value, "a finite number of at least 0", lambda number: 0 <= number < math.inf)
 
 
-def flag(name: str, value: Any) -> bool:
+def check_bool(name: str, value: Any) -> bool:
     """Return the value as a Python bool. Refuse all other values: Python takes the string "false" as true."""
     plain = _plain(value)
     if not isinstance(plain, bool):
-        raise ValueError(f"{name}={shown(value)} must be True or False.")
+        raise ValueError(f"{name}={short_repr(value)} must be True or False.")
     return plain
 
 
@@ -90,7 +90,7 @@ def check_names(name: str, value: Any) -> list[str] | None:
         return None
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple | set) or not all(isinstance(word, str) and word for word in names):
-        raise ValueError(f"{name}={shown(value)} must be a list of names.")
+        raise ValueError(f"{name}={short_repr(value)} must be a list of names.")
     if len(names) > MOST_NAMES or any(len(word) > LONGEST_TEXT for word in names):
         raise ValueError(f"{name} must be at most {MOST_NAMES:,} names of at most {LONGEST_TEXT:,} characters.")
     return list(names)
@@ -99,7 +99,7 @@ def check_names(name: str, value: Any) -> list[str] | None:
 def check_path(name: str, value: Any) -> str | None:
     """Return a name or a path as a string, or None for None."""
     if value is not None and not isinstance(value, str | PathLike):
-        raise ValueError(f"{name}={shown(value)} must be a name or a path.")
+        raise ValueError(f"{name}={short_repr(value)} must be a name or a path.")
     return None if value is None else check_length(name, str(value))
 
 
@@ -115,13 +115,13 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") and getattr(value, "shape", None) in ((), (1,)) else value
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """Return the `repr` of a value in one line, cut to a length that fits a message."""
     text = repr(value) if isinstance(value, str) else " ".join(repr(value).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def reason(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return the text of an error in one line, cut to a length that fits a message."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."

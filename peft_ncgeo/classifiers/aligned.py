@@ -22,14 +22,14 @@ from ..data.images import ImageCollator, LabelledImages, rgb_images
 from ..data.processors import find_processor, image_processor
 from ..geometry.alignment import alignment, rotate_towards_means
 from ..geometry.collapse import NeuralCollapse
-from ..geometry.sphere import unit
+from ..geometry.sphere import l2_normalize
 from ..metrics.accuracy import accuracy, balanced_accuracy
 from ..models.adapters import adapter_layers, adapter_parameters, check_adapter_weights, evaluation_mode
 from ..models.devices import execution_device
-from ..models.feature_extractor import TowersModule, encode
+from ..models.feature_extractor import FeatureExtractor, extract_features
 from ..models.heads import classifier, linear_classifier, linear_parameter
 from ..models.towers import check_encoders, reads_text
-from ..validation import shown
+from ..validation import short_repr
 from .image_features import check_rows
 
 
@@ -247,7 +247,8 @@ class _Collected:
     def check_names(self, trained: _Collected) -> None:
         if self.names and trained.names and not same_names(self.names, trained.names):
             raise ValueError(
-                f"The validation set's classes {shown(self.names)} are not the data set's {shown(trained.names)} in "
+                f"The validation set's classes {short_repr(self.names)} are not the data set's "
+                f"{short_repr(trained.names)} in "
                 "the same order; give both the same ClassLabel, for instance with align_labels_with_mapping."
             )
 
@@ -269,7 +270,7 @@ class _Encoder:
     ) -> None:
         self.model, self.processor, self.template = model, processor, template
         self.image_column, self.label_column, self.batch_size = image_column, label_column, batch_size
-        self.towers = TowersModule(model)
+        self.extractor = FeatureExtractor(model)
         check_adapter_weights(model)
         self.reads_text = reads_text(model)
         check_encoders(model)
@@ -325,7 +326,9 @@ class _Encoder:
 
     def scores(self, features: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
         if self.reads_text:
-            return unit(features) @ unit(rows.to(features)).T  # the same order as the logits at any temperature
+            return (
+                l2_normalize(features) @ l2_normalize(rows.to(features)).T
+            )  # the same order as the logits at any temperature
         return nn.functional.linear(features, rows.to(features), None if bias is None else bias.to(features))
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
@@ -335,7 +338,7 @@ class _Encoder:
         return features
 
     def _encode(self, pixel_values: Tensor) -> Tensor:
-        return encode(self.towers, pixel_values=pixel_values.to(self.device))["image_features"].float()
+        return extract_features(self.extractor, pixel_values=pixel_values.to(self.device))["image_features"].float()
 
     def _batches(self, dataset: Any) -> Iterator[dict[str, Tensor]]:
         if isinstance(dataset, Dataset):

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from ..data.checks import check_dataset
 from ..data.images import LabelledImages
 from ..metrics.accuracy import accuracy, harmonic_mean
-from ..validation import whole_number
+from ..validation import check_int
 from .zero_shot import ZeroShotClassifier
 
 
@@ -48,7 +48,7 @@ def evaluate_base_new(
         raise TypeError(
             f'splits must map "base" and "new" to data sets, got {type(splits).__name__}; see base_new_split.'
         )
-    batch_size = whole_number("batch_size", batch_size, least=1)
+    batch_size = check_int("batch_size", batch_size, least=1)
     for half in ("base", "new"):
         if half not in splits:
             raise ValueError(

@@ -25,7 +25,7 @@ from ..models.adapters import unwrap
 from ..models.snapshots import unchanged_on_error
 from ..models.tensor_files import check_tensors, read_shapes
 from ..tuners.copa import CoPAConfig, CoPALayer, Residual
-from ..validation import reason, shown
+from ..validation import one_line, short_repr
 from .image_features import ImageFeatures, check_rows
 
 _HEADS = "adapter_sha256"  # key in that file's header: digest of the heads that the prototypes belong to
@@ -206,9 +206,9 @@ def _read_prototypes(folder: Path, repo_id: str | Path) -> tuple[Tensor, list[An
             raise ValueError(f"it belongs to other heads than {SAFETENSORS_WEIGHTS_NAME}; save both again")
         known = isinstance(classes, list) and all(isinstance(name, str | int) for name in classes)
         if not known or len(set(classes)) < max(2, len(classes)):
-            raise ValueError(f"its classes are {shown(classes)}")
+            raise ValueError(f"its classes are {short_repr(classes)}")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{PROTOTYPES} in {repo_id} is damaged: {reason(error)}") from error
+        raise ValueError(f"{PROTOTYPES} in {repo_id} is damaged: {one_line(error)}") from error
     return prototypes, classes
 
 

@@ -18,7 +18,7 @@ from ..models.devices import execution_device, one_at_a_time
 from ..models.substitution import Recorder, substitute
 from ..models.towers import find_pooling
 from ..tuners.copa import CoPALayer
-from ..validation import OF_THE_MACHINE, reason, shown, whole_number
+from ..validation import OF_THE_MACHINE, check_int, one_line, short_repr
 
 
 class ImageFeatures(nn.Module):
@@ -61,7 +61,7 @@ class ImageFeatures(nn.Module):
         except (RuntimeError, ValueError) as error:  # torch about channels, Transformers about sizes
             shape = tuple(pixel_values.shape)
             raise ValueError(
-                f"{type(model).__name__} cannot process pixels of shape {shape}: {reason(error)}"
+                f"{type(model).__name__} cannot process pixels of shape {shape}: {one_line(error)}"
             ) from error
         features = recorder.only("left")
         # the first of all tokens; ResNet's features are (B, d, 1, 1)
@@ -107,7 +107,7 @@ class ImageFeatures(nn.Module):
         Args:
             modules: see [`forward`].
         """
-        batch_size = whole_number("batch_size", batch_size, least=1)
+        batch_size = check_int("batch_size", batch_size, least=1)
         images = self.listed(images)
         starts = range(0, len(images), batch_size)
         bar = tqdm(starts, desc="Embedding", unit="batch", leave=False, disable=len(starts) < 10)
@@ -135,6 +135,6 @@ def check_rows(rows: Tensor, what: str, names: Sequence[Any]) -> None:
     wrong = (~rows.isfinite().all(-1)).nonzero()
     if len(wrong):
         raise ValueError(
-            f"The {what} {shown(names[int(wrong[0])])} are not finite; the pixels, or the weights of the model or its "
-            "adapter, are damaged."
+            f"The {what} {short_repr(names[int(wrong[0])])} are not finite; the pixels, or the weights of the model "
+            "or its adapter, are damaged."
         )

@@ -22,9 +22,9 @@ from ..models.image_encoder import encode_images
 from ..models.snapshots import unchanged_on_error
 from ..models.templates import DEFAULT_TEMPLATE, check_template
 from ..models.text_encoder import encode_texts
-from ..models.towers import check_encoders, logit_scale, reads_text, text_positions
+from ..models.towers import check_encoders, logit_scale, max_text_length, reads_text
 from ..tuners.prompt_config import active_prompt_config
-from ..validation import shown, whole_number
+from ..validation import check_int, short_repr
 from .image_features import check_rows
 from .text_cache import TextFeatureCache
 
@@ -111,7 +111,7 @@ class ZeroShotClassifier:
     def _logits(
         self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int
     ) -> Tensor:
-        batch_size = whole_number("batch_size", batch_size, least=1)
+        batch_size = check_int("batch_size", batch_size, least=1)
         images, text = list_images(images), self.text_features(class_names)
         starts = range(0, len(images), batch_size)
         logits = [text.new_zeros(0, len(text), dtype=torch.float32)]
@@ -140,7 +140,7 @@ class ZeroShotClassifier:
         """Return raw text features (K, d) of the names in the template, computed once for each list of names."""
         names = tuple(list_names(class_names))
         if len(names) < 2:
-            raise ValueError(f"Classification needs at least two class names, got {shown(list(names))}.")
+            raise ValueError(f"Classification needs at least two class names, got {short_repr(list(names))}.")
         settings = (self.template, self._device, next(self.model.parameters()).dtype)
         features = self._cache.get(names, self.model, settings, partial(self._encode, names))
         self.model.eval()  # every part: one may be in training mode although the whole is not
@@ -149,7 +149,7 @@ class ZeroShotClassifier:
     def _encode(self, names: Sequence[str]) -> Tensor:
         config = active_prompt_config(self.model)
         slots = config.num_text_tokens if config else 0
-        texts = class_prompts(names, self.template, slots, self.processor.tokenizer, text_positions(self.model))
+        texts = class_prompts(names, self.template, slots, self.processor.tokenizer, max_text_length(self.model))
         self.model.eval()  # only after the names are accepted
         with one_at_a_time(self.model):
             features = encode_texts(self.model, **texts.to(self._device))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Image, IterableDataset
 
-from ..validation import shown
+from ..validation import short_repr
 from .class_prompts import list_names
 from .white_level import column_white_level
 
@@ -16,26 +16,26 @@ def class_names(dataset: Dataset, label_column: str = "label") -> list[str]:
     """The names of the set's `ClassLabel` column.
 
     Raises:
-        TypeError, ValueError: one line that names the column and the mend.
+        TypeError, ValueError: one line that names the column and the advice.
     """
     if not isinstance(dataset, Dataset):
-        mend = "; pass one of its splits" if isinstance(dataset, DatasetDict) else ""
-        mend = "; load it without streaming=True" if isinstance(dataset, IterableDataset) else mend
-        raise TypeError(f"Expected a datasets.Dataset, got {type(dataset).__name__}{mend}.")
+        advice = "; pass one of its splits" if isinstance(dataset, DatasetDict) else ""
+        advice = "; load it without streaming=True" if isinstance(dataset, IterableDataset) else advice
+        raise TypeError(f"Expected a datasets.Dataset, got {type(dataset).__name__}{advice}.")
     if label_column not in dataset.column_names:
-        columns = f"{shown(label_column)} among {shown(dataset.column_names)}"
+        columns = f"{short_repr(label_column)} among {short_repr(dataset.column_names)}"
         raise ValueError(
             f"No label column {columns}; name it in label_column (without labels only a classifier can predict)."
         )
     feature = dataset.features[label_column]
     if not isinstance(feature, ClassLabel):
-        raise ValueError(f"Column {label_column!r} is not a ClassLabel but {_kind_and_mend(feature, label_column)}.")
+        raise ValueError(f"Column {label_column!r} is not a ClassLabel but {_kind_and_advice(feature, label_column)}.")
     if not feature.names:
         raise ValueError(f"Column {label_column!r} names no classes; give its ClassLabel the names.")
     return list_names(feature.names)
 
 
-def _kind_and_mend(feature: Any, label_column: str) -> str:
+def _kind_and_advice(feature: Any, label_column: str) -> str:
     """Describe a label column that is no `ClassLabel`, and how it becomes one."""
     if isinstance(feature, list) or hasattr(feature, "feature"):  # `datasets` has had several types of lists
         return "a list, so this is a multi-label set; only one label an image can be learned"
@@ -49,7 +49,7 @@ def _kind_and_mend(feature: Any, label_column: str) -> str:
 
 
 def leave_out_unlabelled(label_column: str) -> str:
-    """The mend for samples without a label, in the words of an error."""
+    """The advice for samples without a label, in the words of an error."""
     return f'leave them out: dataset.filter(lambda y: y is not None and y >= 0, input_columns="{label_column}")'
 
 
@@ -72,7 +72,7 @@ def check_dataset(
     """
     names = class_names(dataset, label_column)
     if image_column not in dataset.column_names:
-        columns = f"{shown(image_column)} among {shown(dataset.column_names)}"
+        columns = f"{short_repr(image_column)} among {short_repr(dataset.column_names)}"
         raise ValueError(f"No image column {columns}; name it in image_column.")
     feature = dataset.features[image_column]
     closed = isinstance(feature, Image) and not feature.decode and dataset.format["type"] != "custom"
@@ -90,16 +90,19 @@ def check_dataset(
     if outside:
         label = labels[outside[0]]
         missing = label is None or label < 0
-        mend = leave_out_unlabelled(label_column) if missing else "give the ClassLabel all names, the first one for 0"
+        advice = (
+            leave_out_unlabelled(label_column) if missing else "give the ClassLabel all names, the first one for 0"
+        )
         raise ValueError(
             f"Sample {outside[0]} has label {label}, outside the {len(names)} class names ({len(outside)} such "
-            f"samples); {mend}."
+            f"samples); {advice}."
         )
     counts = np.bincount(labels.astype(np.int64), minlength=len(names))
     if every_class and (counts == 0).any():
         absent = [names[i] for i in np.flatnonzero(counts == 0)]
         raise ValueError(
-            f"Class {shown(absent[0])} has no samples ({len(absent)} such classes); leave it out of the ClassLabel."
+            f"Class {short_repr(absent[0])} has no samples ({len(absent)} such classes); leave it out of the "
+            "ClassLabel."
         )
     column_white_level(dataset, image_column)  # before training, not in its middle
     return names

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ..models.templates import padded_template, placeholder_ids
-from ..validation import shown, whole_number
+from ..validation import check_int, short_repr
 
 _LOCK = threading.Lock()  # fast tokenizers change their settings in a call, and fail where another thread reads them
 
@@ -61,12 +61,13 @@ def class_prompts(
         raise ValueError("class_prompts needs at least one class name.")
     if all(is_number(name) for name in names):
         warnings.warn(
-            f"All class names are numbers ({shown(names[0])}, ...), which the model reads as they are; if they stand "
+            f"All class names are numbers ({short_repr(names[0])}, ...), which the model reads as they are; if they "
+            "stand "
             'for something else, name it: dataset.cast_column("label", datasets.ClassLabel(names=[...])).',
             stacklevel=2,
         )
-    num_text_tokens = whole_number("num_text_tokens", num_text_tokens, least=0)
-    limit = whole_number("max_length", tokenizer.model_max_length if max_length is None else max_length, least=1)
+    num_text_tokens = check_int("num_text_tokens", num_text_tokens, least=0)
+    limit = check_int("max_length", tokenizer.model_max_length if max_length is None else max_length, least=1)
     if num_text_tokens > limit:
         raise ValueError(f"num_text_tokens={num_text_tokens} leaves no room for a name among {limit} slots.")
     with _LOCK:
@@ -82,25 +83,27 @@ def class_prompts(
     for name, row in zip(names, rows, strict=True):
         if len(row) > limit:
             raise ValueError(
-                f"Class name {shown(name)} would be cut off: its text has {len(row)} tokens and the model takes "
+                f"Class name {short_repr(name)} would be cut off: its text has {len(row)} tokens and the model takes "
                 f"{limit}; shorten the name or the template, or use fewer text tokens."
             )
         if list(row[1 : 1 + num_text_tokens]) != expected:
             raise ValueError(
-                f"Class name {shown(name)} would be overwritten by prompts: the tokenizer joins it with the words in "
-                f"front of it in {shown(template)}; put a space before '{{}}'."
+                f"Class name {short_repr(name)} would be overwritten by prompts: the tokenizer joins it with the "
+                f"words in front of it in {short_repr(template)}; put a space before '{{}}'."
             )
         if row == nameless:
-            raise ValueError(f"Class name {shown(name)} is no word to the tokenizer, which passes it over; rename it.")
+            raise ValueError(
+                f"Class name {short_repr(name)} is no word to the tokenizer, which passes it over; rename it."
+            )
         if not special.isdisjoint(row[1:-1]):
             raise ValueError(
-                f"Class name {shown(name)} or {shown(template)} holds a token that begins or ends a text, and the "
-                "model would not read all of it; take it out."
+                f"Class name {short_repr(name)} or {short_repr(template)} holds a token that begins or ends a text, "
+                "and the model would not read all of it; take it out."
             )
         if tuple(row) in first_with:
-            other = shown(first_with[tuple(row)])
+            other = short_repr(first_with[tuple(row)])
             raise ValueError(
-                f"Duplicate class names: {other} and {shown(name)} give the same text and cannot separate."
+                f"Duplicate class names: {other} and {short_repr(name)} give the same text and cannot separate."
             )
         first_with[tuple(row)] = name
     return tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
@@ -119,13 +122,13 @@ def list_names(names: Any) -> list[str]:
         ValueError: a name that is no string or empty, or that is no text.
     """
     if isinstance(names, str):
-        raise TypeError(f"class names must be a list of names, got the single string {shown(names)}.")
+        raise TypeError(f"class names must be a list of names, got the single string {short_repr(names)}.")
     if not isinstance(names, Iterable) or isinstance(names, bytes | Mapping | set | frozenset):
         raise TypeError(f"class names must be a list of names, got {type(names).__name__}.")
     names = list(names)
     for i, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"Class {i} has the name {shown(name)}; names must be non-empty strings.")
+            raise ValueError(f"Class {i} has the name {short_repr(name)}; names must be non-empty strings.")
         if any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise ValueError(f"Class {i} has the name {shown(name)} with half a letter in it; write it anew.")
+            raise ValueError(f"Class {i} has the name {short_repr(name)} with half a letter in it; write it anew.")
     return names

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset
 
-from ..validation import whole_number
+from ..validation import check_int
 from .checks import class_names, leave_out_unlabelled
 from .sampling import label_array, rows_of_classes
 
@@ -90,12 +90,12 @@ class EpisodeSampler:
         seed: int = 0,
         label_column: str = "label",
     ) -> None:
-        ways = None if ways is None else whole_number("ways", ways, least=2)
-        shots = None if shots is None else whole_number("shots", shots, least=1)
-        queries, seed = whole_number("queries", queries, least=1), whole_number("seed", seed, least=0)
-        min_ways, max_ways = whole_number("min_ways", min_ways, least=2), whole_number("max_ways", max_ways, least=2)
-        max_support = whole_number("max_support", max_support, least=2)
-        max_shots = whole_number("max_shots", max_shots, least=1)
+        ways = None if ways is None else check_int("ways", ways, least=2)
+        shots = None if shots is None else check_int("shots", shots, least=1)
+        queries, seed = check_int("queries", queries, least=1), check_int("seed", seed, least=0)
+        min_ways, max_ways = check_int("min_ways", min_ways, least=2), check_int("max_ways", max_ways, least=2)
+        max_support = check_int("max_support", max_support, least=2)
+        max_shots = check_int("max_shots", max_shots, least=1)
         if shots is not None and shots > max_shots:
             raise ValueError(f"shots={shots} is above max_shots={max_shots}; lower shots or raise max_shots.")
         if ways is None and min_ways > max_ways:
@@ -122,7 +122,7 @@ class EpisodeSampler:
 
     def __getitem__(self, index: int) -> Episode:
         """The episode of this number, 0 or more, whichever were asked for before."""
-        rng = np.random.default_rng([self._seed, whole_number("index", index, least=0)])
+        rng = np.random.default_rng([self._seed, check_int("index", index, least=0)])
         ways = rng.integers(self._min_ways, self._max_ways + 1)
         classes = rng.choice(self._able, ways, replace=False)
         sizes = np.array([len(self._rows[c]) for c in classes])

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..models.adapters import unwrap
 from ..models.heads import linear_classifier
-from ..validation import shown
+from ..validation import short_repr
 
 CLASS_NAMES = "class_names.json"  # beside an image classifier's adapter: the names of its outputs
 
@@ -83,7 +83,8 @@ def _check_order(names: Sequence[str], known: Sequence[str], label_column: str, 
         return
     i = next(i for i, (name, meant) in enumerate(zip(one, other, strict=True)) if name != meant)
     which = (
-        f"Label {i} of column {label_column!r} is {shown(names[i])}, but the head's output {i} is {shown(known[i])}"
+        f"Label {i} of column {label_column!r} is {short_repr(names[i])}, but the head's output {i} is "
+        f"{short_repr(known[i])}"
     )
     if moved:
         lower = [sorted(name.lower() for name in some) for some in (names, known)]

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from PIL import ExifTags, Image, ImageOps
 
-from ..validation import reason
+from ..validation import one_line
 from .sampling import label_array
 from .white_level import column_white_level, lacks_white_level, white_level
 
@@ -61,7 +61,7 @@ def to_rgb(image: Image.Image, white: int | None = None) -> Image.Image:
             return image.convert("RGB")
         numbers = np.asarray(image)
     except Exception as error:  # each of Pillow's decoders has errors of its own
-        raise ValueError(f"An image cannot be read, its file may be damaged: {reason(error)}") from error
+        raise ValueError(f"An image cannot be read, its file may be damaged: {one_line(error)}") from error
     white = white_level(numbers) if white is None else white
     return Image.fromarray((numbers // (white // 255)).astype(np.uint8)).convert("RGB")
 
@@ -183,7 +183,7 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
         except Exception as error:
             raise ValueError(
                 f"Sample {index} gives no image in column {self.image_column!r} or no label: "
-                f"{type(error).__name__}: {reason(error)}"
+                f"{type(error).__name__}: {one_line(error)}"
             ) from error
         if self.augment is not None:
             image = self.augment(image, np.random.default_rng((self.seed, *drawn_from)))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from datasets import Dataset
 
-from ..validation import real_number, shown, whole_number
+from ..validation import check_float, check_int, short_repr
 from .checks import class_names
 from .sampling import draw, label_array
 
@@ -73,7 +73,7 @@ def long_tailed(
     """
     whole: Callable[[float], int]
     if tau is not None and imbalance_factor is None:
-        last = real_number("tau", tau, "above 0 and at most 1", lambda value: 0 < value <= 1)
+        last = check_float("tau", tau, "above 0 and at most 1", lambda value: 0 < value <= 1)
         whole, n_max = round, 16 if n_max is None else n_max
     elif imbalance_factor is not None and tau is None:
         last, whole = 1 / imbalance("imbalance_factor", imbalance_factor), int
@@ -112,7 +112,7 @@ def step_imbalanced(
 
 
 def _draw_tail(dataset: Dataset, counts: Sequence[int], seed: int, shuffle: bool, label_column: str) -> Dataset:
-    seed = whole_number("seed", seed, least=0)
+    seed = check_int("seed", seed, least=0)
     counts = [max(1, count) for count in counts]
     if shuffle:
         # the third number keeps this stream apart from the classes' own: (seed, c) equals (seed, c, 0)
@@ -122,7 +122,7 @@ def _draw_tail(dataset: Dataset, counts: Sequence[int], seed: int, shuffle: bool
 
 def imbalance(name: str, value: float) -> float:
     """A number of at least 1, the size of a class over that of another; refused by name where it is none."""
-    return real_number(name, value, "a finite number of at least 1", lambda value: 1 <= value < math.inf)
+    return check_float(name, value, "a finite number of at least 1", lambda value: 1 <= value < math.inf)
 
 
 def _tidy(number: float) -> float:
@@ -137,11 +137,11 @@ def _sizes(dataset: Dataset, n_max: int | None, label_column: str) -> tuple[int,
         raise ValueError(f"Column {label_column!r} has {len(names)} class; imbalance needs at least two.")
     if n_max is None:
         n_max = int(_counts_without_gaps(dataset, label_column).min())
-    return len(names), whole_number("n_max", n_max, least=1)
+    return len(names), check_int("n_max", n_max, least=1)
 
 
 def _counts_without_gaps(dataset: Dataset, label_column: str) -> np.ndarray:
     names, counts = class_names(dataset, label_column), class_counts(dataset, label_column)
     if not counts.all():
-        raise ValueError(f"Class {shown(names[counts.argmin()])} has no samples; leave it out of the ClassLabel.")
+        raise ValueError(f"Class {short_repr(names[counts.argmin()])} has no samples; leave it out of the ClassLabel.")
     return counts

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Image
 
-from ..validation import reason, shown
+from ..validation import one_line, short_repr
 from .checks import class_names
 
 
@@ -31,7 +31,7 @@ def draw(dataset: Dataset, counts: Sequence[int], seed: int, label_column: str, 
     available = np.bincount(labels[labels >= 0], minlength=len(names))
     for name, size, count in zip(names, available, counts, strict=True):
         if size < count:
-            raise ValueError(f"Class {shown(name)} has {size} samples, fewer than the {count} asked for; {mend}.")
+            raise ValueError(f"Class {short_repr(name)} has {size} samples, fewer than the {count} asked for; {mend}.")
     order = content_order(dataset)
     chosen: list[int] = []
     for c, (ranked, count) in enumerate(zip(rows_of_classes(labels, len(names), order), counts, strict=True)):
@@ -101,7 +101,9 @@ def encoded_images(dataset: Dataset, column: str) -> Iterator[bytes]:
                     try:
                         content = Image().embed_storage(cells[i : i + 1])[0].as_py()["bytes"]
                     except OSError as error:
-                        raise ValueError(f"Column {column!r}: cannot read {shown(path)}: {reason(error)}") from error
+                        raise ValueError(
+                            f"Column {column!r}: cannot read {short_repr(path)}: {one_line(error)}"
+                        ) from error
                 yield content or b""
 
 

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Image, load_dataset
 
 from ..files import read_yaml
 from ..models.templates import check_template
-from ..validation import reason, shown, whole_number
+from ..validation import check_int, one_line, short_repr
 from .class_prompts import is_number
 from .long_tails import imbalance
 from .splits import select_classes
@@ -62,7 +62,7 @@ class DatasetSource:
             raise ValueError(f"Data set {path} must hold keys such as path and num_classes.")
         unknown = set(content) - {f.name for f in fields(cls)}
         if unknown:
-            raise ValueError(f"Data set {path} has the unknown key {shown(sorted(unknown, key=str)[0])}.")
+            raise ValueError(f"Data set {path} has the unknown key {short_repr(sorted(unknown, key=str)[0])}.")
         missing = {"path", "num_classes"} - set(content)
         if missing:
             raise ValueError(f"Data set {path} lacks {', '.join(sorted(missing))}.")
@@ -74,26 +74,30 @@ class DatasetSource:
     def __post_init__(self) -> None:
         for name in ("path", "image_column", "label_column"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
-                raise ValueError(f"{name}={shown(getattr(self, name))} must be a name.")
+                raise ValueError(f"{name}={short_repr(getattr(self, name))} must be a name.")
         for name in ("name", "revision", "train_split", "test_split"):
             if getattr(self, name) is not None and not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name}={shown(getattr(self, name))} must be a name, or null.")
+                raise ValueError(f"{name}={short_repr(getattr(self, name))} must be a name, or null.")
         if self.image_column == self.label_column:
-            raise ValueError(f"image_column and label_column are both {shown(self.image_column)}; name two columns.")
-        whole_number("num_classes", self.num_classes, least=1)
+            raise ValueError(
+                f"image_column and label_column are both {short_repr(self.image_column)}; name two columns."
+            )
+        check_int("num_classes", self.num_classes, least=1)
         for name in ("shots", "n_max"):
             if getattr(self, name) is not None:
-                whole_number(name, getattr(self, name), least=1)
+                check_int(name, getattr(self, name), least=1)
         if self.imbalance_factor is not None:
             imbalance("imbalance_factor", self.imbalance_factor)
         check_template(self.template)
         fixes = self.class_names
         pairs = fixes.items() if isinstance(fixes, dict) else ()
         if not (fixes is None or isinstance(fixes, dict) or fixes in _WORDS):
-            raise ValueError(f"class_names={shown(fixes)} must be a mapping, {_WORDS[0]} or {_WORDS[1]}.")
+            raise ValueError(f"class_names={short_repr(fixes)} must be a mapping, {_WORDS[0]} or {_WORDS[1]}.")
         for old, new in pairs:
             if not isinstance(old, str) or not isinstance(new, str | None):
-                raise ValueError(f"class_names has {shown(old)}: {shown(new)}, which must be words; quote numbers.")
+                raise ValueError(
+                    f"class_names has {short_repr(old)}: {short_repr(new)}, which must be words; quote numbers."
+                )
 
     def load(self, part: str, folder: str | Path | None = None) -> Dataset:
         """The "train" or "test" part with the columns `image` and `label`, the latter with the prompts' names.
@@ -107,7 +111,7 @@ class DatasetSource:
             ValueError: the set has no such part, or its classes are others than described.
         """
         if part not in ("train", "test"):
-            raise ValueError(f"part={shown(part)} must be 'train' or 'test'.")
+            raise ValueError(f"part={short_repr(part)} must be 'train' or 'test'.")
         split = self.train_split if part == "train" else self.test_split
         if split is None:
             raise ValueError(f"{self.path} has no split to {part} on.")
@@ -125,7 +129,7 @@ class DatasetSource:
             raise TypeError(f"Expected a datasets.Dataset, got {type(dataset).__name__}.")
         for column in (self.image_column, self.label_column):
             if column not in dataset.column_names:
-                raise ValueError(f"{self.path} has no column {column!r} among {shown(dataset.column_names)}.")
+                raise ValueError(f"{self.path} has no column {column!r} among {short_repr(dataset.column_names)}.")
         dataset = dataset.select_columns([self.image_column, self.label_column])
         try:
             dataset = dataset.rename_columns({self.image_column: "image", self.label_column: "label"})
@@ -136,7 +140,9 @@ class DatasetSource:
                 dataset = dataset.class_encode_column("label")
         except Exception as error:  # of pyarrow, for what is neither
             columns = f"{self.image_column!r} and {self.label_column!r}"
-            raise ValueError(f"{self.path}: columns {columns} are no images and classes ({reason(error)}).") from error
+            raise ValueError(
+                f"{self.path}: columns {columns} are no images and classes ({one_line(error)})."
+            ) from error
         labels = dataset.features["label"].names
         names = self.prompt_names(labels)
         nameless = [label for label, name in zip(labels, names, strict=True) if label == name and is_number(label)]
@@ -153,7 +159,7 @@ class DatasetSource:
             raise ValueError(f"{self.path} calls a class {wordnet[0]}, a WordNet number; give its classes words.")
         twice = [name for name, count in Counter(chosen).items() if count > 1]
         if twice:
-            raise ValueError(f"{self.path} would have two classes named {shown(twice[0])}; name them apart.")
+            raise ValueError(f"{self.path} would have two classes named {short_repr(twice[0])}; name them apart.")
         return dataset.cast_column("label", ClassLabel(names=chosen))
 
     def prompt_names(self, names: list[str]) -> list[str | None]:
@@ -170,7 +176,7 @@ class DatasetSource:
         known = set(names)
         strange = [name for name in fixes if name not in known]
         if strange:
-            raise ValueError(f"{self.path} has no class {shown(strange[0])} to rename.")
+            raise ValueError(f"{self.path} has no class {short_repr(strange[0])} to rename.")
         return [fixes.get(name, name) for name in names]
 
 

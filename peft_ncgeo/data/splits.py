@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from ..validation import whole_number
+from ..validation import check_int
 from .checks import class_names
 from .sampling import draw, label_array
 
@@ -69,6 +69,6 @@ def few_shot(dataset: Dataset, shots: int, seed: int = 0, label_column: str = "l
         TypeError: shots or a seed that is no whole number.
         ValueError: shots below 1, a seed below 0, a class with fewer samples, named, or a file that cannot be read.
     """
-    shots, seed = whole_number("shots", shots, least=1), whole_number("seed", seed, least=0)
+    shots, seed = check_int("shots", shots, least=1), check_int("seed", seed, least=0)
     counts = [shots] * len(class_names(dataset, label_column))
     return draw(dataset, counts, seed, label_column, mend="lower shots")

@@ -17,7 +17,7 @@ from ..geometry.sphere import modality_gap
 from ..models.adapters import evaluation_mode
 from ..models.precision import hold_in_float32
 from ..tuners.copa import CoPAConfig, Residual
-from ..validation import shown
+from ..validation import short_repr
 from .episodes import ADAPTER_LR, fit_heads, head_settings
 
 
@@ -83,7 +83,9 @@ def adapt(
         raise ValueError(
             f"There are {len(images)} support images and {len(labels)} labels; pass one label for each image."
         )
-    called = getattr(getattr(optimizer, "func", optimizer), "__name__", shown(optimizer))  # also for functools.partial
+    called = getattr(
+        getattr(optimizer, "func", optimizer), "__name__", short_repr(optimizer)
+    )  # also for functools.partial
     layer: Any = copa_layer(model)
     configs: Any = getattr(model, "peft_config", {})
     config: Any = CoPAConfig() if layer is None else configs[layer.active_name]
@@ -144,7 +146,7 @@ def _classes(labels: Sequence[Any] | Tensor) -> tuple[list[Any], Tensor]:
         raise TypeError(f"support_labels must be all whole numbers or all words, got {found}.")
     classes = sorted(set(names))
     if len(classes) < 2:
-        raise ValueError(f"Classification needs at least two classes, got {shown(classes)}.")
+        raise ValueError(f"Classification needs at least two classes, got {short_repr(classes)}.")
     places = {name: i for i, name in enumerate(classes)}
     return classes, torch.tensor([places[name] for name in names])
 

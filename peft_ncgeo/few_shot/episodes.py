@@ -14,7 +14,7 @@ from ..geometry.checks import DeferredChecks
 from ..geometry.contrast import TEMPERATURE, prototype_cross_entropy, prototype_image_contrast
 from ..geometry.heads import Heads, class_prototypes
 from ..tuners.copa import CoPAConfig
-from ..validation import not_negative, reason, shown, whole_number
+from ..validation import check_int, check_non_negative, one_line, short_repr
 
 Objective = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 ADAPTER_LR = 0.1  # share of the heads' learning rate, for TSA's maps beside CoPA's heads
@@ -67,14 +67,14 @@ def fit_heads(
             f"features must be (N, d) or (E, N, d) with one label for each row, got {tuple(features.shape)} and "
             f"labels {tuple(labels.shape)}."
         )
-    steps = whole_number("steps", steps, least=0)
+    steps = check_int("steps", steps, least=0)
     lr, weight_decay, adapter_lr = (
-        not_negative(name, value)
+        check_non_negative(name, value)
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("adapter_lr", adapter_lr))
     )
     if not callable(optimizer):
         raise TypeError(
-            f"optimizer must be an optimizer class of torch, such as torch.optim.Adam, got {shown(optimizer)}."
+            f"optimizer must be an optimizer class of torch, such as torch.optim.Adam, got {short_repr(optimizer)}."
         )
     finite = features.isfinite().all(-1) | (labels < 0)
     if not finite.all():
@@ -94,7 +94,7 @@ def fit_heads(
         optimise = optimizer(groups, lr=lr, weight_decay=weight_decay)
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"optimizer must take lr and weight_decay, as torch.optim.Adam does: {reason(error)}"
+            f"optimizer must take lr and weight_decay, as torch.optim.Adam does: {one_line(error)}"
         ) from error
     checks = DeferredChecks()  # read once, after the last step: a diverged loss does not recover
     # autocast would cache cast heads, and later steps would train heads that the loss does not use

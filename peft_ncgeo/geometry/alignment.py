@@ -8,9 +8,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..validation import real_number, whole_number
+from ..validation import check_float, check_int
 from .checks import check_finite, check_shape, numbers, refuse_unless
-from .sphere import polar, rounding, slerp, tangent
+from .sphere import length_and_direction, rounding, slerp, tangent
 
 PUBLISHED_STEPS = 34000  # length of the run for which the paper gives its rotation per step
 
@@ -88,7 +88,7 @@ def rotate_towards_means(
 
     Reference: arXiv 2512.07844.
     """
-    threshold = real_number("threshold", threshold, "a cosine", lambda value: not math.isnan(value))
+    threshold = check_float("threshold", threshold, "a cosine", lambda value: not math.isnan(value))
     check_shape("weights", weights, "K", "d")
     check_shape("means", means, "K", "d")
     cosines = alignment(weights.detach(), means.detach(), center)
@@ -131,7 +131,7 @@ def project_gradient(
     check_shape("gradient", gradient, "K", "d")
     check_shape("weights", weights, "K", "d")
     check_finite("gradient", gradient)
-    gamma = real_number("gamma", gamma, "in [0, 1]", lambda value: 0 <= value <= 1)
+    gamma = check_float("gamma", gamma, "in [0, 1]", lambda value: 0 <= value <= 1)
     if gradient.shape != weights.shape:
         raise ValueError(f"gradient must have the weights' shape {tuple(weights.shape)}, got {tuple(gradient.shape)}.")
     w, mu, defined = _directions(weights, means, center)
@@ -162,8 +162,8 @@ def slerp_fraction(step: int, steps: int, alpha: float = 0.002) -> float:
 
     Reference: arXiv 2512.07844.
     """
-    alpha = real_number("alpha", alpha, "in [0, 1]", lambda value: 0 <= value <= 1)
-    step, steps = whole_number("step", step), whole_number("steps", steps, least=1)
+    alpha = check_float("alpha", alpha, "in [0, 1]", lambda value: 0 <= value <= 1)
+    step, steps = check_int("step", step), check_int("steps", steps, least=1)
     if not 0 <= step <= steps:
         raise ValueError(f"step={step} must be in 0..{steps}.")
     share = alpha * math.sin(math.pi * step / (2 * steps)) ** 2  # (1 - cos x)/2 = sin^2(x/2), exact for small x
@@ -193,12 +193,12 @@ def _directions(weights: Tensor, means: Tensor, center: bool) -> tuple[Tensor, T
         raise ValueError(f"weights must have the means' shape {tuple(means.shape)}, got {tuple(weights.shape)}.")
     mu = centred_means(means, center)
     dtype = torch.promote_types(weights.dtype, mu.dtype)
-    _, w, nonzero = polar(weights.to(dtype))
-    _, mu, apart = polar(mu.to(dtype))
+    _, w, nonzero = length_and_direction(weights.to(dtype))
+    _, mu, apart = length_and_direction(mu.to(dtype))
     return w, mu, nonzero & apart
 
 
 def _lengths(rows: Tensor) -> Tensor:
     """Return the lengths (K, 1) of rows (K, d), exact even if their squares leave the range of floats."""
-    length, _, nonzero = polar(rows.detach())
+    length, _, nonzero = length_and_direction(rows.detach())
     return length * nonzero

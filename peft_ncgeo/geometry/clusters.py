@@ -7,10 +7,10 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
-from ..validation import whole_number
+from ..validation import check_int
 from .checks import check_finite, check_shape
 from .quiet import without_warnings
-from .sphere import unit
+from .sphere import l2_normalize
 
 _RESTARTS = 10
 
@@ -31,12 +31,12 @@ def cluster_features(features: Tensor, num_clusters: int, seed: int = 0) -> Tens
     """
     check_shape("features", features, "K", "d")
     check_finite("features", features)
-    num_clusters, seed = whole_number("num_clusters", num_clusters), whole_number("seed", seed, least=0)
+    num_clusters, seed = check_int("num_clusters", num_clusters), check_int("seed", seed, least=0)
     if not 1 <= num_clusters <= len(features):
         raise ValueError(
             f"num_clusters={num_clusters} must be at least 1 and at most {len(features)}, the number of classes."
         )
-    points = unit(features.detach().double()).cpu().numpy()
+    points = l2_normalize(features.detach().double()).cpu().numpy()
     rng, best, labels = np.random.default_rng(seed), np.inf, np.zeros(len(points), dtype=int)
     for _ in range(_RESTARTS):
         with without_warnings():  # of empty clusters, which are removed below

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..validation import whole_number
+from ..validation import check_int
 from .checks import check_tensor
 from .simplex import simplex_distance
-from .sphere import moderate
+from .sphere import scale_extreme_rows
 
 CUT = 1e-10  # eigenvalues of the Gram matrix below this share of the largest count as rounding
 ROUNDING = 1e-12  # differences shorter than this share of their operands count as rounding
@@ -48,7 +48,7 @@ class NeuralCollapse:
     """
 
     def __init__(self, num_classes: int, dim: int, keep_samples: bool = True) -> None:
-        num_classes, dim = whole_number("num_classes", num_classes), whole_number("dim", dim)
+        num_classes, dim = check_int("num_classes", num_classes), check_int("dim", dim)
         if num_classes < 1 or dim < 1:
             raise ValueError(f"num_classes={num_classes} and dim={dim} must be at least 1.")
         self.num_classes, self.dim, self.keep_samples = num_classes, dim, keep_samples
@@ -227,7 +227,7 @@ class NeuralCollapse:
         ]
         if weights is not None:
             w = weights[present]
-            w = moderate(w.flatten()).view_as(w)
+            w = scale_extreme_rows(w.flatten()).view_as(w)
             if center_weights:
                 w = _centered(w, w.norm(dim=1).max())
             cosines = (w * directions).sum(1) / w.norm(dim=1)

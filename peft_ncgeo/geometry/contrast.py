@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..validation import real_number
+from ..validation import check_float
 from .checks import check_finite, check_labels, check_shape, check_tensor, maybe, numbers, refuse_unless
-from .sphere import modality_gap, moderate, ordinary, polar, unit
+from .sphere import has_usual_lengths, l2_normalize, length_and_direction, modality_gap, scale_extreme_rows
 
 TEMPERATURE = math.exp(-2)  # as in CoPA's code
 URL_TEMPERATURE = 0.1
@@ -120,9 +120,9 @@ def shared_head_gap_bound(features: Tensor, prototypes: Tensor, head: Tensor) ->
         dtype = torch.promote_types(dtype, head.dtype)
         delta = features.to(dtype).mean(0) - prototypes.to(dtype).mean(0)
         head = head.to(dtype)
-        _, columns, nonzero = polar(head.T)
+        _, columns, nonzero = length_and_direction(head.T)
         along = (columns * nonzero) @ delta  # cos(Delta, Theta^j) ||Delta||, without division by Delta, which may be 0
-        bound = along.abs().max() * polar(head.flatten())[0].squeeze() * head.any()
+        bound = along.abs().max() * length_and_direction(head.flatten())[0].squeeze() * head.any()
     refuse_unless(
         bound.isfinite(), ValueError, "The bound is too large for {}; scale the features or the head.", dtype
     )
@@ -174,7 +174,7 @@ def loss_against_gap(
     if not kept.any():
         raise ValueError("No sample has a label, so there is no gap to shift.")
     present, labels = labels[kept].unique(return_inverse=True)
-    e, p = unit(instances[kept]), unit(prototypes[present])
+    e, p = l2_normalize(instances[kept]), l2_normalize(prototypes[present])
     gap = e.mean(0) - p.mean(0)
     gaps, losses = [], []
     for t in steps.tolist():
@@ -186,7 +186,7 @@ def loss_against_gap(
 
 def check_temperature(temperature: float) -> float:
     """Return the temperature as a float; refuse one so small or large that scaled cosines overflow or become equal."""
-    return real_number("temperature", temperature, "1e-6 to 1e6", lambda number: 1e-6 <= number <= 1e6)
+    return check_float("temperature", temperature, "1e-6 to 1e6", lambda number: 1e-6 <= number <= 1e6)
 
 
 def _scores(
@@ -212,10 +212,10 @@ def _scores(
     instances = instances.to(dtype)
     # divide the products (N, K) by lengths, which is faster than scaling the features (N, d)
     lengths = torch.linalg.vector_norm(instances, dim=-1, keepdim=True).clamp_min(1e-12)  # rows of 0 as in `unit`
-    if not ordinary(lengths.detach().masked_fill(~kept[..., None], 1)):
-        instances = moderate(instances)
+    if not has_usual_lengths(lengths.detach().masked_fill(~kept[..., None], 1)):
+        instances = scale_extreme_rows(instances)
         lengths = torch.linalg.vector_norm(instances, dim=-1, keepdim=True).clamp_min(1e-12)
-    return instances @ unit(prototypes).mT / lengths / temperature, index, samples, counts
+    return instances @ l2_normalize(prototypes).mT / lengths / temperature, index, samples, counts
 
 
 def _finite(value: Tensor) -> Tensor:

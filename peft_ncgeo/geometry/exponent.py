@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..validation import real_number, whole_number
+from ..validation import check_float, check_int
 from .alignment import seen_classes
 from .checks import check_tensor, refuse_unless
 from .sphere import rounding
@@ -82,10 +82,10 @@ def error_exponent(means: Tensor, weights: Tensor, bias: Tensor | None = None) -
     >>> round(float(error_exponent(means, weights=-means)), 4)
     0.0
     """
-    return worst_exponent(class_exponents(means, weights, bias))
+    return least_exponent(class_exponents(means, weights, bias))
 
 
-def worst_exponent(exponents: Tensor) -> Tensor:
+def least_exponent(exponents: Tensor) -> Tensor:
     """Return [`error_exponent`] from known [`class_exponents`] (K,): the smallest one, without absent classes."""
     present = ~exponents.isnan()
     return exponents[present].min() if present.any() else exponents.new_tensor(math.nan)
@@ -166,8 +166,8 @@ def misaligned_exponent(num_classes: int, theta: float, rotation: str = "orthogo
     """
     if rotation not in ("orthogonal", "span"):
         raise ValueError(f"rotation={rotation!r} must be 'orthogonal' or 'span'.")
-    k = whole_number("num_classes", num_classes)
-    theta = real_number("theta", theta, "in [0, pi], in radians", lambda value: 0 <= value <= math.pi)
+    k = check_int("num_classes", num_classes)
+    theta = check_float("theta", theta, "in [0, pi], in radians", lambda value: 0 <= value <= math.pi)
     fewest = 2 if rotation == "orthogonal" else 3
     if k < fewest:
         raise ValueError(f"num_classes={k} must be at least {fewest} for rotation={rotation!r}.")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_labels
-from .sphere import unit
+from .sphere import l2_normalize
 
 
 class Heads(NamedTuple):
@@ -26,7 +26,7 @@ class Heads(NamedTuple):
 
     def embed(self, features: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
         """Return `e = unit(x Theta_I)` (..., N, d) and `p = unit(P Theta_P)` (..., K, d)."""
-        return unit(features @ self.image), unit(prototypes @ self.prototype)
+        return l2_normalize(features @ self.image), l2_normalize(prototypes @ self.prototype)
 
     def scores(self, features: Tensor, prototypes: Tensor) -> Tensor:
         """Return `cos(x Theta_I, P_c Theta_P)` (..., N, K); the largest score gives the predicted class."""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..validation import not_negative, whole_number
+from ..validation import check_int, check_non_negative
 from .checks import check_tensor, numbers
 from .simplex import welch_bound
-from .sphere import unit
+from .sphere import l2_normalize
 
 TOLERANCE = 1e-8  # of entries, and of eigenvalues relative to the largest
 
@@ -34,7 +34,7 @@ def prototypes_from_gram(gram: Tensor, dim: int) -> Tensor:
     Reference: J. Gill, V. Vakilian, C. Thrampoulidis, arXiv 2310.00893, whose prototypes may have any geometry.
     """
     check_tensor("gram", gram)
-    dim = whole_number("dim", dim)
+    dim = check_int("dim", dim)
     if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or not len(gram):
         raise ValueError(f"gram must be a square matrix, got shape {tuple(gram.shape)}.")
     tolerance = max(TOLERANCE, 16 * torch.finfo(torch.promote_types(gram.dtype, torch.float32)).eps)
@@ -59,7 +59,7 @@ def prototypes_from_gram(gram: Tensor, dim: int) -> Tensor:
     axes = vectors[:, :kept] * values[:kept].sqrt()
     largest = (axes.abs() > (1 - 1e-6) * axes.abs().amax(0)).to(torch.uint8).argmax(0)  # the first, up to rounding
     axes = axes * axes.gather(0, largest[None]).sign()
-    return unit(F.pad(axes, (0, dim - kept)))
+    return l2_normalize(F.pad(axes, (0, dim - kept)))
 
 
 def minority_margin(class_counts: Tensor | Sequence[int], dim: int, strength: float = 0.5) -> Tensor:
@@ -91,8 +91,8 @@ def minority_margin(class_counts: Tensor | Sequence[int], dim: int, strength: fl
     [[1.0, 0.35, -0.82], [0.35, 1.0, -0.82], [-0.82, -0.82, 1.0]]
     """
     counts = numbers("class_counts", class_counts).detach().to("cpu", torch.float64)
-    dim = whole_number("dim", dim, least=1)
-    strength = not_negative("strength", strength)
+    dim = check_int("dim", dim, least=1)
+    strength = check_non_negative("strength", strength)
     if counts.dim() != 1 or len(counts) < 2:
         raise ValueError(f"class_counts must have at least 2 classes, got shape {tuple(counts.shape)}.")
     k = len(counts)

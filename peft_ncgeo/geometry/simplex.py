@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..validation import whole_number
+from ..validation import check_int
 from .checks import check_finite, check_shape
-from .sphere import moderate, unit
+from .sphere import l2_normalize, scale_extreme_rows
 
 
 def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -35,7 +35,7 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torc
     >>> (etf @ etf.T).round(decimals=4).tolist()
     [[1.0, -0.5, -0.5], [-0.5, 1.0, -0.5], [-0.5, -0.5, 1.0]]
     """
-    num_classes, dim = whole_number("num_classes", num_classes), whole_number("dim", dim)
+    num_classes, dim = check_int("num_classes", num_classes), check_int("dim", dim)
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ValueError(f"dtype={dtype} must be a floating dtype, for example torch.float32.")
     if num_classes < 2:
@@ -54,7 +54,7 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torc
     q = (num_classes / (num_classes - 1)) ** 0.5 * q / (j * (j + 1)).sqrt()
     if seed is None:
         return torch.nn.functional.pad(q, (0, dim - num_classes + 1)).to(dtype)
-    generator = torch.Generator().manual_seed(whole_number("seed", seed) % 2**64)
+    generator = torch.Generator().manual_seed(check_int("seed", seed) % 2**64)
     v = torch.linalg.qr(torch.randn(dim, num_classes - 1, dtype=torch.float64, generator=generator)).Q
     return (q @ v.T).to(dtype)
 
@@ -180,14 +180,14 @@ def centred_directions(points: Tensor, kept: Tensor | None = None) -> Tensor:
     """Subtract the mean from points (K, d) and scale each to length 1; where `kept` (K,) is False, return 0."""
     points = points.to(torch.promote_types(points.dtype, torch.float32))
     if kept is None:
-        return unit(points - points.mean(0))
+        return l2_normalize(points - points.mean(0))
     mean = points.masked_fill(~kept[:, None], 0).sum(0) / kept.sum().clamp_min(1)
-    return unit((points - mean).masked_fill(~kept[:, None], 0))
+    return l2_normalize((points - mean).masked_fill(~kept[:, None], 0))
 
 
 def _cosines(points: Tensor) -> Tensor:
     with torch.autocast(points.device.type, enabled=False):
-        points = unit(points)
+        points = l2_normalize(points)
         return points @ points.T
 
 
@@ -198,11 +198,11 @@ def _diagonal(square: Tensor) -> Tensor:
 def _unit_gram(points: Tensor) -> Tensor:
     with torch.autocast(points.device.type, enabled=False):
         points = points.to(torch.promote_types(points.dtype, torch.float32))
-        points = moderate(points.flatten()).view_as(points)
+        points = scale_extreme_rows(points.flatten()).view_as(points)
         return _scaled(points @ points.T)
 
 
 def _scaled(matrix: Tensor) -> Tensor:
     # equal points are 0 after centring: 0 stays 0
-    matrix = moderate(matrix.flatten()).view_as(matrix)
+    matrix = scale_extreme_rows(matrix.flatten()).view_as(matrix)
     return matrix / torch.linalg.norm(matrix).clamp_min(torch.finfo(matrix.dtype).tiny)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from .checks import check_finite, check_shape, check_tensor, numbers
 
 
-def unit(features: Tensor) -> Tensor:
+def l2_normalize(features: Tensor) -> Tensor:
     """Scale rows of `(..., d)` to length 1, in float32 or wider even under autocast.
 
     Rows of 0 stay 0 and get no gradient. So do rows below 1e-30 (in float64 1e-300), whose gradient would overflow.
@@ -19,13 +19,13 @@ def unit(features: Tensor) -> Tensor:
         rows = features.to(torch.promote_types(features.dtype, torch.float32))
         if _may_look(rows):  # saves one pass over the rows
             lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-            if ordinary(lengths):
+            if has_usual_lengths(lengths):
                 return rows / lengths
-        return F.normalize(moderate(rows), dim=-1)
+        return F.normalize(scale_extreme_rows(rows), dim=-1)
 
 
-def ordinary(lengths: Tensor) -> bool:
-    """Return True if [`moderate`] leaves rows of these lengths unchanged; False if checking needs a device copy."""
+def has_usual_lengths(lengths: Tensor) -> bool:
+    """Return True if rows of these lengths need no scaling; False if checking needs a copy from the device."""
     return _may_look(lengths) and bool(((lengths > 1e-10) & (lengths < 1e15)).all())
 
 
@@ -33,8 +33,8 @@ def _may_look(rows: Tensor) -> bool:
     return rows.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def moderate(rows: Tensor) -> Tensor:
-    """Scale rows `(..., d)` of float32 or wider if their squares would be infinite or 0; see [`unit`]."""
+def scale_extreme_rows(rows: Tensor) -> Tensor:
+    """Scale rows `(..., d)` of float32 or wider if their squares would be infinite or 0; see [`l2_normalize`]."""
     largest = rows.detach().abs().amax(-1, keepdim=True)
     scale = largest / largest.clamp(1e-10, 1e15)  # exactly 1 for all but extreme rows
     return rows / scale.where(largest > 1e8 * torch.finfo(rows.dtype).tiny, torch.inf)
@@ -44,7 +44,7 @@ def cosine_logits(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
     """Return CLIP's logits `exp(logit_scale) * cos(f_i, g_k)`: (B, d) and (K, d) to (B, K), in float32 or wider."""
     with torch.autocast(image.device.type, enabled=False):
         dtype = torch.promote_types(image.dtype, text.dtype)
-        image, text = unit(image.to(dtype)), unit(text.to(dtype))
+        image, text = l2_normalize(image.to(dtype)), l2_normalize(text.to(dtype))
         return logit_scale.to(image.dtype).exp() * image @ text.T
 
 
@@ -73,7 +73,7 @@ def modality_gap(a: Tensor, b: Tensor) -> Tensor:
         check_finite(name, features)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"a and b must have the same width, got {tuple(a.shape)} and {tuple(b.shape)}.")
-    return torch.linalg.vector_norm(unit(a).mean(0) - unit(b).mean(0))
+    return torch.linalg.vector_norm(l2_normalize(a).mean(0) - l2_normalize(b).mean(0))
 
 
 def slerp(a: Tensor, b: Tensor, t: ArrayLike | Tensor) -> Tensor:
@@ -118,14 +118,14 @@ def slerp(a: Tensor, b: Tensor, t: ArrayLike | Tensor) -> Tensor:
         wanted = tuple(a.shape[:-1])
         raise ValueError(f"t of shape {tuple(fraction.shape)} does not broadcast to {wanted}, one per row.") from None
     check_finite("t", fraction)
-    length, u, nonzero = polar(a)
-    _, v, other_nonzero = polar(b)
+    length, u, nonzero = length_and_direction(a)
+    _, v, other_nonzero = length_and_direction(b)
     side, sine, cosine, spans = tangent(u, v)
     angle = fraction * torch.atan2(sine, cosine)
     return torch.where(nonzero & other_nonzero & spans, angle.cos() * a + angle.sin() * length * side, a)
 
 
-def polar(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def length_and_direction(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return length `(..., 1)` and direction `(..., d)` of rows, and a mask `(..., 1)` of the rows that are not 0.
 
     Rows are of float32 or wider. A row of 0 gets an arbitrary direction without gradient; plain normalisation would

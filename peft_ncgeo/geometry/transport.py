@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..validation import real_number
+from ..validation import check_float
 from .checks import check_shape
 from .quiet import without_warnings
 
@@ -95,7 +95,7 @@ def check_solver(solver: str, epsilon: float | None) -> None:
         raise ValueError(f"solver={solver!r} must be 'exact' or 'entropic'.")
     if epsilon is not None:
         wanted = "None, or a number greater than 0 with solver='entropic'"
-        real_number("epsilon", epsilon, wanted, lambda value: solver == "entropic" and 0 < value < math.inf)
+        check_float("epsilon", epsilon, wanted, lambda value: solver == "entropic" and 0 < value < math.inf)
 
 
 def transport_cost(cost: Tensor, solver: str = "exact", epsilon: float | None = None) -> Tensor:

@@ -29,7 +29,7 @@ from .card_tables import (
     results_table,
 )
 from .few_shot_record import record_few_shot
-from .record import Part, TrainingRecord, record_model
+from .record import Component, TrainingRecord, record_model
 from .references import adapter_reference, bibtex, term_references
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -174,7 +174,7 @@ def _run_note(record: TrainingRecord) -> str:
     return f"{steps} ({record.epochs:.3g} epochs), seed {escape(record.seed)}, {processes} ({escape(record.device)})."
 
 
-def _call(part: Part) -> str:
+def _call(part: Component) -> str:
     return f"{_name(part.name)}({', '.join(f'{_name(key)}={_short(value)}' for key, value in part.settings.items())})"
 
 
@@ -211,9 +211,9 @@ def _limits(record: TrainingRecord, base: str, runs: Runs) -> list[str]:
         replaced = f" The first {escape(tokens)} tokens of it are replaced by learned vectors." if tokens else ""
         limits.append(f'Class names are read inside "{escape(record.template)}".{replaced}')
     for name, entry in sets.items():
-        moments = [entry.get(moment, {}).get("accuracy") for moment in ("before", "after")]
-        if not _trained(name, entry) and record.template and None not in moments and moments[1] < moments[0]:
-            before, after = (100 * moment for moment in moments)
+        snapshots = [entry.get(moment, {}).get("accuracy") for moment in ("before", "after")]
+        if not _trained(name, entry) and record.template and None not in snapshots and snapshots[1] < snapshots[0]:
+            before, after = (100 * moment for moment in snapshots)
             limits.append(
                 f'On the classes of "{escape(name)}", not trained, accuracy fell from {before:.1f} to {after:.1f}.'
             )

@@ -17,7 +17,7 @@ from transformers import CLIPModel, CLIPVisionConfig
 from ..classifiers.exported_classifier import ExportedClassifier
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.processors import image_processor
-from ..geometry.sphere import unit
+from ..geometry.sphere import l2_normalize
 from ..markdown import escape
 from ..models.adapters import evaluation_mode, unwrap
 from ..models.towers import find_towers, reads_text
@@ -103,7 +103,7 @@ def _exported(model: CLIPModel, class_names: list[str], text_features: Tensor) -
         **_weights(model.vision_model, "vision_model."),
         **_weights(model.visual_projection, "visual_projection."),
         **{f"prompts.{layer}": prompt for layer, prompt in prompts.items()},
-        "text_features": unit(text_features),
+        "text_features": l2_normalize(text_features),
         "logit_scale": model.logit_scale.to(torch.promote_types(model.logit_scale.dtype, torch.float32)),
     }
     for name, value in [*weights.items(), ("exp(logit_scale)", weights["logit_scale"].exp())]:

@@ -18,7 +18,7 @@ from ..geometry.sphere import modality_gap
 from ..metrics.accuracy import accuracy
 from ..metrics.feature_geometry import FeatureGeometry
 from ..metrics.set_summary import finite
-from .record import Part, TrainingRecord, drawable, record_model
+from .record import Component, TrainingRecord, drawable, record_model
 
 
 def record_few_shot(
@@ -43,7 +43,7 @@ def record_few_shot(
     """
     record = record_model(classifier.model, classifier.adapter_name)
     record.task, record.kind = "image-classification", "few-shot"
-    record.terms = [Part("adapt", dict(classifier.adaptation))] if classifier.adaptation else []
+    record.terms = [Component("adapt", dict(classifier.adaptation))] if classifier.adaptation else []
     record.class_names, record.class_counts = [str(name) for name in classifier.classes], list(class_counts)
     if dataset is None:
         return record
@@ -54,7 +54,7 @@ def record_few_shot(
     features = classifier.features([images[i]["image"] for i in range(len(images))])
     features, labels = features.to(classifier.prototypes.dtype), torch.from_numpy(label_array(dataset, label_column))
     entry: dict[str, Any] = {"size": len(dataset), "classes": len(names), "trained": True}
-    moments = []
+    snapshots = []
     for moment, heads in (("before", Heads.identity(features)), ("after", classifier.heads)):
         if moment == "before" and classifier.changes_backbone:
             continue  # the frozen backbone's features are no longer known
@@ -66,7 +66,7 @@ def record_few_shot(
             "gap": float(modality_gap(embedded, weights)),
             **finite(monitor.compute(None, SimpleNamespace(weight=weights, bias=None))),
         }
-        moments.append((monitor.class_means, monitor.weights))
+        snapshots.append((monitor.class_means, monitor.weights))
     record.sets["test"], record.geometry_set = entry, "test"
-    record.moments = drawable(moments)
+    record.snapshots = drawable(snapshots)
     return record

@@ -51,7 +51,7 @@ _OF_EVERY_CONFIG = {entry.name for entry in fields(PeftConfig)} | {"token_ids", 
 
 
 @dataclass
-class Part:
+class Component:
     """A config, a loss or a callback: its class and those of its settings that are not defaults."""
 
     name: str
@@ -80,14 +80,14 @@ class TrainingRecord:
         thresholds: of many / medium / few, see [`~peft_ncgeo.metrics.accuracy.class_groups`]; None for equal counts.
         dtype: of the base model's weights.
         runs: metrics of several seeds, each with its `seed`.
-        moments: class means and classifier weights (K, d) before and after training, for a figure; not kept in JSON.
+        snapshots: class means and classifier weights (K, d) before and after training, for a figure; not kept in JSON.
     """
 
     task: str
-    adapter: Part
+    adapter: Component
     base_model: str | None = None
     template: str | None = None
-    terms: list[Part] = field(default_factory=list)
+    terms: list[Component] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
     class_counts: list[int] = field(default_factory=list)
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class TrainingRecord:
     thresholds: list[float] | str | None = None
     runs: list[dict[str, float]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
-    moments: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    snapshots: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     kind: str = ""
 
     def __post_init__(self) -> None:
@@ -131,18 +131,21 @@ class TrainingRecord:
         return {**seed, **{name: 100 * share for name, share in shares.items() if share is not None}}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields but `moments`."""
-        moments, self.moments = self.moments, None
+        """Return all fields but `snapshots`."""
+        snapshots, self.snapshots = self.snapshots, None
         try:
             values = asdict(self)
         finally:
-            self.moments = moments
-        del values["moments"]
+            self.snapshots = snapshots
+        del values["snapshots"]
         return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingRecord:
-        parts = {"adapter": Part(**values["adapter"]), "terms": [Part(**term) for term in values.get("terms", [])]}
+        parts = {
+            "adapter": Component(**values["adapter"]),
+            "terms": [Component(**term) for term in values.get("terms", [])],
+        }
         return cls(**{**values, **parts})
 
 
@@ -184,7 +187,7 @@ def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingR
     )
 
 
-def describe(owner: Any, aside: Container[str] = ()) -> Part:
+def describe(owner: Any, aside: Container[str] = ()) -> Component:
     """Return an object's class, and the arguments of its constructor that it kept and that are not defaults.
 
     Of classes that are neither this package's nor PEFT's, only weight and budget: other values may be private.
@@ -206,7 +209,7 @@ def describe(owner: Any, aside: Container[str] = ()) -> Part:
             settings[name] = value
     if settings.get("name") == getattr(owner, "default_name", None):
         settings.pop("name", None)
-    return Part(type(owner).__name__, settings)
+    return Component(type(owner).__name__, settings)
 
 
 def describe_arguments(args: Any) -> tuple[dict[str, Any], int]:
@@ -243,9 +246,9 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str) else None
 
 
-def drawable(moments: list[Any]) -> Any:
+def drawable(snapshots: list[Any]) -> Any:
     """Return means and weights before and after; None if one is missing or they cannot be drawn side by side."""
-    shapes = [[getattr(tensor, "shape", None) for tensor in moment] for moment in moments]
-    whole = len(moments) == 2 and all(means is not None and means == weights for means, weights in shapes)
-    same_classes = whole and len(moments[0][0]) == len(moments[1][0])
-    return tuple(moments) if same_classes else None
+    shapes = [[getattr(tensor, "shape", None) for tensor in moment] for moment in snapshots]
+    whole = len(snapshots) == 2 and all(means is not None and means == weights for means, weights in shapes)
+    same_classes = whole and len(snapshots[0][0]) == len(snapshots[1][0])
+    return tuple(snapshots) if same_classes else None

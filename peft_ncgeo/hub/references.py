@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..markdown import code_cell
-from .record import Part, TrainingRecord
+from .record import Component, TrainingRecord
 
 
 class Reference(NamedTuple):
@@ -46,7 +46,7 @@ _PARTS = {  # config, loss or callback -> its phrase and papers
 }
 
 
-def adapter_reference(adapter: Part) -> Reference:
+def adapter_reference(adapter: Component) -> Reference:
     """Return the reference of a PEFT config; an unknown config is called by its class name."""
     settings = adapter.settings
     if adapter.name == "CoPAConfig":

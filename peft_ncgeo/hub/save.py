@@ -84,13 +84,13 @@ def save_adapter(
 
 def draw_geometry(record: TrainingRecord, folder: str | Path) -> str | None:
     """Draw class means and classifier before and after; return the file's name, or None without matplotlib or data."""
-    if record.moments is None:
+    if record.snapshots is None:
         return None
     try:
         from ..plots.alignment import plot_alignment  # matplotlib is an extra
     except ImportError:
         return None
-    plot_alignment(*record.moments, Path(folder) / FIGURE, record.class_names)
+    plot_alignment(*record.snapshots, Path(folder) / FIGURE, record.class_names)
     return FIGURE
 
 

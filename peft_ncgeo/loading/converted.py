@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..models.tensor_files import check_tensors
 from ..tuners.npt import NPTConfig
-from ..validation import reason
+from ..validation import one_line
 from .adapter_folder import refuse_model_folder, writing_adapter
 
 _TEXT, _VISION = "text_model", "vision_model"
@@ -68,7 +68,7 @@ def import_prompts(path: str | Path, format: str, template: str = "a photo of a 
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, zipfile and pickle raise many types
-        raise ValueError(f"{path} cannot be read as weights: {reason(error)}") from error
+        raise ValueError(f"{path} cannot be read as weights: {one_line(error)}") from error
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
     state = state if isinstance(state, dict) else {}
     prefix = re.compile(r"^(module\.)?(prompt_learner\.)?")

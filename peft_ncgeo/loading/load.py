@@ -27,7 +27,7 @@ from ..models.snapshots import unchanged_on_error
 from ..models.tensor_files import read_shapes
 from ..tuners.copa import CoPAConfig
 from ..tuners.prompt_config import PromptConfig
-from ..validation import OF_THE_MACHINE, check_path, reason, shown
+from ..validation import OF_THE_MACHINE, check_path, one_line, short_repr
 from .errors import hub_errors
 from .patterns import check_patterns
 from .size_limit import SizeLimit
@@ -128,7 +128,7 @@ def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, 
         lines = [line.strip() for line in str(error).splitlines() if "size mismatch" in line]
         if type(error) is RuntimeError and not lines:
             raise
-        raise ValueError(f"{unfit}: {lines[0] if lines else reason(error)}") from error
+        raise ValueError(f"{unfit}: {lines[0] if lines else one_line(error)}") from error
     finally:
         limit.left = math.inf  # in case Ctrl-C stopped the exit of the limit
     check_adapter_weights(model)
@@ -194,13 +194,13 @@ def read_config(folder: Path, repo_id: str | Path) -> PeftConfig:
             f"The adapter in {repo_id} is of the type {error}, which PEFT does not know; import its package first."
         ) from error
     except Exception as error:  # a field of the file may hold anything
-        raise ValueError(f"{CONFIG_NAME} in {repo_id} is damaged: {reason(error)}") from error
+        raise ValueError(f"{CONFIG_NAME} in {repo_id} is damaged: {one_line(error)}") from error
     for name in _ELSEWHERE:
         place = getattr(config, name, None)
         if place and place != "mirror":  # Shadow's value for a part that it creates again
             raise ValueError(
-                f"The adapter in {repo_id} reads {name}={shown(place)} beside its own file, which is not supported "
-                "here; load it with PEFT."
+                f"The adapter in {repo_id} reads {name}={short_repr(place)} beside its own file, which is not "
+                "supported here; load it with PEFT."
             )
     return config
 
@@ -209,9 +209,9 @@ def _read_shapes(folder: Path, repo_id: str | Path) -> dict[str, tuple[int, ...]
     try:
         return read_shapes(folder / SAFETENSORS_WEIGHTS_NAME)
     except SafetensorError as error:
-        raise ValueError(f"The adapter file in {repo_id} is damaged or truncated ({reason(error)}).") from error
+        raise ValueError(f"The adapter file in {repo_id} is damaged or truncated ({one_line(error)}).") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"The adapter file in {repo_id} cannot be read: {reason(error)}.") from error
+        raise ValueError(f"The adapter file in {repo_id} cannot be read: {one_line(error)}.") from error
 
 
 def _read_weights(folder: Path, repo_id: str | Path) -> dict[str, Tensor]:
@@ -255,7 +255,7 @@ def _load_base(
         raise
     except Exception as error:  # the Hub and safetensors raise many types, and so does a config with wrong values
         at = f" at revision {revision}" if revision else ""
-        said = f"Its file is damaged or truncated: {error}" if isinstance(error, SafetensorError) else reason(error)
+        said = f"Its file is damaged or truncated: {error}" if isinstance(error, SafetensorError) else one_line(error)
         raise OSError(f"The base model {name}{at} cannot be loaded; pass base_model. ({said})") from error
     missing = any(key.split(".")[0] == HEAD for key in told["missing_keys"])
     if not brings_head and (missing or (names and model.config.num_labels != len(names))):
@@ -271,7 +271,7 @@ def _class_names(folder: Path) -> list[str]:
     try:
         return list_names(read_json(file))
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{CLASS_NAMES} beside the adapter is damaged: {reason(error)}") from error
+        raise ValueError(f"{CLASS_NAMES} beside the adapter is damaged: {one_line(error)}") from error
 
 
 PROTOTYPES = "prototypes.safetensors"

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from ..validation import LONGEST_TEXT, shown
+from ..validation import LONGEST_TEXT, short_repr
 
 _MOST = 2**20  # steps for one name, over all patterns: a few hundredths of a second
 _LEAST = 2**10  # steps that each pattern counts at least, because it has to be compiled
@@ -32,8 +32,8 @@ def check_patterns(fields: dict[str, Any]) -> None:
                 total += max(_LEAST, _steps(field, pattern))
                 if total > _MOST:
                     raise ValueError(
-                        f"{field}={shown(pattern)} could take too long to match, alone or with the other patterns; "
-                        "list the modules' names, or use fewer repeats and alternatives."
+                        f"{field}={short_repr(pattern)} could take too long to match, alone or with the other "
+                        "patterns; list the modules' names, or use fewer repeats and alternatives."
                     )
 
 
@@ -46,16 +46,20 @@ def _steps(field: str, pattern: str) -> float:
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"{field}={shown(pattern)} is not a regular expression ({error}).") from None
+        raise ValueError(f"{field}={short_repr(pattern)} is not a regular expression ({error}).") from None
     if re.search(r"\\[1-9]|\(\?(?![:=!]|<[=!]|P<)", pattern):
-        raise ValueError(f"{field}={shown(pattern)} refers back to a group or sets flags, which is refused in files.")
+        raise ValueError(
+            f"{field}={short_repr(pattern)} refers back to a group or sets flags, which is refused in files."
+        )
     # one letter stands for an escape or a set; lazy repeats count like greedy ones
     plain = re.sub(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", "c", pattern)
     plain = re.sub(r"([*+?}])[?+]", r"\1", plain)
     steps = 1.0
     while group := re.search(r"\((?:\?(?:[:=!]|<[=!]|P<\w+>))?([^()]*)\)", plain):
         if re.match(r"[*+{]", plain[group.end() :]):
-            raise ValueError(f"{field}={shown(pattern)} repeats a group, which could run without end; list the names.")
+            raise ValueError(
+                f"{field}={short_repr(pattern)} repeats a group, which could run without end; list the names."
+            )
         steps *= _choices(group[1])
         plain = plain[: group.start()] + "g" + plain[group.end() :]
     return steps * _choices(plain)

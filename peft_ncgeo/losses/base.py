@@ -22,7 +22,7 @@ from ..geometry.checks import (
     number,
     refuse_unless,
 )
-from ..validation import not_negative, positive, real_number
+from ..validation import check_float, check_non_negative, check_positive
 
 
 @dataclass
@@ -74,7 +74,7 @@ class GeometryBatch:
                 if value.numel() != 1:
                     raise ValueError(f"logit_scale must be one number, got shape {tuple(value.shape)}.")
             elif name == "progress":
-                value = real_number(name, value, "a share of training, 0 to 1", lambda share: 0 <= share <= 1)
+                value = check_float(name, value, "a share of training, 0 to 1", lambda share: 0 <= share <= 1)
             if name == "labels":
                 if value.is_floating_point():
                     raise TypeError(f"labels must be integers, got {value.dtype}.")
@@ -157,13 +157,13 @@ class Regularizer(nn.Module):
         if (weight is None) == (budget is None):
             raise ValueError(f"{own} takes exactly one of weight and budget.")
         if weight is not None and not callable(weight):
-            weight = real_number(f"{own}: weight", weight, "finite")
+            weight = check_float(f"{own}: weight", weight, "finite")
         if budget is not None:
-            budget = positive(f"{own}: budget", budget)
+            budget = check_positive(f"{own}: budget", budget)
         if max_step is not None:
-            max_step = real_number(f"{own}: max_step", max_step, "greater than 0", lambda x: x > 0)
+            max_step = check_float(f"{own}: max_step", max_step, "greater than 0", lambda x: x > 0)
         self.weight, self.budget, self.max_step = weight, budget, max_step
-        self.step_size = not_negative(f"{own}: step_size", step_size)
+        self.step_size = check_non_negative(f"{own}: step_size", step_size)
         self.metrics: dict[str, Tensor] = {}
         self.register_buffer("multiplier", torch.ones(()))
         self._warned = False
@@ -189,7 +189,7 @@ class Regularizer(nn.Module):
         if self.budget is not None:
             return number(self.multiplier)
         given: Any = self.weight(progress) if callable(self.weight) else self.weight
-        factor = real_number(f"weight of {self.name}", given, "a number", lambda _: True)
+        factor = check_float(f"weight of {self.name}", given, "a number", lambda _: True)
         if not math.isfinite(factor):
             raise ValueError(f"weight of {self.name} is {factor} after {progress:.0%} of training.")
         return factor
@@ -222,7 +222,7 @@ class Regularizer(nn.Module):
         # all stays on the device, with the digits of Python's numbers where it has them
         wide = torch.float32 if self.multiplier.device.type == "mps" else torch.float64
         if not isinstance(value, Tensor):
-            value = real_number(self.name, value, "a number", lambda _: True)
+            value = check_float(self.name, value, "a number", lambda _: True)
         value = torch.as_tensor(value).to(self.multiplier.device, wide)
         if value.numel() != 1:
             raise ValueError(f"{self.name} must be one number, got shape {tuple(value.shape)}.")

@@ -13,8 +13,8 @@ from ..geometry.clusters import cluster_features
 from ..geometry.simplex import (
     clustered_etf_deviation,
 )
-from ..geometry.sphere import unit
-from ..validation import whole_number
+from ..geometry.sphere import l2_normalize
+from ..validation import check_int
 from .base import GeometryBatch, Regularizer
 from .npt import _TextSimplex
 
@@ -46,7 +46,7 @@ class RotationStabilization(Regularizer):
 
     def forward(self, batch: GeometryBatch) -> Tensor:
         text, frozen = batch.need("text_features", "frozen_text_features")
-        return (unit(text) - unit(frozen)).abs().sum(-1).mean()
+        return (l2_normalize(text) - l2_normalize(frozen)).abs().sum(-1).mean()
 
 
 class ClusterCollapse(_TextSimplex):
@@ -102,8 +102,8 @@ class ClusterCollapse(_TextSimplex):
         super().__init__(weight, budget, name, step_size, max_step)
         if reduction not in ("mean", "sum"):
             raise ValueError(f"reduction={reduction!r} must be 'mean' or 'sum'.")
-        self.num_clusters = None if num_clusters is None else whole_number("num_clusters", num_clusters, least=1)
-        self.reduction, self.seed = reduction, whole_number("seed", seed, least=0)
+        self.num_clusters = None if num_clusters is None else check_int("num_clusters", num_clusters, least=1)
+        self.reduction, self.seed = reduction, check_int("seed", seed, least=0)
         self.register_buffer("clusters", torch.empty(0, dtype=torch.int64))  # (K,) after the first call
 
     def forward(self, batch: GeometryBatch) -> Tensor:

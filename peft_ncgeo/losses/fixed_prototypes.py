@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..geometry.checks import check_finite, check_shape, numbers
 from ..geometry.contrast import check_temperature
-from ..geometry.sphere import unit
-from ..validation import not_negative
+from ..geometry.sphere import l2_normalize
+from ..validation import check_non_negative
 from .base import GeometryBatch, Regularizer, class_indices
 
 
@@ -71,7 +71,7 @@ class PrototypeSupCon(Regularizer):
         weight = 1.0 if weight is None and budget is None else weight
         super().__init__(weight, budget, name, step_size, max_step)
         if copies is not None:
-            copies = not_negative("copies", copies)
+            copies = check_non_negative("copies", copies)
         if temperature is not None:
             temperature = check_temperature(temperature)
         self.copies, self.temperature = copies, temperature
@@ -81,7 +81,7 @@ class PrototypeSupCon(Regularizer):
             prototypes = numbers("prototypes", prototypes)
             check_shape("prototypes", prototypes, "K", "d")
             check_finite("prototypes", prototypes)
-        self.register_buffer("prototypes", None if prototypes is None else unit(prototypes.detach()))
+        self.register_buffer("prototypes", None if prototypes is None else l2_normalize(prototypes.detach()))
         self.requires = () if prototypes is not None else ("classifier_weight",)
 
     def bind(self, classifier: Any) -> None:
@@ -110,8 +110,8 @@ class PrototypeSupCon(Regularizer):
                 )
         labels = class_indices(labels, len(prototypes), owner=self.name)
         with torch.autocast(features.device.type, enabled=False):
-            h = unit(features)
-            w = unit(prototypes).to(h)
+            h = l2_normalize(features)
+            w = l2_normalize(prototypes).to(h)
             samples, classes = h @ h.T / temperature, h @ w.T / temperature  # (B, B), (B, K)
         own = torch.eye(len(h), dtype=torch.bool, device=h.device)
         others = samples.masked_fill(own, -math.inf)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..geometry.checks import refuse_unless
-from ..validation import not_negative, real_number
+from ..validation import check_float, check_non_negative
 from .base import GeometryBatch, class_indices, finite_value
 
 
@@ -36,7 +36,7 @@ class CrossEntropy(nn.Module):
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         wanted = "a share of the target, 0 to 1"
-        self.label_smoothing = real_number("label_smoothing", label_smoothing, wanted, lambda share: 0 <= share <= 1)
+        self.label_smoothing = check_float("label_smoothing", label_smoothing, wanted, lambda share: 0 <= share <= 1)
 
     def forward(self, batch: GeometryBatch) -> Tensor:
         logits, labels = batch.need("logits", "labels")
@@ -82,7 +82,7 @@ class LogitAdjustment(CrossEntropy):
 
     def __init__(self, tau: float = 1.0) -> None:
         super().__init__()
-        self.tau = real_number("tau", tau, "finite")
+        self.tau = check_float("tau", tau, "finite")
 
     def adjusted(self, logits: Tensor, batch: GeometryBatch) -> Tensor:
         counts = _counts(batch, logits)
@@ -151,13 +151,13 @@ class LDAM(CrossEntropy):
         beta: float = 0.9999,
     ) -> None:
         super().__init__()
-        self.max_margin = not_negative("max_margin", max_margin)
-        self.scale = None if scale is None else not_negative("scale", scale)
+        self.max_margin = check_non_negative("max_margin", max_margin)
+        self.scale = None if scale is None else check_non_negative("scale", scale)
         self.reweight_after = reweight_after
         if reweight_after is not None:
             wanted = "a share of training, 0 to 1"
-            self.reweight_after = real_number("reweight_after", reweight_after, wanted, lambda value: 0 <= value <= 1)
-        self.beta = real_number("beta", beta, "at least 0 and below 1", lambda value: 0 <= value < 1)
+            self.reweight_after = check_float("reweight_after", reweight_after, wanted, lambda value: 0 <= value <= 1)
+        self.beta = check_float("beta", beta, "at least 0 and below 1", lambda value: 0 <= value < 1)
         if reweight_after is not None:
             self.requires = (*self.requires, "progress")
 

@@ -15,7 +15,7 @@ from ..geometry.simplex import (
     gram_distance,
     simplex_distance,
 )
-from ..geometry.sphere import unit
+from ..geometry.sphere import l2_normalize
 from ..geometry.transport import check_solver, grouped_transport_plans
 from .base import GeometryBatch, Regularizer, class_indices
 
@@ -29,7 +29,7 @@ class _TextSimplex(Regularizer):
         if self._looked:
             return
         self._looked = True
-        points = unit(text.detach())
+        points = l2_normalize(text.detach())
         cosines = (points @ points.T).fill_diagonal_(-1)
         if len(cosines) > 1 and cosines.max() > 1 - 1e-6:
             first, second = divmod(int(cosines.argmax()), len(cosines))
@@ -198,10 +198,10 @@ class ModalityIsomorphism(Regularizer):
     def forward(self, batch: GeometryBatch) -> Tensor:
         image, labels, text = batch.need("image_features", "labels", *self.requires)
         labels = class_indices(labels, len(text))
-        image = unit(image)
+        image = l2_normalize(image)
         if self.method == "sinkhorn":
-            return self._transported(image, unit(text).to(image), labels)
-        squares = (image - unit(text)[labels]).square().sum(-1)
+            return self._transported(image, l2_normalize(text).to(image), labels)
+        squares = (image - l2_normalize(text)[labels]).square().sum(-1)
         per_class, counts = _class_means(squares[:, None], labels, len(text))
         return per_class.sum() / (counts > 0).sum()
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..geometry.sphere import unit
+from ..geometry.sphere import l2_normalize
 from ..geometry.transport import check_solver, half_squared_distances, identity_share, transport_plan
-from ..validation import whole_number
+from ..validation import check_int
 from .base import GeometryBatch, Regularizer, class_indices
 
 # modality -> transport problems, each with the halves of a pair that it joins
@@ -85,7 +85,7 @@ class OTPreservation(Regularizer):
         if modality not in _PROBLEMS:
             raise ValueError(f"modality={modality!r} must be one of {', '.join(_PROBLEMS)}.")
         check_solver(solver, epsilon)
-        self.memory_size = whole_number("memory_size", memory_size, least=0)
+        self.memory_size = check_int("memory_size", memory_size, least=0)
         self.modality, self.solver, self.epsilon = modality, solver, epsilon
         self.halves = ("image", "text") if modality == "separate" else _PROBLEMS[modality][0]
         self.requires = tuple(f"frozen_{half}_features" for half in self.halves)
@@ -98,7 +98,10 @@ class OTPreservation(Regularizer):
         labels, *features = batch.need("labels", *fields)
         if "text" in self.halves:
             labels = class_indices(labels, len(features[-1]))
-        points = [unit(x)[labels] if "text" in field else unit(x) for field, x in zip(fields, features, strict=True)]
+        points = [
+            l2_normalize(x)[labels] if "text" in field else l2_normalize(x)
+            for field, x in zip(fields, features, strict=True)
+        ]
         pairs = torch.stack(points, 1).unflatten(1, (2, -1)).transpose(0, 1)
         size = pairs.shape[1]
         remembered = self.memory.to(pairs) if self.memory.shape[1] else pairs[:, :0].detach()

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..geometry.sphere import cosine_logits, unit
-from ..validation import real_number
+from ..geometry.sphere import cosine_logits, l2_normalize
+from ..validation import check_float
 from .base import GeometryBatch, Regularizer
 
 
@@ -64,17 +64,17 @@ class PointwisePreservation(Regularizer):
         super().__init__(weight, budget, name, step_size, max_step)
         if kl_reduction not in ("batchmean", "mean"):
             raise ValueError(f"kl_reduction={kl_reduction!r} must be 'batchmean' or 'mean'.")
-        self.text_weight = real_number("text_weight", text_weight, "finite")
-        self.image_weight = real_number("image_weight", image_weight, "finite")
-        self.prediction_weight = real_number("prediction_weight", prediction_weight, "finite")
+        self.text_weight = check_float("text_weight", text_weight, "finite")
+        self.image_weight = check_float("image_weight", image_weight, "finite")
+        self.prediction_weight = check_float("prediction_weight", prediction_weight, "finite")
         self.kl_reduction = kl_reduction
 
     def forward(self, batch: GeometryBatch) -> Tensor:
         image, frozen_image, text, frozen_text, scale = batch.need(
             "image_features", "frozen_image_features", "text_features", "frozen_text_features", "logit_scale"
         )
-        text_term = (unit(text) - unit(frozen_text)).abs().mean()
-        image_term = (unit(image) - unit(frozen_image)).abs().mean()
+        text_term = (l2_normalize(text) - l2_normalize(frozen_text)).abs().mean()
+        image_term = (l2_normalize(image) - l2_normalize(frozen_image)).abs().mean()
         prediction = cosine_logits(image, text, scale).log_softmax(-1)
         target = cosine_logits(frozen_image, frozen_text, scale).log_softmax(-1)
         divisor = len(prediction) if self.kl_reduction == "batchmean" else prediction.numel()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ..validation import real_number, reason, shown
+from ..validation import check_float, one_line, short_repr
 
 
 def accuracy(predictions: ArrayLike, labels: ArrayLike) -> float:
@@ -49,7 +49,7 @@ def harmonic_mean(base: float, new: float) -> float:
     0.6857
     """
     base, new = (
-        real_number(name, value, "an accuracy of at least 0", lambda value: 0 <= value < math.inf)
+        check_float(name, value, "an accuracy of at least 0", lambda value: 0 <= value < math.inf)
         for name, value in (("base", base), ("new", new))
     )
     # this order avoids overflow, and underflow of products of tiny numbers
@@ -133,9 +133,9 @@ def class_groups(class_counts: ArrayLike, thresholds: Sequence[float] | str = (2
 
 def _low_and_high(thresholds: Any) -> tuple[float, float]:
     pair = list(thresholds) if isinstance(thresholds, (Sequence, np.ndarray, Tensor)) else []
-    wanted = f'thresholds={shown(thresholds)} must be (low, high) with low < high, or "thirds".'
+    wanted = f'thresholds={short_repr(thresholds)} must be (low, high) with low < high, or "thirds".'
     try:
-        low, high = (real_number("threshold", value, "a number", lambda _: True) for value in pair)
+        low, high = (check_float("threshold", value, "a number", lambda _: True) for value in pair)
     except (TypeError, ValueError):
         raise ValueError(wanted) from None
     if not low < high:
@@ -168,6 +168,6 @@ def _array(name: str, values: Any) -> np.ndarray:
     try:
         array = np.asarray(values)
     except Exception as error:  # an array or tensor of any library may raise its own type
-        raise TypeError(f"{name} must be an array of numbers: {reason(error)}") from None
+        raise TypeError(f"{name} must be an array of numbers: {one_line(error)}") from None
     words = array.dtype == object and all(isinstance(value, str) for value in array.flat)
     return array.astype(str) if words else array  # pandas keeps names as objects

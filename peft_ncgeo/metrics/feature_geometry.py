@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..geometry.alignment import alignment
 from ..geometry.collapse import NeuralCollapse
-from ..geometry.exponent import class_exponents, share_of_best, worst_exponent
+from ..geometry.exponent import class_exponents, least_exponent, share_of_best
 from ..geometry.simplex import gram_distance, simplex_distance
-from ..geometry.sphere import unit
+from ..geometry.sphere import l2_normalize
 
 
 class FeatureGeometry:
@@ -57,7 +57,7 @@ class FeatureGeometry:
 
     def update(self, features: Tensor, labels: Tensor, num_classes: int, reads_text: bool) -> None:
         """Add a batch of raw features (B, d)."""
-        features = unit(features) if reads_text else features.flatten(1).float()
+        features = l2_normalize(features) if reads_text else features.flatten(1).float()
         if self._collapse is None:
             self._collapse = NeuralCollapse(num_classes, features.shape[1], self.nc4)
         self._collapse.update(features, labels)
@@ -70,11 +70,11 @@ class FeatureGeometry:
         self.class_means = means
         if text is None and head is None:
             return self._collapse.compute()  # the head is not one linear layer
-        weights = (head.weight.detach() if text is None else unit(text)).double().cpu()
+        weights = (head.weight.detach() if text is None else l2_normalize(text)).double().cpu()
         self.weights = weights
         bias = None if text is not None or head.bias is None else head.bias.detach().double().cpu()
         exponents = class_exponents(means, weights, bias)
-        beta = worst_exponent(exponents)
+        beta = least_exponent(exponents)
         self.per_class = {"alignment": alignment(weights, means), "error_exponent": exponents}
         metrics = {
             **self._collapse.compute(weights, bias),

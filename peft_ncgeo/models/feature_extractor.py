@@ -15,7 +15,7 @@ from .text_encoder import encode_texts
 from .towers import reads_text
 
 
-class TowersModule(nn.Module):
+class FeatureExtractor(nn.Module):
     """Module that runs the towers for which it gets inputs, and returns raw features.
 
     The result has `image_features` (B, d) and `text_features` (K, d) for a CLIP-like model, `image_features` and
@@ -26,7 +26,7 @@ class TowersModule(nn.Module):
         super().__init__()
         self.model = model
 
-    def train(self, mode: bool = True) -> TowersModule:
+    def train(self, mode: bool = True) -> FeatureExtractor:
         """Set training mode, but keep the statistics of frozen batch norms, which adapter files do not store."""
         super().train(mode)
         for module in self.modules():
@@ -62,7 +62,7 @@ class TowersModule(nn.Module):
 
 
 @torch.no_grad()
-def encode(towers: TowersModule, **inputs: Tensor) -> dict[str, Tensor]:
+def extract_features(towers: FeatureExtractor, **inputs: Tensor) -> dict[str, Tensor]:
     """Run a pass without gradient in evaluation mode, and restore the mode of every module."""
     with evaluation_mode(towers), one_at_a_time(towers):
         return towers(**inputs)

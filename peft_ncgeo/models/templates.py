@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..validation import check_length, shown
+from ..validation import check_length, short_repr
 
 DEFAULT_TEMPLATE = "a photo of a {}."  # CLIP's own; used if neither an adapter nor an argument gives one
 
@@ -28,7 +28,7 @@ def find_tokenizer(name_or_path: str | None, revision: str | None = None) -> Pre
 def check_template(template: Any, name: str = "template") -> None:
     """Refuse all but texts that hold "{}", the place of the class name, exactly once."""
     if not isinstance(template, str) or template.count("{}") != 1:
-        raise ValueError(f"{name}={shown(template)} must hold '{{}}' once, where the class name goes.")
+        raise ValueError(f"{name}={short_repr(template)} must hold '{{}}' once, where the class name goes.")
     check_length(name, template)
 
 

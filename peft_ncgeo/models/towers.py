@@ -180,7 +180,7 @@ def _width_of_output(projection: nn.Module) -> int:
     return next(width for layer in layers if (width := getattr(_innermost(layer), "out_features", None)))
 
 
-def text_positions(model: nn.Module) -> int:
+def max_text_length(model: nn.Module) -> int:
     """Return the number of tokens that CLIP's text tower takes, [BOS] and [EOT] included."""
     return unwrap(model).config.text_config.max_position_embeddings
 

@@ -12,12 +12,12 @@ from accelerate.utils import broadcast_object_list
 from torch import distributed
 
 from ..files import file_name, read_json, write_whole
-from ..validation import reason, whole_number
+from ..validation import check_int, one_line
 
 LARGEST = 64 * 2**20  # bytes of a cell; a cell with episodes has a row for each
 
 
-def writes() -> bool:
+def is_main_process() -> bool:
     """Return True if this process writes files: the first of several does."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
@@ -29,7 +29,7 @@ def cell_path(folder: str | Path, setting: str, method: str, seed: int) -> Path:
         ValueError: a name that cannot be a folder name.
     """
     names = file_name(setting, "a setting"), file_name(method, "a recipe")
-    return Path(folder).joinpath(*names, f"seed-{whole_number('seed', seed)}.json")
+    return Path(folder).joinpath(*names, f"seed-{check_int('seed', seed)}.json")
 
 
 def check_distinct(paths: Sequence[Path]) -> None:
@@ -43,24 +43,24 @@ def check_distinct(paths: Sequence[Path]) -> None:
             raise ValueError(f"{count} cells would share {path}; give each another setting, recipe or seed.")
 
 
-def read_cell(path: Path, made_of: str) -> dict[str, Any] | None:
+def read_cell(path: Path, fingerprint: str) -> dict[str, Any] | None:
     """Return the metrics in a cell, or None if there is no cell. All processes get what the first one read.
 
     Raises:
         ValueError: it was made of something else, or is damaged.
     """
     found: list[Any] = [None]
-    if writes() and path.exists():
+    if is_main_process() and path.exists():
         try:
             found = [_checked(read_json(path, LARGEST))]
         except (OSError, ValueError) as error:
-            found = [{"error": str(damaged(path, reason(error)))}]
+            found = [{"error": str(damaged(path, one_line(error)))}]
     (cell,) = broadcast_object_list(found)
     if cell is None:
         return None
     if "error" in cell:
         raise ValueError(cell["error"])
-    if cell["made_of"] != made_of:
+    if cell["made_of"] != fingerprint:
         raise ValueError(
             f"{path} was made by another recipe, model or data set, with other arguments or by an earlier version; "
             "remove it or change output_dir."
@@ -68,10 +68,10 @@ def read_cell(path: Path, made_of: str) -> dict[str, Any] | None:
     return cell["metrics"]
 
 
-def write_cell(path: Path, made_of: str, metrics: dict[str, Any]) -> dict[str, Any]:
+def write_cell(path: Path, fingerprint: str, metrics: dict[str, Any]) -> dict[str, Any]:
     """Write a cell completely and once, and return the first process's metrics on every process."""
-    if writes():
-        write_whole(path, json.dumps({"made_of": made_of, "metrics": metrics}, indent=1) + "\n")
+    if is_main_process():
+        write_whole(path, json.dumps({"made_of": fingerprint, "metrics": metrics}, indent=1) + "\n")
     (shared,) = broadcast_object_list([metrics])
     return shared
 
@@ -84,7 +84,7 @@ def damaged(path: Path, why: str) -> ValueError:
 def _checked(cell: Any) -> dict[str, Any]:
     """Return a cell as [`write_cell`] wrote it; raise for anything else."""
     if not isinstance(cell, dict) or cell.keys() != {"made_of", "metrics"}:
-        raise ValueError("it must hold made_of and metrics")
+        raise ValueError("it must hold fingerprint and metrics")
     if not isinstance(cell["metrics"], dict):
         raise ValueError("its metrics must have names")
     return cell

@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from ..files import read_json, write_whole
 from ..markdown import escape, table
-from ..validation import reason
+from ..validation import one_line
 from .cached_runs import LARGEST
 
 
@@ -161,7 +161,7 @@ class EpisodeResults:
         try:
             return cls(**read_json(path, LARGEST))
         except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"{path} holds no results of episodes: {reason(error)}") from error
+            raise ValueError(f"{path} holds no results of episodes: {one_line(error)}") from error
 
 
 def _listed(domains: str | Sequence[str]) -> Sequence[str]:

@@ -23,7 +23,7 @@ from ..few_shot.episodes import head_settings
 from ..geometry.collapse import NeuralCollapse
 from ..geometry.contrast import loss_against_gap
 from ..geometry.heads import Heads, class_prototypes
-from ..geometry.sphere import modality_gap, unit
+from ..geometry.sphere import l2_normalize, modality_gap
 from ..training import adapt, fit_episodes
 from ..tuners.copa import CoPAConfig
 from .cached_runs import cell_path, check_distinct, damaged, read_cell, write_cell
@@ -250,5 +250,5 @@ def _measure(
 
 def _nc1(features: Tensor, labels: Tensor, ways: int) -> float:
     collapse = NeuralCollapse(ways, features.shape[1])
-    collapse.update(unit(features), labels)
+    collapse.update(l2_normalize(features), labels)
     return float(collapse.compute()["nc1"])

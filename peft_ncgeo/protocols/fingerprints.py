@@ -25,7 +25,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..data.sampling import encoded_images, label_array, stored_values
 from ..training import Recipe
-from ..validation import reason, shown
+from ..validation import one_line, short_repr
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
 # packages that names identify, like everything in site-packages; they may be installed from a checkout
@@ -128,7 +128,7 @@ class _Fingerprint:
             reduce = copyreg.dispatch_table.get(type(value))
             kept = reduce(value) if reduce else value.__reduce_ex__(4)
         except Exception as error:  # objects may raise any type
-            raise _UnknownContentError(f"{shown(value)} ({reason(error)})") from None
+            raise _UnknownContentError(f"{short_repr(value)} ({one_line(error)})") from None
         if isinstance(kept, str):  # the name of a global in its module
             module, inner = getattr(value, "__module__", None), getattr(value, "__wrapped__", None)
             return self._all("name", type(value), module, kept, inner)
@@ -140,7 +140,7 @@ class _Fingerprint:
             numbers = value.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1).view(torch.uint8)
             content = hashlib.sha256(numbers.numpy().data).digest()
         except Exception as error:  # meta, sparse and quantised tensors raise different types
-            raise _UnknownContentError(f"a tensor whose numbers cannot be read ({reason(error)})") from None
+            raise _UnknownContentError(f"a tensor whose numbers cannot be read ({one_line(error)})") from None
         return _digest("tensor", str(value.dtype), str(list(value.shape)), str(value.requires_grad), content)
 
     @_of.register(np.ndarray)
@@ -231,7 +231,7 @@ class _Fingerprint:
                 name: [*part.values()] for name, part in state.items() if "_hooks" in name
             }  # their keys are counters
         except Exception as error:  # scripted modules, for example
-            raise _UnknownContentError(f"{shown(value)} ({reason(error)})") from None
+            raise _UnknownContentError(f"{short_repr(value)} ({one_line(error)})") from None
         return self._all("layers", type(value), {**state, **hooks})
 
     @_of.register(PreTrainedModel)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..files import write_whole
 from ..markdown import escape, table
-from .cached_runs import writes
+from .cached_runs import is_main_process
 
 KEYS = ("setting", "method", "seed")
 
@@ -80,7 +80,7 @@ class Results:
 
     def save(self, folder: str | Path) -> None:
         """Write `results.json` (rows and note), `results.csv` (rows) and `results.md` (the table), on one process."""
-        if not writes():
+        if not is_main_process():
             return
         names = list(dict.fromkeys([*KEYS, *self.columns, *(key for row in self.rows for key in row)]))
         rows = StringIO(newline="")

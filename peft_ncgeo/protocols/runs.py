@@ -20,7 +20,7 @@ from ..data import class_counts
 from ..data.checks import class_names
 from ..metrics.accuracy import accuracy, evaluate_groups
 from ..training import GeometryMonitor, GeometryTrainer, GeometryTrainingArguments, Recipe
-from .cached_runs import cell_path, check_distinct, read_cell, write_cell, writes
+from .cached_runs import cell_path, check_distinct, is_main_process, read_cell, write_cell
 from .fingerprints import dataset_fingerprint, fingerprint, recipe_fingerprint
 
 # metrics of GeometryMonitor that a cell keeps
@@ -101,7 +101,7 @@ def run_cells(
     of_recipe = {recipe.name: recipe_fingerprint(recipe) for recipe in recipes}
     of_arguments = fingerprint("What all cells share", args, finish, after)
     rows = []
-    with tqdm(total=len(cells), unit="cell", disable=not writes()) as bar:
+    with tqdm(total=len(cells), unit="cell", disable=not is_main_process()) as bar:
         for (setting, seed, recipe), path in zip(cells, paths, strict=True):
             bar.set_description(f"{setting}, {recipe.name}, seed {seed}")
             made_of = fingerprint("A cell", of_model, of_task[setting, seed], of_recipe[recipe.name], of_arguments)

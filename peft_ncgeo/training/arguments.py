@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from ..validation import flag, shown, whole_number
+from ..validation import check_bool, check_int, short_repr
 
 # the argument and the variable of `accelerate launch` that turn it on
 SHARDED = {
@@ -113,9 +113,9 @@ class GeometryTrainingArguments(TrainingArguments):
             atexit.unregister(_end_process_group)  # once, and before everything registered until now
             atexit.register(_end_process_group)
         if self.augmentation not in ("none", "crop_flip"):
-            raise ValueError(f"augmentation={shown(self.augmentation)} must be 'none' or 'crop_flip'.")
-        self.num_views = whole_number("num_views", self.num_views, least=0)
-        self.class_balanced_sampling = flag("class_balanced_sampling", self.class_balanced_sampling)
+            raise ValueError(f"augmentation={short_repr(self.augmentation)} must be 'none' or 'crop_flip'.")
+        self.num_views = check_int("num_views", self.num_views, least=0)
+        self.class_balanced_sampling = check_bool("class_balanced_sampling", self.class_balanced_sampling)
         started = int(os.environ.get("WORLD_SIZE", 1))
         if started > 1 and self.world_size == 1:
             raise RuntimeError(

@@ -21,7 +21,7 @@ def record_training(trainer: Any, measure: bool = True) -> TrainingRecord:
     Raises:
         TypeError: the trainer's model is not a `PeftModel`.
     """
-    record, args = record_model(trainer.towers.model), trainer.args
+    record, args = record_model(trainer.extractor.model), trainer.args
     callbacks = [c for c in trainer.callback_handler.callbacks if hasattr(c, "bind") or hasattr(c, "name")]
     terms = [trainer.classification_loss, *trainer.losses, *callbacks]  # only callbacks that take part in training
     record.terms = [describe(term) for term in terms if term is not None]
@@ -41,30 +41,30 @@ def record_training(trainer: Any, measure: bool = True) -> TrainingRecord:
 
 
 def _measure(trainer: Any, record: TrainingRecord) -> None:
-    model = trainer.towers.model
+    model = trainer.extractor.model
     record.base_changed = change_of_base(model)
     for name, dataset in trainer.evaluation_sets.items():
         names = list(dataset.features[trainer.args.label_column].names)
         trained = same_names(names, record.class_names)
         entry: dict[str, Any] = {"size": len(dataset), "classes": len(names), "trained": trained}
-        moments = []
+        snapshots = []
         groups = (record.class_counts, record.thresholds) if trained else ()
         with adapters_off(model):
             head = None if trainer.task.reads_text else linear_classifier(model)
             same_size = head is None or len(head.weight) == len(names)  # otherwise the adapter has a head of its own
             if same_size and not record.base_changed:
                 entry["before"], moment = _moment(trainer, dataset, record.template, *groups)
-                moments.append(moment)
+                snapshots.append(moment)
         entry["after"], moment = _moment(trainer, dataset, record.template, *groups)
-        moments.append(moment)
+        snapshots.append(moment)
         record.sets[name] = entry
         if trained and record.geometry_set is None:
-            record.geometry_set, record.moments = name, drawable(moments)
+            record.geometry_set, record.snapshots = name, drawable(snapshots)
 
 
 def _moment(trainer: Any, dataset: Dataset, template: str | None, *groups: Any) -> tuple[dict[str, Any], Any]:
     """Return the metrics on a set, and class means and classifier weights, of the model in its present state."""
     measured = trainer.measure(dataset, template)
-    head = None if trainer.task.reads_text else linear_classifier(trainer.towers.model)
+    head = None if trainer.task.reads_text else linear_classifier(trainer.extractor.model)
     metrics = measured.summary.compute(measured.text_features, head, *groups)
     return metrics, (measured.summary.geometry.class_means, measured.summary.geometry.weights)

@@ -21,7 +21,7 @@ from ..models.heads import classification_head, linear_classifier
 from ..models.precision import HALF
 from ..models.templates import check_template
 from ..models.towers import reads_text
-from ..validation import shown
+from ..validation import short_repr
 from .arguments import GeometryTrainingArguments
 
 # arguments of Transformers' Trainer that would do nothing here or fail once training has begun -> why, and the mend
@@ -43,7 +43,7 @@ def check_arguments(args: Any, options: dict[str, Any]) -> None:
         raise TypeError(f"args must be GeometryTrainingArguments, got {type(args).__name__}.")
     for name, reason in NO_PLACE.items():
         if value := getattr(args, name):
-            raise ValueError(f"{name}={shown(value)} {reason}.")
+            raise ValueError(f"{name}={short_repr(value)} {reason}.")
     if args.n_gpu > 1:
         raise ValueError(
             f"One process sees {args.n_gpu} GPUs; start one process each with `accelerate launch`, or choose one with "
@@ -122,7 +122,7 @@ def check_templates(args: GeometryTrainingArguments, required: set[str]) -> None
     for name, reader in (("student_templates", "template_features"), ("frozen_templates", "frozen_text_features")):
         templates = getattr(args, name) or []
         if not isinstance(templates, list | tuple):
-            raise ValueError(f"{name}={shown(templates)} must be a list of templates.")
+            raise ValueError(f"{name}={short_repr(templates)} must be a list of templates.")
         for i, template in enumerate(templates):
             check_template(template, f"{name}[{i}]")
         if templates and reader not in required:
@@ -134,7 +134,7 @@ def list_losses(losses: Any) -> list[Any]:
     if isinstance(losses, Regularizer):
         return [losses]
     if not isinstance(losses, Iterable):
-        raise TypeError(f"losses must be a list of Regularizer terms, got {shown(losses)}.")
+        raise TypeError(f"losses must be a list of Regularizer terms, got {short_repr(losses)}.")
     return list(losses)
 
 
@@ -144,7 +144,7 @@ def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification
         if not isinstance(loss, Regularizer):
             place = f"; {type(loss).__name__} belongs to classification_loss" if isinstance(loss, nn.Module) else ""
             raise TypeError(
-                f"losses take Regularizer terms such as OTPreservation(weight=1.0), got {shown(loss)}{place}."
+                f"losses take Regularizer terms such as OTPreservation(weight=1.0), got {short_repr(loss)}{place}."
             )
     if classification_loss is not None:
         _check_classification_loss(classification_loss)
@@ -183,7 +183,7 @@ def _check_classification_loss(loss: Any) -> None:
         raise TypeError(f"{type(loss).__name__} belongs to losses, where its weight or budget counts.")
     expected = "classification_loss must be one module that takes a GeometryBatch, such as CrossEntropy()"
     if not isinstance(loss, nn.Module):
-        raise TypeError(f"{expected}; got {shown(loss)}.")
+        raise TypeError(f"{expected}; got {short_repr(loss)}.")
     try:
         inspect.signature(loss.forward).bind("batch")
     except TypeError:

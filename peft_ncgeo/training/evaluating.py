@@ -13,7 +13,7 @@ from transformers import EvalPrediction
 
 from ..geometry.sphere import cosine_logits
 from ..metrics.accuracy import accuracy, balanced_accuracy, harmonic_mean
-from ..models.feature_extractor import TowersModule, encode
+from ..models.feature_extractor import FeatureExtractor, extract_features
 from ..models.heads import linear_classifier
 from ..models.towers import logit_scale
 from .callbacks.monitor import GeometryMonitor
@@ -36,7 +36,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
     """Transformers' Trainer whose evaluations classify images over the class names of their data set."""
 
     task: ClassificationTask
-    towers: TowersModule
+    extractor: FeatureExtractor
     class_names: list[str]
     _measurement: Measurement
     _measurements: Measurements
@@ -84,7 +84,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         """
         if self.task.reads_text:
             template = template or self.task.template
-        known = self._measurements.find(dataset, self.towers.model, template)
+        known = self._measurements.find(dataset, self.extractor.model, template)
         if known is not None:
             return known
         self._begin(dataset, template)
@@ -103,8 +103,8 @@ class EvaluatingTrainer(CheckpointingTrainer):
             template = template or self.task.template
             texts = self.task.texts(names, template=template).to(self.args.device)
             with self.accelerator.autocast():
-                features = encode(self.towers, **texts)["text_features"]
-        self._measurement = Measurement(dataset, self.towers.model, template, features)
+                features = extract_features(self.extractor, **texts)["text_features"]
+        self._measurement = Measurement(dataset, self.extractor.model, template, features)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Run Transformers' loop, and add the metrics of each [`GeometryMonitor`]."""
@@ -134,7 +134,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
 
     @property
     def _eval_head(self) -> Any:
-        return None if self.task.reads_text else linear_classifier(self.towers.model)
+        return None if self.task.reads_text else linear_classifier(self.extractor.model)
 
     @torch.no_grad()
     def prediction_step(
@@ -146,11 +146,11 @@ class EvaluatingTrainer(CheckpointingTrainer):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         inputs, text = self._prepare_inputs(inputs), self._measurement.text_features
         with self.accelerator.autocast():
-            out = encode(self.towers, pixel_values=inputs["pixel_values"])
+            out = extract_features(self.extractor, pixel_values=inputs["pixel_values"])
         if text is None:
             logits = out["logits"]
         else:
-            logits = cosine_logits(out["image_features"], text, logit_scale(self.towers.model))
+            logits = cosine_logits(out["image_features"], text, logit_scale(self.extractor.model))
         labels, classes = inputs["labels"], logits.shape[1]
         found = (out["image_features"], logits.argmax(-1), labels)
         features, predicted, seen = self.accelerator.gather_for_metrics(found)

@@ -31,7 +31,7 @@ from ..loading.patterns import check_patterns
 from ..losses import CrossEntropy, Regularizer
 from ..tuners.npt import NPTConfig
 from ..tuners.prototype import PrototypeConfig
-from ..validation import reason, shown
+from ..validation import one_line, short_repr
 from .callbacks.alignment import GradientProjection, SlerpAlignment
 from .callbacks.averaging import PromptAveraging
 from .callbacks.monitor import GeometryMonitor
@@ -104,7 +104,7 @@ class Recipe:
             if recipe.config:
                 check_patterns(vars(recipe.config()))
         except Exception as error:  # PEFT's configs raise many types
-            raise ValueError(f"Recipe {path}: {reason(error)}") from error
+            raise ValueError(f"Recipe {path}: {one_line(error)}") from error
         return recipe
 
     def set_defaults(self, parser: HfArgumentParser) -> None:
@@ -124,7 +124,7 @@ class Recipe:
             except (TypeError, ValueError, ArgumentTypeError) as error:
                 kind = getattr(read, "__name__", "of its kind").replace("string_to_bool", "bool")
                 raise ValueError(
-                    f"Recipe {self.name}: argument {name}={shown(word)} is not a valid {kind}."
+                    f"Recipe {self.name}: argument {name}={short_repr(word)} is not a valid {kind}."
                 ) from error
 
     def check_args(self, known: Iterable[str]) -> None:
@@ -167,12 +167,12 @@ def _known(given: Iterable[str], right: Iterable[str], what: str) -> None:
         if name not in right:
             near = get_close_matches(str(name)[:_COMPARED], right, n=1, cutoff=0)
             hint = f"did you mean {near[0]!r}?" if near else "there is no name like it."
-            raise ValueError(f"unknown {what} {shown(name)}; {hint}")
+            raise ValueError(f"unknown {what} {short_repr(name)}; {hint}")
 
 
 def _mapping(value: Any, what: str) -> dict[Any, Any]:
     if value is not None and not isinstance(value, dict):
-        raise ValueError(f"{what} must be a mapping such as {{name: value}}, got {shown(value)}.")
+        raise ValueError(f"{what} must be a mapping such as {{name: value}}, got {short_repr(value)}.")
     return value or {}
 
 
@@ -180,7 +180,9 @@ def _maker(entry: Any, names: dict[str, Any]) -> Callable[[], Any]:
     """Return a function without arguments that makes `{Name: {field: value}}`, or `Name` alone."""
     entry = {entry: {}} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or len(entry) != 1:
-        raise ValueError(f"{shown(entry)} must be one name with its fields, such as {{{next(iter(names))}: {{}}}}.")
+        raise ValueError(
+            f"{short_repr(entry)} must be one name with its fields, such as {{{next(iter(names))}: {{}}}}."
+        )
     (name, fields), *_ = entry.items()
     fields = _mapping(fields, f"the fields of {name}")
     owner, _, preset = str(name).partition(".")

@@ -69,7 +69,7 @@ class EvenBatches(BatchSampler):
             yield [None] * self.batch_size
 
 
-def count_once(loader: DataLoader[Any]) -> None:
+def count_samples_once(loader: DataLoader[Any]) -> None:
     """Make each image of an epoch count once in a loader that Accelerate has prepared for several processes."""
     shard = loader.batch_sampler
     if isinstance(shard, BatchSamplerShard) and not shard.drop_last:

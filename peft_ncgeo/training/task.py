@@ -13,7 +13,7 @@ from ..data.class_prompts import class_prompts
 from ..data.head_names import check_head_names, check_same_classes, write_head_names
 from ..data.processors import image_processor
 from ..models.templates import DEFAULT_TEMPLATE, behind_prompts, placeholder_ids
-from ..models.towers import check_encoders, reads_text, text_positions
+from ..models.towers import check_encoders, max_text_length, reads_text
 from ..tuners.prompt_config import active_prompt_config
 from .arguments import GeometryTrainingArguments
 
@@ -104,4 +104,4 @@ class ClassificationTask:
         return [self._read(names, template, 0) for template in self.args.frozen_templates or [self.template]]
 
     def _read(self, names: Sequence[str], template: str, slots: int) -> BatchEncoding:
-        return class_prompts(names, template, slots, self.tokenizer, max_length=text_positions(self.model))
+        return class_prompts(names, template, slots, self.tokenizer, max_length=max_text_length(self.model))

@@ -18,13 +18,13 @@ from ..data.sampling import label_array
 from ..geometry.checks import DeferredChecks
 from ..geometry.sphere import cosine_logits
 from ..losses import CrossEntropy, GeometryBatch, Regularizer
-from ..models.feature_extractor import TowersModule
+from ..models.feature_extractor import FeatureExtractor
 from ..models.heads import linear_classifier
 from ..models.precision import hold_in_float32
 from ..models.towers import logit_scale
 from .arguments import GeometryTrainingArguments
 from .callbacks.alignment import GradientProjection
-from .callbacks.views import NewViews
+from .callbacks.views import EpochSetter
 from .checks import (
     CheckedCollator,
     check_arguments,
@@ -42,10 +42,10 @@ from .features.views import LookAhead
 from .gathering import batch_sizes, gather_batch, step_sizes
 from .measurement import Measurements
 from .objective import objective
-from .sampling import ClassBalancedSampler, check_batches, count_once, drop_last_only
+from .sampling import ClassBalancedSampler, check_batches, count_samples_once, drop_last_only
 from .state.accumulation import Accumulation
 from .state.class_means import ClassMeans
-from .state.fresh_start import CallbackStates, GivenLosses
+from .state.fresh_start import CallbackStates, LossFactory
 from .state.text_gradient import TextGradient
 from .task import ClassificationTask
 
@@ -109,7 +109,7 @@ class GeometryTrainer(EvaluatingTrainer):
         self.args, self.processing_class = args, processing_class
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self._checks = DeferredChecks()
-        self._given_losses = GivenLosses(losses, classification_loss, copied=model_init is not None)
+        self._given_losses = LossFactory(losses, classification_loss, copied=model_init is not None)
         self._callback_states = CallbackStates()
         if model is None:
             self.model_init: Any = model_init
@@ -132,7 +132,7 @@ class GeometryTrainer(EvaluatingTrainer):
         # CLIP's forward takes **kwargs, from which Trainer concludes that the loss is scaled for accumulation already.
         self.loss_is_scaled_for_ga = False
         self.model_accepts_loss_kwargs = False
-        self.add_callback(NewViews)
+        self.add_callback(EpochSetter)
         self.add_callback(LookAhead(self._look_ahead))
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -154,7 +154,7 @@ class GeometryTrainer(EvaluatingTrainer):
             if dataset is not None:
                 self.task.names(dataset, self.class_names)
         self._measurements = Measurements()
-        self.towers = TowersModule(model)
+        self.extractor = FeatureExtractor(model)
         self._required = {
             field for term in [*self.losses, self.classification_loss] for field in getattr(term, "requires", ())
         }
@@ -165,15 +165,15 @@ class GeometryTrainer(EvaluatingTrainer):
         self._bind_losses()
         self.class_means = ClassMeans(len(self.class_names)) if "class_means" in self._required else None
         self._text_gradient: TextGradient | None = None
-        self._half_weights = HalfWeights(self.towers, None)
+        self._half_weights = HalfWeights(self.extractor, None)
         self._accumulation = Accumulation(self.losses)
         self._class_counts: Tensor | None = None
         if self.train_dataset is not None and "class_counts" in self._required:
             self._class_counts = torch.from_numpy(class_counts(self.train_dataset, args.label_column))
         self.teacher: FrozenTeacher | None = None
         if any(field.startswith("frozen_") for field in self._required):
-            self.teacher = FrozenTeacher(self.towers, self.task.frozen_texts(self.class_names))
-        self.features = StepFeatures(self.towers, self.teacher, self._required, args)
+            self.teacher = FrozenTeacher(self.extractor, self.task.frozen_texts(self.class_names))
+        self.features = StepFeatures(self.extractor, self.teacher, self._required, args)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         augment, is_training = None, kwargs.get("is_training", False)
@@ -184,7 +184,7 @@ class GeometryTrainer(EvaluatingTrainer):
         with drop_last_only(self.args, is_training):
             loader = super()._get_dataloader(images, *args, **kwargs)
         if is_training:
-            count_once(loader)
+            count_samples_once(loader)
             check_batches(loader, self._train_batch_size, self.args.world_size)
         return loader
 
@@ -209,14 +209,14 @@ class GeometryTrainer(EvaluatingTrainer):
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Start a training; `auto_find_batch_size` calls this again after memory ran out."""
-        check_trainable(self.towers.model)
-        hold_in_float32(self.towers.model)  # another adapter may have become active, or the model been cast
+        check_trainable(self.extractor.model)
+        hold_in_float32(self.extractor.model)  # another adapter may have become active, or the model been cast
         self.task.write_names(self.class_names)
         texts: dict[str, Tensor] = {}
         if self.task.reads_text and self.class_names:  # read now: another adapter may have become active
             texts = dict(self.task.texts(self.class_names, self._templates).to(self.args.device))
         self.features.begin(texts)
-        self._half_weights = HalfWeights(self.towers, autocast_dtype(self.accelerator))
+        self._half_weights = HalfWeights(self.extractor, autocast_dtype(self.accelerator))
         self._checks = DeferredChecks()
         self._bind_losses()  # to the adapter that is active now
         self._bind_callbacks()
@@ -226,24 +226,24 @@ class GeometryTrainer(EvaluatingTrainer):
 
     def _bind_losses(self) -> None:
         for loss in self.losses:
-            loss.bind(linear_classifier(self.towers.model))
+            loss.bind(linear_classifier(self.extractor.model))
 
     def _bind_callbacks(self) -> None:
         callbacks: list[Any] = [c for c in self.callback_handler.callbacks if hasattr(c, "bind")]
         if callbacks and self.class_means is None:
             self.class_means = ClassMeans(len(self.class_names))
         for callback in callbacks:
-            callback.bind(linear_classifier(self.towers.model), self.class_means, self.task.reads_text)
+            callback.bind(linear_classifier(self.extractor.model), self.class_means, self.task.reads_text)
         changes = [c.project for c in callbacks if isinstance(c, GradientProjection)]
         if self.task.reads_text and (changes or self.args.gradient_accumulation_steps > 1):
             self._text_gradient = TextGradient(changes, len(self.class_names))
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
         if not training:
-            return self.towers.model
-        if model is not self.towers.model:
+            return self.extractor.model
+        if model is not self.extractor.model:
             return model  # wrapped by an earlier train()
-        return self.accelerator.prepare_model(self.towers)
+        return self.accelerator.prepare_model(self.extractor)
 
     def geometry_batch(self, model: nn.Module, inputs: dict[str, Any]) -> GeometryBatch:
         """Return one pass of the student, and of the teacher if a loss asks for it, on the batch of all processes."""
@@ -260,7 +260,7 @@ class GeometryTrainer(EvaluatingTrainer):
         if self.class_means is not None:
             gathered["class_means"] = self.class_means.update(gathered["image_features"], gathered["labels"])
         if {"class_means", "classifier_weight"} & self._required and not self.task.reads_text:
-            gathered["classifier_weight"] = linear_classifier(self.towers.model).weight
+            gathered["classifier_weight"] = linear_classifier(self.extractor.model).weight
         if self._class_counts is not None:
             gathered["class_counts"] = self._class_counts.to(device)
         if text is not None:
@@ -271,12 +271,12 @@ class GeometryTrainer(EvaluatingTrainer):
                 templates = text[classes:] if self._templates else text
                 gathered["template_features"] = templates.unflatten(0, (-1, classes)).transpose(0, 1)
             text = text[:classes]
-            gathered["logit_scale"] = logit_scale(self.towers.model)
+            gathered["logit_scale"] = logit_scale(self.extractor.model)
             gathered["logits"] = cosine_logits(gathered["image_features"], text, gathered["logit_scale"])
         return GeometryBatch(**gathered, **frozen, text_features=text, progress=self._progress)
 
     def _look_ahead(self, images: LabelledImages, steps: int) -> None:
-        self.towers.spare_lower_layers(self.args)
+        self.extractor.spare_lower_layers(self.args)
         with self.accelerator.autocast():
             self.features.look_ahead(images, self.data_collator, steps)
 

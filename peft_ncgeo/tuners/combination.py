@@ -11,8 +11,8 @@ import torch
 from peft import PeftConfig
 from torch import Tensor, nn
 
-from ..geometry.sphere import slerp, unit
-from .wrapper import Wrapper
+from ..geometry.sphere import l2_normalize, slerp
+from .tuner_layer import TunerLayer
 
 COMBINATION_TYPES = ("linear", "slerp")
 # Fields in which combined adapters may differ: their origin and their start values. Fixed prototypes are compared by
@@ -44,8 +44,8 @@ def spherical(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """
     a, b = (tensor.double() for tensor in tensors)
     t = weights[1]
-    start = unit(a)
-    direction = slerp(start, unit(b), t)
+    start = l2_normalize(a)
+    direction = slerp(start, l2_normalize(b), t)
     length = torch.lerp(a.norm(dim=-1, keepdim=True), b.norm(dim=-1, keepdim=True), t)
     still = (direction == start).all(-1, keepdim=True)
     return torch.where(still, torch.lerp(a, b, t), length * direction)
@@ -98,7 +98,7 @@ def _check_agreement(first: str, config: Any, second: str, other: Any) -> None:
             raise ValueError(f"Adapters {first!r} and {second!r} differ in {name}: {mine!r} and {given!r}.")
 
 
-def adapter_tensors(layer: Wrapper, adapter: str) -> dict[str, Tensor]:
+def adapter_tensors(layer: TunerLayer, adapter: str) -> dict[str, Tensor]:
     """Return an adapter's tensors in one layer, named by kind and by name inside a module."""
     found: dict[str, Tensor] = {}
     for kind in layer.adapter_layer_names:
@@ -114,7 +114,7 @@ def adapter_tensors(layer: Wrapper, adapter: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def combined_tensors(
-    layer: Wrapper, adapters: Sequence[str], weights: Sequence[float], combination_type: str
+    layer: TunerLayer, adapters: Sequence[str], weights: Sequence[float], combination_type: str
 ) -> dict[str, Tensor]:
     """Return the combined tensors of adapters in one layer, named as in [`adapter_tensors`].
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..models.adapters import adapter_layers
 from ..models.templates import check_template
-from ..validation import check_length, check_names, check_path, flag, not_negative, shown, whole_number
+from ..validation import check_bool, check_int, check_length, check_names, check_non_negative, check_path, short_repr
 
 _MOST_TOKENS = 10_000  # vectors in a layer, and layers in a tower
 _LARGEST_ID = 2**31 - 1
@@ -90,18 +90,18 @@ class PromptConfig(PeftConfig):
         }
         for name, least in least_values.items():
             # Python ints, since JSON cannot hold numpy's; and bounded, so that a file cannot ask for endless memory
-            setattr(self, name, whole_number(name, getattr(self, name), least, _MOST_TOKENS))
-        self.init_std = not_negative("init_std", self.init_std)
+            setattr(self, name, check_int(name, getattr(self, name), least, _MOST_TOKENS))
+        self.init_std = check_non_negative("init_std", self.init_std)
         check_template(self.template)
         for name in ("init_weights", "pack_text"):
-            setattr(self, name, flag(name, getattr(self, name)))
+            setattr(self, name, check_bool(name, getattr(self, name)))
         if self.text_init is not None and not isinstance(self.text_init, str):
             self.text_init = _token_ids("text_init", self.text_init)
         if isinstance(self.text_init, str):
             check_length("text_init", self.text_init)
         self.tokenizer_name_or_path = check_path("tokenizer_name_or_path", self.tokenizer_name_or_path)
         if self.coupling not in ("independent", "coupled"):
-            raise ValueError(f"coupling={shown(self.coupling)} must be 'independent' or 'coupled'.")
+            raise ValueError(f"coupling={short_repr(self.coupling)} must be 'independent' or 'coupled'.")
         if self.coupling == "coupled":
             counts = (self.num_text_tokens, self.num_vision_tokens)
             if counts[0] != counts[1]:
@@ -114,7 +114,7 @@ class PromptConfig(PeftConfig):
         if self.token_ids is not None:
             written = {"of", "text_init", "placeholders"}
             if not isinstance(self.token_ids, dict) or not written <= self.token_ids.keys():
-                raise ValueError(f"token_ids={shown(self.token_ids)} is not for setting by hand; leave it out.")
+                raise ValueError(f"token_ids={short_repr(self.token_ids)} is not for setting by hand; leave it out.")
             for name in ("text_init", "placeholders"):
                 _token_ids(f"token_ids[{name!r}]", self.token_ids[name])
         # Keep ids that came from a file with the other fields; a config made by hand gets new ids for each model.
@@ -146,13 +146,13 @@ def _token_ids(name: str, value: Any) -> list[int]:
     """Return token ids as a list of ints; refuse strings and bytes, although they are iterable."""
     ids = value.tolist() if hasattr(value, "tolist") else value  # a tensor or an array
     if not isinstance(ids, list | tuple):
-        raise ValueError(f"{name}={shown(value)} must be token ids, whole numbers of at least 0.")
+        raise ValueError(f"{name}={short_repr(value)} must be token ids, whole numbers of at least 0.")
     try:
-        whole_number("number of ids", len(ids), most=_MOST_TOKENS)
-        return [whole_number("id", i, least=0, most=_LARGEST_ID) for i in ids]
+        check_int("number of ids", len(ids), most=_MOST_TOKENS)
+        return [check_int("id", i, least=0, most=_LARGEST_ID) for i in ids]
     except (TypeError, ValueError):
         raise ValueError(
-            f"{name}={shown(value)} must be at most {_MOST_TOKENS:,} token ids, whole numbers of at least 0."
+            f"{name}={short_repr(value)} must be at most {_MOST_TOKENS:,} token ids, whole numbers of at least 0."
         ) from None
 
 

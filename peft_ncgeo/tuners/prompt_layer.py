@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ..models.families import EndOfText
 from ..models.text_packing import Slots, read_texts
 from .prompt_config import PromptConfig
-from .wrapper import Wrapper
+from .tuner_layer import TunerLayer
 
 
-class PromptLayer(Wrapper):
+class PromptLayer(TunerLayer):
     """Wrapped module with a `(num_tokens, width)` prompt for each adapter that has one here.
 
     The prompt is a parameter, or for coupled prompts a linear map of the prompt of another layer.
@@ -179,17 +179,17 @@ class VisionLayerWithPrompt(PromptLayer):
     The tower's last layer removes them: some heads average all patch tokens, and prompts must not be part of that.
     """
 
-    other_param_names = ("num_tokens", "sources", "enters")
+    other_param_names = ("num_tokens", "sources", "is_entry")
 
     def __init__(self, base_layer: nn.Module, prefix: str, is_last: bool) -> None:
         super().__init__(base_layer, prefix)
         self.is_last = is_last
-        self.enters: dict[str, bool] = {}
+        self.is_entry: dict[str, bool] = {}
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         prompt = self.active_prompt(hidden_states)
         if prompt is not None:
-            kept = hidden_states if self.enters[self.active_adapters[0]] else hidden_states[:, : -prompt.shape[1]]
+            kept = hidden_states if self.is_entry[self.active_adapters[0]] else hidden_states[:, : -prompt.shape[1]]
             hidden_states = torch.cat([kept, prompt], dim=1)
         hidden_states = self.base_layer(hidden_states, *args, **kwargs)
         return hidden_states[:, : -self.active_tokens] if self.is_last and self.active_tokens else hidden_states

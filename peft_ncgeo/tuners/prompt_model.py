@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..models.templates import find_tokenizer, placeholder_ids
 from ..models.towers import Tower, find_towers
-from ..validation import shown
+from ..validation import short_repr
 from .prompt_check import check_prompts
 from .prompt_config import PromptConfig
 from .prompt_layer import (
@@ -25,28 +25,28 @@ from .prompt_layer import (
     VisionEmbeddingsWithPrompt,
     VisionLayerWithPrompt,
 )
-from .wrapper_model import WrapperModel
+from .tuner_model import TunerModel
 
 
 @dataclass
-class Place:
+class InjectionPoint:
     """Change that an adapter makes at one module of a tower."""
 
     wrap: Callable[[nn.Module, str], PromptLayer]
     num_tokens: int
     width: int | None = None  # of this module's own prompt, if it has one
-    enters: bool = False  # True at the module where the tower's first prompt is inserted
+    is_entry: bool = False  # True at the module where the tower's first prompt is inserted
     source: str | None = None  # path of the module whose prompt is mapped to this one's
 
 
-class PromptModel(WrapperModel):
+class PromptModel(TunerModel):
     """Base tuner for prompts of a [`PromptConfig`]; each PEFT type with prompts has a subclass with its own prefix."""
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
         """Turn the config's phrase and template into token ids, unless a loaded config has them already."""
         if peft_config.num_text_tokens and not peft_config.is_loaded:
             if peft_config.inference_mode and peft_config.has_changed():
-                written = ", ".join(map(shown, peft_config.token_ids["of"]))
+                written = ", ".join(map(short_repr, peft_config.token_ids["of"]))
                 raise ValueError(
                     "The adapter's config was changed since it was written, or is damaged: text_init, template and "
                     f"num_text_tokens were {written}. Restore them, or remove token_ids."
@@ -59,7 +59,7 @@ class PromptModel(WrapperModel):
         """Check the config against the model's towers, and store the change for each module path."""
         towers = find_towers(model, peft_config.exclude_modules or ())
         model_name = type(model).__name__
-        self._places: dict[str, Place] = {}
+        self._injection_points: dict[str, InjectionPoint] = {}
         clipped, prompted = [], {}
         for kind, wrap_all in (("text", _wrap_text), ("vision", _wrap_vision)):
             num_tokens, depth = (getattr(peft_config, name) for name in (f"num_{kind}_tokens", f"{kind}_depth"))
@@ -77,16 +77,16 @@ class PromptModel(WrapperModel):
             places = wrap_all(tower, num_tokens, prompted[kind])
             for path in prompted[kind]:
                 places[path].width = tower.width
-            places[prompted[kind][0]].enters = True
-            self._places.update(places)
+            places[prompted[kind][0]].is_entry = True
+            self._injection_points.update(places)
         if peft_config.coupling == "coupled":
             for path, source in zip(prompted["vision"], prompted["text"], strict=False):
-                self._places[path].source = source
+                self._injection_points[path].source = source
         if clipped and not peft_config.inference_mode:
             warnings.warn(f"{', '.join(clipped)} layers of {model_name}: all of them get prompts.", stacklevel=2)
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]
-        return key in self._places
+        return key in self._injection_points
 
     def _create_and_replace(
         self,
@@ -98,7 +98,7 @@ class PromptModel(WrapperModel):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        place = self._places[current_key]
+        place = self._injection_points[current_key]
         layer = target if isinstance(target, PromptLayer) else place.wrap(target, self.prefix)
         prompt = None if place.width is None else torch.randn(place.num_tokens, place.width) * peft_config.init_std
         if isinstance(layer, TextEmbeddingsWithPrompt):
@@ -106,27 +106,27 @@ class PromptModel(WrapperModel):
             if prompt is not None and peft_config.init_weights and peft_config.phrase_ids:
                 _start_from_phrase(prompt, layer.token_embedding, peft_config.phrase_ids)
         if isinstance(layer, VisionLayerWithPrompt):
-            layer.enters[adapter_name] = place.enters
+            layer.is_entry[adapter_name] = place.is_entry
         source = None if place.source is None else self.model.get_submodule(place.source)
         layer.update_layer(adapter_name, place.num_tokens, prompt, peft_config.inference_mode, source)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 
 
-def _wrap_text(tower: Tower, num_tokens: int, prompted: list[str]) -> dict[str, Place]:
+def _wrap_text(tower: Tower, num_tokens: int, prompted: list[str]) -> dict[str, InjectionPoint]:
     if tower.max_length is not None and num_tokens > tower.max_length - 3:  # [BOS], a name, [EOT]
         raise ValueError(f"num_text_tokens={num_tokens} leaves no room for a name among {tower.max_length} slots.")
     assert tower.end_of_text is not None  # check_prompts has checked it
-    layers = {path: Place(TextLayerWithPrompt, num_tokens) for path in prompted}
+    layers = {path: InjectionPoint(TextLayerWithPrompt, num_tokens) for path in prompted}
     return layers | {
-        tower.embeddings: Place(partial(TextEmbeddingsWithPrompt, end_of_text=tower.end_of_text), num_tokens)
+        tower.embeddings: InjectionPoint(partial(TextEmbeddingsWithPrompt, end_of_text=tower.end_of_text), num_tokens)
     }
 
 
-def _wrap_vision(tower: Tower, num_tokens: int, prompted: list[str]) -> dict[str, Place]:
+def _wrap_vision(tower: Tower, num_tokens: int, prompted: list[str]) -> dict[str, InjectionPoint]:
     last = tower.layers[-1]
-    return {tower.embeddings: Place(VisionEmbeddingsWithPrompt, num_tokens)} | {
-        path: Place(partial(VisionLayerWithPrompt, is_last=path == last), num_tokens) for path in tower.layers
+    return {tower.embeddings: InjectionPoint(VisionEmbeddingsWithPrompt, num_tokens)} | {
+        path: InjectionPoint(partial(VisionLayerWithPrompt, is_last=path == last), num_tokens) for path in tower.layers
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from peft_ncgeo.geometry import slerp
-from peft_ncgeo.geometry.sphere import unit
+from peft_ncgeo.geometry.sphere import l2_normalize
 
 from .test_simplex import points
 
@@ -150,7 +150,7 @@ def test_ordinary_rows_have_the_bits_of_torchs_own_whatever_is_beside_them(on_ho
     rows, scales = points(40, 12).float(), torch.tensor([1.0] * 40 + beside)
     rows = torch.cat([rows, rows[: len(beside)]]) * scales[:, None]
     ours, torchs = rows.clone().requires_grad_(), rows[:40].clone().requires_grad_()
-    found, expected = unit(ours), F.normalize(torchs, dim=-1)
+    found, expected = l2_normalize(ours), F.normalize(torchs, dim=-1)
     weights = points(len(rows), 12, seed=1).float()
     (found * weights).sum().backward()
     (expected * weights[:40]).sum().backward()

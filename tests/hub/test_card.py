@@ -20,7 +20,7 @@ from peft import LoraConfig, get_peft_model
 import peft_ncgeo
 from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig
 from peft_ncgeo.hub import create_card
-from peft_ncgeo.hub.record import Part, TrainingRecord, record_model
+from peft_ncgeo.hub.record import Component, TrainingRecord, record_model
 from peft_ncgeo.losses import LanguageCollapse, OTPreservation
 
 from ..conftest import tiny_clip, tiny_images, tiny_vit, tiny_vit_classifier
@@ -53,10 +53,10 @@ def record(**changes) -> TrainingRecord:
     }
     values = {
         "task": "zero-shot-image-classification",
-        "adapter": Part("NPTConfig", {"num_text_tokens": 4, "num_vision_tokens": 4}),
+        "adapter": Component("NPTConfig", {"num_text_tokens": 4, "num_vision_tokens": 4}),
         "base_model": "user/tiny-clip",
         "template": "a photo of a {}.",
-        "terms": [Part("CrossEntropy"), Part("OTPreservation", {"weight": 2.0}), Part("Unknown")],
+        "terms": [Component("CrossEntropy"), Component("OTPreservation", {"weight": 2.0}), Component("Unknown")],
         "class_names": ["red cat", "blue dog", "green bird"],
         "class_counts": [3, 1200, 40],
         "arguments": {"learning_rate": 0.1, "optim_args": "momentum=0.9", "seed": 1, "augmentation": "none"},

@@ -10,7 +10,7 @@ from peft import get_peft_model
 
 from peft_ncgeo import CoPAConfig, NPTConfig
 from peft_ncgeo.hub import create_card
-from peft_ncgeo.hub.record import Part
+from peft_ncgeo.hub.record import Component
 from peft_ncgeo.losses import OTPreservation
 
 from ..conftest import tiny_vit
@@ -36,7 +36,7 @@ def test_sets_called_as_rows_are_kept_apart():
 
 
 def test_a_template_that_no_config_holds_stands_in_the_snippets():
-    lora = record(adapter=Part("LoraConfig", {"r": 2}), template="the {} there")
+    lora = record(adapter=Component("LoraConfig", {"r": 2}), template="the {} there")
     text = create_card(record=lora).text
     assert 'from_pretrained("user/adapter", template="the {} there")' in text
     assert 'template = "the {} there"' in text
@@ -77,7 +77,7 @@ def test_what_others_objects_hold_is_not_told(tmp_path):
     run = trainer(tmp_path, losses=[Noisy("/mnt/somebody/secret.pt", weight=np.float64(0.1))], max_steps=1)
     run.train()
     told = run.record().terms[1]
-    assert told == Part("Noisy", {"weight": 0.1})
+    assert told == Component("Noisy", {"weight": 0.1})
     text = create_card(record=run.record()).text
     assert "secret" not in text
     assert "hooks.example" not in text

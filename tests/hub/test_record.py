@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig, ZeroShotClassifier, adapt
 from peft_ncgeo.hub import create_card
-from peft_ncgeo.hub.record import Part
+from peft_ncgeo.hub.record import Component
 from peft_ncgeo.losses import LanguageCollapse, OTPreservation
 from peft_ncgeo.training import GeometryMonitor, PromptAveraging, record_few_shot
 from peft_ncgeo.training.card_record import record_training
@@ -108,7 +108,7 @@ def test_geometry_is_the_monitors(run, tmp_path):
         metrics = other.evaluate()
         for key in ("nc1", "nc2", "nc3", "alignment", "class_exponent", "modality_gap", "text_nc2"):
             assert record.sets["base"][moment][key] == pytest.approx(metrics[f"eval_base_{key}"], rel=1e-5), key
-        means, classifier = record.moments[moment == "after"]
+        means, classifier = record.snapshots[moment == "after"]
         torch.testing.assert_close(means, monitor.class_means)
         torch.testing.assert_close(classifier, monitor.weights)
 
@@ -140,7 +140,7 @@ def test_few_shot_against_the_nearest_prototype(residual):
     )
     e, p = classifier.heads.embed(classifier.features(dataset["image"][:]), classifier.prototypes)
     assert entry["after"]["gap"] == pytest.approx(float((e.mean(0) - p.mean(0)).norm()), rel=1e-4)
-    assert record.terms == [Part("adapt", {"steps": 30, "lr": 0.2, "weight_decay": 0.1, "optimizer": "Adam"})]
+    assert record.terms == [Component("adapt", {"steps": 30, "lr": 0.2, "weight_decay": 0.1, "optimizer": "Adam"})]
     assert ("before" in entry) != residual  # the features that were are not known any more
     if not residual:
         features = classifier.features(dataset["image"][:])
@@ -224,7 +224,7 @@ def test_a_monitor_of_ones_own_is_left_alone(tmp_path):
     assert [c for c in run.callback_handler.callbacks if isinstance(c, GeometryMonitor)] == [monitor]
     assert monitor.class_means is None
     assert record.sets["base"]["after"]["nc1"] > 0
-    assert record.moments is not None
+    assert record.snapshots is not None
 
 
 # What else is told
@@ -237,7 +237,7 @@ def test_without_measuring_nothing_is_evaluated(run):
     run.remove_callback(shown)
     assert shown.batches == 0
     assert record.sets == {}
-    assert record.moments is None
+    assert record.snapshots is None
     assert (record.steps, record.seed, record.class_names) == (6, 7, NAMES)
 
 
@@ -266,11 +266,11 @@ def test_terms_with_what_was_set_and_no_more(tmp_path):
     callbacks = [PromptAveraging(mean=2, std=1), GeometryMonitor(nc4=False), Named()]
     run = trainer(tmp_path, prompted_clip(), terms, callbacks=callbacks)
     assert run.record().terms == [
-        Part("CrossEntropy"),
-        Part("OTPreservation", {"weight": "a function of the share of training done", "solver": "entropic"}),
-        Part("LanguageCollapse", {"budget": 0.1, "name": "mine too"}),
-        Part("PromptAveraging", {"mean": 2}),
-        Part("Named"),
+        Component("CrossEntropy"),
+        Component("OTPreservation", {"weight": "a function of the share of training done", "solver": "entropic"}),
+        Component("LanguageCollapse", {"budget": 0.1, "name": "mine too"}),
+        Component("PromptAveraging", {"mean": 2}),
+        Component("Named"),
     ]
 
 
@@ -280,7 +280,7 @@ def test_settings_of_a_config_that_is_not_ours(tmp_path):
     )
     record = trainer(tmp_path, model).record()
     settings = {"r": 3, "target_modules": ["q_proj", "v_proj"], "rank_pattern": {"v_proj": 2}}
-    assert record.adapter == Part("LoraConfig", settings)
+    assert record.adapter == Component("LoraConfig", settings)
 
 
 def test_arguments_tell_no_path_and_no_token(tmp_path):
@@ -320,7 +320,7 @@ def test_a_head_of_another_size_has_no_before(tmp_path):
     record = run.record()
     assert "before" not in record.sets["test"]
     assert record.sets["test"]["after"]["nc1"] is not None
-    assert record.moments is None
+    assert record.snapshots is None
     assert "before training" not in create_card(record=record).text
 
 

@@ -9,7 +9,7 @@ import peft
 import peft_ncgeo
 from peft_ncgeo import losses, training
 from peft_ncgeo.hub import create_card, references
-from peft_ncgeo.hub.record import Part
+from peft_ncgeo.hub.record import Component
 
 from .test_card import record, sections
 
@@ -32,15 +32,15 @@ def test_references_go_by_names_that_exist():
 
 
 def test_every_method_used_is_cited_once():
-    terms = [Part(name) for name in ("LanguageCollapse", "GeometricDebiasing", "PrototypeSupCon", "CrossEntropy")]
-    adapter = Part("PrototypeConfig", {"num_vision_tokens": 2})
+    terms = [Component(name) for name in ("LanguageCollapse", "GeometricDebiasing", "PrototypeSupCon", "CrossEntropy")]
+    adapter = Component("PrototypeConfig", {"num_vision_tokens": 2})
     card = create_card(record=record(adapter=adapter, terms=terms, task="image-classification", template=None))
     keys = re.findall(r"^@\w+\{(.*),", sections(card)["Citation"], flags=re.MULTILINE)
     assert keys == ["jia2022vpt", "gill2023prototypes", "zhu2023npt", "khosla2020supcon"]
     few_shot = create_card(
-        record=record(adapter=Part("CoPAConfig", {"shared": True, "residual_adapters": True}), terms=[])
+        record=record(adapter=Component("CoPAConfig", {"shared": True, "residual_adapters": True}), terms=[])
     )
     assert re.findall(r"^@\w+\{(.*),", few_shot.text, flags=re.MULTILINE) == ["li2021url", "li2022tsa"]
-    other = create_card(record=record(adapter=Part("IA3Config"), terms=[]))
+    other = create_card(record=record(adapter=Component("IA3Config"), terms=[]))
     assert "`IA3Config` for" in other.text
     assert "Citation" not in sections(other)

@@ -18,7 +18,7 @@ from peft_ncgeo import CoPAConfig, FewShotClassifier, NPTConfig, adapt
 from peft_ncgeo.hub import load_adapter, save_adapter
 from peft_ncgeo.loading.adapter_folder import writing_adapter
 from peft_ncgeo.loading.converted import ImportedPrompts
-from peft_ncgeo.training.state.checkpoints import flaw
+from peft_ncgeo.training.state.checkpoints import why_not_resumable
 
 from ..conftest import NAMES, pixels, tiny_clip, tiny_images, tiny_processor, tiny_vit, tiny_vit_classifier
 from ..training.runs import trainer
@@ -213,7 +213,7 @@ def test_what_a_killed_save_left_spoils_no_checkpoint(tmp_path):
     child.start()
     child.join(60)
     assert [path.name for path in checkpoint.rglob("adapter_config.json")] == ["adapter_config.json"] * 2
-    assert flaw(checkpoint) == ""
+    assert why_not_resumable(checkpoint) == ""
     again = trainer(tmp_path, max_steps=2, **options)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 2

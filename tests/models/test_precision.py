@@ -96,7 +96,7 @@ def test_a_gradient_scaler_takes_every_adapter(tmp_path, build):
     run = trainer(tmp_path, model)
     before = [parameter.detach().clone() for parameter in trained]
     run.features.begin(dict(run.task.texts(run.class_names)) if run.task.reads_text else {})
-    loss = run.compute_loss(run.towers, next(iter(run.get_train_dataloader())))
+    loss = run.compute_loss(run.extractor, next(iter(run.get_train_dataloader())))
     scaler.scale(loss).backward()
     scaler.step(optimizer)
     assert all(parameter.dtype == torch.float32 for parameter in trained)

@@ -16,7 +16,7 @@ from peft_ncgeo.geometry import loss_against_gap, minority_margin, simplex_etf, 
 from peft_ncgeo.geometry.alignment import rotate_towards_means, slerp_fraction
 from peft_ncgeo.losses import LDAM, PrototypeSupCon, RotationStabilization
 from peft_ncgeo.metrics.accuracy import accuracy, class_groups, harmonic_mean
-from peft_ncgeo.validation import flag, real_number, whole_number
+from peft_ncgeo.validation import check_bool, check_float, check_int
 
 from ..conftest import pixels, tiny_vit
 
@@ -81,19 +81,19 @@ def test_it_is_taken_as_pythons_own(call, given, own):
 
 @pytest.mark.parametrize("number", [np.int64(3), np.array(3), np.array([3]), torch.tensor(3), torch.tensor([3])])
 def test_one_number_of_any_library_becomes_pythons(number):
-    assert [type(whole_number("n", number)), type(real_number("x", number))] == [int, float]
-    assert whole_number("n", number) == real_number("x", number) == 3
+    assert [type(check_int("n", number)), type(check_float("x", number))] == [int, float]
+    assert check_int("n", number) == check_float("x", number) == 3
 
 
 @pytest.mark.parametrize("word", [True, np.bool_(True), torch.tensor(True), "3", None, 1j, torch.ones(2), [3]])
 def test_what_is_no_number_stays_refused(word):
-    for check in (whole_number, real_number):
+    for check in (check_int, check_float):
         with pytest.raises(TypeError, match="^n=.* must be a .*number"):
             check("n", word)
-    assert flag("f", np.bool_(False)) is False
+    assert check_bool("f", np.bool_(False)) is False
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**400, np.float32("nan"), torch.tensor(-torch.inf)])
 def test_no_number_is_endless(number):
     with pytest.raises(ValueError, match="^n=.* must be a finite number"):
-        real_number("n", number)
+        check_float("n", number)

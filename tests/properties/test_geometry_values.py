@@ -15,7 +15,7 @@ from peft_ncgeo import geometry
 from peft_ncgeo.geometry.alignment import alignment, project_gradient, rotate_towards_means, slerp_fraction
 from peft_ncgeo.geometry.clusters import cluster_features
 from peft_ncgeo.geometry.heads import class_prototypes
-from peft_ncgeo.geometry.sphere import unit
+from peft_ncgeo.geometry.sphere import l2_normalize
 
 from ..profiles import cases
 from . import loss_oracles as oracles
@@ -44,13 +44,13 @@ def close(value, expected, tolerance=1e-5):
 @given(st.data())
 def test_unit_rows_have_length_one_or_none(data):
     x = data.draw(features(data.draw(sizes), data.draw(sizes)))
-    close(unit(x), unit_rows(wide(x)))
+    close(l2_normalize(x), unit_rows(wide(x)))
 
 
 @given(x=st.floats(-(2.0**127), 2.0**127, width=32), y=st.floats(-(2.0**127), 2.0**127, width=32))
 def test_unit_of_any_float32_is_one_long_or_0(x, y):
     point = torch.tensor([x, y])
-    value = unit(point)
+    value = l2_normalize(point)
     close(value, unit_rows(wide(point)) if point.abs().max() > 1.2e-30 else np.zeros(2))
 
 

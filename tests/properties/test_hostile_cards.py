@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from peft_ncgeo.hub import create_card
-from peft_ncgeo.hub.record import Part, TrainingRecord
+from peft_ncgeo.hub.record import Component, TrainingRecord
 from peft_ncgeo.markdown import code_cell, escape, literal
 
 from ..hub.test_card import cells
@@ -63,14 +63,14 @@ ATTACKS = [
 ]
 
 TEXTS = {  # field -> the record with a text there
-    "adapter": lambda text: {"adapter": Part(text, {})},
-    "setting": lambda text: {"adapter": Part("LoraConfig", {text: 1, "r": text})},
-    "tokens": lambda text: {"adapter": Part("NPTConfig", {"num_text_tokens": text})},
+    "adapter": lambda text: {"adapter": Component(text, {})},
+    "setting": lambda text: {"adapter": Component("LoraConfig", {text: 1, "r": text})},
+    "tokens": lambda text: {"adapter": Component("NPTConfig", {"num_text_tokens": text})},
     "base_model": lambda text: {"base_model": text},
     "base_model_with_a_slash": lambda text: {"base_model": f"user/{text}".replace("/", "-").replace("-", "/", 1)},
-    "template": lambda text: {"template": text, "adapter": Part("LoraConfig", {"r": 2})},
+    "template": lambda text: {"template": text, "adapter": Component("LoraConfig", {"r": 2})},
     "own_template": lambda text: {"template": text},
-    "term": lambda text: {"terms": [Part(text, {"weight": 2.0}), Part("OTPreservation", {text: text})]},
+    "term": lambda text: {"terms": [Component(text, {"weight": 2.0}), Component("OTPreservation", {text: text})]},
     "class_names": lambda text: {"class_names": [text, "dog", "bird"]},
     "argument": lambda text: {"arguments": {text: 1, "seed": text}, "changed": 1},
     "device": lambda text: {"device": text},
@@ -103,7 +103,7 @@ ENTRY = {
 def card(place: str, text: str) -> ModelCard:
     values: dict[str, Any] = {
         "task": "zero-shot-image-classification",
-        "adapter": Part("NPTConfig", {"num_text_tokens": 4}),
+        "adapter": Component("NPTConfig", {"num_text_tokens": 4}),
         "base_model": "user/base",
         "template": "a photo of a {}.",
         "class_names": ["cat", "dog", "bird"],

@@ -18,7 +18,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from peft_ncgeo import NPTConfig
 from peft_ncgeo.losses import LDAM, ClusterCollapse, OTPreservation, SpaceAlignment
 from peft_ncgeo.training import GeometryMonitor, GradientProjection, PromptAveraging, SlerpAlignment
-from peft_ncgeo.training.state.checkpoints import flaw
+from peft_ncgeo.training.state.checkpoints import why_not_resumable
 
 from ..conftest import tiny_clip, tiny_images
 from .runs import lora_vit, ot_and_budget, trainer, weights
@@ -123,7 +123,9 @@ def train(
         augmentation="crop_flip",
         **{"train": tiny_images(30), "save_strategy": "steps", "save_steps": 2, "max_steps": STEPS, **options},
     )
-    run.train(resume_from_checkpoint=any(not flaw(folder) for folder in Path(output_dir).glob("checkpoint-*")))
+    run.train(
+        resume_from_checkpoint=any(not why_not_resumable(folder) for folder in Path(output_dir).glob("checkpoint-*"))
+    )
     result = {
         "weights": weights(run.model),
         "state": {f"{own.name}.{key}": v for own in run._stateful() for key, v in own.state_dict().items()},

@@ -68,7 +68,7 @@ def test_monitor_compares_embeddings_with_prototypes(tmp_path):
     metrics = run.evaluate()
     pixels, labels = pixels_and_labels(images)
     with torch.no_grad():
-        out = run.towers.eval()(pixel_values=pixels)
+        out = run.extractor.eval()(pixel_values=pixels)
     h, labels = out["image_features"].double(), torch.tensor(labels)
     torch.testing.assert_close(h.norm(dim=1), torch.ones(20, dtype=torch.float64))
     means = torch.stack([h[labels == c].mean(0) for c in range(5)])

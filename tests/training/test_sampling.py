@@ -170,10 +170,10 @@ def test_students_templates(tmp_path):
     for template in templates:
         texts = run.task._read(run.class_names, "X X X X " + template, 4)
         with torch.no_grad():
-            before[template] = run.towers.eval()(**texts)["text_features"]
+            before[template] = run.extractor.eval()(**texts)["text_features"]
     with torch.no_grad(), run.model.disable_adapter():
         own = [run.task._read(run.class_names, template, 0) for template in templates[:2]]
-        frozen_alone = sum(run.towers(**texts)["text_features"] for texts in own) / 2
+        frozen_alone = sum(run.extractor(**texts)["text_features"] for texts in own) / 2
     old = weights(run.model)
     run.train()
     several, text, frozen = seen[0]

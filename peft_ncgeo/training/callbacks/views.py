@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
-class NewViews(TrainerCallback):
+class EpochSetter(TrainerCallback):
     """Callback that gives training images and sampler the number of the epoch, so that each epoch draws new views.
 
     Accelerate's loader sets it on the sampler or the data set, with several processes on the sampler only, and on

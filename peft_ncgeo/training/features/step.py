@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...data.images import LabelledImages
-from ...models.feature_extractor import TowersModule, encode
+from ...models.feature_extractor import FeatureExtractor, extract_features
 from ...models.towers import reads_text
 from ..arguments import GeometryTrainingArguments
 from .teacher import FrozenTeacher
@@ -24,7 +24,7 @@ class StepFeatures:
       nothing in its image tower is trained; images are not even decoded then.
 
     Args:
-        towers: the student.
+        extractor: the student.
         teacher: the frozen model, or None.
         required: [`GeometryBatch`] fields that losses ask for.
         args: of the training.
@@ -32,12 +32,12 @@ class StepFeatures:
 
     def __init__(
         self,
-        towers: TowersModule,
+        extractor: FeatureExtractor,
         teacher: FrozenTeacher | None,
         required: Collection[str],
         args: GeometryTrainingArguments,
     ) -> None:
-        self.towers, self.teacher, self.args = towers, teacher, args
+        self.extractor, self.teacher, self.args = extractor, teacher, args
         self.required = set(required) if teacher is not None else set()
         self.begin({})
 
@@ -58,7 +58,7 @@ class StepFeatures:
         """Return `image_features` (B, d) and `text_features` (K, d), or `logits` (B, K), with gradient.
 
         Args:
-            model: the towers, under DDP where there are several processes.
+            model: the extractor, under DDP where there are several processes.
             inputs: `pixel_values` (B, C, H, W), or `views` where the images' features are known.
             is_last: whether the optimiser steps after this micro-batch.
         """
@@ -108,8 +108,10 @@ class StepFeatures:
         if "views" not in sample:
             return  # a collator of the user's own, which does not say which views it holds
         pixels = sample["pixel_values"].to(args.device)
-        if reads_text(self.towers.model) and never_changes(self.towers, self.towers(pixel_values=pixels)):
-            self.student_views = embed(lambda pixels: encode(self.towers, pixel_values=pixels)["image_features"])
+        if reads_text(self.extractor.model) and never_changes(self.extractor, self.extractor(pixel_values=pixels)):
+            self.student_views = embed(
+                lambda pixels: extract_features(self.extractor, pixel_values=pixels)["image_features"]
+            )
         if self.teacher is not None and "frozen_image_features" in self.required:
             self.frozen_views = embed(self.teacher.image_features)
         images.show(self.student_views is None)

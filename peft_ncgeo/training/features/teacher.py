@@ -9,14 +9,14 @@ from torch import Tensor
 from transformers import BatchEncoding
 
 from ...models.adapters import adapter_layers, adapters_off, change_of_base
-from ...models.feature_extractor import TowersModule, encode
+from ...models.feature_extractor import FeatureExtractor, extract_features
 
 
 class FrozenTeacher:
     """Features of the model as it was before training, without gradient.
 
     Args:
-        towers: the student; its adapter is switched off for each pass.
+        extractor: the student; its adapter is switched off for each pass.
         texts: the class names in each template; the features of several are averaged.
 
     Raises:
@@ -24,23 +24,25 @@ class FrozenTeacher:
             outside them are trained, or the adapter was made of the base model's weights.
     """
 
-    def __init__(self, towers: TowersModule, texts: Sequence[BatchEncoding]) -> None:
-        if not adapter_layers(towers):
+    def __init__(self, extractor: FeatureExtractor, texts: Sequence[BatchEncoding]) -> None:
+        if not adapter_layers(extractor):
             raise ValueError("A loss asks for the frozen model, but the model has no PEFT adapters to switch off.")
-        if change := change_of_base(towers.model):
+        if change := change_of_base(extractor.model):
             raise ValueError(f"A loss asks for the frozen model, but {change}.")
-        self.towers, self.texts = towers, list(texts)
+        self.extractor, self.texts = extractor, list(texts)
         self._text_features: Tensor | None = None
 
     def image_features(self, pixel_values: Tensor) -> Tensor:
         """Return the features (B, d) of pixels (B, C, H, W)."""
-        with adapters_off(self.towers):
-            return encode(self.towers, pixel_values=pixel_values)["image_features"]
+        with adapters_off(self.extractor):
+            return extract_features(self.extractor, pixel_values=pixel_values)["image_features"]
 
     def text_features(self, device: torch.device) -> Tensor:
         """Return the text features (K, d), the mean over the templates, computed once."""
         if self._text_features is None:
-            with adapters_off(self.towers):
-                features = [encode(self.towers, **texts.to(device))["text_features"] for texts in self.texts]
+            with adapters_off(self.extractor):
+                features = [
+                    extract_features(self.extractor, **texts.to(device))["text_features"] for texts in self.texts
+                ]
             self._text_features = torch.stack(features, dim=1).mean(dim=1)
         return self._text_features

@@ -17,13 +17,13 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...files import is_of_writing, writing
-from ...validation import reason
+from ...validation import one_line
 from ..sharing import SharingTrainer
 from .files import FILE_NAME, load_state, save_state
-from .retry import StartingPoint
+from .retry import TrainingSnapshot
 
 
-def flaw(folder: str | Path) -> str:
+def why_not_resumable(folder: str | Path) -> str:
     """Return why training cannot resume from this checkpoint; an empty text for a complete one.
 
     `trainer_state.json` is written last, after every process has written its own file. The other files are checked
@@ -43,12 +43,12 @@ def flaw(folder: str | Path) -> str:
     except FileNotFoundError as error:
         return f"it has no {Path(error.filename or FILE_NAME).name}, as with save_only_model=True"
     except (OSError, ValueError, RecursionError, BadZipFile, SafetensorError) as error:
-        return reason(error)
+        return one_line(error)
     missing = [name for name, found in (("rng_state.pth", random_states), ("adapter", adapters)) if not found]
     return f"it has no {missing[0]}" if missing else ""
 
 
-def last_whole(output_dir: str | Path) -> str:
+def last_resumable(output_dir: str | Path) -> str:
     """Return the latest checkpoint that training can resume from. Warn of damaged later ones.
 
     Raises:
@@ -59,7 +59,7 @@ def last_whole(output_dir: str | Path) -> str:
     flaws = {}
     for step in sorted(steps, reverse=True):
         path = Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-        flaws[path.name] = flaw(path)
+        flaws[path.name] = why_not_resumable(path)
         if not flaws[path.name]:
             break
     broken = ", ".join(f"{name} ({what})" for name, what in flaws.items() if what)
@@ -82,12 +82,12 @@ class CheckpointingTrainer(SharingTrainer):
 
     losses: list[Any]
     class_means: Any = None
-    _start: StartingPoint | None = None
+    _start: TrainingSnapshot | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_whole(str(self.args.output_dir))
-        elif resume_from_checkpoint and (problem := flaw(resume_from_checkpoint)):
+            resume_from_checkpoint = last_resumable(str(self.args.output_dir))
+        elif resume_from_checkpoint and (problem := why_not_resumable(resume_from_checkpoint)):
             raise ValueError(f"Cannot resume from {resume_from_checkpoint}: {problem}.")
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -96,10 +96,10 @@ class CheckpointingTrainer(SharingTrainer):
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         if self._start is not None:  # an earlier try ran out of memory
-            self.optimizer, self.lr_scheduler = self._start.put_back()
+            self.optimizer, self.lr_scheduler = self._start.restore()
         elif self.args.auto_find_batch_size:
             model: Any = self.model
-            self._start = StartingPoint(model, self._stateful(), self.optimizer, self.lr_scheduler)
+            self._start = TrainingSnapshot(model, self._stateful(), self.optimizer, self.lr_scheduler)
         return super()._inner_training_loop(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -113,11 +113,11 @@ class CheckpointingTrainer(SharingTrainer):
         try:
             super()._save_checkpoint(model, trial)
         except Exception as error:
-            if not is_of_writing(error) or self.args.save_only_model or not flaw(folder):
+            if not is_of_writing(error) or self.args.save_only_model or not why_not_resumable(folder):
                 raise
             shutil.rmtree(folder, ignore_errors=True)
             raise OSError(
-                f"{folder} could not be written ({reason(error)}); the checkpoints before it are intact."
+                f"{folder} could not be written ({one_line(error)}); the checkpoints before it are intact."
             ) from error
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

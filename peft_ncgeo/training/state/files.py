@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...models.tensor_files import read_shapes
-from ...validation import reason
+from ...validation import one_line
 
 FILE_NAME = "geometry_state.safetensors"
 
@@ -65,4 +65,4 @@ def load_state(owners: Iterable[Stateful], folder: str | Path) -> None:
             try:
                 own.load_state_dict(parts[own.name])
             except RuntimeError as error:
-                raise ValueError(f"{path} does not fit {own.name}: {reason(error)}") from error
+                raise ValueError(f"{path} does not fit {own.name}: {one_line(error)}") from error

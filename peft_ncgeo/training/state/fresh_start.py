@@ -15,7 +15,7 @@ from ...losses import Regularizer
 from ..checks import list_losses
 
 
-class GivenLosses:
+class LossFactory:
     """Losses passed to a trainer, of which each model gets its own.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .files import Stateful
 
 
-class StartingPoint:
+class TrainingSnapshot:
     """Copy of everything that a training changes, made before its first step and kept in the host's memory.
 
     Under `auto_find_batch_size` Transformers starts again after the steps that fitted into memory. With this copy put
@@ -31,7 +31,7 @@ class StartingPoint:
         self._tools = [(tool, None if tool is None else deepcopy(tool.state_dict())) for tool in tools]
 
     @torch.no_grad()
-    def put_back(self) -> list[Any]:
+    def restore(self) -> list[Any]:
         """Restore everything, and return the tools."""
         for tensor, value in self._tensors:
             tensor.copy_(value)

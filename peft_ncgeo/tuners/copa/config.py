@@ -8,7 +8,7 @@ from typing import ClassVar
 from peft import PeftConfig, PeftType
 
 from ...geometry.contrast import TEMPERATURE, URL_TEMPERATURE, check_temperature
-from ...validation import check_names, flag, whole_number
+from ...validation import check_bool, check_int, check_names
 
 
 @dataclass
@@ -68,9 +68,9 @@ class CoPAConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType["NCGEO_COPA"]
         if self.num_features is not None:
-            self.num_features = whole_number("num_features", self.num_features, least=1, most=10**6)
-        self.shared = flag("shared", self.shared)
-        self.residual_adapters = flag("residual_adapters", self.residual_adapters)
+            self.num_features = check_int("num_features", self.num_features, least=1, most=10**6)
+        self.shared = check_bool("shared", self.shared)
+        self.residual_adapters = check_bool("residual_adapters", self.residual_adapters)
         self.modules_to_save = check_names("modules_to_save", self.modules_to_save)
         if self.temperature is None:
             self.temperature = URL_TEMPERATURE if self.shared else TEMPERATURE

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...models.substitution import shallow_copy
-from ..wrapper import Wrapper
+from ..tuner_layer import TunerLayer
 
 RESIDUAL_START = 1e-4  # times the identity, as in TSA
 
 
-class CoPALayer(Wrapper):
+class CoPALayer(TunerLayer):
     """Wrapped pooling module: while an adapter is active, Theta_I transforms its output. It also holds Theta_P."""
 
     adapter_layer_names: tuple[str, ...] = ("ncgeo_copa_image_head", "ncgeo_copa_prototype_head")
@@ -59,7 +59,7 @@ class CoPALayer(Wrapper):
         return (rows.to(image.dtype) @ image).to(features.dtype).view(features.shape)
 
 
-class Residual(Wrapper):
+class Residual(TunerLayer):
     """Wrapped module f with a residual map A, used while an adapter is active: `f(h) + h A`."""
 
     adapter_layer_names: tuple[str, ...] = ("ncgeo_copa_residual",)

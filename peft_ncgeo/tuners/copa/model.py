@@ -8,11 +8,11 @@ from torch import nn
 
 from ...models.devices import execution_device
 from ...models.towers import find_pooling, find_residual_places, find_towers
-from ..wrapper_model import WrapperModel
+from ..tuner_model import TunerModel
 from .layer import CoPALayer, ResidualConvolution, ResidualLinear
 
 
-class CoPAModel(WrapperModel):
+class CoPAModel(TunerModel):
     """Tuner that applies a [`CoPAConfig`] to a model; created by `get_peft_model`."""
 
     prefix = "ncgeo_copa_"

@@ -13,9 +13,9 @@ from torch import Tensor
 from ...geometry.contrast import check_temperature
 from ...geometry.prototypes import minority_margin
 from ...geometry.simplex import simplex_etf
-from ...geometry.sphere import unit
+from ...geometry.sphere import l2_normalize
 from ...models.heads import HEAD
-from ...validation import flag, real_number, reason, shown, whole_number
+from ...validation import check_bool, check_float, check_int, one_line, short_repr
 from ..prompt_config import PromptConfig
 
 GEOMETRIES = ("etf", "minority_margin")
@@ -86,26 +86,28 @@ class PrototypeConfig(PromptConfig):
         if self.geometry is not None and not isinstance(self.geometry, str):
             self.geometry = self._check_given(self.geometry)
         elif self.geometry not in (*GEOMETRIES, _GIVEN):
-            raise ValueError(f"geometry={shown(self.geometry)} must be one of {GEOMETRIES} or a tensor (K, d).")
+            raise ValueError(f"geometry={short_repr(self.geometry)} must be one of {GEOMETRIES} or a tensor (K, d).")
         self.projection_dim = 128 if self.projection_dim is None else self.projection_dim
         if self.num_classes is not None:  # else the model's
-            self.num_classes = whole_number("num_classes", self.num_classes, least=2, most=_MOST)
-        self.projection_dim = whole_number("projection_dim", self.projection_dim, least=1, most=_MOST)
+            self.num_classes = check_int("num_classes", self.num_classes, least=2, most=_MOST)
+        self.projection_dim = check_int("projection_dim", self.projection_dim, least=1, most=_MOST)
         if (self.num_classes or 0) * self.projection_dim > _LARGEST:
             raise ValueError(
                 f"{self.num_classes:,} prototypes of {self.projection_dim:,} numbers are too many; num_classes times "
                 f"projection_dim must be at most {_LARGEST:,}."
             )
-        self.prototypes_per_class = whole_number("prototypes_per_class", self.prototypes_per_class, 0, _MOST)
+        self.prototypes_per_class = check_int("prototypes_per_class", self.prototypes_per_class, 0, _MOST)
         self.temperature = check_temperature(self.temperature)
-        self.margin_strength = real_number("margin_strength", self.margin_strength)
-        self.trainable = flag("trainable", self.trainable)
+        self.margin_strength = check_float("margin_strength", self.margin_strength)
+        self.trainable = check_bool("trainable", self.trainable)
         if isinstance(self.geometry, str) and self.geometry == "minority_margin" and self.class_counts is None:
             raise ValueError("geometry='minority_margin' needs class_counts, the training images of each class.")
         if self.class_counts is not None:
             counts = _numbers("class_counts", self.class_counts)
             if counts.dim() != 1 or counts.is_floating_point() or counts.dtype == torch.bool or (counts < 0).any():
-                raise ValueError(f"class_counts={shown(self.class_counts)} must be whole numbers, one for each class.")
+                raise ValueError(
+                    f"class_counts={short_repr(self.class_counts)} must be whole numbers, one for each class."
+                )
             self.class_counts = counts.tolist()
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,7 +128,7 @@ class PrototypeConfig(PromptConfig):
             if getattr(self, name) not in (None, size):
                 raise ValueError(f"{name}={getattr(self, name)}, but geometry has shape {tuple(points.shape)}.")
             setattr(self, name, size)
-        return unit(points)
+        return l2_normalize(points)
 
     def prototypes(self) -> Tensor:
         """Return unit prototypes (num_classes, projection_dim) in float64; nan if they come from a file later.
@@ -153,7 +155,7 @@ def _numbers(name: str, value: Any) -> Tensor:
     try:
         found = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{name}={shown(value)} must be an array of numbers ({reason(error)}).") from error
+        raise ValueError(f"{name}={short_repr(value)} must be an array of numbers ({one_line(error)}).") from error
     if found.is_complex():
         raise ValueError(f"{name} must be real numbers, got {found.dtype}.")
     return found

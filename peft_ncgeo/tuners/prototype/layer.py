@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...geometry.sphere import unit
-from ..wrapper import Wrapper
+from ...geometry.sphere import l2_normalize
+from ..tuner_layer import TunerLayer
 
 
 class PrototypeClassifier(nn.Module):
@@ -29,7 +29,7 @@ class PrototypeClassifier(nn.Module):
     @property
     def weight(self) -> Tensor:
         """Prototypes (K, d) of length 1, also while they are trained."""
-        return unit(self.prototypes)
+        return l2_normalize(self.prototypes)
 
     def forward(self, features: Tensor) -> Tensor:
         if not self._checked and not torch.compiler.is_compiling():  # a traced pass has no values
@@ -40,10 +40,10 @@ class PrototypeClassifier(nn.Module):
                 )
             self._checked = True
         with torch.autocast(features.device.type, enabled=False):
-            return unit(features) @ self.weight.T / self.temperature
+            return l2_normalize(features) @ self.weight.T / self.temperature
 
 
-class PrototypeLayer(Wrapper):
+class PrototypeLayer(TunerLayer):
     """Wrapped classification head that projector and prototypes replace while an adapter is active."""
 
     adapter_layer_names: tuple[str, ...] = (
@@ -81,4 +81,4 @@ class PrototypeLayer(Wrapper):
             return self.base_layer(features)
         hidden: Any = self.ncgeo_prototype_hidden[name]
         features = F.relu(hidden(features.flatten(1).to(hidden.weight.dtype)))  # float32 for any base dtype
-        return self.ncgeo_prototype_classifier[name](unit(self.ncgeo_prototype_output[name](features)))
+        return self.ncgeo_prototype_classifier[name](l2_normalize(self.ncgeo_prototype_output[name](features)))

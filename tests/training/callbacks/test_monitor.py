@@ -24,7 +24,7 @@ def test_clip(tmp_path):
         pixels, labels = pixels_and_labels(dataset)
         texts = run.task.texts(dataset.features["label"].names)
         with torch.no_grad():
-            out = run.towers.eval()(pixel_values=pixels, **texts)
+            out = run.extractor.eval()(pixel_values=pixels, **texts)
         image, text = (unit_rows(out[f"{kind}_features"].double()) for kind in ("image", "text"))
         expected = NeuralCollapse(len(text), 24).update(image, torch.tensor(labels)).compute(text)
         expected["modality_gap"] = float(modality_gap(image, text))
@@ -43,7 +43,7 @@ def test_classification_head(tmp_path):
     metrics = run.evaluate()
     pixels, labels = pixels_and_labels(images)
     with torch.no_grad():
-        out = run.towers.eval()(pixel_values=pixels)
+        out = run.extractor.eval()(pixel_values=pixels)
     head = run.model.base_model.model.classifier.modules_to_save["default"]
     collapse = NeuralCollapse(5, 32).update(out["image_features"], torch.tensor(labels))
     expected = collapse.compute(head.weight.detach(), head.bias.detach())

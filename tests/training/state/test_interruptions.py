@@ -15,7 +15,7 @@ import torch
 from transformers import TrainerState
 
 from peft_ncgeo.hub import save_adapter
-from peft_ncgeo.training.state.checkpoints import flaw, last_whole
+from peft_ncgeo.training.state.checkpoints import last_resumable, why_not_resumable
 
 from ...conftest import tiny_images
 from ...launching import launch
@@ -61,7 +61,7 @@ def test_killed_again_and_again(tmp_path, whole, case, kills, record_property):
         if exit_code:
             assert exit_code == -signal.SIGKILL
             killed += 1
-            folders = {int(folder.name[11:]): flaw(folder) for folder in tmp_path.glob("checkpoint-*")}
+            folders = {int(folder.name[11:]): why_not_resumable(folder) for folder in tmp_path.glob("checkpoint-*")}
             half_written += any(folders.values())
             step = max([0, *(number for number, problem in folders.items() if not problem)])
         if exit_code == 0 or (step > STEPS - 4 and train(case, str(tmp_path)) == 0):  # begin anew
@@ -130,10 +130,10 @@ def test_a_half_written_checkpoint_is_left_aside(checkpoints, name, damage):
     if damage != "gone":
         path.write_bytes(content[: len(content) // 2] if damage == "cut short" else b"")
     with pytest.warns(UserWarning, match=r"left aside: checkpoint-6 \(.*\. Training goes on from checkpoint-4"):
-        assert last_whole(checkpoints) == str(checkpoints / "checkpoint-4")
+        assert last_resumable(checkpoints) == str(checkpoints / "checkpoint-4")
     shutil.rmtree(checkpoints / "checkpoint-4")
     with pytest.raises(ValueError, match=r"No valid checkpoint in .* to resume from: checkpoint-6 \("):
-        last_whole(checkpoints)
+        last_resumable(checkpoints)
 
 
 def test_whole_checkpoints_are_found(checkpoints):
@@ -143,7 +143,7 @@ def test_whole_checkpoints_are_found(checkpoints):
     (checkpoints / "checkpoint-14").touch()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert last_whole(checkpoints) == str(checkpoints / "checkpoint-10")
+        assert last_resumable(checkpoints) == str(checkpoints / "checkpoint-10")
 
 
 def again(folder: Path):
@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(checkpoints, name, monkeypatc
     with pytest.raises(OSError, match=r"checkpoint-6.*not.*written \(.*\)"):
         again(checkpoints).train(resume_from_checkpoint=str(checkpoints / "checkpoint-4"))
     assert [path.name for path in checkpoints.glob("checkpoint-*")] == ["checkpoint-4"]
-    assert not flaw(checkpoints / "checkpoint-4")
+    assert not why_not_resumable(checkpoints / "checkpoint-4")
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if "safetensors" in name])
@@ -216,8 +216,8 @@ def test_a_checkpoint_written_again_is_not_vouched_for_by_the_old_one(checkpoint
     monkeypatch.setattr(run, "_save_rng_state", stop)
     with pytest.raises(Killed):
         run.train(resume_from_checkpoint=str(checkpoints / "checkpoint-4"))
-    assert "trainer_state.json" in flaw(checkpoints / "checkpoint-6")
-    assert not flaw(checkpoints / "checkpoint-4")
+    assert "trainer_state.json" in why_not_resumable(checkpoints / "checkpoint-6")
+    assert not why_not_resumable(checkpoints / "checkpoint-4")
 
 
 def test_a_place_that_is_taken_is_said_of_an_adapters_folder(tmp_path):

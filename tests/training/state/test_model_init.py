@@ -102,7 +102,13 @@ def test_all_that_reads_the_model_reads_the_new_one(tmp_path):
     run = make(tmp_path, losses=ot_and_budget(), callbacks=[monitor], bf16=True)
     first = run.model
     run.train()
-    assert run.model is run.towers.model is run.teacher.towers.model is run.task.model is run.features.towers.model
+    assert (
+        run.model
+        is run.extractor.model
+        is run.teacher.extractor.model
+        is run.task.model
+        is run.features.extractor.model
+    )
     assert run.model is not first
     assert run.evaluate()["eval_nc1"] > 0
     assert monitor.per_class

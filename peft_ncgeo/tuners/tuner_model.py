@@ -15,15 +15,15 @@ from ..models.adapters import unwrap
 from ..models.precision import hold_in_float32
 from ..models.snapshots import unchanged_on_error
 from ..models.tensor_files import check_tensors
-from ..validation import shown
+from ..validation import short_repr
 from .combination import adapter_tensors, check_combination, combined_tensors, is_prompt
-from .wrapper import Wrapper
+from .tuner_layer import TunerLayer
 
 
-class WrapperModel(BaseTuner):
+class TunerModel(BaseTuner):
     """Base of all tuners in this package; subclasses create the wrappers."""
 
-    tuner_layer_cls = Wrapper
+    tuner_layer_cls = TunerLayer
     target_module_mapping = {}  # noqa: RUF012  as PEFT declares it
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -40,14 +40,16 @@ class WrapperModel(BaseTuner):
         if names and not any(
             path.endswith(names) for path, _ in model.named_modules()
         ):  # PEFT would silently save nothing
-            raise ValueError(f"modules_to_save names {shown(names[0])}, which {type(model).__name__} does not have.")
+            raise ValueError(
+                f"modules_to_save names {short_repr(names[0])}, which {type(model).__name__} does not have."
+            )
         for module in model.modules():
-            if isinstance(module, Wrapper) and not module.adapter_layer_names[0].startswith(self.prefix):
+            if isinstance(module, TunerLayer) and not module.adapter_layer_names[0].startswith(self.prefix):
                 raise ValueError(
                     "The model holds an adapter of another method of this package, which would be switched off. One "
                     "PrototypeConfig can hold prompts too; `adapt` takes a prompted model directly."
                 )
-            others = isinstance(module, BaseTunerLayer) and not isinstance(module, Wrapper)
+            others = isinstance(module, BaseTunerLayer) and not isinstance(module, TunerLayer)
             if others and adapter_name in module._get_available_adapters():  # type: ignore[operator]
                 raise ValueError(
                     f"The model's {type(module).__name__} adapter is named {adapter_name!r} too, and their weights "
@@ -100,7 +102,7 @@ class WrapperModel(BaseTuner):
         model.set_adapter("both")
         ```
         """
-        layers = [module for module in self.model.modules() if isinstance(module, Wrapper)]
+        layers = [module for module in self.model.modules() if isinstance(module, TunerLayer)]
         own = {
             name for layer in layers for name in layer._get_available_adapters()
         }  # peft_config may hold other methods too
@@ -132,7 +134,7 @@ class WrapperModel(BaseTuner):
         expected = {
             f"{name}.{key}": value.shape
             for name, layer in model.named_modules()
-            if isinstance(layer, Wrapper)
+            if isinstance(layer, TunerLayer)
             for key, value in layer.state_dict().items()
             if key.startswith(cls.prefix) and adapter_name in key.split(".")
         }
@@ -151,10 +153,10 @@ class WrapperModel(BaseTuner):
             ),
         ]
         if wrong:
-            shown = "; ".join(sorted(wrong)[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+            short_repr = "; ".join(sorted(wrong)[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
             raise ValueError(
                 f"The adapter does not fit {type(unwrap(model)).__name__}; it was made for another architecture or "
-                f"depth: {shown}."
+                f"depth: {short_repr}."
             )
         check_tensors(own)
         return remapped

@@ -15,7 +15,7 @@ from ..models.devices import execution_device
 _NOT_FORWARDED = {"gradient_checkpointing", "_gradient_checkpointing_func", "_hf_hook", "_old_forward", "base_layer"}
 
 
-class Wrapper(nn.Module, BaseTunerLayer):
+class TunerLayer(nn.Module, BaseTunerLayer):
     """Wrapper that forwards attributes to its base layer. One adapter is active at a time; none can be merged."""
 
     base_layer: Any
