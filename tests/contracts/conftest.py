@@ -31,6 +31,11 @@ def case(request) -> Tuner:
     return TUNERS[request.param]
 
 
+@pytest.fixture(params=sorted(FAST), scope="module")
+def one_of_a_kind(request) -> Tuner:
+    return TUNERS[request.param]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """A line for each of our methods; with `-v` the reasons of what does not apply, too."""
     outcomes = {"passed": "passed", "xfailed": "not applicable", "failed": "failed"}

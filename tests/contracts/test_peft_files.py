@@ -42,38 +42,38 @@ def test_save_and_load(case, tmp_path):
 
 
 @torch.no_grad()
-def test_load_with_low_cpu_memory(case, tmp_path):
-    model, path = saved(case, tmp_path)
-    loaded = PeftModel.from_pretrained(case.build(), path, low_cpu_mem_usage=True)
-    assert_same(outputs(loaded, case.slots), outputs(model, case.slots), case)
+def test_load_with_low_cpu_memory(one_of_a_kind, tmp_path):
+    model, path = saved(one_of_a_kind, tmp_path)
+    loaded = PeftModel.from_pretrained(one_of_a_kind.build(), path, low_cpu_mem_usage=True)
+    assert_same(outputs(loaded, one_of_a_kind.slots), outputs(model, one_of_a_kind.slots), one_of_a_kind)
 
 
 @torch.no_grad()
-def test_load_with_auto_peft_model(case, tmp_path):
-    model, path = saved(case, tmp_path, with_base=True)
+def test_load_with_auto_peft_model(one_of_a_kind, tmp_path):
+    model, path = saved(one_of_a_kind, tmp_path, with_base=True)
     loaded = AutoPeftModel.from_pretrained(path)
-    assert type(loaded.get_base_model()) is type(case.build())
-    assert_same(outputs(loaded, case.slots), outputs(model, case.slots), case)
+    assert type(loaded.get_base_model()) is type(one_of_a_kind.build())
+    assert_same(outputs(loaded, one_of_a_kind.slots), outputs(model, one_of_a_kind.slots), one_of_a_kind)
 
 
 @torch.no_grad()
-def test_native_from_pretrained(case, tmp_path):
-    model, path = saved(case, tmp_path, with_base=True)
-    loaded = type(case.build()).from_pretrained(path)
-    assert_same(outputs(loaded, case.slots), outputs(model, case.slots), case)
+def test_native_from_pretrained(one_of_a_kind, tmp_path):
+    model, path = saved(one_of_a_kind, tmp_path, with_base=True)
+    loaded = type(one_of_a_kind.build()).from_pretrained(path)
+    assert_same(outputs(loaded, one_of_a_kind.slots), outputs(model, one_of_a_kind.slots), one_of_a_kind)
 
 
 @torch.no_grad()
-def test_native_load_adapter(case, tmp_path):
-    model, path = saved(case, tmp_path)
-    loaded = case.build().requires_grad_(False)
-    base = outputs(loaded, case.slots)
+def test_native_load_adapter(one_of_a_kind, tmp_path):
+    model, path = saved(one_of_a_kind, tmp_path)
+    loaded = one_of_a_kind.build().requires_grad_(False)
+    base = outputs(loaded, one_of_a_kind.slots)
     info = loaded.load_adapter(path, adapter_name="mine")
     assert not info.missing_keys
     assert not info.unexpected_keys
-    assert_same(outputs(loaded, case.slots), outputs(model, case.slots), case)
+    assert_same(outputs(loaded, one_of_a_kind.slots), outputs(model, one_of_a_kind.slots), one_of_a_kind)
     loaded.disable_adapters()
-    assert torch.equal(outputs(loaded, case.slots), base)
+    assert torch.equal(outputs(loaded, one_of_a_kind.slots), base)
 
 
 @torch.no_grad()

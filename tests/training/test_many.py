@@ -63,11 +63,11 @@ def held(model) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("call", [train, use, adaptation])
-def test_ten_leave_as_much_as_five(call, tmp_path):
+def test_six_leave_as_much_as_three(call, tmp_path):
     model = prompted_clip()
-    for _ in range(5):
+    for _ in range(3):
         call(tmp_path, model)
-    five = held(model)
-    for _ in range(5):
+    three = held(model)
+    for _ in range(3):
         call(tmp_path, model)
-    assert held(model) == five
+    assert held(model) == three

@@ -10,7 +10,7 @@ import torch
 from peft_ncgeo import losses, training
 
 from ..launching import launch
-from .processes import ALONE, STEPS, WHOLE, gather_uneven, images, run_all
+from .processes import ALONE, STEPS, gather_uneven, images, run_all, runs_of
 from .runs import Gradients, lora_vit, transformers_trainer
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ def results(tmp_path_factory):
         folder = tmp_path_factory.mktemp(f"processes{n}")
         assert launch(run_all, str(folder), n, processes=n) == [0] * n
         found[n] = {
-            name: [torch.load(folder / name / f"result_{rank}.pt") for rank in range(n)] for name in [*WHOLE, *ALONE]
+            name: [torch.load(folder / name / f"result_{rank}.pt") for rank in range(n)] for name in runs_of(n)
         }
     return found
 
@@ -50,8 +50,7 @@ def is_near(got, expected, what):
     return max(shares)
 
 
-@pytest.mark.parametrize("processes", SEVERAL)
-@pytest.mark.parametrize("name", [*WHOLE, *ALONE])
+@pytest.mark.parametrize(("name", "processes"), [(name, n) for n in SEVERAL for name in runs_of(n)])
 def test_several_processes_equal_one(results, name, processes, record_property):
     one, several = results[1][name][0], results[processes][name][0]
     assert len(one["gradients"]) == STEPS.get(name, 3 if name in ALONE else 6)
@@ -86,8 +85,7 @@ def test_accumulated_micro_batches_are_one_batch(results, processes, tmp_path):
     is_near(got, whole.steps[0], "gradients")
 
 
-@pytest.mark.parametrize("processes", SEVERAL)
-@pytest.mark.parametrize("name", [*WHOLE, *ALONE])
+@pytest.mark.parametrize(("name", "processes"), [(name, n) for n in SEVERAL for name in runs_of(n)])
 def test_all_processes_hold_the_same(results, name, processes):
     """Memories, means, clusters, averages, multipliers and weights, to the last bit."""
     first, *others = results[processes][name]
