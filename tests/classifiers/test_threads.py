@@ -22,7 +22,7 @@ from ..conftest import NAMES, pixels, texts, tiny_clip, tiny_images, tiny_proces
 
 IMAGES = tiny_images(12)["image"][:]
 LISTS = [[f"{a} {b}" for b in ("cat", "dog", "bird")] for a in ("red", "green", "blue", "black", "white", "tree")]
-pytestmark = pytest.mark.filterwarnings("ignore:The head belongs", "ignore:Slots 1")
+pytestmark = [pytest.mark.filterwarnings("ignore:The head belongs", "ignore:Slots 1"), pytest.mark.slow]
 
 
 @pytest.fixture(autouse=True)

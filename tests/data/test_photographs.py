@@ -18,6 +18,8 @@ from peft_ncgeo.data import load_image_demo
 from peft_ncgeo.data.demo import ASSETS, FASHION_NAMES, load_fashion_mnist
 from peft_ncgeo.data.photographs import ImageDemo
 
+pytestmark = pytest.mark.slow
+
 CLASSIFIERS = {"vit": ViTForImageClassification, "resnet": ResNetForImageClassification}
 LARGEST_FILE = {"vit": 1.7e6, "resnet": 0.9e6}
 

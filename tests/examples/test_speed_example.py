@@ -8,7 +8,7 @@ import pytest
 
 from .test_examples import run_example
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]
 # row -> how many times fewer operations ours needs at least, for the mini-CLIP
 FEWER = {
     "text": 5.5,

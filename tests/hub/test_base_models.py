@@ -18,6 +18,8 @@ from peft_ncgeo.models.templates import find_tokenizer
 from ..conftest import tiny_clip, tiny_images, tiny_vit
 from .test_hub_errors import one_line
 
+pytestmark = pytest.mark.slow
+
 CONFIG = "adapter_config.json"
 
 

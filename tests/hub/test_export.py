@@ -22,10 +22,13 @@ from ..conftest import NAMES, TEXT, VISION, pixels, tiny, tiny_clip, tiny_images
 from ..states import changes, state
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*all of them get prompts"),
-    pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time"),
-    pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute"),
-    pytest.mark.filterwarnings("ignore:.*do not hold this adapter's placeholders"),
+    [
+        pytest.mark.filterwarnings("ignore:.*all of them get prompts"),
+        pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time"),
+        pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute"),
+        pytest.mark.filterwarnings("ignore:.*do not hold this adapter's placeholders"),
+    ],
+    pytest.mark.slow,
 ]
 IMAGES = tiny_images(6)["image"][:]
 PHRASE = [6, 7]
@@ -319,7 +322,6 @@ def exported(model, pixel_values):
     return torch.export.export(model, (pixel_values,), dynamic_shapes=batch).module()
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of Transformers, which compares image sizes
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", ["npt", "npt-first_layer", "coupled", "lora"])

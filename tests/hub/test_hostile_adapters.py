@@ -22,7 +22,7 @@ from peft_ncgeo.training.state.files import load_state, save_state
 
 from ..conftest import pixels, tiny_clip, tiny_vit, tiny_vit_classifier
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning"), pytest.mark.slow]
 CONFIG, WEIGHTS, NAMES = "adapter_config.json", "adapter_model.safetensors", "class_names.json"
 KINDS: dict[str, tuple[Any, Any]] = {
     "prompts": (tiny_clip, lambda: NPTConfig(num_text_tokens=3, num_vision_tokens=2, text_init=[6, 7])),

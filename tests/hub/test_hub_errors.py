@@ -13,6 +13,8 @@ import pytest
 from .conftest import TUNED
 from .user import User, UserError
 
+pytestmark = pytest.mark.slow
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LOADERS = ("load_adapter", "ZeroShotClassifier.from_pretrained", "FewShotClassifier.from_pretrained")
 
@@ -198,7 +200,6 @@ def test_a_truncated_download_leaves_nothing(hub, reader, adapter, pushed, impat
     assert reader.run(f"result = tuned.answers(load_adapter({repo_id!r}))") == pushed["prompts", False][1]
 
 
-@pytest.mark.slow
 def test_without_network(pushed, reader):
     """What is in the cache loads without the Hub, what is not is named: offline by choice, and with the Hub down."""
     repo_id, said = pushed["trained", False]

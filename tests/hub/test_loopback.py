@@ -10,6 +10,8 @@ import pytest
 
 from .user import User, UserError
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = "adapter_model.safetensors"
 
 

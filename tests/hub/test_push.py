@@ -7,6 +7,8 @@ from huggingface_hub import ModelCard
 
 from .user import UserError
 
+pytestmark = pytest.mark.slow
+
 CLIP = "user/tiny-clip"
 PROMPTS = "tuned.get_peft_model(tuned.base(tuned.CLIP), peft_ncgeo.NPTConfig(num_text_tokens=2))"
 

@@ -20,7 +20,7 @@ from peft_ncgeo.training.card_record import record_training
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit
 from ..training.runs import lora_clip, prompted_clip, trainer, vit, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*all of them get prompts")
+pytestmark = [pytest.mark.filterwarnings("ignore:.*all of them get prompts"), pytest.mark.slow]
 NEW = ["red bird", "blue tree", "green cat"]
 SPEEDS = ("runtime", "second", "steps", "time")
 
@@ -67,7 +67,6 @@ def run(request, tmp_path_factory):
 # Numbers
 
 
-@pytest.mark.slow
 def test_before_is_the_untuned_model_and_after_the_trainers_evaluation(run):
     record = run.record()
     template = {"NPTConfig": run.task.template, "LoraConfig": "a {} of the tree."}[record.adapter.name]

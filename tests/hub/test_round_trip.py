@@ -12,6 +12,8 @@ import pytest
 from .test_hub_errors import one_line
 from .tuned import CLIP, IMAGES, KINDS, NEW, THREE
 
+pytestmark = pytest.mark.slow
+
 TEXT_KINDS = ("trained", "prompts", "lora")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 modes = pytest.mark.parametrize("lfs", [False, True], ids=["regular", "lfs"])
@@ -153,7 +155,6 @@ def test_snippets_run_as_written(hub, pushed, author, reader, kind, count, expec
         assert printed(reader.out)[0]["label"] == best[0]
 
 
-@pytest.mark.slow
 def test_a_process_that_knows_nothing_else(hub, pushed, reader):
     """The card's first snippet and PEFT alone, where `import peft_ncgeo` is all that was said of the package."""
     repo_id, said = pushed["trained", True]

@@ -7,6 +7,8 @@ from huggingface_hub import ModelCard
 
 from .test_hub_errors import one_line
 
+pytestmark = pytest.mark.slow
+
 SAVE = {"push_to_hub": True, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
 
 

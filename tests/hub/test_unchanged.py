@@ -23,7 +23,7 @@ from peft_ncgeo.training import align_classifier
 from ..conftest import NAMES, pixels, tiny_clip, tiny_images, tiny_processor, tiny_vit, tiny_vit_classifier
 from ..states import changes, state
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]
 WEIGHTS = "adapter_model.safetensors"
 PACKAGE = str(Path(peft_ncgeo.__file__).parent)
 PROMPTS = {"num_text_tokens": 3, "num_vision_tokens": 2, "vision_depth": 2, "text_init": [6, 7, 8]}
@@ -115,7 +115,6 @@ def test_a_refused_adapter_leaves_the_base_bit_for_bit(tmp_path, kind, how):
     assert changes(before, state(base)) == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["prompts", "head"])
 def test_a_load_that_is_stopped_at_any_line(tmp_path, kind):
     """Where the last line has run, the adapter is there as it was saved; at no line random weights are."""

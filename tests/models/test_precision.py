@@ -27,7 +27,7 @@ HEADS = {
     "lora": lambda: LoraConfig(**LORA, modules_to_save=["classifier"]),
     "prompts": lambda: NPTConfig.vpt(vision_depth=2, modules_to_save=["classifier"]),
 }
-pytestmark = pytest.mark.filterwarnings("ignore:No processor", "ignore:text_depth", "ignore:Slots")
+pytestmark = [pytest.mark.filterwarnings("ignore:No processor", "ignore:text_depth", "ignore:Slots"), pytest.mark.slow]
 
 
 def head_on(dtype, config):

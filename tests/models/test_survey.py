@@ -9,7 +9,7 @@ from peft_ncgeo.models.families import FAMILIES
 from .survey.outcomes import outcome
 from .survey.tries import TRIES, specs
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]
 # the first of each; BlipModel is deprecated
 MODELS = [spec for spec in specs() if spec.family in FAMILIES and spec.name != "BlipModel"]
 BY_FAMILY = {spec.family: spec for spec in reversed(MODELS)}

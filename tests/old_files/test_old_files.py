@@ -27,7 +27,7 @@ from peft_ncgeo.training import Recipe, TrainingRecord
 
 from .cases import BASES, NEW, answers, base, compared, losses, parts, pictures, setting, token_ids, trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]
 FOLDERS = sorted(Path(__file__).parent.glob("v*"))
 
 

@@ -12,6 +12,8 @@ from peft_ncgeo.training import PromptAveraging
 from ..losses.batches import random_batch, unit_rows
 from ..training.runs import trainer, weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("reduction", ["batchmean", "mean"])
 def test_three_terms_by_hand(reduction):

@@ -35,6 +35,8 @@ from peft_ncgeo.training import Recipe
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor
 from ..hub.test_card import cells
 
+pytestmark = pytest.mark.slow
+
 ARGS = {"num_train_epochs": 1, "batch_size": 8, "learning_rate": 0.01, "max_steps": 2}
 COOP = Recipe.from_dict("coop", {"peft": {"NPTConfig.coop": {"num_text_tokens": 4}}, "args": ARGS})
 DEEP = Recipe.from_dict(
@@ -301,7 +303,6 @@ def test_groups_go_by_name_not_by_place(tmp_path):
         run(long_tail, train, tiny_images(5, [*NAMES[:4], "tree"]), output_dir=tmp_path / "c", imbalance_factors=(5,))
 
 
-@pytest.mark.slow
 def test_two_processes_share_cells_and_rows(tmp_path):
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]

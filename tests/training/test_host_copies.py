@@ -27,7 +27,7 @@ from peft_ncgeo.training import GradientProjection, SlerpAlignment, fit_heads
 
 from .runs import Pointwise, lora_vit, prompted_clip, prototypes, trainer, weights, whole_family
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]
 
 # what a GPU cannot do before the host knows a value or a shape that is computed there
 WAITING = {"_local_scalar_dense", "nonzero", "_unique2", "unique_consecutive", "bincount", "masked_select", "equal"}

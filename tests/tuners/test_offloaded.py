@@ -31,7 +31,10 @@ MAPS = {
 }
 IMAGES = tiny_images(8)
 LORA = LoraConfig(target_modules=["q_proj"])
-pytestmark = pytest.mark.filterwarnings("ignore:The following device_map keys", "ignore:.*was renamed from")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The following device_map keys", "ignore:.*was renamed from"),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from ...conftest import tiny_images, tiny_processor, tiny_vit_classifier
 from ...losses.batches import unit_rows
 from ..runs import lora_vit, prompted_clip, prototypes, trainer, vit, weights
 
+pytestmark = pytest.mark.slow
+
 
 def test_class_means_are_an_average_of_batch_means():
     """The first value of a class as it is, then 0.9 old + 0.1 new; other classes stay."""

@@ -15,7 +15,7 @@ from peft_ncgeo.training.features.views import FixedViews, never_changes
 from ...conftest import CHECKPOINTING, NAMES, tiny_clip, tiny_images
 from ..runs import Pointwise, lora_clip, prompted_clip, trainer, vit, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]
 
 
 def text_only():

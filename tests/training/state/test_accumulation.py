@@ -14,7 +14,7 @@ from peft_ncgeo.training import GradientProjection
 from ...conftest import tiny_images
 from ..runs import Gradients, Pointwise, lora_vit, prompted_clip, trainer, transformers_trainer, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]
 
 CUTS = {"10": (10, 1), "3+3+3+1": (3, 4), "9+1": (9, 2)}
 
@@ -31,7 +31,6 @@ def is_near(got: list[dict[str, torch.Tensor]], expected: list[dict[str, torch.T
         assert (flat(one) - flat(other)).norm() < share * flat(other).norm()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("count", [10, 14])
 def test_steps_are_those_of_transformers(tmp_path, cut, count):
@@ -150,7 +149,6 @@ class Breaks(Pointwise):
         raise torch.OutOfMemoryError(self.error)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("build", [prompted_clip, lora_vit])
 @pytest.mark.parametrize(("at", "backward"), [(2, False), (2, True)])
 def test_a_training_after_one_that_broke_off_is_a_fresh_one(tmp_path, build, at, backward):
