@@ -22,12 +22,10 @@ from ..conftest import NAMES, TEXT, VISION, pixels, tiny, tiny_clip, tiny_images
 from ..states import changes, state
 
 pytestmark = [
-    [
-        pytest.mark.filterwarnings("ignore:.*all of them get prompts"),
-        pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time"),
-        pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute"),
-        pytest.mark.filterwarnings("ignore:.*do not hold this adapter's placeholders"),
-    ],
+    pytest.mark.filterwarnings("ignore:.*all of them get prompts"),
+    pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time"),
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute"),
+    pytest.mark.filterwarnings("ignore:.*do not hold this adapter's placeholders"),
     pytest.mark.slow,
 ]
 IMAGES = tiny_images(6)["image"][:]
