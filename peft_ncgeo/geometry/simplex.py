@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..validation import check_int
 from .checks import check_finite, check_shape
-from .sphere import l2_normalize, scale_extreme_rows
+from .sphere import l2_normalize, rounding, scale_extreme_rows
 
 
 def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -177,12 +177,18 @@ def simplex_distance(gram: Tensor, kept: Tensor | None = None) -> Tensor:
 
 
 def centred_directions(points: Tensor, kept: Tensor | None = None) -> Tensor:
-    """Subtract the mean from points (K, d) and scale each to length 1; where `kept` (K,) is False, return 0."""
+    """Subtract the mean from points (K, d) and scale each to length 1; where `kept` (K,) is False, return 0.
+
+    A point that equals the mean to rounding gives 0: the rounding has no direction to tell.
+    """
     points = points.to(torch.promote_types(points.dtype, torch.float32))
-    if kept is None:
-        return l2_normalize(points - points.mean(0))
-    mean = points.masked_fill(~kept[:, None], 0).sum(0) / kept.sum().clamp_min(1)
-    return l2_normalize((points - mean).masked_fill(~kept[:, None], 0))
+    kept = torch.ones(len(points), dtype=torch.bool, device=points.device) if kept is None else kept
+    points = points.masked_fill(~kept[:, None], 0)
+    centred = points - points.sum(0) / kept.sum().clamp_min(1)
+    with torch.no_grad():
+        largest = centred.abs().amax(-1)
+        kept = kept & (largest > rounding(points.dtype) * points.abs().amax())
+    return l2_normalize(centred.masked_fill(~kept[:, None], 0))
 
 
 def _cosines(points: Tensor) -> Tensor:
