@@ -1,4 +1,4 @@
-"""Data sets: class prompts, base/new and few-shot splits, long tails, episodes, and the demo's own images."""
+"""Data sets: class prompts, base/new and few-shot splits, long tails, episodes, and built-in images."""
 
 from .class_prompts import class_prompts
 from .demo import load_demo

@@ -1,4 +1,4 @@
-"""What a labelled image set must be, said before training starts."""
+"""Checks of labelled image sets before training starts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .white_level import column_white_level
 
 
 def class_names(dataset: Dataset, label_column: str = "label") -> list[str]:
-    """The names of the set's `ClassLabel` column.
+    """Return the names of the set's `ClassLabel` column.
 
     Raises:
-        TypeError, ValueError: one line that names the column and the advice.
+        TypeError, ValueError: the column is missing or not a `ClassLabel`; the message says what to do.
     """
     if not isinstance(dataset, Dataset):
         advice = "; pass one of its splits" if isinstance(dataset, DatasetDict) else ""
@@ -36,20 +36,20 @@ def class_names(dataset: Dataset, label_column: str = "label") -> list[str]:
 
 
 def _kind_and_advice(feature: Any, label_column: str) -> str:
-    """Describe a label column that is no `ClassLabel`, and how it becomes one."""
+    """Describe a label column that is not a `ClassLabel`, and how to convert it."""
     if isinstance(feature, list) or hasattr(feature, "feature"):  # `datasets` has had several types of lists
-        return "a list, so this is a multi-label set; only one label an image can be learned"
+        return "a list, so this is a multi-label set; only one label for each image can be learned"
     kind = getattr(feature, "dtype", type(feature).__name__)
     if kind in ("string", "large_string"):
         return f'{kind}; convert it with dataset.class_encode_column("{label_column}")'
     return (
-        f"{kind}; give the classes their names, in the order of the numbers 0, 1, ...: "
+        f"{kind}; name the classes, in the order of the numbers 0, 1, ...: "
         f'dataset.cast_column("{label_column}", datasets.ClassLabel(names=[...]))'
     )
 
 
 def leave_out_unlabelled(label_column: str) -> str:
-    """The advice for samples without a label, in the words of an error."""
+    """Return advice to remove samples without a label, for an error message."""
     return f'leave them out: dataset.filter(lambda y: y is not None and y >= 0, input_columns="{label_column}")'
 
 
@@ -63,12 +63,11 @@ def check_dataset(
 
     Args:
         dataset: a `datasets.Dataset`.
-        every_class: each class must have a sample, as in training.
+        every_class: True if each class must have a sample, as in training.
 
     Raises:
-        TypeError, ValueError: one line that names what is wrong: a column missing or of another type, an empty set,
-            fewer than two classes, a label outside the names, a class without samples, grey images of numbers that do
-            not tell what is white.
+        TypeError, ValueError: a column is missing or of another type, the set is empty, there are fewer than two
+            classes, a label is outside the names, a class has no samples, or grey images have an unknown white level.
     """
     names = class_names(dataset, label_column)
     if image_column not in dataset.column_names:
@@ -82,7 +81,7 @@ def check_dataset(
             f'Column {image_column!r} {kind}; convert it with dataset.cast_column("{image_column}", datasets.Image()).'
         )
     if len(dataset) == 0:
-        raise ValueError("The data set is empty.")
+        raise ValueError("The data set is empty; pass one with samples.")
     if len(names) < 2:
         raise ValueError(f"Column {label_column!r} has {len(names)} class; classification needs at least two.")
     labels = np.asarray(dataset.with_format(None)[label_column][:], dtype=object)
@@ -104,5 +103,5 @@ def check_dataset(
             f"Class {short_repr(absent[0])} has no samples ({len(absent)} such classes); leave it out of the "
             "ClassLabel."
         )
-    column_white_level(dataset, image_column)  # before training, not in its middle
+    column_white_level(dataset, image_column)  # refuses before training, not in the middle of it
     return names

@@ -1,8 +1,8 @@
-"""Built-in demo: real artwork, real names and a CLIP that was really pre-trained, with no download.
+"""Built-in demo without download: real artwork, real names and a pre-trained CLIP.
 
-Every concept (an emoji) is drawn by several vendors. The carried mini-CLIP was pre-trained on the drawings of three
-of them and on loosely captioned Fashion-MNIST photographs; :func:`load_demo` hands out two other vendors, whose
-styles the model has never seen. This is a small-scale demonstration that runs on a laptop, not a benchmark.
+Every concept (an emoji) is drawn by several vendors. The included mini-CLIP was pre-trained on the drawings of three
+of them and on loosely captioned Fashion-MNIST photographs; :func:`load_demo` returns drawings of two other vendors,
+whose styles the model has never seen. This is a small-scale demonstration that runs on a laptop, not a benchmark.
 
 Licences (full texts in ``demo_assets/NOTICE``): Twemoji and EmojiOne drawings are CC-BY-4.0, names and keywords
 (emojibase, from Unicode CLDR) and Fashion-MNIST are MIT; the mini-CLIP comes with this package (Apache-2.0).
@@ -40,16 +40,16 @@ FASHION_NAMES = (
     "ankle boot",
 )
 VIEW_SIZE = 32  # the mini-CLIP's input size: a view needs no further resizing
-VIEW_PARAMETERS = 20  # uniform numbers that determine one view
+VIEW_PARAMETERS = 20  # number of uniform numbers that determine one view
 TEST_VIEWS = 24  # per drawing; with 8 the sampling error is 2.3 points
 
 _drawing = Lock()
-# The first number of a view's seed, so that no seed of one purpose can ever meet another's.
+# The first number of a view's seed, so that seeds of different purposes never agree.
 _TEST, _TRAIN, _VALIDATION = 0, 1, 2
 
 
 class Demo(NamedTuple):
-    """What :func:`load_demo` returns: `splits` (a `DatasetDict`), `processor` and `model` (float32, eval mode)."""
+    """Result of :func:`load_demo`: `splits` (a `DatasetDict`), `processor` and `model` (float32, eval mode)."""
 
     splits: DatasetDict
     processor: CLIPProcessor
@@ -57,20 +57,20 @@ class Demo(NamedTuple):
 
 
 def load_demo(split: str = "report", shots: int = 16, seed: int = 1) -> Demo:
-    """Load the demo's base-to-new task together with the mini-CLIP it is meant for. Needs no network.
+    """Load the demo's base-to-new task together with its mini-CLIP, without network.
 
     An image is a drawing seen through a random background, rotation, scale, shift, flip and colour change. Train,
     validation and test views come from disjoint random streams.
 
     Args:
         split: `"report"`, or `"development"`: 60 other concepts, on which to choose hyper-parameters.
-        shots: training images per base class, half of them from each vendor (of an odd one, the vendors take turns).
-            The images of a smaller number are among those of a larger one.
-        seed: draws the training views, 0 or more. The test images never depend on it.
+        shots: training images per base class, half of them from each vendor (for an odd number, the vendors take
+            turns). A larger number includes the images of a smaller one.
+        seed: seed of the training views, 0 or more. The test images do not depend on it.
 
     Returns:
-        A :class:`Demo`. Its `splits` are, all with the columns `image` (RGB) and `label` (a `ClassLabel`
-        whose names are the classes of that very split, so base and new are both 30-way tasks):
+        A :class:`Demo`. Its `splits` all have the columns `image` (RGB) and `label` (a `ClassLabel` with only the
+        classes of that split, so base and new are both 30-way tasks):
 
         | split           | images        | size    | classes                                           |
         |-----------------|---------------|---------|---------------------------------------------------|
@@ -81,7 +81,7 @@ def load_demo(split: str = "report", shots: int = 16, seed: int = 1) -> Demo:
         | `fashion_mnist` | 2,000         | 28 x 28 | 10; shows what tuning on emoji does to the rest   |
 
     Raises:
-        ValueError: for an unknown `split`, or `shots` or `seed` out of range.
+        ValueError: `split` is unknown, or `shots` or `seed` is out of range.
 
     Example:
         >>> from peft_ncgeo.data import load_demo
@@ -111,14 +111,14 @@ def load_demo(split: str = "report", shots: int = 16, seed: int = 1) -> Demo:
         base=load_test_views(split, "base"),
         new=load_test_views(split, "new"),
         fashion_mnist=load_photographs("test"),
-    ).with_format(None)  # copies that share the images: `set_transform` must not reach the kept ones
+    ).with_format(None)  # copies that share images: `set_transform` must not change the cached ones
     model = CLIPModel.from_pretrained(ASSETS / "mini_clip").eval()
     return Demo(splits, CLIPProcessor.from_pretrained(ASSETS / "mini_clip"), model)
 
 
 @functools.lru_cache(maxsize=1)
 def load_concepts() -> dict[str, Any]:
-    """The concept table: `concepts` (a list of `name, keywords, group, subgroup, hexcode`) and `splits`.
+    """Load the concept table: `concepts` (a list of `name, keywords, group, subgroup, hexcode`) and `splits`.
 
     `splits[split]["base" | "new"]` are lists of 30 class names, each the name of one concept.
     """
@@ -127,16 +127,16 @@ def load_concepts() -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def load_drawings() -> dict[str, dict[int, np.ndarray]]:
-    """All carried drawings: vendor -> concept (its row in the concept table) -> `(48, 48, 4)` RGBA bytes."""
+    """Load all drawings: vendor -> concept (its row in the concept table) -> `(48, 48, 4)` RGBA bytes."""
     with np.load(ASSETS / "emoji.npz", allow_pickle=False) as data:
         return {v: dict(zip(data[f"{v}_concept"].tolist(), data[v], strict=True)) for v in VENDORS}
 
 
 def load_fashion_mnist(part: str) -> tuple[np.ndarray, np.ndarray]:
-    """The carried Fashion-MNIST slice as `(n, 28, 28)` bytes and `(n,)` labels (rows of `FASHION_NAMES`).
+    """Load the included part of Fashion-MNIST as `(n, 28, 28)` bytes and `(n,)` labels (rows of `FASHION_NAMES`).
 
     Args:
-        part: `"train"` (3,000 photographs, 300 a class, none of them seen in pre-training) or `"test"` (2,000).
+        part: `"train"` (3,000 photographs, 300 per class, not used in pre-training) or `"test"` (2,000).
     """
     with np.load(ASSETS / "fashion_mnist.npz", allow_pickle=False) as data:
         return data[f"{part}_images"], data[f"{part}_labels"]
@@ -144,8 +144,8 @@ def load_fashion_mnist(part: str) -> tuple[np.ndarray, np.ndarray]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Torch in one thread: on a busy machine threads wait for each other 20 times as long as the views take."""
-    with _drawing:  # of two at once, the later one would give back the number that the other one set
+    """Run torch in one thread: on a busy machine, waiting for threads takes 20 times as long as the views."""
+    with _drawing:  # two at once would restore the wrong number
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -156,7 +156,7 @@ def _one_thread() -> Iterator[None]:
 
 @_one_thread()
 def draw_views(drawings: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-    """Show each drawing in one view: background, rotation, scale, shift, flip and colours. Pure and batched.
+    """Draw one view of each drawing: background, rotation, scale, shift, flip and colours. Pure and batched.
 
     Args:
         drawings: `(n, height, width, 4)` RGBA bytes.
@@ -172,24 +172,24 @@ def draw_views(drawings: np.ndarray, parameters: np.ndarray) -> np.ndarray:
     def spread(column: int, low: float, high: float) -> torch.Tensor:
         return (low + (high - low) * u[:, column]).view(-1, 1, 1, 1)
 
-    # Colours of the artwork: saturation, contrast, brightness and a gain a channel.
+    # Colours of the artwork: saturation, contrast, brightness and a gain per channel.
     grey = colour.mean(dim=1, keepdim=True)
     colour = grey + (colour - grey) * spread(0, 0.5, 1.3)
     colour = (colour - 0.5) * spread(1, 0.75, 1.25) + 0.5 + spread(2, -0.15, 0.15)
     colour = (colour * (0.88 + 0.24 * u[:, 3:6]).view(-1, 3, 1, 1)).clamp(0, 1)
 
-    # Where each pixel of the view lies in the drawing. Twice the pixels, then averaged: no aliasing.
+    # Position of each pixel of the view in the drawing. Twice the pixels, then averaged: no aliasing.
     angle, scale = (u[:, 6] - 0.5) * math.radians(50), 0.65 + 0.45 * u[:, 7]
     flip = torch.where(u[:, 8] < 0.5, -1.0, 1.0)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     shift_x, shift_y = (u[:, 9] - 0.5) * 0.3, (u[:, 10] - 0.5) * 0.3
     theta = torch.stack([torch.stack([flip * cos, -sin, shift_x], 1), torch.stack([flip * sin, cos, shift_y], 1)], 1)
     grid = torch.nn.functional.affine_grid(theta, [len(u), 4, 2 * VIEW_SIZE, 2 * VIEW_SIZE], align_corners=False)
-    premultiplied = torch.cat([colour * alpha, alpha], dim=1)  # else transparent pixels bleed black into the edges
+    premultiplied = torch.cat([colour * alpha, alpha], dim=1)  # else transparent pixels darken the edges
     artwork = torch.nn.functional.grid_sample(premultiplied, grid, align_corners=False)
     artwork = torch.nn.functional.avg_pool2d(artwork, 2)
 
-    # A background that runs from one colour to another.
+    # A background with a gradient from one colour to another.
     axis = torch.linspace(-1, 1, VIEW_SIZE)
     direction = (u[:, 11] * 2 * math.pi).view(-1, 1, 1, 1)
     ramp = torch.cos(direction) * axis.view(1, 1, 1, -1) + torch.sin(direction) * axis.view(1, 1, -1, 1)
@@ -205,7 +205,7 @@ def draw_views(drawings: np.ndarray, parameters: np.ndarray) -> np.ndarray:
 
 
 def _concept_views(name: str, counts: tuple[int, int], stream: int, seed: int) -> list[np.ndarray]:
-    """Views of one concept, `counts[i]` from vendor i. The first k views are the same whatever the count."""
+    """Draw views of one concept, `counts[i]` from vendor i. A larger count includes the views of a smaller one."""
     concept = _concept_rows()[name]
     views: list[np.ndarray] = []
     for vendor, count in enumerate(counts):
@@ -234,7 +234,7 @@ def _train_views(split: str, shots: int, seed: int) -> Dataset:
 
 @functools.lru_cache(maxsize=6)
 def load_test_views(split: str, part: str, stream: int = _TEST) -> Dataset:
-    """The test images of one part (`"base"` or `"new"`) of a split: 24 views of each vendor's drawing of a concept."""
+    """Draw the test images of a part (`"base"`, `"new"`) of a split: 24 views of each vendor's drawing."""
     names = load_concepts()["splits"][split][part]
     images = [view for name in names for view in _concept_views(name, (TEST_VIEWS, TEST_VIEWS), stream, 0)]
     return image_dataset(images, np.repeat(np.arange(len(names)), 2 * TEST_VIEWS).tolist(), names)
@@ -242,7 +242,7 @@ def load_test_views(split: str, part: str, stream: int = _TEST) -> Dataset:
 
 @functools.lru_cache(maxsize=2)
 def load_photographs(part: str) -> Dataset:
-    """:func:`load_fashion_mnist` as RGB images."""
+    """Load the images of :func:`load_fashion_mnist` in RGB."""
     images, labels = load_fashion_mnist(part)
     return image_dataset(np.repeat(images[..., None], 3, axis=-1), labels.tolist(), FASHION_NAMES)
 

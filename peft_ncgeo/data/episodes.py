@@ -1,4 +1,4 @@
-"""Few-shot episodes: small classification tasks drawn from one labelled set, each with a support and a query set."""
+"""Few-shot episodes: small classification tasks from one labelled set, each with a support and a query set."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .sampling import label_array, rows_of_classes
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """One task of W ways. `support` and `query` are rows of the data set, class after class, and share none.
+    """One task of W ways. `support` and `query` are disjoint rows of the data set, sorted by class.
 
     Attributes:
         classes: (W,) int64, the data set's labels: class w of the episode is `classes[w]`.
-        support: (N,) int64 rows to learn from.
+        support: (N,) int64 rows for learning.
         support_labels: (N,) int64 in 0..W-1.
-        query: (Q,) int64 rows to be asked about, the same number of every class.
+        query: (Q,) int64 rows for testing, equally many of every class.
         query_labels: (Q,) int64 in 0..W-1.
     """
 
@@ -35,39 +35,39 @@ class Episode:
 
 
 class EpisodeSampler:
-    """Endless episodes of a data set, as Meta-Dataset (arXiv 1903.03096, appendix) draws them.
+    """Sampler of endless episodes of a data set, by the rules of Meta-Dataset (arXiv 1903.03096, appendix).
 
     `EpisodeSampler(dataset)` is any-way any-shot, `shots=5` any-way 5-shot, `ways=5, shots=1` 5-way 1-shot:
 
-    - Ways: uniform in `min_ways..min(max_ways, classes that can serve)`. A class can serve with one image more than
-      `shots` (two where that is None). So that the support fits, there are at most `max_support // shots` ways.
+    - Ways: uniform in `min_ways..min(max_ways, usable classes)`. A class is usable with at least `shots + 1` images
+      (two if `shots` is None). There are at most `max_support // shots` ways, so that the support set fits.
     - Classes: drawn without replacement.
-    - Queries a class: `q = min(queries, floor(n/2))` for the smallest drawn class's size n. With `shots`:
+    - Queries per class: `q = min(queries, floor(n/2))` for the smallest drawn class's size n. With `shots`:
       `q = min(queries, n - shots)`.
     - Shots, unless given: with `beta ~ U(0, 1]` the support size is
       `S = min(max_support, sum_c ceil(beta * min(max_shots, n_c - q)))`. With `alpha_c ~ U[log 0.5, log 2)` a class's
       share is `R_c = exp(alpha_c) n_c / sum_k exp(alpha_k) n_k`, and it has
-      `min(floor(R_c (S - ways)) + 1, n_c - q, max_shots)` shots. (Meta-Dataset's own code lets them exceed
-      `max_shots`.)
+      `min(floor(R_c (S - ways)) + 1, n_c - q, max_shots)` shots. (Meta-Dataset's own code allows more
+      than `max_shots`.)
 
-    An episode depends on the settings, the seed, its index and the labels in their order, and on nothing else. So
-    the order of the rows matters, unlike in [`few_shot`]: the same rows in another order give other episodes. Where
-    `q` and the classes that can serve are the same, fewer `shots` are among more, and the queries stay. Only the
-    label column is read, at construction; the data set is not kept.
+    An episode depends only on the settings, the seed, its index and the labels in their order. So the order of the
+    rows matters, unlike in [`few_shot`]: the same rows in another order give other episodes. For equal `q` and usable
+    classes, more `shots` include the images of fewer, and the queries stay. Only the label column is read, at
+    construction; the data set is not kept.
 
     Args:
         dataset: a `datasets.Dataset` with a `ClassLabel` column. Classes without samples are never drawn.
-        ways: number of classes, 2 or more. Default: drawn anew for each episode.
-        shots: support images of every class. Default: drawn anew for each class.
-        queries: query images a class, at most.
-        min_ways, max_ways: range of the ways that are drawn; without effect where `ways` is given.
-        max_support: largest support set.
-        max_shots: most support images of a class.
-        seed: 0 or more.
+        ways: number of classes, 2 or more. Default: drawn for each episode.
+        shots: number of support images of every class. Default: drawn for each class.
+        queries: largest number of query images per class.
+        min_ways, max_ways: range of the drawn ways; ignored if `ways` is given.
+        max_support: largest size of the support set.
+        max_shots: largest number of support images of a class.
+        seed: seed of all draws, 0 or more.
 
     Raises:
-        TypeError, ValueError: one line that names what is wrong: the set or its label column, a label outside the
-            names, an argument out of range, a support set that cannot fit, too few classes with enough images.
+        TypeError, ValueError: the set or its label column is wrong, a label is outside the names, an argument is out
+            of range, the support set cannot fit, or too few classes have enough images.
 
     Example:
         >>> from peft_ncgeo.data import EpisodeSampler, load_few_shot_domains
@@ -121,7 +121,7 @@ class EpisodeSampler:
         self._max_ways = min(max_ways, len(self._able), max_support // least_shots) if ways is None else ways
 
     def __getitem__(self, index: int) -> Episode:
-        """The episode of this number, 0 or more, whichever were asked for before."""
+        """Return the episode of this number, 0 or more; it does not depend on earlier calls."""
         rng = np.random.default_rng([self._seed, check_int("index", index, least=0)])
         ways = rng.integers(self._min_ways, self._max_ways + 1)
         classes = rng.choice(self._able, ways, replace=False)
@@ -132,7 +132,7 @@ class EpisodeSampler:
         else:
             queries = min(self._queries, int(sizes.min()) - self._shots)
             shots = np.full(ways, self._shots)
-        # the queries first: they stay when the shots change
+        # queries first, so that they do not depend on the shots
         drawn = [rng.permutation(self._rows[c])[: queries + n] for c, n in zip(classes, shots, strict=True)]
         numbers = np.arange(ways, dtype=np.int64)
         return Episode(
@@ -144,13 +144,13 @@ class EpisodeSampler:
         )
 
     def __iter__(self) -> Iterator[Episode]:
-        """Episodes 0, 1, 2, ... without end."""
+        """Yield episodes 0, 1, 2, ... without end."""
         return (self[index] for index in itertools.count())
 
     def _draw_shots(self, sizes: np.ndarray, queries: int, rng: np.random.Generator) -> np.ndarray:
-        """Shots (W,) of classes of `sizes` (W,), by the rule in the class's docstring."""
+        """Draw shots (W,) for classes of `sizes` (W,), by the rule in the class's docstring."""
         left = sizes - queries
-        beta = 1 - rng.random()  # in (0, 1], so that no class is left without
+        beta = 1 - rng.random()  # in (0, 1], so that every class has a shot
         support = min(self._max_support, int(np.ceil(beta * np.minimum(self._max_shots, left)).sum()))
         weights = np.exp(rng.uniform(math.log(0.5), math.log(2), len(sizes))) * sizes
         shots = np.floor(weights / weights.sum() * (support - len(sizes))).astype(np.int64) + 1
@@ -158,7 +158,7 @@ class EpisodeSampler:
 
 
 def _rows_of_classes(dataset: Dataset, label_column: str) -> list[np.ndarray]:
-    """The rows of each class, ascending; a label outside the names is an error."""
+    """Return the rows of each class, ascending; refuse labels outside the names."""
     names, labels = class_names(dataset, label_column), label_array(dataset, label_column)
     outside = np.flatnonzero(labels < 0)
     if len(outside):

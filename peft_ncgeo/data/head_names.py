@@ -1,4 +1,4 @@
-"""Names of an image classifier's outputs in its config, compared with the classes of a data set."""
+"""Names of an image classifier's outputs, and checks against the classes of a data set."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ CLASS_NAMES = "class_names.json"  # beside an image classifier's adapter: the na
 
 
 def count_outputs(model: nn.Module) -> int:
-    """K of an image classifier; an adapter's head may have another size than the model's own."""
+    """Return the number K of outputs of an image classifier; an adapter's head may differ from the model's."""
     head = linear_classifier(model)
     return unwrap(model).config.num_labels if head is None else len(head.weight)
 
 
 def head_names(model: nn.Module) -> list[str]:
-    """The names of an image classifier's outputs in its config (K,); empty where it names none.
+    """Return the K names of an image classifier's outputs from its config, or an empty list if it has none.
 
-    LABEL_0, LABEL_1, ..., which Transformers fills in, are no names.
+    LABEL_0, LABEL_1, ..., Transformers' defaults, do not count as names.
     """
     labels = getattr(unwrap(model).config, "id2label", None) or {}
     names = [str(labels[i]) for i in sorted(labels)]
@@ -33,18 +33,18 @@ def head_names(model: nn.Module) -> list[str]:
 
 
 def write_head_names(model: nn.Module, names: Sequence[str]) -> None:
-    """Write the names of the outputs into the model's config, where pipelines, files and merged models have them."""
+    """Write the names of the outputs into the model's config, from which pipelines and saved models read them."""
     config = unwrap(model).config
     config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
 
 
 def write_class_names(folder: Path, names: Sequence[str]) -> None:
-    """Write the file beside an adapter that names its outputs."""
+    """Write the names of the outputs into a file beside the adapter."""
     (folder / CLASS_NAMES).write_text(f"{json.dumps(list(names), ensure_ascii=False)}\n", encoding="utf-8")
 
 
 def same_names(names: Sequence[str], known: Sequence[str]) -> bool:
-    """Return True for lists that name the same classes in the same order, up to case, "_" and extra spaces."""
+    """Return True if both lists have the same names in the same order, up to case, "_" and extra spaces."""
     one, other = _spelled(names, known)
     return one == other
 
@@ -53,24 +53,27 @@ def check_head_names(model: nn.Module, names: Sequence[str], label_column: str, 
     """Refuse a data set whose label k does not mean an image classifier's output k.
 
     Args:
-        names: of the data set's classes, in the order of its labels.
-        training: the head is about to learn these classes, so other names may stand in its config.
+        names: names of the data set's classes, in the order of its labels.
+        training: True if the head will learn these classes, so that its config may have other names.
 
     Raises:
-        ValueError: another number of classes; the same classes in another order; or, where nothing is trained, others.
+        ValueError: the number of classes differs, the same classes are in another order, or, without training, the
+            classes differ.
     """
     outputs, known = count_outputs(model), head_names(model)
     if outputs != len(names):
-        raise ValueError(f"The model's head has {outputs} outputs, the data set {len(names)} classes.")
+        raise ValueError(
+            f"The model's head has {outputs} outputs, the data set {len(names)} classes; they must be equal."
+        )
     if known:
         _check_order(names, known, label_column, "model.config.label2id", training)
 
 
 def check_same_classes(names: Sequence[str], trained: Sequence[str], label_column: str) -> None:
-    """Refuse to evaluate a head on other classes than those of its training set, or on these in another order.
+    """Refuse to evaluate a head on classes that differ from those of its training set, also in their order.
 
     Raises:
-        ValueError: naming the first class that differs, and the mend.
+        ValueError: a class differs; the message has the first one and says what to do.
     """
     mapping = f'{{name: i for i, name in enumerate(train_dataset.features["{label_column}"].names)}}'
     _check_order(names, trained, label_column, mapping, training=False)
@@ -94,14 +97,14 @@ def _check_order(names: Sequence[str], known: Sequence[str], label_column: str, 
             f'dataset.align_labels_with_mapping({mapping}, "{label_column}").'
         )
     raise ValueError(
-        f"{which}; a classification head knows the classes it was trained on in their order only, and new classes "
-        "need a model that reads text. Where only the model's names are wrong: model.config.id2label = "
+        f"{which}; a classification head knows only the classes of its training, in their order; new classes need a "
+        "model that reads text. If only the model's names are wrong: model.config.id2label = "
         f'dict(enumerate(dataset.features["{label_column}"].names)).'
     )
 
 
 def _spelled(*lists: Sequence[str]) -> list[list[str]]:
-    """The names without the differences that make no difference, unless they tell two classes of a list apart."""
+    """Return names without case, "_" and extra spaces, or unchanged if two classes of a list would become equal."""
     spelled = [[" ".join(name.replace("_", " ").casefold().split()) for name in names] for names in lists]
     if any(len(set(some)) < len(some) for some in spelled):
         return [list(names) for names in lists]

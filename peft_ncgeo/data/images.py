@@ -1,4 +1,4 @@
-"""Images of a `datasets` set as the model takes them, augmented by a rule that needs no state."""
+"""Images of a `datasets` set in the form that models take, with stateless augmentation."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .white_level import column_white_level, lacks_white_level, white_level
 
 
 def crop_flip(image: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """A random crop of 8 to 100 % of the area (aspect ratio 3/4 to 4/3), resized, mirrored half of the time.
+    """Crop 8 to 100 % of the area at random (aspect ratio 3/4 to 4/3), resize it, and mirror half of the images.
 
     Args:
         image: RGB.
         rng: source of all randomness.
-        size: (width, height) in pixels of what comes back.
+        size: (width, height) of the result in pixels.
     """
     width, height = image.size
     for _ in range(10):
@@ -41,15 +41,15 @@ def crop_flip(image: Image.Image, rng: np.random.Generator, size: tuple[int, int
 
 
 def to_rgb(image: Image.Image, white: int | None = None) -> Image.Image:
-    """Any image upright, as its EXIF data say, in RGB.
+    """Convert an image to RGB, turned upright by its EXIF data.
 
     Args:
-        white: of an image of whole numbers, 255 or 65535. Default: what its own numbers tell, see
-            [`~peft_ncgeo.data.white_level.white_level`]. Pillow alone would turn every number above 255 white.
+        white: white level of an image of integers, 255 or 65535. Default: found from its numbers, see
+            [`~peft_ncgeo.data.white_level.white_level`]. Pillow alone would make every number above 255 white.
 
     Raises:
-        TypeError: no PIL image.
-        ValueError: it has no pixels, cannot be decoded, or has numbers of no known range.
+        TypeError: it is not a PIL image.
+        ValueError: it has no pixels, cannot be decoded, or has numbers of an unknown range.
     """
     if not isinstance(image, Image.Image):
         raise TypeError(f"An image must be a PIL image, got {type(image).__name__}.")
@@ -60,23 +60,23 @@ def to_rgb(image: Image.Image, white: int | None = None) -> Image.Image:
         if not lacks_white_level(image):
             return image.convert("RGB")
         numbers = np.asarray(image)
-    except Exception as error:  # each of Pillow's decoders has errors of its own
-        raise ValueError(f"An image cannot be read, its file may be damaged: {one_line(error)}") from error
+    except Exception as error:  # each of Pillow's decoders raises other errors
+        raise ValueError(f"An image cannot be read; its file may be damaged: {one_line(error)}") from error
     white = white_level(numbers) if white is None else white
     return Image.fromarray((numbers // (white // 255)).astype(np.uint8)).convert("RGB")
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """An image turned as its EXIF data say, which then say so no more, as `datasets` and pipelines have it."""
-    image.load()  # TIFF files turn their images themselves
-    with suppress(Exception):  # damaged EXIF data tell no orientation
+    """Turn an image upright by its EXIF data and remove that entry, as `datasets` and pipelines do."""
+    image.load()  # Pillow turns TIFF images itself
+    with suppress(Exception):  # damaged EXIF data have no orientation
         if image.getexif().get(ExifTags.Base.Orientation) is not None:
             return ImageOps.exif_transpose(image)
     return image
 
 
 def rgb_images(images: Sequence[Image.Image], first: int = 0) -> list[Image.Image]:
-    """[`to_rgb`] of each; an error names the image by its number, counted from `first`."""
+    """Apply [`to_rgb`] to each image; errors name the image by its number, counted from `first`."""
     found = []
     for i, image in enumerate(images, first):
         try:
@@ -87,13 +87,13 @@ def rgb_images(images: Sequence[Image.Image], first: int = 0) -> list[Image.Imag
 
 
 def list_images(images: Any, kinds: str = "PIL images") -> list[Image.Image]:
-    """One PIL image or several as a list.
+    """Return one PIL image or several as a list.
 
     Args:
-        kinds: what the caller takes, for the error.
+        kinds: kinds of images that the caller takes, for the error message.
 
     Raises:
-        TypeError: something else.
+        TypeError: an image is not a PIL image.
     """
     if not isinstance(images, Iterable) or isinstance(images, str | bytes | Mapping):
         images = [images]
@@ -109,15 +109,15 @@ Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
 class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
-    """RGB images and labels of a `datasets` set, each view drawn from (seed, epoch, index) alone.
+    """RGB images and labels of a `datasets` set; each view depends only on (seed, epoch, index).
 
-    So every process, every worker and a resumed run see the same views. A sampler that draws an image several times
-    in an epoch asks for (index, draw), which gives each draw a view of its own. None asks for a sample that only fills
-    a batch up: the first image, with a label of -100.
+    So all processes, all workers and a resumed run get the same views. A sampler that draws an image several times in
+    an epoch uses the key (index, draw), which gives each draw its own view. The key None gives a sample that only
+    fills a batch: the first image, with a label of -100.
 
     Args:
-        augment: None shows an image as it is, its one view.
-        num_views: how many views an image has, which epochs take in turn; 0: another one in every epoch.
+        augment: augmentation of an image; None: an image has one view, itself.
+        num_views: number of views of an image, used by epochs in turn; 0: a new view in every epoch.
     """
 
     def __init__(
@@ -129,14 +129,14 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
         seed: int = 0,
         num_views: int = 0,
     ) -> None:
-        # a "torch" or "numpy" format would hand out arrays; the user's own transform stays
+        # a "torch" or "numpy" format would return arrays; the user's own transform stays
         self.given = dataset
         self.dataset = dataset if dataset.format["type"] == "custom" else dataset.with_format(None)
         self.image_column, self.label_column = image_column, label_column
         self.augment, self.seed = augment, seed
         self.num_views = num_views if augment else 1
         self._white = column_white_level(dataset, image_column)
-        # shared memory: workers that outlive an epoch see the next one's number
+        # shared memory: persistent workers see the next epoch's number
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._shows = torch.ones((), dtype=torch.bool).share_memory_()
 
@@ -144,13 +144,13 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
         self._epoch.fill_(epoch)
 
     def show(self, images: bool) -> None:
-        """Whether samples hold images, or labels and the numbers of views alone."""
+        """Set whether samples hold images; if not, they hold only labels and numbers of views."""
         self._shows.fill_(images)
 
     @property
     def views(self) -> int:
-        """How many views there are of all images together; 0 where no view comes again."""
-        own_transform = self.dataset.format["type"] == "custom"  # which may draw by chance
+        """Number of views of all images together; 0 if no view is used twice."""
+        own_transform = self.dataset.format["type"] == "custom"  # which may be random
         return 0 if own_transform else len(self.dataset) * self.num_views
 
     def __len__(self) -> int:
@@ -166,13 +166,13 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
         return self.fixed_view(view) if self._shows else {"label": int(self.labels[index]), "view": view}
 
     def fixed_view(self, view: int) -> dict[str, Any]:
-        """The sample with this number under "view", in whatever epoch it is shown."""
+        """Return the sample with this number of a view; it is the same in all epochs."""
         index, turn = divmod(view, self.num_views)
         return {**self._sample(index, (turn, index)), "view": view}
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(N,), read without decoding an image."""
+        """Labels (N,), read without decoding an image."""
         return label_array(self.dataset, self.label_column)
 
     def _sample(self, index: int, drawn_from: tuple[int, ...]) -> dict[str, Any]:
@@ -191,9 +191,9 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class ImageCollator:
-    """Turns samples of [`LabelledImages`] into `pixel_values` (B, C, H, W), `labels` (B,) and a list `views`.
+    """Collator of [`LabelledImages`] samples into `pixel_values` (B, C, H, W), `labels` (B,) and a list `views`.
 
-    Pixels are left out of samples without images, and `views` of those without a fixed view.
+    There are no `pixel_values` for samples without images, and no `views` for samples without fixed views.
     """
 
     def __init__(self, image_processor: Any) -> None:
@@ -205,5 +205,5 @@ class ImageCollator:
             images = [sample["image"] for sample in samples]
             batch["pixel_values"] = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
         if "view" in samples[0]:
-            batch["views"] = [sample["view"] for sample in samples]  # on the host, where their features are kept
+            batch["views"] = [sample["view"] for sample in samples]  # on the host, like their features
         return batch

@@ -1,4 +1,4 @@
-"""Long tails and steps: training sets whose classes differ in size by a stated rule."""
+"""Imbalanced training sets: long tails and steps of class sizes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .sampling import draw, label_array
 
 
 def class_counts(dataset: Dataset, label_column: str = "label") -> np.ndarray:
-    """Number of samples of each class: (K,) int64. Rows without a label (None or -1) are left out."""
+    """Count the samples of each class: (K,) int64. Rows without a label (None or -1) are ignored."""
     classes = len(class_names(dataset, label_column))
     labels = label_array(dataset, label_column)
     return np.bincount(labels[labels >= 0], minlength=classes).astype(np.int64)
 
 
 def realised_imbalance_factor(dataset: Dataset, label_column: str = "label") -> float:
-    """`max_k n_k / min_k n_k` of the samples that are there, the number to report beside the one asked for.
+    """Return `max_k n_k / min_k n_k` of the actual samples, to report beside the requested factor.
 
     Raises:
-        ValueError: a class without samples, named.
+        ValueError: a class has no samples; the message has its name.
     """
     counts = _counts_without_gaps(dataset, label_column)
     return float(counts.max() / counts.min())
@@ -39,29 +39,28 @@ def long_tailed(
     shuffle_classes: bool = False,
     label_column: str = "label",
 ) -> Dataset:
-    """An exponential tail: class k of K keeps `n_k` samples, by one of two rules.
+    """Make an exponential tail: class k of K keeps `n_k` samples, by one of two rules.
 
-    `tau`: `n_k = max(1, round(n_max * tau^(k/(K-1))))`, as NPT and CPT do; `n_max` is 16 unless given.
-    `imbalance_factor`: `n_k = max(1, int(n_max * (1/imbalance_factor)^(k/(K-1))))`, as long-tailed image sets do;
-    `n_max` is the size of the smallest class unless given. Report [`realised_imbalance_factor`]: rounding moves it.
+    `tau`: `n_k = max(1, round(n_max * tau^(k/(K-1))))`, as in NPT and CPT; the default of `n_max` is 16.
+    `imbalance_factor`: `n_k = max(1, int(n_max * (1/imbalance_factor)^(k/(K-1))))`, as in long-tailed image sets; the
+    default of `n_max` is the size of the smallest class. Report [`realised_imbalance_factor`]: rounding changes it.
 
     Args:
         tau: share that the last class keeps, in (0, 1].
         imbalance_factor: first class's size over the last one's, at least 1.
         n_max: size of the largest class.
-        seed: draws the samples, without replacement. The same seed and rows give the same samples in whatever order
-            the rows come, and wherever they lie, see [`few_shot`]; those of a smaller `n_k` are among those of a
-            larger one.
-        shuffle_classes: let the seed decide which class gets which count. Else k is the label.
+        seed: seed of the draw, without replacement. The same seed and rows give the same samples for any order and
+            location of the rows, see [`few_shot`]; a larger `n_k` includes the samples of a smaller one.
+        shuffle_classes: assign the counts to classes at random, by the seed. Else k is the label.
 
     Returns:
-        The samples sorted by class; format and transform stay. Every row is read once, none decoded: hashing takes
-        about two seconds a gigabyte.
+        The samples sorted by class; format and transform stay. Every row is read once, and none is decoded: hashing
+        takes about two seconds per gigabyte.
 
     Raises:
-        TypeError: an argument that is no number.
-        ValueError: both rules or neither, an argument out of range, fewer than two classes, a class with fewer
-            samples than `n_k`, named, or a file that cannot be read.
+        TypeError: an argument is not a number.
+        ValueError: both rules or neither are given, an argument is out of range, there are fewer than two classes, a
+            class has fewer samples than `n_k`, or a file cannot be read.
 
     Example:
 
@@ -92,17 +91,17 @@ def step_imbalanced(
     shuffle_classes: bool = False,
     label_column: str = "label",
 ) -> Dataset:
-    """A step: the first `ceil(K/2)` classes keep `n_max` samples each, the rest `max(1, int(n_max / ratio))`.
+    """Make a step: the first `ceil(K/2)` classes keep `n_max` samples each, the others `max(1, int(n_max / ratio))`.
 
     Args:
         ratio: size of a large class over that of a small one, at least 1.
         n_max: size of the large classes. Default: the size of the smallest class.
-        seed: draws the samples; see [`long_tailed`], also for the cost and the order of what comes back.
-        shuffle_classes: let the seed decide which classes are large. Else those of the lowest labels.
+        seed: seed of the draw; see [`long_tailed`], also for the cost and the order of the result.
+        shuffle_classes: choose the large classes at random, by the seed. Else they have the lowest labels.
 
     Raises:
-        TypeError: an argument that is no number.
-        ValueError: an argument out of range, fewer than two classes, or a class with too few samples, named.
+        TypeError: an argument is not a number.
+        ValueError: an argument is out of range, there are fewer than two classes, or a class has too few samples.
     """
     ratio = imbalance("ratio", ratio)
     classes, n_max = _sizes(dataset, n_max, label_column)
@@ -121,17 +120,17 @@ def _draw_tail(dataset: Dataset, counts: Sequence[int], seed: int, shuffle: bool
 
 
 def imbalance(name: str, value: float) -> float:
-    """A number of at least 1, the size of a class over that of another; refused by name where it is none."""
+    """Return a ratio of class sizes as a float; refuse all but finite numbers of at least 1."""
     return check_float(name, value, "a finite number of at least 1", lambda value: 1 <= value < math.inf)
 
 
 def _tidy(number: float) -> float:
-    """Without the error of floating point, which would let `int` turn 4.999999999 into 4."""
+    """Remove the error of floating point, by which `int` would turn 4.999999999 into 4."""
     return round(number, 6)
 
 
 def _sizes(dataset: Dataset, n_max: int | None, label_column: str) -> tuple[int, int]:
-    """Number of classes, and size of the largest: `n_max`, or where it is None that of the smallest class."""
+    """Return the number of classes, and the largest size: `n_max`, or if None the size of the smallest class."""
     names = class_names(dataset, label_column)
     if len(names) < 2:
         raise ValueError(f"Column {label_column!r} has {len(names)} class; imbalance needs at least two.")

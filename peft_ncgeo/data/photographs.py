@@ -1,8 +1,8 @@
-"""Fashion-MNIST's photographs with a small image backbone that has never seen any: transfer, with no download.
+"""Built-in transfer task without download: Fashion-MNIST with image backbones that have never seen it.
 
-The carried ViT and ResNet were pre-trained on labels of emoji drawings alone, so that what they bring to the
-photographs is a transfer, and a modest one: with all 3,000 training photographs, linear probes on frozen features
-reach 73 (ViT) and 80.5 per cent (ResNet), and 83 on raw pixels. A small-scale demonstration, not a benchmark.
+The included ViT and ResNet were pre-trained only on labels of emoji drawings. Their transfer to photographs is modest:
+with all 3,000 training photographs, linear probes on frozen features reach 73 (ViT) and 80.5 per cent (ResNet), and
+83 on raw pixels. This is a small-scale demonstration, not a benchmark.
 """
 
 import functools
@@ -23,9 +23,9 @@ from transformers import (
 
 from .demo import ASSETS, FASHION_NAMES, load_photographs
 
-TRAIN_PER_CLASS = 250  # of the 300 carried photographs a class; the rest are for validation
+TRAIN_PER_CLASS = 250  # of the 300 included photographs per class; the rest are for validation
 
-# Classifier, bare backbone, and what to load that with.
+# Classifier, bare backbone, and the backbone's loading arguments.
 _ARCHITECTURES: dict[str, tuple[type[PreTrainedModel], type[PreTrainedModel], dict[str, Any]]] = {
     "vit": (ViTForImageClassification, ViTModel, {"add_pooling_layer": False}),
     "resnet": (ResNetForImageClassification, ResNetModel, {}),
@@ -33,7 +33,7 @@ _ARCHITECTURES: dict[str, tuple[type[PreTrainedModel], type[PreTrainedModel], di
 
 
 class ImageDemo(NamedTuple):
-    """What :func:`load_image_demo` returns: `splits` (a `DatasetDict`), `processor`, `model` (float32, eval mode)."""
+    """Result of :func:`load_image_demo`: `splits` (a `DatasetDict`), `processor`, `model` (float32, eval mode)."""
 
     splits: DatasetDict
     processor: BaseImageProcessor
@@ -41,21 +41,21 @@ class ImageDemo(NamedTuple):
 
 
 def load_image_demo(backbone: str = "vit") -> ImageDemo:
-    """Load ten classes of photographs together with a small pre-trained image classifier. Needs no network.
+    """Load ten classes of photographs together with a small pre-trained image classifier, without network.
 
-    The head is new: it is drawn from torch's global generator, so call `torch.manual_seed` before for the same one
-    again. Everything below it is pre-trained and the same in every call.
+    The head is new and drawn from torch's global generator: call `torch.manual_seed` before, to get the same head
+    again. All other weights are pre-trained and the same in every call.
 
     Args:
         backbone: `"vit"` (four layers of width 128) or `"resnet"` (three stages, up to 128 channels).
 
     Returns:
         An :class:`ImageDemo`. Its `splits`, all with the columns `image` (RGB, 28 x 28) and `label` (a `ClassLabel`):
-        `train` (250 photographs a class), `validation` (50 others) and `test` (200 a class, from Fashion-MNIST's own
-        test set).
+        `train` (250 photographs per class), `validation` (50 others) and `test` (200 per class, from Fashion-MNIST's
+        own test set).
 
     Raises:
-        ValueError: for an unknown `backbone`.
+        ValueError: `backbone` is unknown.
 
     Example:
         >>> from peft_ncgeo.data import load_image_demo
@@ -75,7 +75,7 @@ def load_image_demo(backbone: str = "vit") -> ImageDemo:
 
 @functools.lru_cache(maxsize=1)
 def load_photograph_splits() -> DatasetDict:
-    """The splits of :func:`load_image_demo`, kept between calls: take a copy before changing a format."""
+    """Return the splits of :func:`load_image_demo`, which are cached: copy them before changing a format."""
     photographs = load_photographs("train")
     labels = np.asarray(photographs[:]["label"])
     rows = [np.flatnonzero(labels == label) for label in range(len(FASHION_NAMES))]
@@ -92,6 +92,6 @@ def _create_classifier(backbone: str) -> PreTrainedModel:
     names = dict(enumerate(FASHION_NAMES))
     config = AutoConfig.from_pretrained(folder, id2label=names, label2id={name: i for i, name in names.items()})
     model = classifier(config)
-    # Not `classifier.from_pretrained`: it would warn of the new head, which is just what is wanted here.
+    # Not `classifier.from_pretrained`: it would warn about the new head, which is wanted here.
     model.base_model.load_state_dict(bare.from_pretrained(folder, **arguments).state_dict())
     return model.eval()

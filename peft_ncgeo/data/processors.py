@@ -1,4 +1,4 @@
-"""Processors of models: the part that takes images, and where to look for one."""
+"""Processors of models: search, image part, and input size."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ..models.towers import reads_text
 
 
 def image_processor(processor: Any) -> Any:
-    """The part of a CLIP's processor that takes images; an image processor is that itself."""
+    """Return the image part of a processor; return an image processor itself."""
     return getattr(processor, "image_processor", processor)
 
 
 def find_processor(
     model: nn.Module, *places: str | Path | None, images_only: bool = False, token: str | None = None
 ) -> Any:
-    """Return the processor in the first of these places that has one, else where the model came from; or None.
+    """Return the processor from the first of these places that has one, else from the base model's origin, or None.
 
-    One that needs code of its own counts as none: nothing here runs what a repository brings.
+    Processors that need remote code are skipped: code from a repository is never run.
 
     Args:
-        model: its adapters may name the revision of what it came from.
-        places: folders or repositories.
-        images_only: an image processor is enough, though the model reads text too.
-        token: for private repositories.
+        model: the model; its adapters may name the revision of the base model.
+        places: folders or Hub repositories, in the order of the search.
+        images_only: True if an image processor is enough, even for a model that reads text.
+        token: Hub token for private repositories.
     """
     kind: Any = AutoProcessor if reads_text(model) and not images_only else AutoImageProcessor
     found = [(place, "main") for place in places] + [(base_name(model), base_revision(model) or "main")]
@@ -41,7 +41,7 @@ def find_processor(
 
 
 def input_size(image_processor: Any) -> tuple[int, int]:
-    """(width, height) of the pixels that an image processor makes."""
+    """Return the (width, height) in pixels of the images that an image processor makes."""
     for field in ("crop_size", "size"):
         size = getattr(image_processor, field, None) or {}
         if "height" in size and "width" in size:

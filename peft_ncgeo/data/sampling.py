@@ -1,4 +1,4 @@
-"""Draws from each class that depend on the seed and on what the rows hold, never on the order of the rows."""
+"""Draws of samples per class that depend on the seed and the content of rows, not on their order."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from .checks import class_names
 
 
 def draw(dataset: Dataset, counts: Sequence[int], seed: int, label_column: str, mend: str) -> Dataset:
-    """`counts[c]` samples of every class c, without replacement, sorted by (class, content).
+    """Draw `counts[c]` samples of every class c, without replacement, sorted by (class, content).
 
     The rows of a class are ranked by [`content_order`] and permuted by a generator seeded with (seed, c); the first
-    `counts[c]` are taken. So a smaller count gives part of what a larger one gives, and one class's count changes
-    no other's samples. Rows without a label (None or -1) are never drawn.
+    `counts[c]` are taken. So a larger count includes the samples of a smaller one, and one class's count does not
+    change the samples of other classes. Rows without a label (None or -1) are never drawn.
 
     Args:
         counts: K numbers of samples.
-        mend: what an error for a class with too few samples tells the user to do.
+        mend: advice in the error message for a class with too few samples.
 
     Raises:
-        ValueError: a class with fewer samples than asked for, named.
+        ValueError: a class has fewer samples than asked for; the message has its name.
     """
     names, labels = class_names(dataset, label_column), label_array(dataset, label_column)
     available = np.bincount(labels[labels >= 0], minlength=len(names))
@@ -41,7 +41,7 @@ def draw(dataset: Dataset, counts: Sequence[int], seed: int, label_column: str, 
 
 
 def rows_of_classes(labels: np.ndarray, num_classes: int, order: np.ndarray | None = None) -> list[np.ndarray]:
-    """The rows of each class, ascending or as they come in `order`; labels of -1 are in none."""
+    """Return the rows of each class, ascending or in the sequence of `order`; skip labels of -1."""
     order = np.arange(len(labels), dtype=np.int64) if order is None else order
     order = order[labels[order] >= 0]
     # one sort, since a comparison of all labels with each class would be slow for a thousand classes
@@ -50,15 +50,15 @@ def rows_of_classes(labels: np.ndarray, num_classes: int, order: np.ndarray | No
 
 
 def content_order(dataset: Dataset) -> np.ndarray:
-    """Indices (N,) that sort the rows by what they hold, so that the order they came in decides nothing.
+    """Return indices (N,) that sort the rows by content, independent of their order in the data set.
 
-    Image columns come first, by a hash of their encoded bytes, those in the row or those of its file: a copy, as on
-    the Hub, keeps these, but not the paths. The other columns decide between rows of equal images, by a hash of the
-    `repr` of their values, and alone where there are no images. No image is decoded, but every one is read: hashing
-    takes about two seconds a gigabyte.
+    Image columns come first, by a hash of their encoded bytes, from the row or from its file: a copy, for example on
+    the Hub, keeps the bytes, but not the paths. The other columns, by a hash of the `repr` of their values, decide
+    between rows with equal images or without images. All images are read, but none is decoded: hashing takes about two
+    seconds per gigabyte.
 
     Raises:
-        ValueError: a file that cannot be read, named.
+        ValueError: a file cannot be read; the message has its path.
     """
     images = sorted(c for c, feature in dataset.features.items() if isinstance(feature, Image))
     keys = [[_digest(content) for content in encoded_images(dataset, column)] for column in images]
@@ -69,10 +69,10 @@ def content_order(dataset: Dataset) -> np.ndarray:
 
 
 def label_array(dataset: Dataset, label_column: str = "label") -> np.ndarray:
-    """Labels (N,) as int64, -1 where there is none.
+    """Return labels (N,) as int64, with -1 for rows without a label.
 
     Raises:
-        ValueError: a label outside the class names.
+        ValueError: a label is outside the class names.
     """
     count, labels = len(class_names(dataset, label_column)), dataset.with_format(None)[label_column][:]
     found = np.array([-1 if label is None else label for label in labels], dtype=np.int64)
@@ -86,13 +86,13 @@ def label_array(dataset: Dataset, label_column: str = "label") -> np.ndarray:
 
 
 def stored_values(dataset: Dataset, column: str) -> Iterator[Any]:
-    """The values of a column as stored: without formats, transforms and decoding."""
+    """Yield the stored values of a column, without formats, transforms and decoding."""
     for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=100):
         yield from table[column].to_pylist()
 
 
 def encoded_images(dataset: Dataset, column: str) -> Iterator[bytes]:
-    """The encoded bytes of an image column; of images that have none in the data set, those of their files."""
+    """Yield the encoded bytes of an image column, from the data set or, if it has only paths, from the files."""
     for table in dataset.select_columns([column]).with_format("arrow").iter(batch_size=100):
         for cells in table[column].chunks:
             for i, cell in enumerate(cells.to_pylist()):

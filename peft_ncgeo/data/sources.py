@@ -1,4 +1,4 @@
-"""Data sets described by a small YAML file: where they are, their columns, and how a prompt names their classes."""
+"""Data sets described by a small YAML file: origin, columns, and class names for prompts."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _WORDS = ("first_synonym", "split_camel_case")
 
 @dataclass(frozen=True)
 class DatasetSource:
-    """One labelled image set of the Hub, as a file in `examples/datasets` describes it.
+    """Description of a labelled image set of the Hub, as in the files of `examples/datasets`.
 
     Args:
-        path, name, revision: for `datasets.load_dataset`.
-        train_split, test_split: None where the set has none.
-        image_column, label_column: its columns.
+        path, name, revision: arguments of `datasets.load_dataset`.
+        train_split, test_split: names of the splits; None if the set has no such split.
+        image_column, label_column: names of the columns.
         template: text around a class name, for zero-shot CLIP.
-        class_names: name in the data -> name in the prompt (None leaves the class out); or "first_synonym", the part
+        class_names: name in the data -> name in the prompt (None removes the class); or "first_synonym", the part
             before the first comma, or "split_camel_case", a space before each capital.
-        num_classes: how many classes there must be in the end.
-        shots: training images a class; None for sets to test on, and for tails.
-        imbalance_factor, n_max: the published tail, see [`long_tailed`].
+        num_classes: number of classes of the prepared set.
+        shots: training images per class; None for test sets and tails.
+        imbalance_factor, n_max: settings of the published tail, see [`long_tailed`].
     """
 
     path: str
@@ -52,10 +52,10 @@ class DatasetSource:
 
     @classmethod
     def read(cls, path: str | Path) -> DatasetSource:
-        """Read a file.
+        """Read the description from a YAML file.
 
         Raises:
-            ValueError: one line that names the file and what is wrong.
+            ValueError: the file cannot be read or has a wrong key or value.
         """
         content = read_yaml(path, "Data set")
         if not isinstance(content, dict):
@@ -96,19 +96,19 @@ class DatasetSource:
         for old, new in pairs:
             if not isinstance(old, str) or not isinstance(new, str | None):
                 raise ValueError(
-                    f"class_names has {short_repr(old)}: {short_repr(new)}, which must be words; quote numbers."
+                    f"class_names has {short_repr(old)}: {short_repr(new)}, which must be strings; quote numbers."
                 )
 
     def load(self, part: str, folder: str | Path | None = None) -> Dataset:
-        """The "train" or "test" part with the columns `image` and `label`, the latter with the prompts' names.
+        """Load the "train" or "test" part with the columns `image` and `label`, with the prompts' class names.
 
         Args:
             part: "train" or "test".
-            folder: a local copy in place of the Hub's: an image folder `train/<class>/`, `test/<class>/`, its classes
-                named as in the description or on the Hub.
+            folder: a local copy to load instead of the Hub's: an image folder `train/<class>/`, `test/<class>/`, with
+                class names as in the description or on the Hub.
 
         Raises:
-            ValueError: the set has no such part, or its classes are others than described.
+            ValueError: the set has no such part, or its classes differ from the description.
         """
         if part not in ("train", "test"):
             raise ValueError(f"part={short_repr(part)} must be 'train' or 'test'.")
@@ -119,12 +119,12 @@ class DatasetSource:
             return self.prepare(load_dataset(self.path, self.name, split=split, revision=self.revision))
         dataset = load_dataset("imagefolder", data_dir=str(folder), split=part)
         fixes = self.class_names
-        if isinstance(fixes, dict):  # a copy may have the prompts' names already, and lack what is left out
+        if isinstance(fixes, dict):  # a copy may already have the prompts' names, and lack removed classes
             fixes = {old: new for old, new in fixes.items() if old in dataset.features["label"].names}
         return replace(self, image_column="image", label_column="label", class_names=fixes).prepare(dataset)
 
     def prepare(self, dataset: Dataset) -> Dataset:
-        """Columns and class names as the library wants them; see [`DatasetSource.load`]."""
+        """Convert columns and class names to the library's form; see [`DatasetSource.load`]."""
         if not isinstance(dataset, Dataset):
             raise TypeError(f"Expected a datasets.Dataset, got {type(dataset).__name__}.")
         for column in (self.image_column, self.label_column):
@@ -138,10 +138,10 @@ class DatasetSource:
             told = isinstance(dataset.features["label"], ClassLabel)
             if not told:
                 dataset = dataset.class_encode_column("label")
-        except Exception as error:  # of pyarrow, for what is neither
+        except Exception as error:  # pyarrow's, for columns of other types
             columns = f"{self.image_column!r} and {self.label_column!r}"
             raise ValueError(
-                f"{self.path}: columns {columns} are no images and classes ({one_line(error)})."
+                f"{self.path}: columns {columns} are not images and classes ({one_line(error)})."
             ) from error
         labels = dataset.features["label"].names
         names = self.prompt_names(labels)
@@ -150,7 +150,7 @@ class DatasetSource:
             raise ValueError(f"{self.path} gives class {nameless[0]} no name; give the classes words in class_names.")
         kept = [i for i, name in enumerate(names) if name is not None]
         if len(kept) != self.num_classes:
-            raise ValueError(f"{self.path} has {len(kept)} classes, described are {self.num_classes}.")
+            raise ValueError(f"{self.path} has {len(kept)} classes, but the description says {self.num_classes}.")
         if len(kept) < len(names):
             dataset = select_classes(dataset, kept)
         chosen = [name for name in names if name is not None]
@@ -163,7 +163,7 @@ class DatasetSource:
         return dataset.cast_column("label", ClassLabel(names=chosen))
 
     def prompt_names(self, names: list[str]) -> list[str | None]:
-        """What the prompt calls each class; None for one that is left out.
+        """Return the name of each class in the prompt, or None for a class to remove.
 
         Raises:
             ValueError: `class_names` names a class that the data do not have.
@@ -181,7 +181,7 @@ class DatasetSource:
 
 
 def _first_synonyms(names: list[str]) -> list[str]:
-    """The part before the first comma; where two read the same, the one with a second synonym takes that."""
+    """Return the part before the first comma of each name, or the second part if the first is not unique."""
     synonyms = [[part.strip() for part in name.split(",")] for name in names]
     count = Counter(parts[0].lower() for parts in synonyms)
     return [parts[1] if count[parts[0].lower()] > 1 and len(parts) > 1 else parts[0] for parts in synonyms]

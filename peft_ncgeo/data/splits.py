@@ -1,4 +1,4 @@
-"""Base and new classes, and few shots of each."""
+"""Splits of data sets: base and new classes, and few shots per class."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from .sampling import draw, label_array
 
 
 def select_classes(dataset: Dataset, classes: Sequence[int], label_column: str = "label") -> Dataset:
-    """The samples of `classes` (indices), renumbered 0.. in the order given, under their own names only."""
+    """Select the samples of `classes` (indices), renumbered 0.. in the given order, with only their names."""
     names = class_names(dataset, label_column)
     new_number = {c: i for i, c in enumerate(classes)}
     labels = label_array(dataset, label_column).tolist()
     kept = [i for i, label in enumerate(labels) if label in new_number]
     feature = ClassLabel(names=[names[c] for c in classes])
     renumbered = [new_number.get(label) for label in labels]
-    # the column first and the selection last: the other way round would copy every image
-    unused = max(dataset.column_names, key=len) + "_"  # a set that lost all of its columns would lose its rows too
+    # add the column first and select last: the other order would copy every image
+    unused = max(dataset.column_names, key=len) + "_"  # a set without columns would lose its rows
     dataset = dataset.add_column(unused, renumbered, feature=feature).remove_columns(label_column)
     return dataset.rename_column(unused, label_column).select(kept)
 
 
 def base_new_split(dataset: Dataset, label_column: str = "label") -> DatasetDict:
-    """Split by class: the first `ceil(K/2)` labels are "base", the rest "new", each over its own names only.
+    """Split by class: the first `ceil(K/2)` labels are "base", the others "new", each with only its own names.
 
-    Either half keeps its samples in the order given.
+    Both halves keep the order of their samples.
 
     Returns:
-        `DatasetDict` with "base" and "new", as `GeometryTrainer(eval_dataset=...)` takes it.
+        `DatasetDict` with "base" and "new", for `GeometryTrainer(eval_dataset=...)`.
 
     Raises:
-        ValueError: fewer than four classes, since either half needs two.
+        ValueError: there are fewer than four classes; each half needs two.
 
     Example:
 
@@ -56,18 +56,19 @@ def base_new_split(dataset: Dataset, label_column: str = "label") -> DatasetDict
 
 
 def few_shot(dataset: Dataset, shots: int, seed: int = 0, label_column: str = "label") -> Dataset:
-    """`shots` samples of every class, drawn without replacement by `seed`.
+    """Draw `shots` samples of every class by `seed`, without replacement.
 
-    The same seed and rows give the same samples in whatever order the rows come, and wherever they lie: rows are told
-    apart by their images' encoded bytes, which a folder, a copy of it, a parquet file and the Hub share. Fewer shots
-    are among more. Every row is read once, none decoded: hashing takes about two seconds a gigabyte.
+    The same seed and rows give the same samples for any order and location of the rows: rows are identified by their
+    images' encoded bytes, which are the same in a folder, a copy of it, a parquet file and on the Hub. More shots
+    include the samples of fewer. Every row is read once, and none is decoded: hashing takes about two seconds per
+    gigabyte.
 
     Returns:
         K * shots samples sorted by class; format and transform stay.
 
     Raises:
-        TypeError: shots or a seed that is no whole number.
-        ValueError: shots below 1, a seed below 0, a class with fewer samples, named, or a file that cannot be read.
+        TypeError: shots or seed is not an integer.
+        ValueError: shots is below 1, seed is below 0, a class has too few samples, or a file cannot be read.
     """
     shots, seed = check_int("shots", shots, least=1), check_int("seed", seed, least=0)
     counts = [shots] * len(class_names(dataset, label_column))

@@ -1,4 +1,4 @@
-"""The white level of grey images of whole numbers: 255 or 65535, told by one image or by a whole column."""
+"""White level of grey images of integers, 255 or 65535, found from one image or a whole column."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _filling = Lock()
 
 
 def lacks_white_level(image: Any) -> bool:
-    """Return True for an image in one of Pillow's modes of 16 or 32 bits, which say nothing of a white level."""
+    """Return True for an image in one of Pillow's modes of 16 or 32 bits, which do not define a white level."""
     return getattr(image, "mode", "")[:1] in ("I", "F")
 
 
 def white_level(numbers: np.ndarray, column: str | None = None) -> int:
-    """Return the number that is white, 255 or 65535, where the largest number of an image or a column tells it.
+    """Return the number that is white, 255 or 65535, if the largest number of an image or a column shows it.
 
-    It does where it needs all of 8 bits (128 to 255) or all of 16 (32768 to 65535). Others may have any white, such as
-    16, 100, 4095 or 65535. (Numbers up to 255 may still be of 16 bits, but such an image is black all over.) Where all
-    are 0, any white will do.
+    It shows it if it needs all of 8 bits (128 to 255) or all of 16 bits (32768 to 65535). With other largest numbers,
+    white may be anything, such as 16, 100, 4095 or 65535. (Numbers up to 255 may still be of 16 bits, but such an
+    image is almost black.) If all numbers are 0, any white level is right.
 
     Args:
-        column: that the numbers are from, for the error. None: they are of one image.
+        column: column of the numbers, for the error message. None: the numbers are of one image.
 
     Raises:
-        ValueError: it does not; or there are numbers below 0, or floating-point numbers.
+        ValueError: the white level is not known, or there are negative or floating-point numbers.
     """
     low, high, whole = numbers.min(), numbers.max(), numbers.dtype.kind in "ui"
     for white in (255, 65535):
@@ -41,22 +41,23 @@ def white_level(numbers: np.ndarray, column: str | None = None) -> int:
     mend = f"PIL.Image.fromarray(numpy.uint8(numpy.interp({image}, (BLACK, WHITE), (0, 255))))"
     mend = mend if column is None else f'dataset.map(lambda row: {{"{column}": {mend}}})'
     raise ValueError(
-        f"{what} holds {'whole' if whole else 'floating-point'} numbers from {low:.10g} to {high:.10g}, and which one "
-        "is white is known only of whole numbers up to 128...255 (8 bits) or up to 32768...65535 (16 bits); tell "
-        f"which are black and white, such as 0 and 4095: {mend}."
+        f"{what} holds {'whole' if whole else 'floating-point'} numbers from {low:.10g} to {high:.10g}, but the "
+        "white level is known only for whole numbers up to 128...255 (8 bits) or up to 32768...65535 (16 bits); say "
+        f"which numbers are BLACK and WHITE, such as 0 and 4095: {mend}."
     )
 
 
 def column_white_level(dataset: Dataset, column: str) -> int | None:
     """Return the [`white_level`] of a column whose first image [`lacks_white_level`], from all of its images.
 
-    They are read once for each data set.
+    The images are read once for each data set.
 
     Returns:
-        None for any other column, also where a transform makes the images: there each is judged by its own numbers.
+        The white level; None for other columns, also if a transform makes the images: then each image's own numbers
+        decide.
 
     Raises:
-        ValueError: as [`white_level`].
+        ValueError: as in [`white_level`].
     """
     feature = dataset.features.get(column)
     if dataset.format["type"] == "custom" or not (isinstance(feature, Image) and feature.decode):
@@ -77,7 +78,7 @@ def _read_white(images: Dataset, column: str, feature: Image) -> int | None:
             if lacks_white_level(image):
                 numbers = np.asarray(image)
                 ends.append(np.array([numbers.min(), numbers.max()]))
-        except Exception:  # each of Pillow's decoders has errors of its own; who shows the image names it
+        except Exception:  # each decoder raises other errors; a later read of the image reports them
             continue
         if not ends or image.mode == "F":
             break
