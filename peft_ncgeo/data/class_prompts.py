@@ -60,8 +60,8 @@ def class_prompts(
         raise ValueError("class_prompts needs at least one class name.")
     if all(is_number(name) for name in names):
         warnings.warn(
-            f"All class names are numbers ({short_repr(names[0])}, ...), which the model reads as numbers; if they stand "
-            'for words, name the classes: dataset.cast_column("label", datasets.ClassLabel(names=[...])).',
+            f"All class names are numbers ({short_repr(names[0])}, ...), which the model reads as numbers; if they "
+            'stand for words, name the classes: dataset.cast_column("label", datasets.ClassLabel(names=[...])).',
             stacklevel=2,
         )
     num_text_tokens = check_int("num_text_tokens", num_text_tokens, least=0)
@@ -95,13 +95,14 @@ def class_prompts(
             )
         if not special.isdisjoint(row[1:-1]):
             raise ValueError(
-                f"Class name {short_repr(name)} or {short_repr(template)} holds a token that begins or ends a text, so the "
-                "model would not read all of it; remove it."
+                f"Class name {short_repr(name)} or {short_repr(template)} holds a token that begins or ends a text, "
+                "so the model would not read all of it; remove it."
             )
         if tuple(row) in first_with:
             other = short_repr(first_with[tuple(row)])
             raise ValueError(
-                f"Duplicate class names: {other} and {short_repr(name)} give the same text and cannot separate; rename one."
+                f"Duplicate class names: {other} and {short_repr(name)} give the same text and cannot separate; "
+                "rename one."
             )
         first_with[tuple(row)] = name
     return tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
@@ -128,7 +129,5 @@ def list_names(names: Any) -> list[str]:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"Class {i} has the name {short_repr(name)}; names must be non-empty strings.")
         if any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise ValueError(
-                f"Class {i} has the name {short_repr(name)} with half a letter in it (a lone surrogate); write it again."
-            )
+            raise ValueError(f"Class {i} has the name {short_repr(name)} with half a letter in it; write it again.")
     return names

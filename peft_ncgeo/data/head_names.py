@@ -97,7 +97,7 @@ def _check_order(names: Sequence[str], known: Sequence[str], label_column: str, 
             f'dataset.align_labels_with_mapping({mapping}, "{label_column}").'
         )
     raise ValueError(
-        f"{which}; a classification head knows only the classes of its training, in their order; new classes need a "
+        f"{which}; a classification head knows its training classes in their order only; new classes need a "
         "model that reads text. If only the model's names are wrong: model.config.id2label = "
         f'dict(enumerate(dataset.features["{label_column}"].names)).'
     )

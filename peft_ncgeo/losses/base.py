@@ -172,7 +172,7 @@ class Regularizer(nn.Module):
         """Check and read the model's head; the trainer calls this when it is made and before each training.
 
         None for a CLIP-like model, and for a head that is not one linear layer.
-        A term checks here that it fits the model, and reads what it was not told.
+        A term checks here that it fits the model, and reads settings that were not given.
         """
 
     def __call__(self, batch: GeometryBatch) -> Tensor:
