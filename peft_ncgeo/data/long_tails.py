@@ -116,7 +116,7 @@ def _draw_tail(dataset: Dataset, counts: Sequence[int], seed: int, shuffle: bool
     if shuffle:
         # the third number keeps this stream apart from the classes' own: (seed, c) equals (seed, c, 0)
         counts = np.random.default_rng((seed, 0, 1)).permutation(counts).tolist()
-    return draw(dataset, counts, seed, label_column, mend="lower n_max")
+    return draw(dataset, counts, seed, label_column, advice="lower n_max")
 
 
 def imbalance(name: str, value: float) -> float:

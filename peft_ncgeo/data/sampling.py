@@ -13,7 +13,7 @@ from ..validation import one_line, short_repr
 from .checks import class_names
 
 
-def draw(dataset: Dataset, counts: Sequence[int], seed: int, label_column: str, mend: str) -> Dataset:
+def draw(dataset: Dataset, counts: Sequence[int], seed: int, label_column: str, advice: str) -> Dataset:
     """Draw `counts[c]` samples of every class c, without replacement, sorted by (class, content).
 
     The rows of a class are ranked by [`content_order`] and permuted by a generator seeded with (seed, c); the first
@@ -22,7 +22,7 @@ def draw(dataset: Dataset, counts: Sequence[int], seed: int, label_column: str, 
 
     Args:
         counts: K numbers of samples.
-        mend: advice in the error message for a class with too few samples.
+        advice: end of the error message for a class with too few samples.
 
     Raises:
         ValueError: a class has fewer samples than asked for; the message has its name.
@@ -31,7 +31,9 @@ def draw(dataset: Dataset, counts: Sequence[int], seed: int, label_column: str, 
     available = np.bincount(labels[labels >= 0], minlength=len(names))
     for name, size, count in zip(names, available, counts, strict=True):
         if size < count:
-            raise ValueError(f"Class {short_repr(name)} has {size} samples, fewer than the {count} asked for; {mend}.")
+            raise ValueError(
+                f"Class {short_repr(name)} has {size} samples, fewer than the {count} asked for; {advice}."
+            )
     order = content_order(dataset)
     chosen: list[int] = []
     for c, (ranked, count) in enumerate(zip(rows_of_classes(labels, len(names), order), counts, strict=True)):

@@ -72,4 +72,4 @@ def few_shot(dataset: Dataset, shots: int, seed: int = 0, label_column: str = "l
     """
     shots, seed = check_int("shots", shots, least=1), check_int("seed", seed, least=0)
     counts = [shots] * len(class_names(dataset, label_column))
-    return draw(dataset, counts, seed, label_column, mend="lower shots")
+    return draw(dataset, counts, seed, label_column, advice="lower shots")

@@ -38,12 +38,12 @@ def white_level(numbers: np.ndarray, column: str | None = None) -> int:
             return white
     what = "An image" if column is None else f"Column {column!r}"
     image = "image" if column is None else f'row["{column}"]'
-    mend = f"PIL.Image.fromarray(numpy.uint8(numpy.interp({image}, (BLACK, WHITE), (0, 255))))"
-    mend = mend if column is None else f'dataset.map(lambda row: {{"{column}": {mend}}})'
+    advice = f"PIL.Image.fromarray(numpy.uint8(numpy.interp({image}, (BLACK, WHITE), (0, 255))))"
+    advice = advice if column is None else f'dataset.map(lambda row: {{"{column}": {advice}}})'
     raise ValueError(
         f"{what} holds {'whole' if whole else 'floating-point'} numbers from {low:.10g} to {high:.10g}, but the "
         "white level is known only for whole numbers up to 128...255 (8 bits) or up to 32768...65535 (16 bits); say "
-        f"which numbers are BLACK and WHITE, such as 0 and 4095: {mend}."
+        f"which numbers are BLACK and WHITE, such as 0 and 4095: {advice}."
     )
 
 
