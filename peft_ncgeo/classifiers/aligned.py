@@ -326,9 +326,8 @@ class _Encoder:
 
     def scores(self, features: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
         if self.reads_text:
-            return (
-                l2_normalize(features) @ l2_normalize(rows.to(features)).T
-            )  # the same order as the logits at any temperature
+            # the same order as the logits at any temperature
+            return l2_normalize(features) @ l2_normalize(rows.to(features)).T
         return nn.functional.linear(features, rows.to(features), None if bias is None else bias.to(features))
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:

@@ -130,9 +130,8 @@ class ZeroShotClassifier:
     ) -> list[str]:
         """Return the most probable name for each image."""
         names = list_names(class_names)
-        best = self._logits(images, names, batch_size).argmax(
-            dim=-1
-        )  # logits differ even where rounded probabilities do not
+        # logits differ even where rounded probabilities do not
+        best = self._logits(images, names, batch_size).argmax(dim=-1)
         return [names[i] for i in best.tolist()]
 
     @torch.no_grad()

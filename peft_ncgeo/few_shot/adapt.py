@@ -83,9 +83,8 @@ def adapt(
         raise ValueError(
             f"There are {len(images)} support images and {len(labels)} labels; pass one label for each image."
         )
-    called = getattr(
-        getattr(optimizer, "func", optimizer), "__name__", short_repr(optimizer)
-    )  # also for functools.partial
+    # also for functools.partial
+    called = getattr(getattr(optimizer, "func", optimizer), "__name__", short_repr(optimizer))
     layer: Any = copa_layer(model)
     configs: Any = getattr(model, "peft_config", {})
     config: Any = CoPAConfig() if layer is None else configs[layer.active_name]

@@ -31,9 +31,8 @@ def short_name(name: str) -> str:
 
 def write_figure(figure: Figure, path: str | Path, **options: Any) -> None:
     """Write a figure with plain texts: a dollar in a name is a dollar and starts no mathematics."""
-    scales = (
-        axes.xaxis for axes in figure.axes if axes.get_xscale() != "linear"
-    )  # logarithmic axes write powers with dollars
+    # logarithmic axes write powers with dollars
+    scales = (axes.xaxis for axes in figure.axes if axes.get_xscale() != "linear")
     powers = {text for axis in scales for text in axis.get_ticklabels(which="both")}
     for text in set(figure.findobj(Text)) - powers:
         text.set_parse_math(False)

@@ -223,9 +223,8 @@ class _Fingerprint:
     @_of.register(nn.Module)
     def _of_layers(self, value: nn.Module) -> bytes:
         try:
-            plain = is_parametrized(value) or not hasattr(
-                value, "__getstate__"
-            )  # parametrised modules cannot be pickled
+            # parametrised modules cannot be pickled
+            plain = is_parametrized(value) or not hasattr(value, "__getstate__")
             state = vars(value) if plain else value.__getstate__()
             hooks = {
                 name: [*part.values()] for name, part in state.items() if "_hooks" in name

@@ -50,9 +50,8 @@ def load_state(owners: Iterable[Stateful], folder: str | Path) -> None:
     parts: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
         owner, _, name = key.partition(".")
-        parts.setdefault(owner, {})[name] = (
-            value.clone()
-        )  # a copy, because the tensor maps the file and changes with it
+        # a copy, because the tensor maps the file and changes with it
+        parts.setdefault(owner, {})[name] = value.clone()
     if expected != parts.keys():
         raise ValueError(f"{path} was written for other losses: it differs in {sorted(expected ^ parts.keys())}.")
     for own in owners:
