@@ -23,7 +23,7 @@ from peft_ncgeo.geometry.transport import class_transport_plans
 from peft_ncgeo.hub import hypothesis_template, load_adapter
 from peft_ncgeo.hub.few_shot_record import record_few_shot
 from peft_ncgeo.hub.push import _base_on_hub, _check_base
-from peft_ncgeo.loading.errors import hub_errors
+from peft_ncgeo.loading.hub_errors import hub_errors
 from peft_ncgeo.losses import GeometryBatch, PointwisePreservation, Regularizer
 from peft_ncgeo.models.towers import find_residual_places
 from peft_ncgeo.training.state.class_means import ClassMeans

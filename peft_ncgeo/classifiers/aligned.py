@@ -248,8 +248,8 @@ class _Collected:
         if self.names and trained.names and not same_names(self.names, trained.names):
             raise ValueError(
                 f"The validation set's classes {short_repr(self.names)} are not the data set's "
-                f"{short_repr(trained.names)} in "
-                "the same order; give both the same ClassLabel, for instance with align_labels_with_mapping."
+                f"{short_repr(trained.names)} in the same order; give both the same ClassLabel, for instance with "
+                "align_labels_with_mapping."
             )
 
     def accuracy(self, encoder: _Encoder, rows: Tensor, bias: Tensor | None) -> float:

@@ -16,6 +16,8 @@ Rows = dict[str, dict[str, Any]]  # row -> those of `before`, `after` and `over_
 Runs = Sequence[Mapping[str, Any]]
 FOLDED = 20  # a longer list of classes is folded up
 _BAR = 24  # characters of the longest bar
+# An accuracy gets a row if `TrainingRecord.row` returns it, under a title below; a measure of `FeatureGeometry` gets
+# one in `_GEOMETRY`. A metric in neither is left out of the card.
 _KNOWN = ("base", "new", "H", *GROUPS)  # metrics of runs over seeds that have a row, beside those of the record
 _TITLES = {"H": "harmonic mean of base and new"} | {group: f"{group}-shot classes" for group in GROUPS}
 _METRICS = {"H": "harmonic mean of base and new"} | {group: f"{group}-shot accuracy" for group in GROUPS}

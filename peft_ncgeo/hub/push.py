@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from ..classifiers.few_shot import FewShotClassifier
-from ..loading.errors import hub_errors
+from ..loading.hub_errors import hub_errors
 from ..loading.load import holds_head
 from ..models.adapters import unwrap
 from ..models.base_model import base_name, is_folder

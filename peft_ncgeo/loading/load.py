@@ -28,10 +28,11 @@ from ..models.tensor_files import read_shapes
 from ..tuners.copa import CoPAConfig
 from ..tuners.prompt_config import PromptConfig
 from ..validation import OF_THE_MACHINE, check_path, one_line, short_repr
-from .errors import hub_errors
+from .hub_errors import hub_errors
 from .patterns import check_patterns
 from .size_limit import SizeLimit
 
+PROTOTYPES = "prototypes.safetensors"
 PROCESSOR_FILES = (
     "processor_config.json",
     "preprocessor_config.json",
@@ -272,6 +273,3 @@ def _class_names(folder: Path) -> list[str]:
         return list_names(read_json(file))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"{CLASS_NAMES} beside the adapter is damaged: {one_line(error)}") from error
-
-
-PROTOTYPES = "prototypes.safetensors"

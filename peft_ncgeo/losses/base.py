@@ -102,7 +102,10 @@ def class_indices(labels: Tensor, num_classes: int, lowest: int = 0, owner: str 
 
 
 def finite_value(name: str, value: Tensor) -> Tensor:
-    """Return a term's value; raise a FloatingPointError if it is not finite (in the trainer, after the step)."""
+    """Return a term's value; raise a FloatingPointError if it is not finite.
+
+    Inside the trainer nothing is raised here: it checks every term itself, before the optimizer steps.
+    """
     if not deferred():
         message = "{} is {}; its input or settings are extreme."
         refuse_unless(value.isfinite().all(), FloatingPointError, message, name, value.detach().sum())

@@ -171,7 +171,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
                     module.training = True
 
 
-def _innermost(module: Any) -> Any:
+def innermost(module: Any) -> Any:
     """Return the module inside all adapters around it."""
     while isinstance(module, BaseTunerLayer):
         module = module.get_base_layer()

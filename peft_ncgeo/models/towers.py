@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .adapters import _innermost, unwrap
+from .adapters import innermost, unwrap
 from .families import (
     EndOfText,
     family_name,
@@ -76,15 +76,15 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
         path = _join(name, "embeddings")
         layer_paths = tuple(_join(name, layers[0], str(i)) for i in range(len(layers[1])))
         if hasattr(embeddings, "token_embedding") and "text" not in towers:
-            positions = _innermost(getattr(embeddings, "position_embedding", None))
+            positions = innermost(getattr(embeddings, "position_embedding", None))
             length = positions.num_embeddings if isinstance(positions, nn.Embedding) else None
-            width = _innermost(embeddings.token_embedding).embedding_dim
+            width = innermost(embeddings.token_embedding).embedding_dim
             towers["text"] = Tower(path, layer_paths, width, length, find_end_of_text(module))
         elif "vision" not in towers:
             # CLIP says `patch_embedding`, the ViT family `patch_embeddings` with the convolution one level down.
             patches = getattr(embeddings, "patch_embedding", None)
             patches = patches or getattr(getattr(embeddings, "patch_embeddings", None), "projection", None)
-            patches = _innermost(patches)
+            patches = innermost(patches)
             if hasattr(patches, "out_channels"):
                 towers["vision"] = Tower(path, layer_paths, patches.out_channels)
     unknown = set(exclude) - found
@@ -161,7 +161,7 @@ def find_residual_places(model: nn.Module) -> list[str]:
         path
         for path, module in modules.items()
         if path.startswith(stages) and not path.startswith(inside)
-        if isinstance(inner := _innermost(module), nn.Conv2d) and max(inner.kernel_size) > 1
+        if isinstance(inner := innermost(module), nn.Conv2d) and max(inner.kernel_size) > 1
     ]
     if not places:
         raise ValueError(f"{name} has no layers known to take residual adapters; leave them out.")
@@ -175,9 +175,9 @@ def parent_path(path: str) -> str:
 
 def _width_of_output(projection: nn.Module) -> int:
     """Return the output width of a linear layer, or of the last one in a `Sequential`, under any adapter."""
-    inner = _innermost(projection)
+    inner = innermost(projection)
     layers = reversed(inner) if isinstance(inner, nn.Sequential) else [inner]
-    return next(width for layer in layers if (width := getattr(_innermost(layer), "out_features", None)))
+    return next(width for layer in layers if (width := getattr(innermost(layer), "out_features", None)))
 
 
 def max_text_length(model: nn.Module) -> int:

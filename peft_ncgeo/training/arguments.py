@@ -95,7 +95,7 @@ class GeometryTrainingArguments(TrainingArguments):
                 f"batch_size={size} cannot be shared by {self.world_size} processes; use a multiple of them."
             )
 
-    def _refuse_shards(self) -> None:
+    def _refuse_shards(self) -> None:  # arguments without effect are refused in `checks`, which knows the trainer
         for name, (argument, variable) in SHARDED.items():
             if getattr(self, argument, None) or os.environ.get(variable, "").lower() in ("1", "true", "yes"):
                 raise ValueError(

@@ -19,7 +19,7 @@ from ..hub.push import check_push, push_adapter
 from ..hub.record import TrainingRecord
 from ..hub.save import draw_geometry
 from ..loading.adapter_folder import writing_adapter
-from ..loading.errors import hub_errors
+from ..loading.hub_errors import hub_errors
 from ..loading.load import PROTOTYPES
 from ..models.heads import classification_head
 from ..models.towers import reads_text
@@ -181,7 +181,7 @@ def _card_options(
     """Return card options under the names of [`create_card`], from Transformers' names and from `card`.
 
     Raises:
-            TypeError: `card` has a name that neither of them has.
+        TypeError: `card` has a name that neither of them has.
     """
     known = inspect.signature(create_card).parameters
     for name in card:

@@ -24,7 +24,8 @@ from ..models.precision import hold_in_float32
 from ..models.towers import logit_scale
 from .arguments import GeometryTrainingArguments
 from .callbacks.alignment import GradientProjection
-from .callbacks.views import EpochSetter
+from .callbacks.epochs import EpochSetter
+from .callbacks.look_ahead import LookAhead
 from .checks import (
     CheckedCollator,
     check_arguments,
@@ -38,7 +39,6 @@ from .evaluating import EvaluatingTrainer, accuracy_metrics
 from .features.half_weights import HalfWeights, autocast_dtype
 from .features.step import StepFeatures
 from .features.teacher import FrozenTeacher
-from .features.views import LookAhead
 from .gathering import batch_sizes, gather_batch, step_sizes
 from .measurement import Measurements
 from .objective import objective

@@ -58,7 +58,7 @@ def check_combination(
     adapter_name: str,
     combination_type: str,
 ) -> None:
-    """Refuse adapters that cannot be combined; see [`WrapperModel.add_weighted_adapter`].
+    """Refuse adapters that cannot be combined; see [`~peft_ncgeo.tuners.tuner_model.TunerModel.add_weighted_adapter`].
 
     Args:
         configs: configs of the adapters that can be combined, by name.

@@ -153,10 +153,10 @@ class TunerModel(BaseTuner):
             ),
         ]
         if wrong:
-            short_repr = "; ".join(sorted(wrong)[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+            listed = "; ".join(sorted(wrong)[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
             raise ValueError(
                 f"The adapter does not fit {type(unwrap(model)).__name__}; it was made for another architecture or "
-                f"depth: {short_repr}."
+                f"depth: {listed}."
             )
         check_tensors(own)
         return remapped

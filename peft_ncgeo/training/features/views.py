@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ...data.images import LabelledImages
 from ..gathering import gather_batch, world_size
@@ -85,15 +84,3 @@ def is_random(model: nn.Module) -> bool:
     configs = [getattr(module, "config", None) for module in model.modules()]
     dropout = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
     return dropout or any(getattr(config, "attention_dropout", 0) for config in configs)
-
-
-class LookAhead(TrainerCallback):
-    """Callback that calls `look_ahead(images, steps)` when a training's images and number of steps are known."""
-
-    def __init__(self, look_ahead: Callable[[LabelledImages, int], None]) -> None:
-        self.look_ahead = look_ahead
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.look_ahead(kwargs["train_dataloader"].dataset, state.max_steps)

@@ -48,9 +48,8 @@ class CallbackStates:
     """
 
     def __init__(self) -> None:
-        self._first: dict[
-            int, tuple[TrainerCallback, Any]
-        ] = {}  # the callback is kept, so that no other object gets its id
+        # the callback is kept, so that no other object gets its id
+        self._first: dict[int, tuple[TrainerCallback, Any]] = {}
 
     def begin(self, callbacks: Iterable[TrainerCallback]) -> None:
         """Restore the first state of known callbacks, and store it for new ones."""
