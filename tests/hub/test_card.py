@@ -370,5 +370,5 @@ def test_few_images_and_one_seed_are_told():
 def test_a_record_survives_json(trained, source):
     known = record() if source == "written" else trained
     again = TrainingRecord.from_dict(json.loads(json.dumps(known.to_dict(), allow_nan=False)))
-    assert again == replace(known, moments=None)
+    assert again == replace(known, snapshots=None)
     assert str(create_card(record=again)) == str(create_card(record=known))

@@ -60,7 +60,7 @@ def draw_alignment(path):
 
 def draw_record(path):
     record = TrainingRecord(
-        "image-classification", Component("NPTConfig"), class_names=STRANGE, moments=moments(len(STRANGE))
+        "image-classification", Component("NPTConfig"), class_names=STRANGE, snapshots=moments(len(STRANGE))
     )
     path.with_name(draw_geometry(record, path.parent)).rename(path)
     return STRANGE * 4
@@ -93,7 +93,7 @@ def test_without_matplotlib_an_example_stops_before_it_trains(tmp_path):
 def test_without_matplotlib_a_record_has_no_figure(tmp_path, monkeypatch):
     moment = torch.randn(3, 8), torch.randn(3, 8)
     record = TrainingRecord(
-        "image-classification", Component("NPTConfig"), class_names=list("abc"), moments=(moment, moment)
+        "image-classification", Component("NPTConfig"), class_names=list("abc"), snapshots=(moment, moment)
     )
     assert draw_geometry(record, tmp_path) == "geometry.png"
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -184,11 +184,11 @@ def test_an_exit_from_half_precision_that_was_stopped_can_be_repeated():
     before = state(model)
     half = HalfWeights(model, torch.bfloat16)
     half.__enter__()
-    module, name, parameter = half._injection_points[3]
-    half._injection_points[3] = (None, name, parameter)  # fails here
+    module, name, parameter = half._places[3]
+    half._places[3] = (None, name, parameter)  # fails here
     with pytest.raises(AttributeError):
         half.__exit__()
-    half._injection_points[3] = (module, name, parameter)
+    half._places[3] = (module, name, parameter)
     half.__exit__()
     assert changes(before, state(model)) == []
 
