@@ -42,7 +42,7 @@ def install(folder: Path, python: str, constraint: Path | None, packages: list[s
     subprocess.run(command + (["--constraint", constraint] if constraint else []), cwd=ROOT, check=True)
 
 
-def run_tests(folder: Path, tests: list[str]) -> dict:
+def run_tests(folder: Path, tests: list[str], processes: int) -> dict:
     """What stands in a result's file: versions, what was run, how many passed and were skipped, who failed."""
     python = folder / "bin" / "python"
     versions = json.loads(subprocess.run([python, "-c", ASK], capture_output=True, text=True, check=True).stdout)
@@ -50,6 +50,7 @@ def run_tests(folder: Path, tests: list[str]) -> dict:
     with tempfile.TemporaryDirectory() as outcome:
         report = Path(outcome, "report.xml")
         command = [python, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
+        command += ["--numprocesses", str(processes), "--dist", "loadfile"]
         subprocess.run(command, cwd=ROOT, env=environment)
         if not report.exists():
             raise SystemExit("pytest did not get as far as to run a test.")
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--python", default="python3", help="the interpreter to make the environment with")
     parser.add_argument("--constraint", type=Path, help="a constraints file; without one, the newest versions")
     parser.add_argument("--tests", nargs="+", default=["tests"], help="folders and files to run")
+    parser.add_argument("--processes", type=int, default=2, help="how many run tests side by side")
     parser.add_argument("--environment", type=Path, help="keep it here; one that exists is used as it is")
     parser.add_argument("packages", nargs="*", help="more requirements, such as transformers==5.10.0")
     args = parser.parse_args()
@@ -77,7 +79,7 @@ def main() -> None:
         folder = (args.environment or Path(temporary, "environment")).absolute()
         if not folder.exists():
             install(folder, args.python, args.constraint and args.constraint.absolute(), args.packages)
-        result = run_tests(folder, args.tests)
+        result = run_tests(folder, args.tests, args.processes)
     names = {name: result["versions"][name].partition("+")[0] for name in ("python", "torch", "transformers", "peft")}
     path = ROOT / "tests" / "versions" / f"{'-'.join(f'{name}{version}' for name, version in names.items())}.json"
     path.parent.mkdir(exist_ok=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+import peft
 import pytest
 import torch
+from packaging.version import Version
 from peft import (
     AutoPeftModel,
     PeftModel,
@@ -15,6 +17,7 @@ from peft import (
 )
 from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from ..cases import Tuner
 from .tuned import adapted, assert_same, outputs
@@ -63,6 +66,9 @@ def test_native_from_pretrained(one_of_a_kind, tmp_path):
     assert_same(outputs(loaded, one_of_a_kind.slots), outputs(model, one_of_a_kind.slots), one_of_a_kind)
 
 
+@pytest.mark.skipif(
+    Version(peft.__version__) < Version(MIN_PEFT_VERSION), reason=f"this Transformers asks for PEFT {MIN_PEFT_VERSION}"
+)
 @torch.no_grad()
 def test_native_load_adapter(one_of_a_kind, tmp_path):
     model, path = saved(one_of_a_kind, tmp_path)

@@ -322,6 +322,7 @@ def exported(model, pixel_values):
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of Transformers, which compares image sizes
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.mark.parametrize("name", ["npt", "npt-first_layer", "coupled", "lora"])
 @pytest.mark.parametrize("trace", [exported, partial(torch.jit.trace, strict=False)], ids=["export", "jit"])
 @torch.no_grad()
