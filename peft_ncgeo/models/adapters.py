@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -26,12 +26,11 @@ def adapter_layers(model: nn.Module) -> list[Any]:
 
 def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of all adapters, without those of the modules that they wrap."""
-    return [
-        parameter
-        for layer in adapter_layers(model)
-        for name, parameter in layer.named_parameters()
-        if not is_of_base(name)
-    ]
+    return _own_parameters(adapter_layers(model))
+
+
+def _own_parameters(layers: Iterable[Any]) -> list[nn.Parameter]:
+    return [p for layer in layers for name, p in layer.named_parameters() if not is_of_base(name)]
 
 
 def is_of_base(name: str) -> bool:
@@ -44,11 +43,15 @@ def change_of_base(model: nn.Module) -> str:
 
     An unknown `init_lora_weights` counts as one that changes the base model.
     """
-    inside = {id(parameter) for parameter in adapter_parameters(model)}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) not in inside:
-            return f"{name} is trained and belongs to no adapter, so switching adapters off does not restore it"
+    for name in trained_outside(model):
+        return f"{name} is trained and belongs to no adapter, so switching adapters off does not restore it"
     return next(filter(None, map(base_change_of, _configs(model))), "")
+
+
+def trained_outside(model: nn.Module) -> list[str]:
+    """Return the names of trained parameters that belong to no adapter."""
+    inside = {id(parameter) for parameter in adapter_parameters(model)}
+    return [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in inside]
 
 
 def base_change_of(config: Any) -> str:
@@ -85,7 +88,9 @@ def check_adapter_weights(model: nn.Module) -> None:
 
 
 class AdapterSnapshot:
-    """Copy of the state of a model's adapters: their switches, and the weights that training changes.
+    """Copy of the state of a model's adapters: their switches, and the weights of those that are on.
+
+    The base model's own weights are not looked at.
 
     Args:
         settings: all other values that a result depends on.
@@ -114,12 +119,8 @@ def _switches(model: nn.Module) -> tuple[Any, ...]:
 
 
 def _weights_in_force(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of adapters that are on, and all other trained parameters."""
-    on = [layer for layer in adapter_layers(model) if not layer._disable_adapters]
-    of_adapters = {p: None for layer in on for n, p in layer.named_parameters() if not is_of_base(n)}
-    inside = {id(parameter) for parameter in adapter_parameters(model)}
-    others = {p: None for p in model.parameters() if p.requires_grad and id(p) not in inside}
-    return [*of_adapters, *others]
+    """Return the parameters of adapters that are on."""
+    return _own_parameters(layer for layer in adapter_layers(model) if not layer._disable_adapters)
 
 
 def _same(weight: Tensor, copy: Tensor) -> bool:

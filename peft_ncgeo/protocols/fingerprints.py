@@ -88,9 +88,8 @@ class _Fingerprint:
 
     def __init__(self, open_values: list[int]) -> None:
         self._open = open_values
-        self._known: dict[
-            int, tuple[int, Any]
-        ] = {}  # functions and classes by their ids, since they refer to each other
+        # functions and classes by their ids, since they refer to each other
+        self._known: dict[int, tuple[int, Any]] = {}
 
     def of(self, value: Any) -> bytes:
         """Return the digest of a value of any kind."""
@@ -226,9 +225,8 @@ class _Fingerprint:
             # parametrised modules cannot be pickled
             plain = is_parametrized(value) or not hasattr(value, "__getstate__")
             state = vars(value) if plain else value.__getstate__()
-            hooks = {
-                name: [*part.values()] for name, part in state.items() if "_hooks" in name
-            }  # their keys are counters
+            # the keys of hooks are counters
+            hooks = {name: [*part.values()] for name, part in state.items() if "_hooks" in name}
         except Exception as error:  # scripted modules, for example
             raise _UnknownContentError(f"{short_repr(value)} ({one_line(error)})") from None
         return self._all("layers", type(value), {**state, **hooks})

@@ -10,7 +10,6 @@ from ..data.head_names import same_names
 from ..data.long_tails import class_counts
 from ..hub.record import TrainingRecord, describe, describe_arguments, drawable, record_model
 from ..models.adapters import adapters_off, change_of_base
-from ..models.heads import linear_classifier
 
 
 def record_training(trainer: Any, measure: bool = True) -> TrainingRecord:
@@ -50,7 +49,7 @@ def _measure(trainer: Any, record: TrainingRecord) -> None:
         snapshots = []
         groups = (record.class_counts, record.thresholds) if trained else ()
         with adapters_off(model):
-            head = None if trainer.task.reads_text else linear_classifier(model)
+            head = trainer.linear_head
             same_size = head is None or len(head.weight) == len(names)  # otherwise the adapter has a head of its own
             if same_size and not record.base_changed:
                 entry["before"], moment = _moment(trainer, dataset, record.template, *groups)
@@ -65,6 +64,5 @@ def _measure(trainer: Any, record: TrainingRecord) -> None:
 def _moment(trainer: Any, dataset: Dataset, template: str | None, *groups: Any) -> tuple[dict[str, Any], Any]:
     """Return the metrics on a set, and class means and classifier weights, of the model in its present state."""
     measured = trainer.measure(dataset, template)
-    head = None if trainer.task.reads_text else linear_classifier(trainer.extractor.model)
-    metrics = measured.summary.compute(measured.text_features, head, *groups)
+    metrics = measured.summary.compute(measured.text_features, trainer.linear_head, *groups)
     return metrics, (measured.summary.geometry.class_means, measured.summary.geometry.weights)

@@ -13,6 +13,7 @@ from transformers import EvalPrediction
 
 from ..geometry.sphere import cosine_logits
 from ..metrics.accuracy import accuracy, balanced_accuracy, harmonic_mean
+from ..models.adapters import trained_outside
 from ..models.feature_extractor import FeatureExtractor, extract_features
 from ..models.heads import linear_classifier
 from ..models.towers import logit_scale
@@ -56,7 +57,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
                 raise ValueError(f"No evaluation set is named {dataset!r}; there are {sorted(known)}.")
             dataset = known[dataset]
         if not isinstance(dataset, dict):
-            self._begin(dataset)
+            self._begin(dataset, collect=self._is_kept(dataset))
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         base, new = (metrics.get(f"{metric_key_prefix}_{half}_accuracy") for half in ("base", "new"))
@@ -70,7 +71,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
 
     def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
         """Return logits (N, K) over the set's own class names, labels and metrics."""
-        self._begin(test_dataset)
+        self._begin(test_dataset, collect=self._is_kept(test_dataset))
         return super().predict(test_dataset, *args, **kwargs)
 
     def measure(self, dataset: Dataset, template: str | None = None) -> Measurement:
@@ -87,13 +88,18 @@ class EvaluatingTrainer(CheckpointingTrainer):
         known = self._measurements.find(dataset, self.extractor.model, template)
         if known is not None:
             return known
-        self._begin(dataset, template)
+        self._begin(dataset, template, collect=True)
         output = self._loop([], self.get_test_dataloader(dataset), "Measuring", prediction_loss_only=True)
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
         return self._measurement
 
-    def _begin(self, dataset: Dataset, template: str | None = None) -> None:
-        """Start a pass over a set: read its class names."""
+    def _is_kept(self, dataset: Any) -> bool:
+        """Return True for an evaluation set of a model that trains adapters alone, which a snapshot knows again."""
+        of_trainer = any(dataset is given for given in self.evaluation_sets.values())
+        return of_trainer and self.model is not None and not trained_outside(self.extractor.model)
+
+    def _begin(self, dataset: Dataset, template: str | None = None, *, collect: bool) -> None:
+        """Start a pass over a set: read its class names, and collect its results for a card if asked to."""
         if not dataset:
             raise ValueError("There is nothing to evaluate: pass eval_dataset.")
         if self.model is None:
@@ -104,7 +110,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
             texts = self.task.texts(names, template=template).to(self.args.device)
             with self.accelerator.autocast():
                 features = extract_features(self.extractor, **texts)["text_features"]
-        self._measurement = Measurement(dataset, self.extractor.model, template, features)
+        self._measurement = Measurement(dataset, self.extractor.model, template, features, collect)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Run Transformers' loop, and add the metrics of each [`GeometryMonitor`]."""
@@ -112,7 +118,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         output = self._loop(monitors, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         for monitor in monitors:
-            metrics = monitor.compute(self._measurement.text_features, self._eval_head)
+            metrics = monitor.compute(self._measurement.text_features, self.linear_head)
             output.metrics.update({f"{prefix}_{key}": value for key, value in metrics.items()})
         return output
 
@@ -122,7 +128,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         for monitor in monitors:
             monitor.begin()
         output = super().evaluation_loop(*args, **kwargs)
-        if any(self._measurement.dataset is dataset for dataset in self.evaluation_sets.values()):
+        if self._is_kept(self._measurement.dataset):
             self._measurements.keep(self._measurement)
         return output
 
@@ -133,7 +139,8 @@ class EvaluatingTrainer(CheckpointingTrainer):
         return given if isinstance(given, dict) else {} if given is None else {"test": given}
 
     @property
-    def _eval_head(self) -> Any:
+    def linear_head(self) -> Any:
+        """Linear layer that classifies images; None for a CLIP-like model, or if the head is not one such layer."""
         return None if self.task.reads_text else linear_classifier(self.extractor.model)
 
     @torch.no_grad()
@@ -152,10 +159,13 @@ class EvaluatingTrainer(CheckpointingTrainer):
         else:
             logits = cosine_logits(out["image_features"], text, logit_scale(self.extractor.model))
         labels, classes = inputs["labels"], logits.shape[1]
-        found = (out["image_features"], logits.argmax(-1), labels)
-        features, predicted, seen = self.accelerator.gather_for_metrics(found)
-        self._measurement.summary.update(features, predicted, seen, classes, self.task.reads_text)
-        for monitor in self._monitors:
-            monitor.update(features, seen, classes, self.task.reads_text)
+        summary = self._measurement.summary
+        if summary is not None or self._monitors:
+            found = (out["image_features"], logits.argmax(-1), labels)
+            features, predicted, seen = self.accelerator.gather_for_metrics(found)
+            if summary is not None:
+                summary.update(features, predicted, seen, classes, self.task.reads_text)
+            for monitor in self._monitors:
+                monitor.update(features, seen, classes, self.task.reads_text)
         loss = nn.functional.cross_entropy(logits.float(), labels)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)

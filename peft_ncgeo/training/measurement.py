@@ -19,13 +19,15 @@ class Measurement:
         template: text around its class names; None for an image classifier.
         text_features: (K, d), raw, of its class names; None for an image classifier.
         snapshot: the adapters that were active.
-        summary: predictions and geometry, added batch by batch.
+        summary: predictions and geometry, added batch by batch; None if they are not collected.
     """
 
-    def __init__(self, dataset: Any, model: nn.Module, template: str | None, text_features: Tensor | None) -> None:
+    def __init__(
+        self, dataset: Any, model: nn.Module, template: str | None, text_features: Tensor | None, collect: bool
+    ) -> None:
         self.dataset, self.template, self.text_features = dataset, template, text_features
         self.snapshot = AdapterSnapshot(model, template)
-        self.summary = SetSummary()
+        self.summary = SetSummary() if collect else None
 
 
 class Measurements:

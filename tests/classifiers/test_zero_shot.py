@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from peft_ncgeo import NPTConfig, ZeroShotClassifier
 from peft_ncgeo.classifiers import zero_shot
@@ -158,3 +159,24 @@ def test_autocast_does_not_reach_the_logits():
         logits = cosine_logits(f, g, torch.tensor(4.6))
     assert logits.dtype == images.dtype == torch.float32
     torch.testing.assert_close(logits, cosine_logits(f, g, torch.tensor(4.6)))
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operations on tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_known_texts_cost_nothing_on_a_plain_model():
+    """Its weights may ask for gradients, as `from_pretrained` leaves them; they are not compared in every call."""
+    classifier = ZeroShotClassifier(tiny_clip().requires_grad_(True), tiny_processor())
+    first = classifier.text_features(NAMES)
+    with Calls() as calls:
+        assert classifier.text_features(NAMES) is first
+    assert calls.number == 0

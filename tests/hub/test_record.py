@@ -216,6 +216,19 @@ def test_no_set_is_predicted_twice_by_the_same_model(tmp_path):
     assert run.record().sets == changed
 
 
+def test_weights_trained_beside_adapters_are_measured_anew(tmp_path):
+    model = prompted_clip()
+    model.get_base_model().visual_projection.requires_grad_(True)
+    run = trainer(tmp_path, model, eval_dataset=sets())
+    run.evaluate()
+    before = run.record().sets["base"]["after"]
+    with torch.no_grad():
+        model.get_base_model().visual_projection.weight.normal_()
+    changed = run.record().sets["base"]["after"]
+    assert changed["nc1"] != before["nc1"]
+    assert changed["accuracy"] == run.evaluate()["eval_base_accuracy"]
+
+
 def test_a_monitor_of_ones_own_is_left_alone(tmp_path):
     monitor = GeometryMonitor()
     run = trainer(tmp_path, prompted_clip(), eval_dataset=sets(), callbacks=[monitor])

@@ -15,32 +15,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from peft_ncgeo.data import class_prompts
 from peft_ncgeo.models.adapters import unwrap
 
+from ...conftest import WORDS
 from .specs import K
 
 TOL = 2e-4
 NAMES = ["red cat", "blue dog", "green bird panda", "black fish", "white panda"]
-WORDS = [
-    "x",
-    "a",
-    "photo",
-    "of",
-    "the",
-    "in",
-    "red",
-    "green",
-    "blue",
-    "black",
-    "white",
-    "cat",
-    "dog",
-    "panda",
-    "leopard",
-    "bird",
-    "fish",
-    ".",
-    ",",
-    "tree",
-]
 TEMPLATE = "a photo of a {}."
 
 HEADS = {"HGNetV2": "fc", "TextNet": "fc", "SwiftFormer": "head", "ImageGPT": "score"}
