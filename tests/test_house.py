@@ -27,7 +27,7 @@ ALLOWED = {
     "metrics": {"geometry", "validation"},
     "loading": {"data", "files", "tuners", *BASE},
     "classifiers": {"loading", "metrics", "data", "files", "tuners", "geometry", *BASE},
-    "few_shot": {"classifiers", "tuners", "geometry", *BASE},
+    "few_shot": {"classifiers", "data", "tuners", "geometry", *BASE},
     "evaluation": {"classifiers", "metrics"},
     "hub": {"plots", "markdown", "classifiers", "loading", "metrics", "data", "files", "tuners", "geometry", *BASE},
     "training": {
@@ -39,7 +39,7 @@ ALLOWED = {
         *("training", "few_shot", "classifiers", "metrics", "losses", "data", "files", "tuners", "geometry"),
         *BASE,
     },
-    "plots": {"geometry", "protocols"},
+    "plots": {"few_shot", "geometry", "protocols"},
     "__init__": {"registration", "tuners"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..validation import check_int
 from .checks import check_finite, check_shape
-from .quiet import without_warnings
 from .sphere import l2_normalize
+from .transport import without_warnings
 
 _RESTARTS = 10
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -10,9 +13,13 @@ from torch import Tensor
 
 from ..validation import check_float
 from .checks import check_shape
-from .quiet import without_warnings
 
 DEFAULT_EPSILON = 0.1
+
+# When Sinkhorn's iterations stop, and how far the plan's marginals may then be off: of one problem relative to each
+# marginal, of many small ones absolute.
+_ITERATIONS, _TOLERANCE, _WORST_MARGINAL = 2000, 1e-5, 0.01
+_BATCH_ITERATIONS, _BATCH_TOLERANCE, _WORST_BATCH_MARGINAL = 1000, 1e-6, 1e-3
 
 
 def half_squared_distances(u: Tensor, v: Tensor) -> Tensor:
@@ -79,12 +86,12 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
         epsilon = DEFAULT_EPSILON if epsilon is None else epsilon
         reg = epsilon * float(values.mean())
         with without_warnings():  # about convergence; the marginals are checked below
-            plan = ot.solve(values, a, b, reg=reg, max_iter=2000, tol=1e-5).plan
+            plan = ot.solve(values, a, b, reg=reg, max_iter=_ITERATIONS, tol=_TOLERANCE).plan
         error = max(np.abs(n * plan.sum(1) - 1).max(), np.abs(m * plan.sum(0) - 1).max())
-        if not error < 0.01:
+        if not error < _WORST_MARGINAL:
             raise ValueError(
-                f"epsilon={epsilon} is too small: after 2000 iterations the marginals are off by {error:.1%}; use a "
-                "larger epsilon or solver='exact'."
+                f"epsilon={epsilon} is too small: after {_ITERATIONS} iterations the marginals are off by "
+                f"{error:.1%}; use a larger epsilon or solver='exact'."
             )
     return torch.from_numpy(plan).to(cost.device, torch.promote_types(cost.dtype, torch.float32))
 
@@ -142,14 +149,13 @@ def class_transport_plans(cost: Tensor, a: Tensor, b: Tensor, epsilon: float | N
     if solved.any():
         epsilon = DEFAULT_EPSILON if epsilon is None else epsilon
         scaled = (values * pairs)[solved] / mean[solved, None, None]
-        found = ot.batch.solve_batch(
-            scaled, epsilon, a=a[solved], b=b[solved], max_iter=1000, tol=1e-6, grad="detach"
-        ).plan
+        stop = {"max_iter": _BATCH_ITERATIONS, "tol": _BATCH_TOLERANCE}
+        found = ot.batch.solve_batch(scaled, epsilon, a=a[solved], b=b[solved], grad="detach", **stop).plan
         error = max((found.sum(2) - a[solved]).abs().max(), (found.sum(1) - b[solved]).abs().max())
-        if not error < 1e-3:
+        if not error < _WORST_BATCH_MARGINAL:
             raise ValueError(
-                f"epsilon={epsilon} is too small: after 1000 iterations the marginals are off by {error:.1g}; use a "
-                "larger epsilon."
+                f"epsilon={epsilon} is too small: after {_BATCH_ITERATIONS} iterations the marginals are off by "
+                f"{error:.1g}; use a larger epsilon."
             )
         plans[solved] = found
     return plans.to(cost)
@@ -192,3 +198,12 @@ def identity_share(plan: Tensor, v: Tensor) -> Tensor:
     v = v.detach()
     same = torch.cdist(v[: len(plan)], v, p=float("inf")) <= 1e-6
     return (plan * same).sum() / plan.sum()
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Ignore user and runtime warnings, but not deprecation warnings."""
+    with warnings.catch_warnings():
+        for category in (UserWarning, RuntimeWarning):
+            warnings.simplefilter("ignore", category)
+        yield

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ..few_shot.evaluate import SHIFTS
 from ..protocols import EpisodeResults
-from ..protocols.few_shot import SHIFTS
 from .canvas import MARKERS, Figure, Line2D, Patch, short_name, spread_colours, write_figure
 
 

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
-from peft import get_peft_model
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import set_seed
 
 from ..classifiers.image_features import ImageFeatures
-from ..data.episodes import Episode, EpisodeSampler
+from ..data.episodes import EpisodeSampler
 from ..data.images import LabelledImages
 from ..data.processors import image_processor
-from ..few_shot.episodes import head_settings
-from ..geometry.collapse import NeuralCollapse
-from ..geometry.contrast import loss_against_gap
-from ..geometry.heads import Heads, class_prototypes
-from ..geometry.sphere import l2_normalize, modality_gap
-from ..training import adapt, fit_episodes
+from ..few_shot.evaluate import embed_images, evaluate_heads, evaluate_residual_adapters
 from ..tuners.copa import CoPAConfig
 from .cached_runs import cell_path, check_distinct, damaged, read_cell, write_cell
 from .episode_results import EpisodeResults
 from .fingerprints import dataset_fingerprint, fingerprint
 
-SHIFTS = tuple(t / 4 for t in range(-4, 9))  # multiples of an episode's gap
 _BLOCK, _SMALL_BLOCK = 100, 10  # episodes in a file; fewer if each takes seconds
 
 
@@ -140,10 +131,13 @@ def few_shot(
             found = read_cell(path, made_of)
             if found is None:
                 if domain not in cached:
-                    cached = {domain: _embed(encoder, images[domain])}
+                    cached = {domain: embed_images(encoder, images[domain])}
                 drawn = [samplers[domain][i] for i in range(start, end)]
-                run = _with_maps if method.residual_adapters else _on_features
-                measured = run(method, drawn, cached[domain], images[domain], model, processor, batch_size)
+                given = CoPAConfig(**method.config), method.settings, drawn, cached[domain]
+                if method.residual_adapters:
+                    measured = evaluate_residual_adapters(*given, images[domain], model(), processor)
+                else:
+                    measured = evaluate_heads(*given, batch_size)
                 found = write_cell(path, made_of, {"rows": measured})
             kept: Any = found.get("rows")
             whole = isinstance(kept, list) and all(isinstance(row, dict) for row in kept)
@@ -164,91 +158,3 @@ def _blocks(domain: str, method: FewShotMethod, episodes: int) -> list[tuple[str
 
 def _block_path(folder: str | Path, domain: str, method: FewShotMethod, start: int, end: int) -> Path:
     return cell_path(folder, domain, method.name, start).with_name(f"episodes-{start}-{end}.json")
-
-
-def _embed(encoder: ImageFeatures, images: LabelledImages) -> Tensor:
-    starts = range(0, len(images), 256)
-    bar = tqdm(starts, desc="Embedding", unit="batch", leave=False, disable=len(starts) < 10)
-    batches = (range(start, min(start + 256, len(images))) for start in bar)
-    return torch.cat([encoder.embed([images[i]["image"] for i in batch]) for batch in batches])
-
-
-def _on_features(
-    method: FewShotMethod,
-    episodes: Sequence[Episode],
-    features: Tensor,
-    images: LabelledImages,
-    model: Any,
-    processor: Any,
-    batch_size: int,
-) -> list[dict[str, Any]]:
-    """Train only the heads, many episodes at a time."""
-    settings = {**method.settings, **head_settings(CoPAConfig(**method.config))}
-    started = time.process_time()
-    supports = [(episode.support, episode.support_labels) for episode in episodes]
-    heads = fit_episodes(features, supports, batch_size, **settings)
-    seconds = (time.process_time() - started) / len(episodes)
-    rows = []
-    for episode, pair in zip(episodes, heads, strict=True):
-        support, query = features[torch.as_tensor(episode.support)], features[torch.as_tensor(episode.query)]
-        rows.append({**_measure(episode, support, query, support, query, pair), "seconds": seconds})
-    return rows
-
-
-def _with_maps(
-    method: FewShotMethod,
-    episodes: Sequence[Episode],
-    features: Tensor,
-    images: LabelledImages,
-    model: Callable[[], nn.Module],
-    processor: Any,
-    batch_size: int,
-) -> list[dict[str, Any]]:
-    """Train the backbone's residual adapters too, one episode at a time."""
-    adapted = get_peft_model(model(), CoPAConfig(**method.config))
-    rows = []
-    for episode in tqdm(episodes, unit="episode", leave=False):
-        support, query = ([images[i]["image"] for i in part.tolist()] for part in (episode.support, episode.query))
-        started = time.process_time()
-        classifier = adapt(adapted, support, episode.support_labels.tolist(), processor=processor, **method.settings)
-        seconds = time.process_time() - started
-        before = features[torch.as_tensor(episode.support)], features[torch.as_tensor(episode.query)]
-        after = classifier.features(support), classifier.features(query)
-        rows.append({**_measure(episode, *before, *after, classifier.heads), "seconds": seconds})
-    return rows
-
-
-def _measure(
-    episode: Episode,
-    support_before: Tensor,
-    query_before: Tensor,
-    support: Tensor,
-    query: Tensor,
-    heads: Heads,
-) -> dict[str, Any]:
-    ways = len(episode.classes)
-    labels, wanted = (
-        torch.as_tensor(part).to(support.device) for part in (episode.support_labels, episode.query_labels)
-    )
-    prototypes = class_prototypes(support, labels, ways)
-    embedded = query @ heads.image, prototypes @ heads.prototype
-    right = heads.scores(query, prototypes).argmax(-1) == wanted
-    gap_before = modality_gap(support_before, class_prototypes(support_before, labels, ways))
-    sweep = loss_against_gap(*embedded, wanted, SHIFTS)
-    return {
-        "ways": ways,
-        "support": len(labels),
-        "accuracy": 100 * float(right.float().mean()),
-        "gap_before": float(gap_before),
-        "gap_after": float(modality_gap(support @ heads.image, prototypes @ heads.prototype)),
-        "nc1_before": _nc1(query_before, wanted, ways),
-        "nc1_after": _nc1(embedded[0], wanted, ways),
-        "sweep_gaps": sweep[0].tolist(),
-        "sweep_losses": sweep[1].tolist(),
-    }
-
-
-def _nc1(features: Tensor, labels: Tensor, ways: int) -> float:
-    collapse = NeuralCollapse(ways, features.shape[1])
-    collapse.update(l2_normalize(features), labels)
-    return float(collapse.compute()["nc1"])

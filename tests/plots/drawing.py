@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from peft_ncgeo.few_shot.evaluate import SHIFTS
 from peft_ncgeo.protocols import EpisodeResults
-from peft_ncgeo.protocols.few_shot import SHIFTS
 
 
 def rows():

@@ -7,9 +7,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from peft_ncgeo.few_shot.evaluate import SHIFTS
 from peft_ncgeo.plots import plot_gaps
 from peft_ncgeo.protocols import EpisodeResults
-from peft_ncgeo.protocols.few_shot import SHIFTS
 
 from .drawing import made_episodes, seen_whole
 

@@ -16,9 +16,9 @@ from transformers import ResNetConfig, ResNetModel
 
 from peft_ncgeo import CoPAConfig, adapt
 from peft_ncgeo.data import EpisodeSampler
+from peft_ncgeo.few_shot.evaluate import SHIFTS
 from peft_ncgeo.geometry import NeuralCollapse
 from peft_ncgeo.protocols import EpisodeResults, FewShotMethod, few_shot
-from peft_ncgeo.protocols.few_shot import SHIFTS
 
 from ..conftest import tiny, tiny_images, tiny_processor
 
