@@ -168,7 +168,7 @@ def processor() -> CLIPProcessor:
 
 
 def pytest_collection_finish():
-    """Let garbage collection skip what was imported: every training of accelerate collects, in 0.3 s instead of 0.01."""
+    """Let garbage collection skip what was imported: accelerate collects in every training, which took 0.3 s."""
     gc.collect()
     gc.freeze()
 
