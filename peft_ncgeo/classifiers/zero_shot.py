@@ -22,7 +22,7 @@ from ..models.image_encoder import encode_images
 from ..models.snapshots import unchanged_on_error
 from ..models.templates import DEFAULT_TEMPLATE, check_template
 from ..models.text_encoder import encode_texts
-from ..models.towers import check_encoders, logit_scale, max_text_length, reads_text
+from ..models.towers import check_encoders, logit_bias, logit_scale, reads_text
 from ..tuners.prompt_config import active_prompt_config
 from ..validation import check_int, short_repr
 from .image_features import check_rows
@@ -30,11 +30,11 @@ from .text_cache import TextFeatureCache
 
 
 class ZeroShotClassifier:
-    """Classifier of images by any class names: CLIP, tuned or not.
+    """Classifier of images by any class names: CLIP, SigLIP or another dual encoder, tuned or not.
 
     Args:
-        model: a `CLIPModel`, or a `PeftModel` around one.
-        processor: its `CLIPProcessor`.
+        model: a dual encoder such as `CLIPModel` or `SiglipModel`, or a `PeftModel` around one.
+        processor: its processor, such as `CLIPProcessor`.
         template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
 
     Text features of the last 64 lists of names (at most 128 MiB) are kept until an adapter's weights or the active
@@ -97,15 +97,32 @@ class ZeroShotClassifier:
         return self._template or (config.template if config else DEFAULT_TEMPLATE)
 
     def predict_proba(
-        self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int = 64
+        self,
+        images: Image.Image | Sequence[Image.Image],
+        class_names: Sequence[str],
+        batch_size: int = 64,
+        activation: str = "softmax",
     ) -> Tensor:
         """Return class probabilities, `softmax_k(exp(logit_scale) * cos(f_i, g_k))`: (N, K) float32 on the CPU.
+
+        Args:
+            activation: "softmax": one of the classes is right, for every model. "sigmoid": each class alone is right
+                or wrong, `sigmoid(exp(logit_scale) * cos(f_i, g_k) + logit_bias)`, as SigLIP was trained and as
+                Transformers' pipeline shows its scores.
 
         Raises:
             TypeError, ValueError: fewer than two names, or names that [`class_prompts`] refuses; an input that is not
                 an image or cannot be read, named by its number; features or a `logit_scale` that are not finite.
         """
-        return self._logits(images, class_names, batch_size).softmax(dim=-1).cpu()
+        if activation not in ("softmax", "sigmoid"):
+            raise ValueError(f"activation={activation!r} must be 'softmax' or 'sigmoid'.")
+        if activation == "sigmoid" and logit_bias(self.model) is None:
+            raise ValueError(
+                f"{type(unwrap(self.model)).__name__} has no logit_bias, so its scores are no probabilities of single "
+                "classes; use activation='softmax'."
+            )
+        logits = self._logits(images, class_names, batch_size)
+        return (logits.sigmoid() if activation == "sigmoid" else logits.softmax(dim=-1)).cpu()
 
     @torch.no_grad()
     def _logits(
@@ -120,7 +137,7 @@ class ZeroShotClassifier:
             pixels = self.processor.image_processor(images=batch, return_tensors="pt")["pixel_values"]
             with one_at_a_time(self.model):
                 features = encode_images(self.model, pixels.to(self._device))
-            logits.append(cosine_logits(features, text, logit_scale(self.model)).float())
+            logits.append(cosine_logits(features, text, logit_scale(self.model), logit_bias(self.model)).float())
         found = torch.cat(logits)
         check_rows(found, "logits of image", range(len(images)))  # once: each check waits for the device
         return found
@@ -148,7 +165,7 @@ class ZeroShotClassifier:
     def _encode(self, names: Sequence[str]) -> Tensor:
         config = active_prompt_config(self.model)
         slots = config.num_text_tokens if config else 0
-        texts = class_prompts(names, self.template, slots, self.processor.tokenizer, max_text_length(self.model))
+        texts = class_prompts(names, self.template, slots, self.processor.tokenizer, model=self.model)
         self.model.eval()  # only after the names are accepted
         with one_at_a_time(self.model):
             features = encode_texts(self.model, **texts.to(self._device))

@@ -8,11 +8,17 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
+from ..models.adapters import unwrap
 from ..models.templates import padded_template, placeholder_ids
+from ..models.text_reading import EndOfText, TextReading
+from ..models.towers import max_text_length, text_tower
 from ..validation import check_int, short_repr
 
+_CLIP = TextReading(EndOfText(None))
+_SPECIAL = ("bos", "eos", "pad", "cls", "sep")
 _LOCK = threading.Lock()  # a fast tokenizer changes its settings in a call, which fails if another thread reads them
 
 
@@ -22,28 +28,33 @@ def class_prompts(
     num_text_tokens: int,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None = None,
+    model: nn.Module | None = None,
 ) -> BatchEncoding:
-    """Tokenise `template` for every class name, with slots `1..num_text_tokens` free for prompts.
+    """Tokenise `template` for every class name, with the first `num_text_tokens` slots free for prompts.
 
-    If the template has too few tokens before the name, placeholder words are put before it; if it has more, the tokens
-    after slot `num_text_tokens` do not change. Rows are as long as the longest text: the text tower is causal and
-    pools at [EOT], so padding to its full length would only cost time.
+    These slots follow [BOS] or [CLS]; SigLIP has no token in front. If the template has too few tokens before the
+    name, placeholder words are put before it; if it has more, those behind the slots do not change. Rows are as long
+    as the longest text, since CLIP's text tower is causal and pools at [EOT], and others read a mask. Those of SigLIP
+    are padded to its full length and have no mask, as it was trained.
 
     Args:
         names: K class names, all different. An underscore is read as a space, as in CoOp.
         template: text around a name, with `{}` in place of the name.
         num_text_tokens: number of slots that prompts will overwrite; 0 for a model without text prompts.
-        tokenizer: the model's tokenizer. It must put one [BOS] token first.
-        max_length: positions of the text tower. Default: `tokenizer.model_max_length`.
+        tokenizer: the model's tokenizer.
+        max_length: positions of the text tower. Default: the model's, or `tokenizer.model_max_length` without one.
+        model: the dual encoder that will read the texts. Without one, they are written for CLIP: the tokenizer must
+            put one [BOS] token first, if there are prompts.
 
     Returns:
-        `input_ids` and `attention_mask`, each `(K, L)` int64.
+        `input_ids` and `attention_mask`, each `(K, L)` int64; no mask for a model that reads texts without one.
 
     Names that are all numbers give a warning: they may be digits in the images, or labels that `class_encode_column`
     has turned into names.
 
     Raises:
         TypeError: `names` is not a list of names.
+        NotImplementedError: it is not known in which way the model reads texts.
         ValueError: `names` is empty; or a name is empty (also for the tokenizer), is given twice (also as the same
             tokens: equal texts never separate), holds a special token such as [EOT], does not fit into `max_length`,
             or would be overwritten because the tokenizer joins it with the word before it. The message has the name.
@@ -65,7 +76,10 @@ def class_prompts(
             stacklevel=2,
         )
     num_text_tokens = check_int("num_text_tokens", num_text_tokens, least=0)
-    limit = check_int("max_length", tokenizer.model_max_length if max_length is None else max_length, least=1)
+    reading, longest = _CLIP, tokenizer.model_max_length
+    if model is not None:
+        reading, longest = text_tower(model).reading or _CLIP, max_text_length(model)
+    limit = check_int("max_length", longest if max_length is None else max_length, least=1)
     if num_text_tokens > limit:
         raise ValueError(f"num_text_tokens={num_text_tokens} leaves no room for a name among {limit} slots.")
     with _LOCK:
@@ -73,10 +87,13 @@ def class_prompts(
         # replace, not format: a name or template may hold other braces
         nameless, *rows = tokenizer([padded.replace("{}", name.replace("_", " ")) for name in ["", *names]]).input_ids
         expected = placeholder_ids(template, num_text_tokens, tokenizer)
-    if num_text_tokens and nameless[0] != tokenizer.bos_token_id:
-        raise ValueError("Text prompts need a tokenizer that puts one [BOS] token in front, as CLIP's does.")
-
-    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    first, special = reading.front, {getattr(tokenizer, f"{name}_token_id") for name in _SPECIAL}
+    if (num_text_tokens or model is not None) and (len(nameless) > 1 and nameless[0] in special) != first:
+        raise ValueError(
+            f"The tokenizer must put {'one [BOS] or [CLS] token' if first else 'no special token'} before a text, as "
+            f"{'CLIP' if model is None else type(unwrap(model)).__name__} was trained. For another dual encoder, such "
+            "as SigLIP, pass model and its own tokenizer."
+        )
     first_with: dict[tuple[int, ...], str] = {}
     for name, row in zip(names, rows, strict=True):
         if len(row) > limit:
@@ -84,7 +101,7 @@ def class_prompts(
                 f"Class name {short_repr(name)} would be cut off: its text has {len(row)} tokens and the model takes "
                 f"{limit}; shorten the name or the template, or use fewer text tokens."
             )
-        if list(row[1 : 1 + num_text_tokens]) != expected:
+        if list(row[first : first + num_text_tokens]) != expected:
             raise ValueError(
                 f"Class name {short_repr(name)} would be overwritten by prompts: the tokenizer joins it with the word "
                 f"before it in {short_repr(template)}; put a space before '{{}}'."
@@ -93,7 +110,7 @@ def class_prompts(
             raise ValueError(
                 f"Class name {short_repr(name)} is not a word to the tokenizer, which skips it; rename it."
             )
-        if not special.isdisjoint(row[1:-1]):
+        if not special.isdisjoint(row[first:-1]):
             raise ValueError(
                 f"Class name {short_repr(name)} or {short_repr(template)} holds a token that begins or ends a text, "
                 "so the model would not read all of it; remove it."
@@ -105,7 +122,11 @@ def class_prompts(
                 "rename one."
             )
         first_with[tuple(row)] = name
-    return tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
+    length: dict[str, Any] = {"padding": "max_length", "max_length": limit} if reading.full_length else {}
+    mask = not reading.full_length
+    return tokenizer.pad(
+        {"input_ids": rows}, padding_side="right", return_tensors="pt", return_attention_mask=mask, **length
+    )
 
 
 def is_number(name: str) -> bool:

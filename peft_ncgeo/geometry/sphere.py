@@ -40,12 +40,16 @@ def scale_extreme_rows(rows: Tensor) -> Tensor:
     return rows / scale.where(largest > 1e8 * torch.finfo(rows.dtype).tiny, torch.inf)
 
 
-def cosine_logits(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """Return CLIP's logits `exp(logit_scale) * cos(f_i, g_k)`: (B, d) and (K, d) to (B, K), in float32 or wider."""
+def cosine_logits(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor | None = None) -> Tensor:
+    """Return CLIP's logits `exp(logit_scale) * cos(f_i, g_k)`: (B, d) and (K, d) to (B, K), in float32 or wider.
+
+    SigLIP adds `logit_bias`, a scalar, which a softmax over classes ignores.
+    """
     with torch.autocast(image.device.type, enabled=False):
         dtype = torch.promote_types(image.dtype, text.dtype)
         image, text = l2_normalize(image.to(dtype)), l2_normalize(text.to(dtype))
-        return logit_scale.to(image.dtype).exp() * image @ text.T
+        logits = logit_scale.to(image.dtype).exp() * image @ text.T
+        return logits if logit_bias is None else logits + logit_bias.to(image.dtype)
 
 
 def modality_gap(a: Tensor, b: Tensor) -> Tensor:

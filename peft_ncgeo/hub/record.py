@@ -171,7 +171,7 @@ def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingR
     model = check_peft_model(model)
     config: Any = model.peft_config[adapter_name or model.active_adapter]
     text = find_towers(unwrap(model)).get("text") if reads_text(model) else None
-    names_as_text = text is not None and text.end_of_text is not None  # SigLIP's texts are not read here
+    names_as_text = text is not None and text.reading is not None
     task = "image-feature-extraction"
     if names_as_text:
         task = "zero-shot-image-classification"

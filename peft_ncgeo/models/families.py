@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-
-@dataclass(frozen=True)
-class EndOfText:
-    """Rule by which a text tower finds [EOT], the token whose feature is the feature of the text.
-
-    Attributes:
-        token_id: [EOT] is the first token with this id; None: the first token with the largest id of the text.
-    """
-
-    token_id: int | None
-
-    def positions(self, input_ids: Tensor) -> Tensor:
-        """Return the position of each text's [EOT]: token ids (K, L) to (K,)."""
-        score = input_ids if self.token_id is None else (input_ids == self.token_id).int()
-        return score.argmax(dim=-1)
+from .text_reading import CLS, MEAN, PADDED, EndOfText, TextReading
 
 
 @dataclass(frozen=True)
@@ -33,52 +19,68 @@ class Family:
 
     Attributes:
         name: the family's name, as its authors write it.
-        end_of_text: function from the text tower to its [EOT] rule, for a causal tower with [BOS] first; else None.
+        text: function from the text tower to the rules by which it reads texts; None: they are not known.
         takes_prompts: True if all layers treat vectors after the image tokens as tokens, and only the image tower's
             last output is used.
         features: names of modules whose output is the pooled image feature, or has it as first token; each runs once
             in a forward pass.
         reads_layers: names of classes that also read inner layers of an image tower; every `...Backbone` does.
-        no_end_of_text: reason why texts can neither take prompts nor be cut to their length.
+        no_texts: reason why texts are not read, where `text` is None.
         no_prompts: reason why images take no prompts.
         no_images: reason why pixels (B, C, H, W) alone are not a valid input.
     """
 
     name: str
-    end_of_text: Callable[[Any], EndOfText | None] | None = None
+    text: Callable[[Any], TextReading | None] | None = None
     takes_prompts: bool = False
     features: tuple[str, ...] = ()
     reads_layers: tuple[str, ...] = ()
-    no_end_of_text: str = ""
+    no_texts: str = ""
     no_prompts: str = ""
     no_images: str = ""
 
 
-def _first(tower: Any) -> EndOfText | None:
+def _first(tower: Any) -> TextReading | None:
     token_id = tower.eos_token_id
-    return EndOfText(token_id) if isinstance(token_id, int) else None
+    return TextReading(EndOfText(token_id)) if isinstance(token_id, int) else None
 
 
-def _first_or_legacy(tower: Any) -> EndOfText | None:
+def _first_or_legacy(tower: Any) -> TextReading | None:
     """Return CLIP's rule. Its first configs have a wrong `eos_token_id`, 2, for which the largest id is used."""
     return _largest(tower) if tower.eos_token_id == 2 else _first(tower)
 
 
-def _largest(tower: Any) -> EndOfText:
-    return EndOfText(None)
+def _largest(tower: Any) -> TextReading:
+    return TextReading(EndOfText(None))
+
+
+def _cls(tower: Any) -> TextReading:
+    return CLS
+
+
+def _roberta(tower: Any) -> TextReading:
+    """Return the rule of towers that number positions from `pad_token_id + 1`."""
+    return replace(CLS, unused_positions=tower.config.pad_token_id + 1)
+
+
+def _mean(tower: Any) -> TextReading:
+    return MEAN
+
+
+def _padded(tower: Any) -> TextReading:
+    return PADDED
 
 
 _CLIP = ("visual_projection", "post_layernorm")
 _VIT = ("layernorm",)
-_CLS = "pools its text at [CLS]"
+_MULTIMODAL = "reads texts only together with images"
 _VIDEO = "reads videos"
 _CONVOLUTIONS = "has no image tokens"
 _WINDOWS = "attends within windows of a fixed number of tokens"
-_SIGLIP = "pools the last token of a padded text and has neither causal mask nor [BOS]"
 
 FAMILIES = {
     "clip": Family("CLIP", _first_or_legacy, True, _CLIP),
-    "siglip": Family("SigLIP", None, True, ("head",), no_end_of_text=_SIGLIP),
+    "siglip": Family("SigLIP", _padded, True, ("head",)),
     "vit": Family("ViT", None, True, _VIT),
     "deit": Family("DeiT", None, True, _VIT),
     "dinov2": Family("DINOv2", None, True, _VIT),
@@ -91,13 +93,15 @@ FAMILIES = {
     "groupvit": Family(
         "GroupViT", _first_or_legacy, features=("visual_projection",), no_prompts="merges its image tokens into groups"
     ),
-    "altclip": Family("AltCLIP", None, True, _CLIP, no_end_of_text=_CLS),
-    "chinese_clip": Family("Chinese CLIP", None, True, _CLIP, no_end_of_text=_CLS),
-    "blip": Family("BLIP", None, True, ("visual_projection",), no_end_of_text=_CLS),
-    "blip_2": Family("BLIP-2", None, True, no_end_of_text=_CLS),
-    "align": Family("ALIGN", no_end_of_text=_CLS, no_prompts=_CONVOLUTIONS),
-    "bert": Family("BERT", no_end_of_text=_CLS),
-    "tipsv2": Family("TIPSv2", None, True, _VIT, no_end_of_text="averages the tokens of a text"),
+    "altclip": Family("AltCLIP", _roberta, True, _CLIP),
+    "chinese_clip": Family("Chinese CLIP", _cls, True, _CLIP),
+    "blip": Family("BLIP", _cls, True, ("visual_projection",)),
+    "blip_2": Family("BLIP-2", None, True, no_texts=_MULTIMODAL),
+    "align": Family("ALIGN", _cls, no_prompts=_CONVOLUTIONS),
+    "bert": Family("BERT", _cls),
+    "roberta": Family("RoBERTa", _roberta),
+    "xlm_roberta": Family("XLM-RoBERTa", _roberta),
+    "tipsv2": Family("TIPSv2", _mean, True, _VIT),
     "vision_text_dual_encoder": Family("VisionTextDualEncoder", None, True, ("visual_projection",)),
     "vision_encoder_decoder": Family("VisionEncoderDecoder", None, True),
     "pixio": Family("Pixio", None, True),  # no module outputs the mean of its class tokens
@@ -109,17 +113,20 @@ FAMILIES = {
     "aimv2": Family(
         "AIMv2",
         features=("visual_projection",),
-        no_end_of_text="reads texts causally only where some of them are padded",
+        no_texts="reads texts causally only where some of them are padded",
         no_prompts="keeps its patch embeddings in a place that prompts do not support yet",
     ),
     "siglip2": Family(
         "SigLIP 2",
-        no_end_of_text=_SIGLIP,
+        _padded,
         no_prompts="reads flattened patches with a mask and sizes beside them",
         no_images="needs pixel_attention_mask and spatial_shapes beside the pixels",
     ),
     "flava": Family(
-        "FLAVA", features=_VIT, no_end_of_text=_CLS, no_prompts="passes tuples instead of tokens from layer to layer"
+        "FLAVA",
+        features=_VIT,
+        no_texts="projects every token of a text",
+        no_prompts="passes tuples instead of tokens from layer to layer",
     ),
     "data2vec": Family("Data2Vec", no_prompts="gives its layers position biases of a fixed size"),
     "dinov3_vit": Family(
@@ -159,10 +166,10 @@ def find_family(module: nn.Module, method: str = "forward") -> Family | None:
     return FAMILIES.get(family_name(module, method) or "")
 
 
-def find_end_of_text(tower: nn.Module) -> EndOfText | None:
-    """Return the rule by which a text tower finds [EOT]; None if it pools elsewhere or its family is unknown."""
+def find_text_reading(tower: nn.Module) -> TextReading | None:
+    """Return the rules by which a text tower reads texts, or None if its family is unknown."""
     family = find_family(tower)
-    return family.end_of_text(tower) if family and family.end_of_text else None
+    return family.text(tower) if family and family.text else None
 
 
 def reads_layers(module: nn.Module) -> bool:
@@ -178,9 +185,9 @@ def first_reason(modules: Iterable[nn.Module], reason: str) -> str:
     return next((found for family in families if family and (found := getattr(family, reason))), "")
 
 
-def why_no_end_of_text(model: nn.Module) -> str:
-    """Return why the texts of a model can neither take prompts nor be cut to their length."""
-    return first_reason(model.modules(), "no_end_of_text") or "is not known to pool its texts at an [EOT]"
+def why_no_texts(model: nn.Module) -> str:
+    """Return why the texts of a model are not read, in words that follow its name."""
+    return first_reason(model.modules(), "no_texts") or "reads texts in a way that is not known"
 
 
 def list_families(known: Callable[[Family], Any]) -> str:

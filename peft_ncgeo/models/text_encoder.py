@@ -11,13 +11,16 @@ from torch import Tensor, nn
 
 from .adapters import unwrap
 from .devices import is_offloaded
-from .families import find_end_of_text
+from .families import find_text_reading
 from .substitution import substitute
 from .text_packing import Layout, Slots, read_texts
+from .text_reading import EndOfText, check_full_length
 
 
 def encode_texts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """Return the projected, unnormalised features (K, d) of texts (K, L), as `get_text_features` gives them.
+
+    [`~peft_ncgeo.data.class_prompts`] writes the texts of a model as its tower reads them.
 
     Texts with the same beginning share rows where that is exact (see `text_packing`): in a causal tower that pools at
     [EOT], without adapters, under adapters that treat each token alone (LoRA for example), and under prompts with
@@ -25,9 +28,15 @@ def encode_texts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | N
     share.
 
     All state of a pass is in its arguments, so threads do not disturb each other.
+
+    Raises:
+        ValueError: SigLIP's texts are not padded to its full length, or come with a mask.
     """
     base = unwrap(model)
-    layout = _lay_out(base, input_ids)
+    reading = find_text_reading(base.text_model) if hasattr(base, "text_model") else None
+    if reading is not None and reading.full_length:
+        check_full_length(base, input_ids, attention_mask)
+    layout = None if reading is None or reading.end_of_text is None else _lay_out(base, input_ids, reading.end_of_text)
     if layout is None:
         return text_features(model, input_ids, attention_mask)
     tower = base.text_model
@@ -43,20 +52,17 @@ def encode_texts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | N
 
 
 def text_features(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Return CLIP's projected, unnormalised features (K, d) of texts (K, L), with one text in a row."""
+    """Return the projected, unnormalised features (K, d) of texts (K, L), with one text in a row."""
     return unwrap(model).get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
 
 
-def _lay_out(base: Any, input_ids: Tensor) -> Layout | None:
+def _lay_out(base: Any, input_ids: Tensor, end_of_text: EndOfText) -> Layout | None:
     """Return a layout by which texts (K, L) share rows of this model's tower, or None if they cannot."""
-    tower: Any = getattr(base, "text_model", None)
-    if tower is None or not hasattr(base, "text_projection"):
+    tower: Any = base.text_model
+    if not hasattr(base, "text_projection") or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return None
-    end_of_text = find_end_of_text(tower)
     takes_positions = "position_ids" in inspect.signature(tower.forward).parameters
-    if end_of_text is None or not takes_positions or tower.config._attn_implementation not in ("eager", "sdpa"):
+    if not takes_positions or tower.config._attn_implementation not in ("eager", "sdpa"):
         return None
     prompted = isinstance(tower.embeddings, BaseTunerLayer)
     slots: Slots | None = tower.embeddings.slots() if prompted else Slots()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .families import EndOfText
+from .text_reading import EndOfText
 
 _TOKENS = 96  # of a row; longer rows make attention cost more, shorter rows repeat the context more often
 _REMEMBERED = 32  # lists of texts with their layouts, of all models together

@@ -15,16 +15,18 @@ from torch import Tensor, nn
 
 from .adapters import innermost, unwrap
 from .families import (
-    EndOfText,
     family_name,
-    find_end_of_text,
     find_family,
+    find_text_reading,
     first_reason,
     list_families,
     reads_layers,
-    why_no_end_of_text,
+    why_no_texts,
 )
 from .heads import HEAD, classification_head
+from .text_reading import TextReading
+
+_TABLES = ("token_embedding", "word_embeddings")  # names of the embeddings of tokens
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class Tower:
     embeddings: str
     layers: tuple[str, ...]
     width: int
-    max_length: int | None = None  # text only: number of positions, [BOS] and [EOT] included
-    end_of_text: EndOfText | None = None  # text only: rule to find [EOT]; None: pools elsewhere, or unknown
+    max_length: int | None = None  # text only: number of tokens, special ones included
+    reading: TextReading | None = None  # text only: rules by which it reads texts; None: unknown
+    table: str = ""  # text only: name of the embeddings of tokens in `embeddings`
 
 
 def _join(*parts: str) -> str:
@@ -56,8 +59,8 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
     """Return the model's towers as `{"text": Tower, "vision": Tower}`; a model may have one of them or neither.
 
     A tower is a module with `embeddings` and a list of layers. It reads text if its embeddings hold a
-    `token_embedding`, images if they hold patch embeddings. `exclude` names modules (full path, or its end) whose
-    towers are skipped.
+    `token_embedding` or `word_embeddings`, images if they hold patch embeddings. `exclude` names modules (full path,
+    or its end) whose towers are skipped.
 
     Raises:
         ValueError: `exclude` names a module that the model does not have.
@@ -75,11 +78,9 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
             continue
         path = _join(name, "embeddings")
         layer_paths = tuple(_join(name, layers[0], str(i)) for i in range(len(layers[1])))
-        if hasattr(embeddings, "token_embedding") and "text" not in towers:
-            positions = innermost(getattr(embeddings, "position_embedding", None))
-            length = positions.num_embeddings if isinstance(positions, nn.Embedding) else None
-            width = innermost(embeddings.token_embedding).embedding_dim
-            towers["text"] = Tower(path, layer_paths, width, length, find_end_of_text(module))
+        table = next((name for name in _TABLES if hasattr(embeddings, name)), None)
+        if table is not None:
+            towers.setdefault("text", _text_tower(module, path, layer_paths, table))
         elif "vision" not in towers:
             # CLIP says `patch_embedding`, the ViT family `patch_embeddings` with the convolution one level down.
             patches = getattr(embeddings, "patch_embedding", None)
@@ -91,6 +92,15 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
     if unknown:
         raise ValueError(f"exclude_modules names {sorted(unknown)[0]!r}, which {type(model).__name__} does not have.")
     return towers
+
+
+def _text_tower(module: Any, path: str, layers: tuple[str, ...], table: str) -> Tower:
+    embeddings, reading = module.embeddings, find_text_reading(module)
+    positions = getattr(embeddings, "position_embedding", getattr(embeddings, "position_embeddings", None))
+    positions, length = innermost(positions), None
+    if isinstance(positions, nn.Embedding):
+        length = positions.num_embeddings - (reading.unused_positions if reading else 0)
+    return Tower(path, layers, innermost(getattr(embeddings, table)).embedding_dim, length, reading, table)
 
 
 class Pooling(NamedTuple):
@@ -180,24 +190,32 @@ def _width_of_output(projection: nn.Module) -> int:
     return next(width for layer in layers if (width := getattr(innermost(layer), "out_features", None)))
 
 
+def text_tower(model: nn.Module) -> Tower:
+    """Return the text tower of a dual encoder, whose rules of reading are known.
+
+    Raises:
+        NotImplementedError: they are not known; or another part of the model changes what the tower gives.
+    """
+    base = unwrap(model)
+    tower = find_towers(base).get("text")
+    own = find_family(base, "get_text_features")
+    if tower is None or tower.reading is None or (own is None and family_name(base, "get_text_features")):
+        raise NotImplementedError(
+            f"{type(base).__name__} {why_no_texts(base)}, so class names cannot be given to it as texts; tune its "
+            f"image tower alone, or use one of {list_families(lambda family: family.text)}."
+        )
+    return tower
+
+
 def max_text_length(model: nn.Module) -> int:
-    """Return the number of tokens that CLIP's text tower takes, [BOS] and [EOT] included."""
-    return unwrap(model).config.text_config.max_position_embeddings
+    """Return the number of tokens that a dual encoder's text tower takes, special ones included."""
+    length = text_tower(model).max_length
+    return unwrap(model).config.text_config.max_position_embeddings if length is None else length
 
 
 def reads_text(model: nn.Module) -> bool:
     """Return True if the model has a text tower beside its image tower, as CLIP has."""
     return hasattr(unwrap(model), "get_text_features")
-
-
-def _check_text_tower(base: nn.Module) -> None:
-    """Refuse models whose text features depend on the padding: cutting texts would change them silently."""
-    text = find_towers(base).get("text")
-    if text is None or text.end_of_text is None:
-        raise NotImplementedError(
-            f"{type(base).__name__} {why_no_end_of_text(base)}, so class texts cannot be cut to their length; tune "
-            f"its image tower alone, or use one of {list_families(lambda family: family.end_of_text)}."
-        )
 
 
 def check_encoders(model: nn.Module) -> None:
@@ -206,8 +224,7 @@ def check_encoders(model: nn.Module) -> None:
     Raises:
         ValueError: a model that reads no text and has no classification head.
         NotImplementedError: a model that reads videos; SigLIP 2 with its variable number of patches; a model with text
-            features but no image features; a text tower that does not pool at [EOT], such as SigLIP's, or of an
-            unknown family.
+            features but no image features; a text tower of an unknown family.
     """
     base = unwrap(model)
     reason = first_reason([base], "no_images")
@@ -216,7 +233,7 @@ def check_encoders(model: nn.Module) -> None:
     if reason:
         raise NotImplementedError(f"{type(base).__name__} {reason}; images alone, (B, C, H, W), cannot be encoded.")
     if reads_text(base):
-        _check_text_tower(base)
+        text_tower(base)
     elif classification_head(base) is None:
         raise ValueError(
             f"{type(base).__name__} has neither text features nor one module {HEAD!r} as its classification head; use "
@@ -225,12 +242,31 @@ def check_encoders(model: nn.Module) -> None:
 
 
 def logit_scale(model: nn.Module) -> Tensor:
-    """Return the logarithm of CLIP's learned factor of cosines, a scalar ().
+    """Return the logarithm of a dual encoder's learned factor of cosines, a scalar ().
+
+    ALIGN has a temperature, the inverse of the factor.
 
     Raises:
-        ValueError: it is offloaded, so only a forward pass of the whole CLIP loads it.
+        ValueError: it is offloaded, so only a forward pass of the whole model loads it.
     """
-    scale: Tensor = unwrap(model).logit_scale
-    if scale.is_meta:
-        raise ValueError('logit_scale is offloaded; keep it on a device, with device_map={..., "logit_scale": "cpu"}.')
-    return scale
+    base = unwrap(model)
+    name = "logit_scale" if hasattr(base, "logit_scale") else "temperature"
+    scale = _scalar(base, name)
+    return scale if name == "logit_scale" else -scale.log()
+
+
+def logit_bias(model: nn.Module) -> Tensor | None:
+    """Return the number (1,) that SigLIP adds to its logits, or None for other dual encoders.
+
+    Raises:
+        ValueError: it is offloaded.
+    """
+    base = unwrap(model)
+    return _scalar(base, "logit_bias") if hasattr(base, "logit_bias") else None
+
+
+def _scalar(model: nn.Module, name: str) -> Tensor:
+    scalar: Tensor = getattr(model, name)
+    if scalar.is_meta:
+        raise ValueError(f'{name} is offloaded; keep it on a device, with device_map={{..., "{name}": "cpu"}}.')
+    return scalar

@@ -16,7 +16,7 @@ from ..metrics.accuracy import accuracy, balanced_accuracy, harmonic_mean
 from ..models.adapters import trained_outside
 from ..models.feature_extractor import FeatureExtractor, extract_features
 from ..models.heads import linear_classifier
-from ..models.towers import logit_scale
+from ..models.towers import logit_bias, logit_scale
 from .callbacks.monitor import GeometryMonitor
 from .measurement import Measurement, Measurements
 from .state.checkpoints import CheckpointingTrainer
@@ -157,7 +157,8 @@ class EvaluatingTrainer(CheckpointingTrainer):
         if text is None:
             logits = out["logits"]
         else:
-            logits = cosine_logits(out["image_features"], text, logit_scale(self.extractor.model))
+            base = self.extractor.model
+            logits = cosine_logits(out["image_features"], text, logit_scale(base), logit_bias(base))
         labels, classes = inputs["labels"], logits.shape[1]
         summary = self._measurement.summary
         if summary is not None or self._monitors:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import BatchEncoding
 
@@ -13,7 +14,7 @@ from ..data.class_prompts import class_prompts
 from ..data.head_names import check_head_names, check_same_classes, write_head_names
 from ..data.processors import image_processor
 from ..models.templates import DEFAULT_TEMPLATE, behind_prompts, placeholder_ids
-from ..models.towers import check_encoders, max_text_length, reads_text
+from ..models.towers import check_encoders, reads_text
 from ..tuners.prompt_config import active_prompt_config
 from .arguments import GeometryTrainingArguments
 
@@ -90,6 +91,8 @@ class ClassificationTask:
         texts = [self._read(names, template, slots) for template in written]
         if len(texts) == 1:
             return texts[0]
+        if "attention_mask" not in texts[0]:  # all padded to the tower's full length
+            return BatchEncoding({"input_ids": torch.cat([text["input_ids"] for text in texts])})
         rows = [
             row[mask.bool()].tolist()
             for text in texts
@@ -104,4 +107,4 @@ class ClassificationTask:
         return [self._read(names, template, 0) for template in self.args.frozen_templates or [self.template]]
 
     def _read(self, names: Sequence[str], template: str, slots: int) -> BatchEncoding:
-        return class_prompts(names, template, slots, self.tokenizer, max_length=max_text_length(self.model))
+        return class_prompts(names, template, slots, self.tokenizer, model=self.model)

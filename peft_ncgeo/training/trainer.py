@@ -21,7 +21,7 @@ from ..losses import CrossEntropy, GeometryBatch, Regularizer
 from ..models.feature_extractor import FeatureExtractor
 from ..models.heads import linear_classifier
 from ..models.precision import hold_in_float32
-from ..models.towers import logit_scale
+from ..models.towers import logit_bias, logit_scale
 from .arguments import GeometryTrainingArguments
 from .callbacks.alignment import GradientProjection
 from .callbacks.epochs import EpochSetter
@@ -271,8 +271,9 @@ class GeometryTrainer(EvaluatingTrainer):
                 templates = text[classes:] if self._templates else text
                 gathered["template_features"] = templates.unflatten(0, (-1, classes)).transpose(0, 1)
             text = text[:classes]
-            gathered["logit_scale"] = logit_scale(self.extractor.model)
-            gathered["logits"] = cosine_logits(gathered["image_features"], text, gathered["logit_scale"])
+            scale, bias = logit_scale(self.extractor.model), logit_bias(self.extractor.model)
+            gathered["logit_scale"] = scale
+            gathered["logits"] = cosine_logits(gathered["image_features"], text, scale, bias)
         return GeometryBatch(**gathered, **frozen, text_features=text, progress=self._progress)
 
     def _look_ahead(self, images: LabelledImages, steps: int) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..models.families import family_name, find_family, first_reason, list_families, reads_layers, why_no_end_of_text
+from ..models.families import family_name, find_family, first_reason, list_families, reads_layers, why_no_texts
 from ..models.towers import Tower, parent_path
 
-_REASONS = {"text": "no_end_of_text", "vision": "no_prompts"}
+_REASONS = {"text": "no_texts", "vision": "no_prompts"}
 _UNKNOWN = "is not known to treat prompts as it treats image tokens"
 
 
@@ -23,8 +23,8 @@ def check_prompts(model: nn.Module, kind: str, tower: Tower | None) -> None:
         NotImplementedError: any other model; the error gives the reason if it is known.
     """
     if kind == "text":
-        reason = "" if tower is not None and tower.end_of_text is not None else why_no_end_of_text(model)
-        known = list_families(lambda family: family.end_of_text)
+        reason = "" if tower is not None and _gives_features(model, tower) else why_no_texts(model)
+        known = list_families(lambda family: family.text)
     else:
         reason = _why_no_vision_prompts(model, tower)
         known = list_families(lambda family: family.takes_prompts)
@@ -37,6 +37,17 @@ def check_prompts(model: nn.Module, kind: str, tower: Tower | None) -> None:
         f"{name} {reason}, so it takes no {kind} prompts: set num_{kind}_tokens=0. LoRA and heads work on it; {kind} "
         f"towers that are known: {known}."
     )
+
+
+def _gives_features(model: nn.Module, tower: Tower) -> bool:
+    """Return True for a text tower whose pooled token, known by its rules, is the feature of a text.
+
+    Towers that pool at [CLS] also work inside models that do something else with them, such as image-text matching.
+    """
+    if tower.reading is None:
+        return False
+    is_model = not parent_path(tower.embeddings)
+    return bool(tower.reading.end_of_text or is_model or any(hasattr(m, "get_text_features") for m in model.modules()))
 
 
 def _why_no_vision_prompts(model: nn.Module, tower: Tower | None) -> str:

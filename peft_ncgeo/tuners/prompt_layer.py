@@ -7,13 +7,15 @@ switching, deleting, saving and unloading from PEFT.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..models.families import EndOfText
+from ..models.substitution import substitute
 from ..models.text_packing import Slots, read_texts
+from ..models.towers import Tower
 from .prompt_config import PromptConfig
 from .tuner_layer import TunerLayer
 
@@ -95,36 +97,61 @@ class PromptLayer(TunerLayer):
         return prompt.to(hidden_states.dtype).expand(hidden_states.shape[0], -1, -1)
 
 
-def _write_slots(hidden_states: Tensor, prompt: Tensor) -> Tensor:
-    """Overwrite slots `1..n` of `(B, L, width)`; slot 0 is [BOS]."""
-    return torch.cat([hidden_states[:, :1], prompt, hidden_states[:, 1 + prompt.shape[1] :]], dim=1)
+def _write_slots(hidden_states: Tensor, prompt: Tensor, first: int) -> Tensor:
+    """Overwrite slots `first..first + n - 1` of `(B, L, width)`, behind the special tokens."""
+    return torch.cat([hidden_states[:, :first], prompt, hidden_states[:, first + prompt.shape[1] :]], dim=1)
+
+
+class _TableWithPrompt(nn.Module):
+    """Token embeddings whose output holds prompts in its first slots. They replace a tower's own in one pass."""
+
+    def __init__(self, table: nn.Module, write: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.table, self.write = table, write
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.write(self.table(input_ids))
 
 
 class TextEmbeddingsWithPrompt(PromptLayer):
-    """Wrapped text embeddings: a prompt replaces the tokens of slots `1..n`, then position embeddings are added."""
+    """Wrapped text embeddings: a prompt replaces tokens, before positions and whatever else is added to them.
+
+    Args:
+        tower: the text tower, whose rules of reading say which slots prompts own.
+    """
 
     other_param_names = ("num_tokens", "sources", "configs")
 
-    def __init__(self, base_layer: nn.Module, prefix: str, end_of_text: EndOfText) -> None:
+    def __init__(self, base_layer: nn.Module, prefix: str, tower: Tower) -> None:
         super().__init__(base_layer, prefix)
-        self.end_of_text = end_of_text
+        assert tower.reading is not None  # check_prompts has checked it
+        self.reading, self.table = tower.reading, tower.table
         self.configs: dict[str, PromptConfig] = {}
         self._warned = False
 
     def forward(
-        self, input_ids: Tensor | None = None, position_ids: Tensor | None = None, inputs_embeds: Tensor | None = None
+        self,
+        input_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **others: Any,
     ) -> Tensor:
-        if inputs_embeds is None:
+        if inputs_embeds is None and self.active_tokens and not torch.compiler.is_compiling():
             assert input_ids is not None  # one of the two is given
-            if self.active_tokens and not torch.compiler.is_compiling():
-                self._check(input_ids)
-            inputs_embeds = self.base_layer.token_embedding(input_ids)
-        prompt = self.active_prompt(inputs_embeds)
-        if prompt is not None:
-            inputs_embeds = _write_slots(inputs_embeds, prompt)
-        if position_ids is not None:  # as for packed rows: the base layer refuses rows longer than one text
+            self._check(input_ids)
+        table = getattr(self.base_layer, self.table)
+        if position_ids is not None and self.reading.end_of_text is not None:  # packed rows, longer than one text
+            inputs_embeds = self._write(table(input_ids) if inputs_embeds is None else inputs_embeds)
             return inputs_embeds + self.base_layer.position_embedding(position_ids)
-        return self.base_layer(inputs_embeds=inputs_embeds)
+        others |= {} if position_ids is None else {"position_ids": position_ids}
+        if inputs_embeds is not None:
+            return self.base_layer(inputs_embeds=self._write(inputs_embeds), **others)
+        prompted = substitute(self.base_layer, {self.table: _TableWithPrompt(table, self._write)})
+        return prompted(input_ids=input_ids, **others)
+
+    def _write(self, inputs_embeds: Tensor) -> Tensor:
+        prompt = self.active_prompt(inputs_embeds)
+        return inputs_embeds if prompt is None else _write_slots(inputs_embeds, prompt, self.reading.front)
 
     def slots(self) -> Slots | None:
         """Return the slots that the active adapter owns; None if its texts must not be packed."""
@@ -136,31 +163,42 @@ class TextEmbeddingsWithPrompt(PromptLayer):
     def _check(self, input_ids: Tensor) -> None:
         """Refuse texts whose [EOT] a prompt would overwrite; warn if slots hold other words than placeholders."""
         n, name = self.active_tokens, self.active_adapters[0]
-        shortest = min(read_texts(input_ids, self.end_of_text).ends)
-        if shortest <= n:
+        first, end = self.reading.front, self.reading.end_of_text
+        # without [EOT] a text's own end is not known here; one special token at least follows the words
+        shortest = input_ids.shape[1] - 1 if end is None else min(read_texts(input_ids, end).ends)
+        if shortest < first + n:
             raise ValueError(
-                f"A text ends at slot {shortest}, but prompts overwrite slots 1..{n}: write {n} placeholder tokens "
-                "before the class name, as `peft_ncgeo.data.class_prompts` does."
+                f"A text ends at slot {shortest}, but prompts overwrite slots {first}..{first + n - 1}: write {n} "
+                "placeholder tokens before the class name, as `peft_ncgeo.data.class_prompts` does."
             )
         placeholders = self.configs[name].placeholder_ids
         if not self.training and not self._warned and placeholders:
             expected = torch.tensor(placeholders, device=input_ids.device)
-            if not torch.equal(input_ids[:, 1 : 1 + n], expected.expand(input_ids.shape[0], -1)):
+            if not torch.equal(input_ids[:, first : first + n], expected.expand(input_ids.shape[0], -1)):
                 self._warned = True
                 warnings.warn(
-                    f"Slots 1..{n} do not hold this adapter's placeholders, so its prompts replace words of another "
-                    "template. Write texts with `peft_ncgeo.data.class_prompts` and the adapter's `template`.",
+                    f"Slots {first}..{first + n - 1} do not hold this adapter's placeholders, so its prompts replace "
+                    "words of another template. Write texts with `peft_ncgeo.data.class_prompts` and the adapter's "
+                    "`template`.",
                     stacklevel=2,
                 )
 
 
 class TextLayerWithPrompt(PromptLayer):
-    """Wrapped text layer: its own vectors overwrite slots `1..n` before the layer runs."""
+    """Wrapped text layer: its own vectors overwrite the prompts' slots before the layer runs.
+
+    Args:
+        first: the first of these slots.
+    """
+
+    def __init__(self, base_layer: nn.Module, prefix: str, first: int) -> None:
+        super().__init__(base_layer, prefix)
+        self.first = first
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         prompt = self.active_prompt(hidden_states)
         if prompt is not None:
-            hidden_states = _write_slots(hidden_states, prompt)
+            hidden_states = _write_slots(hidden_states, prompt, self.first)
         return self.base_layer(hidden_states, *args, **kwargs)
 
 

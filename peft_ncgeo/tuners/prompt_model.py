@@ -104,7 +104,7 @@ class PromptModel(TunerModel):
         if isinstance(layer, TextEmbeddingsWithPrompt):
             layer.configs[adapter_name] = peft_config
             if prompt is not None and peft_config.init_weights and peft_config.phrase_ids:
-                _start_from_phrase(prompt, layer.token_embedding, peft_config.phrase_ids)
+                _start_from_phrase(prompt, getattr(layer, layer.table), peft_config.phrase_ids)
         if isinstance(layer, VisionLayerWithPrompt):
             layer.is_entry[adapter_name] = place.is_entry
         source = None if place.source is None else self.model.get_submodule(place.source)
@@ -114,13 +114,12 @@ class PromptModel(TunerModel):
 
 
 def _wrap_text(tower: Tower, num_tokens: int, prompted: list[str]) -> dict[str, InjectionPoint]:
-    if tower.max_length is not None and num_tokens > tower.max_length - 3:  # [BOS], a name, [EOT]
+    assert tower.reading is not None  # check_prompts has checked it
+    first = tower.reading.front
+    if tower.max_length is not None and num_tokens > tower.max_length - first - 2:  # a name, [EOT]
         raise ValueError(f"num_text_tokens={num_tokens} leaves no room for a name among {tower.max_length} slots.")
-    assert tower.end_of_text is not None  # check_prompts has checked it
-    layers = {path: InjectionPoint(TextLayerWithPrompt, num_tokens) for path in prompted}
-    return layers | {
-        tower.embeddings: InjectionPoint(partial(TextEmbeddingsWithPrompt, end_of_text=tower.end_of_text), num_tokens)
-    }
+    layers = {path: InjectionPoint(partial(TextLayerWithPrompt, first=first), num_tokens) for path in prompted}
+    return layers | {tower.embeddings: InjectionPoint(partial(TextEmbeddingsWithPrompt, tower=tower), num_tokens)}
 
 
 def _wrap_vision(tower: Tower, num_tokens: int, prompted: list[str]) -> dict[str, InjectionPoint]:

@@ -15,11 +15,9 @@ from transformers import (
     CLIPVisionModel,
     DeiTConfig,
     DeiTForImageClassification,
-    SiglipConfig,
-    SiglipModel,
 )
 
-from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, ZeroShotClassifier
+from peft_ncgeo import NPTConfig
 from peft_ncgeo.models.image_encoder import encode_images
 
 from ..conftest import (
@@ -30,8 +28,6 @@ from ..conftest import (
     texts,
     tiny,
     tiny_clip,
-    tiny_images,
-    tiny_processor,
     tiny_vit,
     tiny_vit_classifier,
 )
@@ -120,28 +116,6 @@ def test_first_layer_beyond_the_tower():
         get_peft_model(tiny_clip(), NPTConfig(num_text_tokens=2, first_layer=3))
     with pytest.warns(UserWarning, match="text_depth=3 > 2 layers"):
         get_peft_model(tiny_clip(), NPTConfig(num_text_tokens=2, first_layer=1, text_depth=3))
-
-
-def test_siglips_text_tower_is_refused_with_the_reason():
-    text = {name: value for name, value in TEXT.items() if name != "projection_dim"}
-    vision = {name: value for name, value in VISION.items() if name != "projection_dim"}
-    model = tiny(SiglipModel, SiglipConfig(text_config={**text, "hidden_size": 40}, vision_config=vision))
-    with pytest.raises(NotImplementedError, match="SiglipModel pools the last token"):
-        get_peft_model(model, NPTConfig(num_text_tokens=2))
-
-
-def test_siglips_texts_are_not_read_silently_wrong(tmp_path):
-    """It pools the last token, so texts cut to their length would give other features."""
-    text = {name: value for name, value in TEXT.items() if name != "projection_dim"}
-    vision = {name: value for name, value in VISION.items() if name != "projection_dim"}
-    config = SiglipConfig(text_config={**text, "hidden_size": 40, "projection_size": 40}, vision_config=vision)
-    model = tiny(SiglipModel, config)
-    with pytest.raises(NotImplementedError, match="SiglipModel pools the last token"):
-        ZeroShotClassifier(model, tiny_processor())
-    model = get_peft_model(model, NPTConfig.vpt(vision_depth=2))
-    arguments = GeometryTrainingArguments(output_dir=str(tmp_path))
-    with pytest.raises(NotImplementedError, match="SiglipModel pools the last token"):
-        GeometryTrainer(model, arguments, tiny_images(10), processing_class=tiny_processor())
 
 
 def clip_text():

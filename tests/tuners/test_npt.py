@@ -289,7 +289,7 @@ def test_registering_twice_changes_nothing():
 def test_towers_are_found_under_wrappers():
     plain, wrapped = tiny_clip(), get_peft_model(tiny_clip(), NPTConfig.ivlp(text_init=[6], text_depth=1))
     assert find_towers(plain) == find_towers(wrapped.get_base_model())
-    assert find_towers(plain)["text"].end_of_text.token_id == 3
+    assert find_towers(plain)["text"].reading.end_of_text.token_id == 3
     assert "text" not in find_towers(tiny_vit())
 
 

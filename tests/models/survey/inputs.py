@@ -72,7 +72,7 @@ def tokenizer_for(style, length):
         single = "[CLS] $A [SEP]"
     elif style == "siglip":
         sp = {"<eos>": 1, "<unk>": 2}
-        kw = {"eos_token": "<eos>", "pad_token": "<eos>", "unk_token": "<unk>"}
+        kw = {"eos_token": "<eos>", "pad_token": "<eos>", "unk_token": "<unk>", "model_input_names": ["input_ids"]}
         single = "$A <eos>"
     else:
         sp = {"<pad>": 0, "<unk>": 3}

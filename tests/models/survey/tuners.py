@@ -112,7 +112,7 @@ def text_prompts(spec):
     torch.manual_seed(1)
     tok = tokenizer_for(spec.tok, spec.max_length)
     model = get_peft_model(spec.build(), NPTConfig(num_text_tokens=2, text_depth=2, init_std=0.5)).eval()
-    t = dict(class_prompts(NAMES, TEMPLATE, 2, tok, max_length=spec.max_length))
+    t = dict(class_prompts(NAMES, TEMPLATE, 2, tok, model=model))
     base_model = spec.build()
     with torch.no_grad():
         base = text_out(base_model, t)
@@ -147,9 +147,11 @@ def text_prompts(spec):
         require(same([packed], [padded], TOL), f"packed texts have other features than unpacked ones, by {gap}")
         reload_equal(model, spec, [out], lambda m: [text_out(m, t)])
         one = get_peft_model(spec.build(), NPTConfig(num_text_tokens=2)).eval()
-        table = base_model.get_submodule(find_towers(base_model)["text"].embeddings).token_embedding.weight
+        tower = find_towers(base_model)["text"]
+        table = getattr(base_model.get_submodule(tower.embeddings), tower.table).weight
         (p,) = adapter_params(one).values()
-        p.copy_(table[t["input_ids"][0, 1:3]])
+        first = tower.reading.front
+        p.copy_(table[t["input_ids"][0, first : first + 2]])
         require(same([text_out(one, t)], [base], TOL), "prompts that equal the words they replace change the output")
         no_mask = {"input_ids": t["input_ids"]}
         b2 = text_out(base_model, no_mask)
@@ -157,9 +159,7 @@ def text_prompts(spec):
             same([text_out(one, no_mask)], [b2], TOL),
             "without attention_mask: packed prompts that equal the words they replace change the output",
         )
-        equal = dict(
-            class_prompts([n for n in NAMES if len(n.split()) == 2], TEMPLATE, 2, tok, max_length=spec.max_length)
-        )
+        equal = dict(class_prompts([n for n in NAMES if len(n.split()) == 2], TEMPLATE, 2, tok, model=base_model))
         require(
             same([text_out(one, equal)], [text_out(base_model, equal)], TOL),
             "names of equal length (no padding): packed prompts that equal the words they replace change the output",

@@ -57,7 +57,7 @@ def zero_shot_prompts(spec):
     )
     ds = dataset(8)
     got = ZeroShotClassifier(model, processor_for(spec)).predict_proba(ds["image"][:], NAMES)
-    t = dict(class_prompts(NAMES, TEMPLATE, 2, tokenizer_for(spec.tok, spec.max_length), max_length=spec.max_length))
+    t = dict(class_prompts(NAMES, TEMPLATE, 2, tokenizer_for(spec.tok, spec.max_length), model=model))
     x = dict(image_processor_for(spec)(images=ds["image"][:], return_tensors="pt"))
     with torch.no_grad():
         own = model(**x, **t).logits_per_image.softmax(-1)
