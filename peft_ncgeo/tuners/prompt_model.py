@@ -13,10 +13,10 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ..models.prompt_support import check_prompts
 from ..models.templates import find_tokenizer, placeholder_ids
 from ..models.towers import Tower, find_towers
 from ..validation import short_repr
-from .prompt_check import check_prompts
 from .prompt_config import PromptConfig
 from .prompt_layer import (
     PromptLayer,

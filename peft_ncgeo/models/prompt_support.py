@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..models.families import family_name, find_family, first_reason, list_families, reads_layers, why_no_texts
-from ..models.towers import Tower, parent_path
+from .families import family_name, find_family, first_reason, list_families, reads_layers, why_no_texts
+from .towers import Tower, parent_path
 
 _REASONS = {"text": "no_texts", "vision": "no_prompts"}
 _UNKNOWN = "is not known to treat prompts as it treats image tokens"
