@@ -1,46 +1,42 @@
-"""Try everything on every model: python -m tests.models.survey [part of a name ...] > a table in build/.
+"""Try everything on every model: python -m tests.models.survey [part of a name ...]
 
-make models
+The results, those of some models or of all, are written into results.json beside this file, and as a page in docs.
+timm's models are tried where timm can be imported; elsewhere their rows stay as they are.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 import warnings
-from pathlib import Path
 
 import transformers
 
 from .outcomes import outcome
+from .table import PAGE, short, write_results
 from .tries import TRIES, specs
-
-BUILD = Path(__file__).parents[3] / "build"
 
 
 def main() -> None:
     warnings.filterwarnings("ignore", category=UserWarning)
     transformers.logging.set_verbosity_error()
-    wanted, rows = [part.lower() for part in sys.argv[1:]], []
+    wanted, found, wrong = [part.lower() for part in sys.argv[1:]], {}, []
     for spec in specs():
         if wanted and not any(part in spec.name.lower() for part in wanted):
             continue
+        ends = {}
         for name, (run, kinds) in TRIES.items():
             if spec.kind in kinds:
-                start = time.time()
                 status, message = outcome(lambda run=run, spec=spec: run(spec))
-                row = {"model": spec.name, "kind": spec.kind, "test": name, "status": status, "message": message}
-                rows.append({**row, "seconds": round(time.time() - start, 1)})
                 print(f"{spec.name:55.55s} {name:18s} {status:8s} {message[:230]}", flush=True)
-    BUILD.mkdir(exist_ok=True)
-    (BUILD / "models.json").write_text(json.dumps(rows, indent=1) + "\n")
-    found = {(row["model"], row["test"]): row["status"] for row in rows}
-    lines = [f"| model | {' | '.join(TRIES)} |", "|---" * (1 + len(TRIES)) + "|"]
-    for model in dict.fromkeys(row["model"] for row in rows):
-        lines.append(f"| {model} | {' | '.join(found.get((model, name), '') for name in TRIES)} |")
-    (BUILD / "models.md").write_text("\n".join(lines) + "\n")
-    raise SystemExit(any(status in ("WRONG", "CRASH") for status in found.values()))
+                ends[name] = short(status, message)
+                wrong += [(spec.name, name)] if status in ("WRONG", "CRASH") else []
+        found[spec.name] = {"kind": spec.kind, "tries": ends}
+    if wrong:
+        raise SystemExit(f"{len(wrong)} tries are wrong or crash, so nothing is written: {wrong}")
+    write_results(found, [spec.name for spec in specs()])
+    counted = [end for row in found.values() for end in row["tries"].values()]
+    print(f"{counted.count('works')} of {len(counted)} work, {counted.count('n/a')} do not apply, the rest is refused")
+    print(PAGE)
 
 
 if __name__ == "__main__":
