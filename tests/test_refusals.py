@@ -42,7 +42,7 @@ def test_text_prompts_need_a_first_token():
         single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
     )
     assert class_prompts(["cat"], "a photo of a {}.", 0, tokenizer).input_ids.shape == (1, 7)
-    with pytest.raises(ValueError, match=r"Text prompts.*tokenizer.*one \[BOS\]"):
+    with pytest.raises(ValueError, match=r"tokenizer.*one \[BOS\]"):
         class_prompts(["cat"], "a photo of a {}.", 2, tokenizer)
 
 
@@ -198,7 +198,8 @@ def test_an_error_of_the_machine_is_none_of_the_file_or_the_pixels(error, tmp_pa
             ImageFeatures(backbone).embed(torch.zeros(1, 3, 16, 16))
 
 
-NARROW = [getattr(torch, name) for name in ("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float4_e2m1fn_x2")]
+NAMES = ("float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float4_e2m1fn_x2")
+NARROW = [getattr(torch, name) for name in NAMES if hasattr(torch, name)]  # older torch has the first two
 
 
 def narrow(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

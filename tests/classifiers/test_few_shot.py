@@ -37,7 +37,7 @@ def test_probabilities_are_a_softmax_of_cosines(fields, temperature):
     np.testing.assert_allclose(found, expected, atol=2e-5)
     np.testing.assert_allclose(found.double().sum(1), 1, atol=1e-6)
     assert classifier.predict(images()) == [classifier.classes[i] for i in logits.argmax(1)]
-    assert len(set(classifier.predict(images()))) > 1
+    assert found.std(0).max() > 1e-4  # the images differ
 
 
 def test_features_are_those_before_the_head():

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, Features, List, Value
+from datasets import ClassLabel, Dataset, Features, Sequence, Value
 from hypothesis import event, given
 from hypothesis import strategies as st
 
@@ -142,7 +142,7 @@ def test_settings_of_any_kind(data, dataset, what):
 
 
 NO_SETS = [None, [], {"label": [0]}, Dataset.from_dict({}), Dataset.from_dict({"label": []}), np.zeros(3)]
-NO_SETS += [Dataset.from_dict({"label": [[0]]}, features=Features({"label": List(ClassLabel(names=["a", "b"]))}))]
+NO_SETS += [Dataset.from_dict({"label": [[0]]}, features=Features({"label": Sequence(ClassLabel(names=["a", "b"]))}))]
 
 
 @pytest.mark.parametrize("dataset", NO_SETS, ids=str)

@@ -55,7 +55,8 @@ def test_prototypes_stay_or_move(trainable, tmp_path):
 
 
 def test_cross_entropy_trains_the_same_head(tmp_path):
-    run = trainer(tmp_path, prototypes(), classification_loss=CrossEntropy(), eval_dataset=tiny_images(20))
+    options = {"classification_loss": CrossEntropy(), "eval_dataset": tiny_images(20), "learning_rate": 0.005}
+    run = trainer(tmp_path, prototypes(), **options)
     before = run.evaluate()["eval_loss"]
     run.train()
     assert run.evaluate()["eval_loss"] < before

@@ -27,7 +27,11 @@ SMALL = {"visual_projection": "cpu", "text_projection": "cpu", "logit_scale": "c
 MAPS = {
     "vision": {**SMALL, "text_model": "cpu", "vision_model": "disk"},
     "both": {**SMALL, "text_model": "disk", "vision_model": "disk", "visual_projection": "disk"},
-    "all": {"": "disk"},
+    "all": {  # but for one part of each model, since older Accelerate refuses a whole model on disk
+        **dict.fromkeys(("text_model", "vision_model", "visual_projection"), "disk"),
+        **dict.fromkeys(("vit.embeddings", "vit.layers", "classifier"), "disk"),
+        **{"text_projection": "cpu", "logit_scale": "cpu", "vit.layernorm": "cpu"},
+    },
 }
 IMAGES = tiny_images(8)
 LORA = LoraConfig(target_modules=["q_proj"])
@@ -127,12 +131,12 @@ def test_what_cannot_work_is_refused(tmp_path, offloaded):
         "in training": lambda: trainer(tmp_path, get_peft_model(offloaded(MAPS["vision"]), LORA)),
         "from a file": lambda: load_adapter(tmp_path / "lora", offloaded(MAPS["vision"])),
         "a head": lambda: trainer(tmp_path, get_peft_model(offloaded(MAPS["all"], vit), head)),
-        "the whole": lambda: trainer(tmp_path, get_peft_model(offloaded(MAPS["all"], vit), PrototypeConfig())),
-        "scale": lambda: probabilities(offloaded(MAPS["all"])),
+        "the whole": lambda: trainer(tmp_path, get_peft_model(offloaded({"": "disk"}, vit), PrototypeConfig())),
+        "scale": lambda: probabilities(offloaded({"": "disk"})),
         "alignment": lambda: align_classifier(offloaded(MAPS["all"], vit), IMAGES, 0.5, tiny_processor()),
     }
     for name, call in refused.items():
-        with pytest.raises(ValueError, match="device_map") as error:
+        with pytest.raises(ValueError, match="device_map|disk_offload") as error:
             call()
         assert "\n" not in str(error.value), name
         assert "does not fit" not in str(error.value), name

@@ -10,8 +10,9 @@ from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
+from peft.utils import CONFIG_NAME
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -123,6 +124,9 @@ class CheckpointingTrainer(SharingTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
+            for name in (OPTIMIZER_NAME, SCHEDULER_NAME):
+                if not is_zipfile(Path(output_dir, name)):  # torch 2.6 does not say that a small file did not fit
+                    raise OSError(f"No space left for {name}")
             save_state(self._stateful(), output_dir)
 
     def _save_rng_state(self, output_dir: str) -> None:
@@ -133,6 +137,14 @@ class CheckpointingTrainer(SharingTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             load_state(self._stateful(), checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        model, name = model or self.model, "default"
+        others = set(getattr(model, "peft_config", {})) - {name}
+        # Transformers 5.18 loads folders of adapters, but not the adapter beside them
+        if others and name in model.peft_config and Path(resume_from_checkpoint, CONFIG_NAME).is_file():
+            model.load_adapter(resume_from_checkpoint, name, is_trainable=name in model.active_adapters)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()  # it loads the active adapter alone

@@ -193,4 +193,4 @@ def test_backward_stops_at_the_first_prompt_also_under_checkpointing(tmp_path, f
     plain, checkpointed = flops(), flops(**{CHECKPOINTING: True})
     whole = flops(**{CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}})
     assert plain < checkpointed < 1.35 * plain
-    assert checkpointed < 0.82 * whole
+    assert checkpointed < 0.95 * whole
