@@ -15,6 +15,7 @@ from ..data.images import list_images, rgb_images
 from ..data.processors import find_processor, image_processor
 from ..models.adapters import check_adapter_weights, evaluation_mode, unwrap
 from ..models.devices import execution_device, one_at_a_time
+from ..models.image_encoder import check_image_inputs, image_inputs
 from ..models.substitution import Recorder, substitute
 from ..models.towers import find_pooling
 from ..tuners.copa import CoPALayer
@@ -36,17 +37,24 @@ class ImageFeatures(nn.Module):
     def __init__(self, model: nn.Module, processor: Any = None) -> None:
         super().__init__()
         self.model, self.processor = model, processor
-        self.path, self.width = find_pooling(unwrap(model))
+        self.pooling = find_pooling(unwrap(model))
         check_adapter_weights(model)
 
-    def forward(self, pixel_values: Tensor, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
+    def forward(
+        self, pixel_values: Tensor, modules: Mapping[str, nn.Module] | None = None, **others: Tensor
+    ) -> Tensor:
         """Return the features of pixels.
 
         Args:
             modules: module path in the model without PEFT's wrapper -> the module to use there in this pass.
+            others: what the model's image processor returns beside the pixels.
+
+        Raises:
+            ValueError: an input is missing, or the model cannot process pixels of this shape.
         """
         model = unwrap(self.model)
-        first, path = next(model.parameters()), self.path
+        check_image_inputs(model, others)
+        first, path, device = next(model.parameters()), self.pooling.path, execution_device(model)
         pooling = model.get_submodule(path)
         if isinstance(pooling, CoPALayer):
             pooling, path = pooling.base_layer, f"{path}.base_layer"
@@ -55,7 +63,8 @@ class ImageFeatures(nn.Module):
         run = getattr(view, "get_image_features", view)  # a whole CLIP needs texts too
         try:
             with one_at_a_time(model):
-                run(pixel_values=pixel_values.to(execution_device(model), first.dtype))
+                moved = {name: value.to(device) for name, value in others.items()}
+                run(pixel_values=pixel_values.to(device, first.dtype), **moved)
         except OF_THE_MACHINE:
             raise
         except (RuntimeError, ValueError) as error:  # torch about channels, Transformers about sizes
@@ -63,13 +72,11 @@ class ImageFeatures(nn.Module):
             raise ValueError(
                 f"{type(model).__name__} cannot process pixels of shape {shape}: {one_line(error)}"
             ) from error
-        features = recorder.only("left")
-        # the first of all tokens; ResNet's features are (B, d, 1, 1)
-        features = features[:, 0] if features.dim() == 3 else features.flatten(1)
+        features = self.pooling.read(recorder.only("left"))
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
-    def pixels(self, images: Any, first: int = 0) -> Tensor:
-        """Return pixels (N, C, H, W) of one PIL image, of several, or of a tensor that holds them already.
+    def inputs(self, images: Any, first: int = 0) -> dict[str, Tensor]:
+        """Return `pixel_values` (N, C, H, W), and what the model needs beside them, of PIL images or of pixels.
 
         Args:
             first: number of the first image, which errors use.
@@ -79,9 +86,9 @@ class ImageFeatures(nn.Module):
         """
         images = self.listed(images)
         if isinstance(images, Tensor):
-            return images
+            return {"pixel_values": images}
         rgb = rgb_images(images, first)
-        return self._image_processor()(images=rgb, return_tensors="pt")["pixel_values"]
+        return image_inputs(self._image_processor()(images=rgb, return_tensors="pt"))
 
     def listed(self, images: Any) -> list[Image.Image] | Tensor:
         """Return one or several PIL images as a list, and pixels (N, C, H, W) unchanged.
@@ -102,7 +109,7 @@ class ImageFeatures(nn.Module):
 
     @torch.no_grad()
     def embed(self, images: Any, batch_size: int = 64, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
-        """Return features (N, d) of images that [`pixels`] takes, batch by batch, with the model in evaluation mode.
+        """Return features (N, d) of images that [`inputs`] takes, batch by batch, with the model in evaluation mode.
 
         Args:
             modules: see [`forward`].
@@ -111,16 +118,17 @@ class ImageFeatures(nn.Module):
         images = self.listed(images)
         starts = range(0, len(images), batch_size)
         bar = tqdm(starts, desc="Embedding", unit="batch", leave=False, disable=len(starts) < 10)
-        batches = (self.pixels(images[start : start + batch_size], start) for start in bar)
+        batches = (self.inputs(images[start : start + batch_size], start) for start in bar)
         with evaluation_mode(self.model):
-            return torch.cat([self(batch, modules) for batch in batches])
+            return torch.cat([self(**batch, modules=modules) for batch in batches])
 
-    def embed_with_gradient(self, pixel_values: Tensor, batch_size: int = 64) -> Tensor:
+    def embed_with_gradient(self, inputs: Mapping[str, Tensor], batch_size: int = 64) -> Tensor:
         """Return features with gradients, and keep the activations of one batch at a time; others are recomputed."""
-        batches = pixel_values.split(batch_size)
-        if len(batches) == 1:
-            return self(pixel_values)
-        return torch.cat([checkpoint(self, batch, use_reentrant=False) for batch in batches])
+        if len(inputs["pixel_values"]) <= batch_size:
+            return self(**inputs)
+        parts = zip(*(value.split(batch_size) for value in inputs.values()), strict=True)
+        batches = (dict(zip(inputs, part, strict=True)) for part in parts)
+        return torch.cat([checkpoint(self, use_reentrant=False, **batch) for batch in batches])
 
     def _image_processor(self) -> Any:
         if self.processor is None:  # several threads may look for it; all find the same

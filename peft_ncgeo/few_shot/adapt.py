@@ -97,7 +97,8 @@ def adapt(
         labels = labels.to(before.device)
         embed = None
         if maps:
-            pixels = encoder.pixels(images).clone()  # tensors made in inference mode cannot be trained on
+            # tensors made in inference mode cannot be trained on
+            pixels = {name: value.clone() for name, value in encoder.inputs(images).items()}
             embed = partial(encoder.embed_with_gradient, pixels, batch_size)
         diverged = ValueError(f"The loss or the features are not finite after {steps} steps; lower lr={lr}.")
         try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .adapters import innermost
 from .text_reading import CLS, MEAN, PADDED, EndOfText, TextReading
 
 
@@ -22,11 +23,21 @@ class Family:
         text: function from the text tower to the rules by which it reads texts; None: they are not known.
         takes_prompts: True if all layers treat vectors after the image tokens as tokens, and only the image tower's
             last output is used.
-        features: names of modules whose output is the pooled image feature, or has it as first token; each runs once
-            in a forward pass.
+        special_tokens: function from the image tower to its number of special tokens, for a tower that takes prompts
+            between them and its patches; None: prompts follow the last token.
+        image_inputs: names of the inputs that an image needs beside its `pixel_values`. A `pixel_attention_mask` also
+            reaches the layers, as a mask of their tokens.
+        features: names of modules in an image tower whose output is the pooled feature, or has it as its first token;
+            each runs once in a forward pass.
+        pooled_tokens: function from the image tower to the number of first tokens whose mean is the feature, or None
+            for all; by default one, [CLS].
+        width: function from the image tower to the feature's width, where it is not the width of the patches.
+        residual_convolutions: True if a 1x1 convolution with the same stride can run beside each larger one of the
+            encoder.
         reads_layers: names of classes that also read inner layers of an image tower; every `...Backbone` does.
         no_texts: reason why texts are not read, where `text` is None.
         no_prompts: reason why images take no prompts.
+        no_features: reason why no pooled image feature can be read.
         no_images: reason why pixels (B, C, H, W) alone are not a valid input.
     """
 
@@ -35,8 +46,14 @@ class Family:
     takes_prompts: bool = False
     features: tuple[str, ...] = ()
     reads_layers: tuple[str, ...] = ()
+    special_tokens: Callable[[Any], int] | None = None
+    image_inputs: tuple[str, ...] = ()
+    pooled_tokens: Callable[[Any], int | None] = lambda tower: 1
+    width: Callable[[Any], int] | None = None
+    residual_convolutions: bool = False
     no_texts: str = ""
     no_prompts: str = ""
+    no_features: str = ""
     no_images: str = ""
 
 
@@ -71,11 +88,26 @@ def _padded(tower: Any) -> TextReading:
     return PADDED
 
 
+def _last_size(tower: Any) -> int:
+    return tower.config.hidden_sizes[-1]
+
+
+def _hidden_size(tower: Any) -> int:
+    return tower.config.hidden_size
+
+
+def _hidden_dim(tower: Any) -> int:
+    return tower.config.hidden_dim
+
+
 _CLIP = ("visual_projection", "post_layernorm")
 _VIT = ("layernorm",)
 _MULTIMODAL = "reads texts only together with images"
 _VIDEO = "reads videos"
 _CONVOLUTIONS = "has no image tokens"
+_POOLS = "merges its image tokens from stage to stage"
+_MAPS = "mixes its image tokens by convolutions or pooling over the whole map"
+_AVERAGES = "averages its features in a forward pass where no module outputs the mean"
 _WINDOWS = "attends within windows of a fixed number of tokens"
 
 FAMILIES = {
@@ -85,7 +117,9 @@ FAMILIES = {
     "deit": Family("DeiT", None, True, _VIT),
     "dinov2": Family("DINOv2", None, True, _VIT),
     "dinov2_with_registers": Family("DINOv2 with registers", None, True, _VIT),
-    "resnet": Family("ResNet", features=("pooler",), no_prompts=_CONVOLUTIONS),
+    "resnet": Family(
+        "ResNet", features=("pooler",), width=_last_size, residual_convolutions=True, no_prompts=_CONVOLUTIONS
+    ),
     "metaclip_2": Family("MetaCLIP 2", _first, True, _CLIP),
     "clipseg": Family("CLIPSeg", _first_or_legacy, True, _CLIP, ("CLIPSegForImageSegmentation",)),
     "owlvit": Family("OwlViT", _largest, True, _CLIP),
@@ -97,19 +131,29 @@ FAMILIES = {
     "chinese_clip": Family("Chinese CLIP", _cls, True, _CLIP),
     "blip": Family("BLIP", _cls, True, ("visual_projection",)),
     "blip_2": Family("BLIP-2", None, True, no_texts=_MULTIMODAL),
-    "align": Family("ALIGN", _cls, no_prompts=_CONVOLUTIONS),
+    "align": Family(
+        "ALIGN",
+        _cls,
+        features=("pooler",),
+        width=lambda tower: tower.encoder.blocks[-1].projection.project_bn.num_features,
+        no_prompts=_CONVOLUTIONS,
+    ),
     "bert": Family("BERT", _cls),
     "roberta": Family("RoBERTa", _roberta),
     "xlm_roberta": Family("XLM-RoBERTa", _roberta),
     "tipsv2": Family("TIPSv2", _mean, True, _VIT),
     "vision_text_dual_encoder": Family("VisionTextDualEncoder", None, True, ("visual_projection",)),
     "vision_encoder_decoder": Family("VisionEncoderDecoder", None, True),
-    "pixio": Family("Pixio", None, True),  # no module outputs the mean of its class tokens
+    "pixio": Family("Pixio", None, True, _VIT, pooled_tokens=lambda tower: tower.embeddings.n_cls_tokens),
     "vit_msn": Family("ViT-MSN", None, True, _VIT),
-    "ijepa": Family("I-JEPA", None, True),
-    "beit": Family("BEiT", None, True, reads_layers=("BeitForSemanticSegmentation",)),  # without relative biases
-    "regnet": Family("RegNet", features=("pooler",), no_prompts=_CONVOLUTIONS),
-    "bit": Family("BiT", features=("pooler",), no_prompts=_CONVOLUTIONS),
+    "ijepa": Family("I-JEPA", None, True, _VIT, pooled_tokens=lambda tower: None),
+    "beit": Family(  # takes prompts without relative biases
+        "BEiT", None, True, ("pooler",), reads_layers=("BeitForSemanticSegmentation",)
+    ),
+    "regnet": Family(
+        "RegNet", features=("pooler",), width=_last_size, residual_convolutions=True, no_prompts=_CONVOLUTIONS
+    ),
+    "bit": Family("BiT", features=("pooler",), width=_last_size, residual_convolutions=True, no_prompts=_CONVOLUTIONS),
     "aimv2": Family(
         "AIMv2",
         features=("visual_projection",),
@@ -119,8 +163,9 @@ FAMILIES = {
     "siglip2": Family(
         "SigLIP 2",
         _padded,
-        no_prompts="reads flattened patches with a mask and sizes beside them",
-        no_images="needs pixel_attention_mask and spatial_shapes beside the pixels",
+        True,
+        ("head",),
+        image_inputs=("pixel_attention_mask", "spatial_shapes"),
     ),
     "flava": Family(
         "FLAVA",
@@ -128,16 +173,46 @@ FAMILIES = {
         no_texts="projects every token of a text",
         no_prompts="passes tuples instead of tokens from layer to layer",
     ),
-    "data2vec": Family("Data2Vec", no_prompts="gives its layers position biases of a fixed size"),
-    "dinov3_vit": Family(
-        "DINOv3",
-        no_prompts="rotates its last tokens as patches, and prompts before its patches are not built yet",
+    "data2vec": Family(
+        "Data2Vec", features=("pooler",), no_prompts="gives its layers position biases of a fixed size"
     ),
+    "dinov3_vit": Family(
+        "DINOv3", None, True, ("norm",), special_tokens=lambda tower: 1 + tower.embeddings.register_tokens.shape[1]
+    ),
+    "dinov3_convnext": Family("DINOv3 ConvNeXt", features=("layer_norm",), width=_last_size, no_prompts=_CONVOLUTIONS),
     "mlcd": Family("MLCD", no_prompts="rotates its tokens by their 2-D positions in the image"),
     "vit_mae": Family("ViTMAE", no_prompts="drops patches at random"),
     "yolos": Family("YOLOS", no_prompts="reads detection tokens at the end, where prompts would be placed"),
-    "swin": Family("Swin", no_prompts=_WINDOWS),
-    "swinv2": Family("Swin V2", no_prompts=_WINDOWS),
+    "swin": Family("Swin", features=("pooler",), width=_hidden_size, no_prompts=_WINDOWS),
+    "swinv2": Family("Swin V2", features=("pooler",), width=_hidden_size, no_prompts=_WINDOWS),
+    "hiera": Family("Hiera", features=("pooler",), width=_hidden_size, no_prompts=_POOLS),
+    "pvt": Family("PVT", features=("encoder.layer_norm",), width=_last_size, no_prompts=_POOLS),
+    "pvt_v2": Family("PVTv2", no_prompts=_POOLS, no_features=_AVERAGES),
+    "segformer": Family("SegFormer", no_prompts=_POOLS, no_features=_AVERAGES),
+    "cvt": Family("CvT", no_prompts=_POOLS, no_features=_AVERAGES),
+    "levit": Family("LeViT", no_prompts=_POOLS, no_features=_AVERAGES),
+    "poolformer": Family("PoolFormer", no_prompts=_MAPS, no_features=_AVERAGES),
+    "swiftformer": Family("SwiftFormer", no_prompts=_MAPS, no_features=_AVERAGES),
+    "mobilevit": Family("MobileViT", no_prompts=_MAPS, no_features=_AVERAGES),
+    "mobilevitv2": Family("MobileViTV2", no_prompts=_MAPS, no_features=_AVERAGES),
+    "focalnet": Family("FocalNet", features=("pooler",), width=lambda tower: tower.num_features, no_prompts=_MAPS),
+    "hgnet_v2": Family("HGNetV2", no_prompts=_CONVOLUTIONS),
+    "pp_lcnet": Family("PP-LCNet", no_prompts=_CONVOLUTIONS),
+    "convnext": Family("ConvNeXt", features=("layernorm",), width=_last_size, no_prompts=_CONVOLUTIONS),
+    "convnextv2": Family("ConvNeXt V2", features=("layernorm",), width=_last_size, no_prompts=_CONVOLUTIONS),
+    "efficientnet": Family("EfficientNet", features=("pooler",), width=_hidden_dim, no_prompts=_CONVOLUTIONS),
+    "mobilenet_v1": Family(
+        "MobileNetV1",
+        features=("pooler",),
+        width=lambda tower: innermost(tower.layer[-1].convolution).out_channels,
+        no_prompts=_CONVOLUTIONS,
+    ),
+    "mobilenet_v2": Family(
+        "MobileNetV2",
+        features=("pooler",),
+        width=lambda tower: innermost(tower.conv_1x1.convolution).out_channels,
+        no_prompts=_CONVOLUTIONS,
+    ),
     "x_clip": Family("X-CLIP", _largest, True, no_images=_VIDEO),
     "videomae": Family("VideoMAE", None, True, no_images=_VIDEO),
     "vivit": Family("ViViT", None, True, no_images=_VIDEO),

@@ -2,35 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
 from .adapters import unwrap
+from .families import find_family
 from .heads import HEAD, classifier
 from .substitution import Recorder, substitute
 
+_BESIDE_PIXELS = ("pixel_attention_mask", "spatial_shapes")  # what SigLIP 2 with patches of any number needs
 
-def encode_images(model: nn.Module, pixel_values: Tensor) -> Tensor:
+
+def image_inputs(batch: Mapping[str, Any], device: Any = None) -> dict[str, Tensor]:
+    """Return the inputs of an image tower in a batch: `pixel_values`, and what some models need beside them.
+
+    Args:
+        batch: output of an image processor, or a batch of a data loader.
+        device: device to which the inputs are moved; None: they stay where they are.
+    """
+    names = ["pixel_values", *(name for name in _BESIDE_PIXELS if name in batch)]
+    return {name: batch[name] if device is None else batch[name].to(device) for name in names}
+
+
+def check_image_inputs(model: nn.Module, others: Mapping[str, Any]) -> None:
+    """Raise a ValueError if an input that the model needs beside its pixels is missing.
+
+    Args:
+        others: inputs beside the pixels.
+    """
+    base = unwrap(model)
+    for module in (base, *base.children()):
+        family = find_family(module)
+        for name in family.image_inputs if family else ():
+            if others.get(name) is None:
+                raise ValueError(
+                    f"{type(base).__name__} needs {name} beside pixel_values; pass images, or all that its own image "
+                    "processor returns for them."
+                )
+
+
+def encode_images(model: nn.Module, pixel_values: Tensor, **others: Tensor) -> Tensor:
     """Return the raw features (B, d) of pixels (B, C, H, W).
 
     Features of a CLIP are projected and not normalised; those of an image classifier are the input of its head.
+
+    Args:
+        others: what the model's image processor returns beside the pixels, see [`image_inputs`].
+
+    Raises:
+        ValueError: an input that the model needs beside the pixels is missing.
     """
     base = unwrap(model)
     if hasattr(base, "get_image_features"):
-        return base.get_image_features(pixel_values=pixel_values).pooler_output
-    return encode_and_classify(model, pixel_values)[0]
+        check_image_inputs(model, others)
+        return base.get_image_features(pixel_values=pixel_values, **others).pooler_output
+    return encode_and_classify(model, pixel_values, **others)[0]
 
 
-def encode_and_classify(model: nn.Module, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+def encode_and_classify(model: nn.Module, pixel_values: Tensor, **others: Tensor) -> tuple[Tensor, Tensor]:
     """Return the features (B, d) that a classification model's head takes, and its logits (B, K).
 
+    Args:
+        others: see [`encode_images`].
+
     Raises:
-        ValueError: the model has no head, or does not call it exactly once.
+        ValueError: the model has no head, or does not call it exactly once; or an input is missing.
     """
+    check_image_inputs(model, others)
     head = classifier(model)
     if head is None:
         raise ValueError(f"{type(unwrap(model)).__name__} has neither a text tower nor a classification head.")
     base = unwrap(model)
     path = next(path for path, module in getattr(base, HEAD).named_modules(prefix=HEAD) if module is head)
     recorder = Recorder(head)
-    logits = substitute(base, {path: recorder})(pixel_values=pixel_values).logits
+    logits = substitute(base, {path: recorder})(pixel_values=pixel_values, **others).logits
     return recorder.only("entered").flatten(1), logits  # ResNet's features are (B, d, 1, 1)

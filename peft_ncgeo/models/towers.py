@@ -39,6 +39,8 @@ class Tower:
     max_length: int | None = None  # text only: number of tokens, special ones included
     reading: TextReading | None = None  # text only: rules by which it reads texts; None: unknown
     table: str = ""  # text only: name of the embeddings of tokens in `embeddings`
+    special_tokens: int | None = None  # vision only: number of tokens before prompts; None: prompts are the last
+    is_masked: bool = False  # vision only: True if layers get a mask of the tokens that the embeddings give
 
 
 def _join(*parts: str) -> str:
@@ -46,7 +48,7 @@ def _join(*parts: str) -> str:
 
 
 def _layer_list(module: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    for path in ("encoder.layers", "encoder.layer", "layers"):
+    for path in ("encoder.layers", "encoder.layer", "layers", "model.layer"):
         found: nn.Module | None = module
         for part in path.split("."):
             found = getattr(found, part, None)
@@ -82,12 +84,12 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
         if table is not None:
             towers.setdefault("text", _text_tower(module, path, layer_paths, table))
         elif "vision" not in towers:
-            # CLIP says `patch_embedding`, the ViT family `patch_embeddings` with the convolution one level down.
-            patches = getattr(embeddings, "patch_embedding", None)
-            patches = patches or getattr(getattr(embeddings, "patch_embeddings", None), "projection", None)
-            patches = innermost(patches)
-            if hasattr(patches, "out_channels"):
-                towers["vision"] = Tower(path, layer_paths, patches.out_channels)
+            width = _patch_width(embeddings)
+            if width is not None:
+                family = find_family(module)
+                special_tokens = family.special_tokens(module) if family and family.special_tokens else None
+                is_masked = family is not None and "pixel_attention_mask" in family.image_inputs
+                towers["vision"] = Tower(path, layer_paths, width, special_tokens=special_tokens, is_masked=is_masked)
     unknown = set(exclude) - found
     if unknown:
         raise ValueError(f"exclude_modules names {sorted(unknown)[0]!r}, which {type(model).__name__} does not have.")
@@ -103,18 +105,45 @@ def _text_tower(module: Any, path: str, layers: tuple[str, ...], table: str) -> 
     return Tower(path, layers, innermost(getattr(embeddings, table)).embedding_dim, length, reading, table)
 
 
+def _patch_width(embeddings: nn.Module) -> int | None:
+    """Return the width of patch embeddings, or None for other embeddings.
+
+    CLIP has a convolution `patch_embedding`, SigLIP 2 a linear layer; the ViT family has `patch_embeddings` with the
+    convolution one level down, and DINOv3 has the convolution itself.
+    """
+    patches = getattr(embeddings, "patch_embedding", None) or getattr(embeddings, "patch_embeddings", None)
+    patches = innermost(patches)
+    patches = innermost(getattr(patches, "projection", patches))
+    return getattr(patches, "out_channels", None) or getattr(patches, "out_features", None)
+
+
 class Pooling(NamedTuple):
-    """Path of the module whose output holds an image's feature, and the feature's width d."""
+    """Path of the module whose output holds an image's feature, and the feature's width d.
+
+    The feature is the mean of the first `tokens` rows of that output (None: of all), if it holds tokens.
+    """
 
     path: str
     width: int
+    tokens: int | None = 1
+
+    def read(self, output: Tensor) -> Tensor:
+        """Return the features (B, d) in the module's output."""
+        rows = channels_last(output, self.width)
+        return rows[:, : self.tokens].mean(1) if rows.dim() == 3 else rows
+
+
+def channels_last(output: Tensor, width: int) -> Tensor:
+    """Return a pooled map (B, d, 1) or (B, d, 1, 1) as (B, d); features (B, d) or (B, L, d) stay as they are."""
+    return output if output.shape[-1] == width else output.flatten(1)
 
 
 def find_pooling(model: nn.Module) -> Pooling:
     """Find the module that outputs the pooled image feature of a vision backbone.
 
-    It is CLIP's `visual_projection`; the last layer norm of ViT, DeiT, DINOv2 and of CLIP's vision tower without
-    projection; SigLIP's pooling head; ResNet's pooler. [`~peft_ncgeo.models.families.FAMILIES`] lists the others.
+    It is CLIP's `visual_projection`; the last layer norm of ViT, DeiT, DINOv2, DINOv3 and of CLIP's vision tower
+    without projection; SigLIP's pooling head; the pooler of ResNet, BEiT and Swin.
+    [`~peft_ncgeo.models.families.FAMILIES`] lists the others.
 
     Raises:
         ValueError: the model is of an unknown family, returns feature maps, or reads images only together with texts.
@@ -122,10 +151,12 @@ def find_pooling(model: nn.Module) -> Pooling:
     modules: dict[str, Any] = dict(model.named_modules())
     base = unwrap(model)
     vision = find_towers(model).get("vision")
-    tower = None if vision is None else parent_path(vision.embeddings)
     places = [(owner, "visual_projection") for owner in modules]
-    places += [(tower, name) for name in ("head", "post_layernorm", "layernorm") if tower is not None]
-    places += [(owner, "pooler") for owner in modules]
+    owners = [] if vision is None else [parent_path(vision.embeddings)]
+    owners += [path for path, module in modules.items() if getattr(module, "main_input_name", None) == "pixel_values"]
+    for owner in owners:
+        family = find_family(modules[owner])
+        places += [(owner, name) for name in (family.features if family else ()) if name != "visual_projection"]
     if family_name(base) is not None and find_family(base) is None:  # it may change its tower's feature
         places = []
     for owner, name in places:
@@ -139,10 +170,15 @@ def find_pooling(model: nn.Module) -> Pooling:
             raise ValueError(f"{type(base).__name__} reads an image only together with a text; use its image tower.")
         if name == "visual_projection":
             return Pooling(path, _width_of_output(modules[path]))
-        return Pooling(path, holder.config.hidden_sizes[-1] if vision is None else vision.width)
+        width = family.width(holder) if family.width else vision.width if vision else None
+        if width is not None:
+            return Pooling(path, width, family.pooled_tokens(holder))
+    name, reason = type(base).__name__, first_reason(model.modules(), "no_features")
+    if any(map(reads_layers, modules.values())):
+        reason = "makes feature maps of inner layers, not one feature"
     raise ValueError(
-        f"The pooled feature of {type(base).__name__} is not known; use one of these backbones: "
-        f"{list_families(lambda family: family.features)}."
+        f"{f'{name} {reason}' if reason else f'The pooled feature of {name} is not known'}; use one of these "
+        f"backbones: {list_families(lambda family: family.features)}."
     )
 
 
@@ -165,7 +201,11 @@ def find_residual_places(model: nn.Module) -> list[str]:
                 raise ValueError(f"{layer} of {name} has no attention and MLP for residual adapters; leave them out.")
             places += found
         return places
-    stages = find_pooling(model).path.removesuffix("pooler") + "encoder."
+    stages = tuple(
+        f"{path}.encoder." if path else "encoder."
+        for path, module in modules.items()
+        if (family := find_family(module)) and family.residual_convolutions and hasattr(module, "pooler")
+    )
     inside = tuple(f"{path}." for path, module in modules.items() if isinstance(module, BaseTunerLayer))
     places = [
         path
@@ -223,8 +263,8 @@ def check_encoders(model: nn.Module) -> None:
 
     Raises:
         ValueError: a model that reads no text and has no classification head.
-        NotImplementedError: a model that reads videos; SigLIP 2 with its variable number of patches; a model with text
-            features but no image features; a text tower of an unknown family.
+        NotImplementedError: a model that reads videos; a model with text features but no image features; a text tower
+            of an unknown family.
     """
     base = unwrap(model)
     reason = first_reason([base], "no_images")

@@ -22,7 +22,8 @@ class PromptConfig(PeftConfig):
 
     Text: learned vectors replace slots `1..num_text_tokens` of the tokenised template (after [BOS], before the class
     name); each further layer below `text_depth` overwrites them with its own vectors. Vision: `num_vision_tokens`
-    vectors follow the patches; each further layer below `vision_depth` overwrites them.
+    vectors follow the patches, or precede them in DINOv3, whose last tokens must be patches; each further layer below
+    `vision_depth` overwrites them.
 
     Args:
         num_text_tokens: learned vectors in each prompted text layer. 0: no text prompts.

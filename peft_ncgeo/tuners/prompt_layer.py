@@ -202,32 +202,92 @@ class TextLayerWithPrompt(PromptLayer):
         return self.base_layer(hidden_states, *args, **kwargs)
 
 
+def _around(hidden_states: Tensor, special_tokens: int | None, count: int) -> list[Tensor]:
+    """Return the image's tokens before and after `count` prompts in `(B, L, width)`.
+
+    Prompts follow the special tokens; None: they are the last tokens.
+    """
+    start = hidden_states.shape[1] - count if special_tokens is None else special_tokens
+    return [hidden_states[:, :start], hidden_states[:, start + count :]]
+
+
+def _grow_mask(mask: Any, tokens: int) -> Any:
+    """Return an attention mask for more tokens, which all tokens attend to, of the kind that Transformers makes.
+
+    It hides keys alone: (B, 1, L, L), True or 0 where a token is seen, or (B, L), nonzero there.
+
+    Raises:
+        NotImplementedError: a mask of another kind, as flex attention has.
+    """
+    if mask is not None and not isinstance(mask, Tensor):
+        raise NotImplementedError(
+            f"An attention mask of type {type(mask).__name__} cannot be grown for prompts; load the model with "
+            "attn_implementation='sdpa'."
+        )
+    if mask is None or mask.shape[-1] == tokens:
+        return mask
+    seen = 0.0 if mask.is_floating_point() else 1
+    if mask.dim() == 2:
+        return nn.functional.pad(mask, (0, tokens - mask.shape[-1]), value=seen)
+    return nn.functional.pad(mask[..., :1, :], (0, tokens - mask.shape[-1]), value=seen).expand(-1, -1, tokens, -1)
+
+
 class VisionEmbeddingsWithPrompt(PromptLayer):
-    """Wrapped vision embeddings: n vectors follow [CLS] and the patches, without position embeddings."""
+    """Wrapped vision embeddings: n vectors without position embeddings join the image tokens.
+
+    Args:
+        special_tokens: number of tokens that they follow; None: they follow all tokens.
+    """
+
+    def __init__(self, base_layer: nn.Module, prefix: str, special_tokens: int | None = None) -> None:
+        super().__init__(base_layer, prefix)
+        self.special_tokens = special_tokens
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         hidden_states = self.base_layer(*args, **kwargs)
         prompt = self.active_prompt(hidden_states)
-        return hidden_states if prompt is None else torch.cat([hidden_states, prompt], dim=1)
+        if prompt is None:
+            return hidden_states
+        before, after = _around(hidden_states, self.special_tokens, 0)
+        return torch.cat([before, prompt, after], dim=1)
 
 
 class VisionLayerWithPrompt(PromptLayer):
-    """Wrapped vision layer: its vectors overwrite the last n tokens, or are appended if they are the tower's first.
+    """Wrapped vision layer: its vectors overwrite the tower's prompts, or join the tokens if they are the first.
 
     The tower's last layer removes them: some heads average all patch tokens, and prompts must not be part of that.
+    The `hidden_states` that a model gives out hold them.
+
+    Args:
+        special_tokens: number of tokens that they follow; None: they follow all tokens.
+        is_last: True for the tower's last layer.
     """
 
     other_param_names = ("num_tokens", "sources", "is_entry")
 
-    def __init__(self, base_layer: nn.Module, prefix: str, is_last: bool) -> None:
+    def __init__(self, base_layer: nn.Module, prefix: str, is_last: bool, special_tokens: int | None = None) -> None:
         super().__init__(base_layer, prefix)
-        self.is_last = is_last
+        self.is_last, self.special_tokens = is_last, special_tokens
         self.is_entry: dict[str, bool] = {}
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         prompt = self.active_prompt(hidden_states)
         if prompt is not None:
-            kept = hidden_states if self.is_entry[self.active_adapters[0]] else hidden_states[:, : -prompt.shape[1]]
-            hidden_states = torch.cat([kept, prompt], dim=1)
-        hidden_states = self.base_layer(hidden_states, *args, **kwargs)
-        return hidden_states[:, : -self.active_tokens] if self.is_last and self.active_tokens else hidden_states
+            written = 0 if self.is_entry[self.active_adapters[0]] else prompt.shape[1]
+            before, after = _around(hidden_states, self.special_tokens, written)
+            hidden_states = torch.cat([before, prompt, after], dim=1)
+        hidden_states = self._run(hidden_states, *args, **kwargs)
+        if self.is_last and self.active_tokens:
+            return torch.cat(_around(hidden_states, self.special_tokens, self.active_tokens), dim=1)
+        return hidden_states
+
+    def _run(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return the base layer's output."""
+        return self.base_layer(hidden_states, *args, **kwargs)
+
+
+class MaskedVisionLayerWithPrompt(VisionLayerWithPrompt):
+    """The same in a tower whose layers get a mask of the image's own tokens: it is grown for the prompts."""
+
+    def _run(self, hidden_states: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return self.base_layer(hidden_states, _grow_mask(attention_mask, hidden_states.shape[1]), *args, **kwargs)

@@ -19,6 +19,7 @@ from ..models.towers import Tower, find_towers
 from ..validation import short_repr
 from .prompt_config import PromptConfig
 from .prompt_layer import (
+    MaskedVisionLayerWithPrompt,
     PromptLayer,
     TextEmbeddingsWithPrompt,
     TextLayerWithPrompt,
@@ -71,8 +72,8 @@ class PromptModel(TunerModel):
                 raise ValueError(f"first_layer={first}, but the {kind} tower has {len(tower.layers)} layers.")
             if first + depth > len(tower.layers):
                 clipped.append(f"{kind}_depth={depth} > {len(tower.layers) - first}")
-            # the embeddings are the entry of layer 0
-            entries = list(tower.layers) if first else [tower.embeddings, *tower.layers[1:]]
+            # the embeddings are the entry of layer 0, but a mask of the tokens is made of what they give
+            entries = list(tower.layers) if first or tower.is_masked else [tower.embeddings, *tower.layers[1:]]
             prompted[kind] = entries[first : first + depth]
             places = wrap_all(tower, num_tokens, prompted[kind])
             for path in prompted[kind]:
@@ -123,9 +124,11 @@ def _wrap_text(tower: Tower, num_tokens: int, prompted: list[str]) -> dict[str, 
 
 
 def _wrap_vision(tower: Tower, num_tokens: int, prompted: list[str]) -> dict[str, InjectionPoint]:
-    last = tower.layers[-1]
-    return {tower.embeddings: InjectionPoint(VisionEmbeddingsWithPrompt, num_tokens)} | {
-        path: InjectionPoint(partial(VisionLayerWithPrompt, is_last=path == last), num_tokens) for path in tower.layers
+    embeddings = partial(VisionEmbeddingsWithPrompt, special_tokens=tower.special_tokens)
+    kind = MaskedVisionLayerWithPrompt if tower.is_masked else VisionLayerWithPrompt
+    layer, last = partial(kind, special_tokens=tower.special_tokens), tower.layers[-1]
+    return {tower.embeddings: InjectionPoint(embeddings, num_tokens)} | {
+        path: InjectionPoint(partial(layer, is_last=path == last), num_tokens) for path in tower.layers
     }
 
 

@@ -141,7 +141,7 @@ def test_nothing_asks_to_run_code(custom):
     backbone = tiny_vit()
     backbone.name_or_path = str(custom)
     with pytest.raises(ValueError, match="pass processor"):
-        ImageFeatures(backbone).pixels(tiny_images(1)["image"][:])
+        ImageFeatures(backbone).inputs(tiny_images(1)["image"][:])
 
 
 @pytest.mark.parametrize(

@@ -206,11 +206,10 @@ NO_IMAGE_PROMPTS = {
     "FLAVA": (flava, "tuples"),
     "MLCD": (lambda: build("MLCDVisionModel", **IMAGE), "2-D positions"),
     "YOLOS": (lambda: build("YolosModel", **{**IMAGE, "image_size": [16, 16]}), "detection tokens"),
-    "DINOv3": (lambda: build("DINOv3ViTModel", **IMAGE, num_register_tokens=2), "not built yet"),
+    "DINOv3Backbone": (lambda: build("DINOv3ViTBackbone", **IMAGE, out_features=["stage1"]), "feature maps"),
     "AIMv2": (lambda: build("Aimv2VisionModel", **IMAGE), "yet"),
-    "SigLIP 2": (siglip2, "flattened patches"),
     "ResNet": (lambda: build("ResNetModel", hidden_sizes=[8, 8], depths=[1, 1], embedding_size=8), "no image tokens"),
-    "ConvNext": (lambda: build("ConvNextModel", hidden_sizes=[8] * 4, depths=[1] * 4), "not known"),
+    "ConvNext": (lambda: build("ConvNextModel", hidden_sizes=[8] * 4, depths=[1] * 4), "no image tokens"),
 }
 
 
@@ -281,9 +280,9 @@ def retrieval() -> PreTrainedModel:
 
 
 NO_FEATURE = {
-    "Pixio": (TAKES_PROMPTS["Pixio"], "not known"),
-    "Dinov2Backbone": (NO_IMAGE_PROMPTS["Dinov2Backbone"][0], "not known"),
-    "DepthAnything": (depth_anything, "not known"),
+    "Dinov2Backbone": (NO_IMAGE_PROMPTS["Dinov2Backbone"][0], "feature maps"),
+    "DepthAnything": (depth_anything, "feature maps"),
+    "LeViT": (lambda: build("LevitModel", **LEVIT), "no module outputs the mean"),
     "LLaVA": (llava, "not known"),
     "BLIP, retrieval": (retrieval, "not known"),
     "CLIPSeg, segmentation": (segmentation, "only together with a text"),
@@ -344,10 +343,6 @@ def test_layers_that_the_model_calls_one_by_one_are_no_head(tmp_path):
 NO_IMAGES = {
     "X-CLIP": (TEXT_TOWERS["X-CLIP"][0], "videos"),
     "VideoMAE": (lambda: build("VideoMAEForVideoClassification", **IMAGE, num_frames=2, num_labels=3), "videos"),
-    "SigLIP 2": (
-        lambda: build("Siglip2ForImageClassification", vision_config={**SIZES, "patch_size": 8, "num_patches": 4}),
-        "spatial_shapes",
-    ),
 }
 
 

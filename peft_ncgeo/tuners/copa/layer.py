@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...models.substitution import shallow_copy
+from ...models.towers import channels_last
 from ..tuner_layer import TunerLayer
 
 RESIDUAL_START = 1e-4  # times the identity, as in TSA
@@ -55,7 +56,7 @@ class CoPALayer(TunerLayer):
         if self.heads is None:
             return features
         image = self.heads[0]
-        rows = features.flatten(1) if features.dim() == 4 else features  # ResNet's features are (B, d, 1, 1)
+        rows = channels_last(features, self.width)
         return (rows.to(image.dtype) @ image).to(features.dtype).view(features.shape)
 
 

@@ -85,10 +85,15 @@ def vision_prompts(spec):
 
 @torch.no_grad()
 def duplicates(spec):
-    """Prompts that repeat all tokens of the one image change nothing in attention over a set."""
+    """Prompts that repeat all tokens of the one image change nothing in attention over a set.
+
+    Where patches know their place by rotation, as in DINOv3, copies of them at no place are other tokens.
+    """
     x = image_inputs(spec, batch=1)
     base = spec.build()
     tower = find_towers(base)["vision"]
+    if tower.special_tokens is not None:
+        return
     seen = []
     handle = base.get_submodule(tower.embeddings).register_forward_hook(
         lambda m, a, o: seen.append(o[0] if isinstance(o, tuple) else o)
@@ -205,7 +210,7 @@ def copa(spec):
         model = get_peft_model(spec.build(), CoPAConfig()).eval()
         pooling = find_pooling(spec.build())
         require(same(call(model), base, 1e-5), "identity heads change the output")
-        feats = ImageFeatures(spec.build())(image_inputs(spec)["pixel_values"])
+        feats = ImageFeatures(spec.build())(**image_inputs(spec))
         require(feats.shape == (3, pooling.width), f"features {tuple(feats.shape)}, width {pooling.width}")
         if spec.kind == "dual":
             own = base[0]
