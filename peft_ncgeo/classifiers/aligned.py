@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..models.adapters import adapter_layers, adapter_parameters, check_adapter_
 from ..models.devices import execution_device
 from ..models.feature_extractor import FeatureExtractor, extract_features
 from ..models.heads import classifier, linear_classifier, linear_parameter
+from ..models.image_encoder import image_inputs
 from ..models.towers import check_encoders, reads_text
 from ..validation import short_repr
 from .image_features import check_rows
@@ -102,7 +103,8 @@ def align_classifier(
 
     Args:
         model: plain or under PEFT.
-        dataset: labelled training images, or batches with `pixel_values` (B, C, H, W) and `labels` (B,).
+        dataset: labelled training images, or batches with `pixel_values` (B, C, H, W) and `labels` (B,), and what else
+            the model's image processor returns.
         fraction: 0 (no change) to 1 (weights parallel to the means). [`sweep_alignment`] helps to choose it.
         processing_class: the model's (image) processor. Default: loaded from the base model's name or path.
         validation: images to report accuracy on. Default: `dataset`, whose features are then kept, (N, d) float32.
@@ -287,7 +289,7 @@ class _Encoder:
             raise ValueError("Class texts need names; pass a datasets.Dataset with a ClassLabel column.")
         features, labels, collapse = [], [], None
         for batch in self._batches(dataset):
-            own = self._encode(batch["pixel_values"])
+            own = self._encode(batch)
             if collapse is None:
                 classes = len(names) if names else linear_parameter(self.model).shape[0]
                 collapse = NeuralCollapse(classes, own.shape[1], keep_samples=False)
@@ -331,13 +333,12 @@ class _Encoder:
         return nn.functional.linear(features, rows.to(features), None if bias is None else bias.to(features))
 
     def features(self, images: Sequence[Image.Image]) -> Tensor:
-        pixels = self._image_processor()(images=rgb_images(images), return_tensors="pt")
-        features = self._encode(pixels["pixel_values"]).cpu()
+        features = self._encode(self._image_processor()(images=rgb_images(images), return_tensors="pt")).cpu()
         check_rows(features, "features of image", range(len(images)))
         return features
 
-    def _encode(self, pixel_values: Tensor) -> Tensor:
-        return extract_features(self.extractor, pixel_values=pixel_values.to(self.device))["image_features"].float()
+    def _encode(self, batch: Mapping[str, Any]) -> Tensor:
+        return extract_features(self.extractor, **image_inputs(batch, self.device))["image_features"].float()
 
     def _batches(self, dataset: Any) -> Iterator[dict[str, Tensor]]:
         if isinstance(dataset, Dataset):

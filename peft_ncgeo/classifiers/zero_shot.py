@@ -18,7 +18,7 @@ from ..geometry.sphere import cosine_logits
 from ..loading.load import fetch_adapter, load_adapter
 from ..models.adapters import check_adapter_weights, unwrap
 from ..models.devices import execution_device, one_at_a_time
-from ..models.image_encoder import encode_images
+from ..models.image_encoder import encode_images, image_inputs
 from ..models.snapshots import unchanged_on_error
 from ..models.templates import DEFAULT_TEMPLATE, check_template
 from ..models.text_encoder import encode_texts
@@ -134,9 +134,9 @@ class ZeroShotClassifier:
         logits = [text.new_zeros(0, len(text), dtype=torch.float32)]
         for start in tqdm(starts, desc="Classifying", disable=len(starts) < 10):
             batch = rgb_images(images[start : start + batch_size], start)
-            pixels = self.processor.image_processor(images=batch, return_tensors="pt")["pixel_values"]
+            inputs = image_inputs(self.processor.image_processor(images=batch, return_tensors="pt"), self._device)
             with one_at_a_time(self.model):
-                features = encode_images(self.model, pixels.to(self._device))
+                features = encode_images(self.model, **inputs)
             logits.append(cosine_logits(features, text, logit_scale(self.model), logit_bias(self.model)).float())
         found = torch.cat(logits)
         check_rows(found, "logits of image", range(len(images)))  # once: each check waits for the device

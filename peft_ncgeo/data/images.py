@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from PIL import ExifTags, Image, ImageOps
 
+from ..models.image_encoder import image_inputs
 from ..validation import one_line
 from .sampling import label_array
 from .white_level import column_white_level, lacks_white_level, white_level
@@ -193,7 +194,8 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
 class ImageCollator:
     """Collator of [`LabelledImages`] samples into `pixel_values` (B, C, H, W), `labels` (B,) and a list `views`.
 
-    There are no `pixel_values` for samples without images, and no `views` for samples without fixed views.
+    What a model needs beside them is handed on, see [`~peft_ncgeo.models.image_encoder.image_inputs`]. There are no
+    `pixel_values` for samples without images, and no `views` for samples without fixed views.
     """
 
     def __init__(self, image_processor: Any) -> None:
@@ -203,7 +205,7 @@ class ImageCollator:
         batch: dict[str, Any] = {"labels": torch.tensor([sample["label"] for sample in samples], dtype=torch.int64)}
         if "image" in samples[0]:
             images = [sample["image"] for sample in samples]
-            batch["pixel_values"] = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
+            batch |= image_inputs(self.image_processor(images=images, return_tensors="pt"))
         if "view" in samples[0]:
             batch["views"] = [sample["view"] for sample in samples]  # on the host, like their features
         return batch

@@ -48,4 +48,7 @@ def input_size(image_processor: Any) -> tuple[int, int]:
             return size["width"], size["height"]
         if "shortest_edge" in size:
             return size["shortest_edge"], size["shortest_edge"]
-    raise ValueError(f"{type(image_processor).__name__} does not say which size of images it makes.")
+    raise ValueError(
+        f"{type(image_processor).__name__} does not say which size of images it makes, so they cannot be cropped to "
+        "it; take augmentation='none'."
+    )

@@ -48,14 +48,15 @@ class FeatureExtractor(nn.Module):
         pixel_values: Tensor | None = None,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        **beside_pixels: Tensor,
     ) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
         if pixel_values is not None:  # ResNet's layers do not cast their inputs
             pixel_values = pixel_values.to(next(self.model.parameters()).dtype)
         if pixel_values is not None and reads_text(self.model):
-            out["image_features"] = encode_images(self.model, pixel_values)
+            out["image_features"] = encode_images(self.model, pixel_values, **beside_pixels)
         elif pixel_values is not None:
-            out["image_features"], out["logits"] = encode_and_classify(self.model, pixel_values)
+            out["image_features"], out["logits"] = encode_and_classify(self.model, pixel_values, **beside_pixels)
         if input_ids is not None:
             out["text_features"] = encode_texts(self.model, input_ids, attention_mask)
         return out

@@ -16,6 +16,7 @@ from ..metrics.accuracy import accuracy, balanced_accuracy, harmonic_mean
 from ..models.adapters import trained_outside
 from ..models.feature_extractor import FeatureExtractor, extract_features
 from ..models.heads import linear_classifier
+from ..models.image_encoder import image_inputs
 from ..models.towers import logit_bias, logit_scale
 from .callbacks.monitor import GeometryMonitor
 from .measurement import Measurement, Measurements
@@ -153,7 +154,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         inputs, text = self._prepare_inputs(inputs), self._measurement.text_features
         with self.accelerator.autocast():
-            out = extract_features(self.extractor, pixel_values=inputs["pixel_values"])
+            out = extract_features(self.extractor, **image_inputs(inputs))
         if text is None:
             logits = out["logits"]
         else:

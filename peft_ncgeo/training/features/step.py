@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...data.images import LabelledImages
 from ...models.feature_extractor import FeatureExtractor, extract_features
+from ...models.image_encoder import image_inputs
 from ...models.towers import reads_text
 from ..arguments import GeometryTrainingArguments
 from .teacher import FrozenTeacher
@@ -59,12 +60,13 @@ class StepFeatures:
 
         Args:
             model: the extractor, under DDP where there are several processes.
-            inputs: `pixel_values` (B, C, H, W), or `views` where the images' features are known.
+            inputs: `pixel_values` (B, C, H, W) with what the model needs beside them, or `views` where the images'
+                features are known.
             is_last: whether the optimiser steps after this micro-batch.
         """
         new = {} if self.step_text is not None else dict(self.texts)
         if "pixel_values" in inputs:
-            new["pixel_values"] = inputs["pixel_values"]
+            new |= image_inputs(inputs)
         out: dict[str, Tensor] = model(**new) if new else {}
         if self.student_views is not None:
             out["image_features"] = self.student_views.of(inputs["views"], inputs["labels"].device)
@@ -83,7 +85,7 @@ class StepFeatures:
         if self.frozen_views is not None:
             features = self.frozen_views.of(inputs["views"], inputs["labels"].device)
         else:
-            features = self.teacher.image_features(inputs["pixel_values"])
+            features = self.teacher.image_features(**image_inputs(inputs))
         return {"frozen_image_features": features}
 
     def frozen_texts(self, device: Any) -> dict[str, Tensor]:
@@ -99,7 +101,7 @@ class StepFeatures:
         if not images.views or seen < 2 * images.views:
             return
 
-        def embed(encoder: Callable[[Tensor], Tensor]) -> ViewFeatures:
+        def embed(encoder: Callable[..., Tensor]) -> ViewFeatures:
             return ViewFeatures(
                 images, collate, encoder, args.device, args.eval_batch_size, quiet=bool(args.disable_tqdm)
             )
@@ -107,11 +109,9 @@ class StepFeatures:
         sample = collate([images.fixed_view(0)])
         if "views" not in sample:
             return  # a collator of the user's own, which does not say which views it holds
-        pixels = sample["pixel_values"].to(args.device)
-        if reads_text(self.extractor.model) and never_changes(self.extractor, self.extractor(pixel_values=pixels)):
-            self.student_views = embed(
-                lambda pixels: extract_features(self.extractor, pixel_values=pixels)["image_features"]
-            )
+        one = image_inputs(sample, args.device)
+        if reads_text(self.extractor.model) and never_changes(self.extractor, self.extractor(**one)):
+            self.student_views = embed(lambda **images: extract_features(self.extractor, **images)["image_features"])
         if self.teacher is not None and "frozen_image_features" in self.required:
             self.frozen_views = embed(self.teacher.image_features)
         images.show(self.student_views is None)

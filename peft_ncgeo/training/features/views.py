@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from ...data.images import LabelledImages
+from ...models.image_encoder import image_inputs
 from ..gathering import gather_batch, world_size
 
 
@@ -36,7 +37,7 @@ class ViewFeatures:
     Args:
         images: with `views` > 0.
         collate: makes `pixel_values` of samples.
-        encode: pixels (B, C, H, W) to features (B, d).
+        encode: `pixel_values` (B, C, H, W), and what the model needs beside them, to features (B, d).
         device: of the encoder.
         batch_size: of the passes.
         quiet: no progress bar.
@@ -46,7 +47,7 @@ class ViewFeatures:
         self,
         images: LabelledImages,
         collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
-        encode: Callable[[Tensor], Tensor],
+        encode: Callable[..., Tensor],
         device: torch.device,
         batch_size: int,
         quiet: bool = False,
@@ -57,7 +58,7 @@ class ViewFeatures:
         batches = loader if len(loader) else [collate([images.fixed_view(0)])]
         own = torch.cat(
             [
-                encode(batch["pixel_values"].to(device))
+                encode(**image_inputs(batch, device))
                 for batch in tqdm(batches, "Embedding training images once", disable=quiet or rank > 0)
             ]
         )
