@@ -171,7 +171,7 @@ def image_out(spec, model, x=None):
             x = {"pixel_values_videos": x["pixel_values"]}
         out = run(**x)
         return [out.pooler_output if hasattr(out, "pooler_output") else out]
-    if "ImageGPT" not in spec.name and spec.kind == "classifier":
+    if own_logits(spec) and spec.kind == "classifier":
         return [model(**x).logits]
     return tensors(model(**x))
 

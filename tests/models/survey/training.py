@@ -48,7 +48,8 @@ def lora(spec, model, head=True):
 
 def all_linear(spec, model):
     keep = [head_name(spec, model)] if spec.kind == "classifier" and head_name(spec, model) else None
-    return LoraConfig(target_modules="all-linear", r=2, modules_to_save=keep)
+    saved = [n for n, _ in model.named_modules() if keep and n.endswith(keep[0])]  # as PEFT finds them
+    return LoraConfig(target_modules="all-linear", exclude_modules=saved, r=2, modules_to_save=keep)
 
 
 def with_lora(spec, model=None):
@@ -161,8 +162,8 @@ def train_prompts(spec):
     fields = ({"num_text_tokens": 2, "text_depth": 2} if text else {}) | (
         {"num_vision_tokens": 2, "vision_depth": 2} if vision else {}
     )
-    if spec.kind == "classifier":
-        fields["modules_to_save"] = [head_name(spec, spec.build())]
+    if spec.kind == "classifier" and (head := head_name(spec, spec.build())):
+        fields["modules_to_save"] = [head]
     return "+".join(k for k, v in (("text", text), ("vision", vision)) if v) + " " + train(spec, NPTConfig(**fields))
 
 

@@ -73,7 +73,7 @@ def align(spec):
         model = spec.build()
         if what == "lora":
             model = shake(with_lora(spec)[0])
-        if not own_logits(spec):
+        if not own_logits(spec) or spec.video:
             align_classifier(model, ds, 0.7, processor_for(spec))
             continue
         before = reference_logits(spec, model, ds)
