@@ -47,7 +47,7 @@ def test_images_are_checked_together_and_the_damaged_one_is_named(monkeypatch):
     model = tiny_clip()
     real, checked = zero_shot.encode_images, []
     damage = iter([1.0, 1.0, float("nan"), float("nan")])
-    monkeypatch.setattr(zero_shot, "encode_images", lambda *given: real(*given) * next(damage))
+    monkeypatch.setattr(zero_shot, "encode_images", lambda model, **given: real(model, **given) * next(damage))
     monkeypatch.setattr(
         zero_shot, "check_rows", lambda rows, *told: (checked.append(len(rows)), check_rows(rows, *told))
     )

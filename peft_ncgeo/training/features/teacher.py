@@ -32,10 +32,10 @@ class FrozenTeacher:
         self.extractor, self.texts = extractor, list(texts)
         self._text_features: Tensor | None = None
 
-    def image_features(self, **images: Tensor) -> Tensor:
+    def image_features(self, pixel_values: Tensor, **others: Tensor) -> Tensor:
         """Return the features (B, d) of `pixel_values` (B, C, H, W) and what the model needs beside them."""
         with adapters_off(self.extractor):
-            return extract_features(self.extractor, **images)["image_features"]
+            return extract_features(self.extractor, pixel_values=pixel_values, **others)["image_features"]
 
     def text_features(self, device: torch.device) -> Tensor:
         """Return the text features (K, d), the mean over the templates, computed once."""
