@@ -92,7 +92,7 @@ def class_texts(model: Any) -> torch.Tensor:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Return what one step of LoRA on all linear layers takes, with cross-entropy and transport to the frozen model."""
+    """Return what a step of LoRA on all linear layers takes, with cross-entropy and transport to the frozen model."""
     torch.manual_seed(0)
     base, size = MODELS[name]()
     head = None if hasattr(base, "get_text_features") else ["classifier"]
