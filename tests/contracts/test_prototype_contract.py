@@ -16,7 +16,6 @@ from peft_ncgeo.models.image_encoder import encode_and_classify
 
 from ..cases import DINO, PROMPTS, RESNET, prototypes, uneven
 from ..conftest import pixels, tiny, tiny_images, tiny_processor, tiny_vit_classifier
-from ..exporting import export
 from ..losses.batches import unit_rows
 from .prototype_models import adapted, logits, points
 
@@ -236,8 +235,8 @@ def test_beside_lora(tmp_path):
 def test_it_is_exported_for_any_number_of_images():
     """Before its first pass, in which the head looks whether its prototypes were loaded."""
     model = adapted().get_base_model()
-    batch = ({0: torch.export.Dim("batch")},)
-    exported = export(model, tiny_vit_classifier(), (pixels(3),), dynamic_shapes=batch)
+    batch = ({0: torch.export.Dim.DYNAMIC},)
+    exported = torch.export.export(model, (pixels(3),), dynamic_shapes=batch, strict=False).module()
     for images in (1, 3, 7):
         expected = model(pixels(images)).logits
         torch.testing.assert_close(exported(pixels(images)).logits, expected, atol=1e-5, rtol=1e-5)
