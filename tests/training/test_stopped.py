@@ -123,7 +123,7 @@ def test_the_model_is_as_before(name):
 
 @pytest.mark.parametrize("precision", [{}, {"bf16": True}], ids=["fp32", "bf16"])
 def test_a_training_leaves_nothing_of_its_passes(precision, tmp_path):
-    """Of the look-ahead, of shared layers, of weights in half precision.
+    """Of the look-ahead, of shared layers, of weights in half precision, of autocast.
 
     The weights that a training has reached are its own affair; here its steps change none.
     """
@@ -142,6 +142,7 @@ def test_a_training_leaves_nothing_of_its_passes(precision, tmp_path):
         before = state(model, modes=False)
         stops += stopped(run.train, at)
         assert changes(before, state(model, modes=False)) == [], at
+        assert not torch.is_autocast_enabled("cpu"), at
     assert stops > 6
 
 
