@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..validation import check_float, check_int
 from .checks import check_finite, check_shape, numbers, refuse_unless
 from .sphere import length_and_direction, rounding, slerp, tangent
+
+if TYPE_CHECKING:  # numpy 1.26 does not import it by itself
+    from numpy.typing import ArrayLike
 
 PUBLISHED_STEPS = 34000  # length of the run for which the paper gives its rotation per step
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import check_finite, check_shape, check_tensor, numbers
+
+if TYPE_CHECKING:  # numpy 1.26 does not import it by itself
+    from numpy.typing import ArrayLike
 
 
 def l2_normalize(features: Tensor) -> Tensor:

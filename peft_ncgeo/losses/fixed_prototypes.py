@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..geometry.checks import check_finite, check_shape, numbers
@@ -15,6 +14,9 @@ from ..geometry.contrast import check_temperature
 from ..geometry.sphere import l2_normalize
 from ..validation import check_non_negative
 from .base import GeometryBatch, Regularizer, class_indices
+
+if TYPE_CHECKING:  # numpy 1.26 does not import it by itself
+    from numpy.typing import ArrayLike
 
 
 class PrototypeSupCon(Regularizer):
