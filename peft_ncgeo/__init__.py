@@ -14,6 +14,7 @@ from .tuners.npt import NPTConfig
 from .tuners.prototype import PrototypeConfig
 
 if TYPE_CHECKING:
+    from .classifiers.image_classifier import ImageClassifier
     from .evaluation import FewShotClassifier, ZeroShotClassifier
     from .training import GeometryTrainer, GeometryTrainingArguments, adapt
 
@@ -25,6 +26,7 @@ __all__ = [
     "FewShotClassifier",
     "GeometryTrainer",
     "GeometryTrainingArguments",
+    "ImageClassifier",
     "NPTConfig",
     "PrototypeConfig",
     "ZeroShotClassifier",
@@ -35,6 +37,7 @@ _LAZY = {
     "FewShotClassifier": ".evaluation",
     "GeometryTrainer": ".training",
     "GeometryTrainingArguments": ".training",
+    "ImageClassifier": ".classifiers.image_classifier",
     "ZeroShotClassifier": ".evaluation",
     "adapt": ".training",
 }

@@ -1,4 +1,7 @@
-"""Registration of the package's methods with PEFT. Only this file touches PEFT's enum and mappings."""
+"""Registration of the package's methods with PEFT, and of its image classifier with Transformers.
+
+Only this file touches PEFT's enum and mappings.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from typing import Any
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
+from transformers import AutoConfig, AutoModelForImageClassification
 
+from .models.image_classifier import ImageClassifierConfig, ImageClassifierModel
 from .tuners.copa import CoPAConfig, CoPAModel
 from .tuners.npt import NPTConfig, NPTModel
 from .tuners.prototype import PrototypeConfig, PrototypeModel
@@ -36,7 +41,9 @@ _METHODS: tuple[tuple[str, Any, Any], ...] = (
 
 
 def register() -> None:
-    """Make the package's methods known to PEFT. Calling it again changes nothing."""
+    """Make the package's methods and models known to PEFT and Transformers. Calling it again changes nothing."""
+    AutoConfig.register(ImageClassifierConfig.model_type, ImageClassifierConfig, exist_ok=True)
+    AutoModelForImageClassification.register(ImageClassifierConfig, ImageClassifierModel, exist_ok=True)
     # PEFT reads a property that Transformers has renamed from every model that it wraps; users cannot change that.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     for name, config_cls, model_cls in _METHODS:

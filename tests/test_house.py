@@ -22,7 +22,7 @@ ALLOWED = {
     "geometry": {"validation"},
     "losses": {"geometry", "validation"},
     "tuners": {"geometry", *BASE},
-    "registration": {"tuners"},
+    "registration": {"models", "tuners"},
     "data": {"files", *BASE},
     "metrics": {"geometry", "validation"},
     "loading": {"data", "files", "tuners", *BASE},

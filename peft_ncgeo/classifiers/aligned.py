@@ -25,6 +25,7 @@ from ..geometry.collapse import NeuralCollapse
 from ..geometry.sphere import l2_normalize
 from ..metrics.accuracy import accuracy, balanced_accuracy
 from ..models.adapters import adapter_layers, adapter_parameters, check_adapter_weights, evaluation_mode
+from ..models.cosine_head import CosineHead
 from ..models.devices import execution_device
 from ..models.feature_extractor import FeatureExtractor, extract_features
 from ..models.heads import classifier, linear_classifier, linear_parameter
@@ -327,7 +328,7 @@ class _Encoder:
         return rows.float().cpu(), None if bias is None else bias.float().cpu()
 
     def scores(self, features: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
-        if self.reads_text:
+        if self.reads_text or isinstance(classifier(self.model), CosineHead):
             # the same order as the logits at any temperature
             return l2_normalize(features) @ l2_normalize(rows.to(features)).T
         return nn.functional.linear(features, rows.to(features), None if bias is None else bias.to(features))

@@ -22,6 +22,7 @@ from ..files import read_json
 from ..models.adapters import adapter_parameters, base_change_of, check_adapter_weights
 from ..models.devices import is_offloaded
 from ..models.heads import HEAD, linear_classifier
+from ..models.image_classifier import ImageClassifierModel
 from ..models.precision import hold_in_float32
 from ..models.snapshots import unchanged_on_error
 from ..models.tensor_files import read_shapes
@@ -244,7 +245,9 @@ def _load_base(
             "base_model, loaded from that revision."
         )
     mapping = config.auto_mapping if isinstance(config.auto_mapping, dict) else {}
-    base_class: Any = getattr(transformers, str(mapping.get("base_model_class")), None)
+    classes = {"ImageClassifier": ImageClassifierModel, ImageClassifierModel.__name__: ImageClassifierModel}
+    class_name = str(mapping.get("base_model_class"))
+    base_class: Any = classes.get(class_name) or getattr(transformers, class_name, None)
     if not hasattr(base_class, "from_pretrained"):
         base_class = transformers.AutoModel
     options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}

@@ -24,6 +24,7 @@ from .families import (
     why_no_texts,
 )
 from .heads import HEAD, classification_head
+from .image_classifier import ImageClassifierModel
 from .text_reading import TextReading
 
 _TABLES = ("token_embedding", "word_embeddings")  # names of the embeddings of tokens
@@ -150,6 +151,8 @@ def find_pooling(model: nn.Module) -> Pooling:
     """
     modules: dict[str, Any] = dict(model.named_modules())
     base = unwrap(model)
+    if isinstance(base, ImageClassifierModel):
+        return Pooling("projection", base.config.feature_size)
     vision = find_towers(model).get("vision")
     places = [(owner, "visual_projection") for owner in modules]
     owners = [] if vision is None else [parent_path(vision.embeddings)]

@@ -1,0 +1,190 @@
+"""Image classifier made of an image tower and a new head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import AutoModelForImageClassification
+
+from ..data.checks import check_dataset
+from ..data.class_prompts import list_names
+from ..data.head_names import same_names
+from ..geometry.sphere import l2_normalize
+from ..models.image_classifier import HEADS, ImageClassifierConfig, ImageClassifierModel, check_choice
+from ..models.image_towers import take_image_tower
+from ..models.towers import logit_scale, reads_text
+from ..validation import check_bool, check_int, check_positive, short_repr
+from .head_rows import mean_rows, text_rows
+
+STARTS = ("random", "texts", "means")
+_Classifier = TypeVar("_Classifier", bound="ImageClassifier")
+
+
+class ImageClassifier(ImageClassifierModel):
+    """[`~peft_ncgeo.models.image_classifier.ImageClassifierModel`] that can be made of any image tower."""
+
+    @classmethod
+    def from_backbone(
+        cls: type[_Classifier],
+        model: nn.Module,
+        class_names: Sequence[str] | None = None,
+        num_labels: int | None = None,
+        head: str = "linear",
+        init: str = "random",
+        processor: Any = None,
+        template: str | None = None,
+        scale: float = 25.0,
+        projected: bool = True,
+        dataset: Dataset | None = None,
+        image_column: str = "image",
+        label_column: str = "label",
+        batch_size: int = 64,
+    ) -> _Classifier:
+        r"""Make an image classifier of a model's image tower, with a new head `classifier`.
+
+        The feature f of an image is the one that the model itself pools: of a dual encoder such as CLIP or SigLIP,
+        its image feature; of a backbone, the feature of [`~peft_ncgeo.models.towers.find_pooling`]. It is not the
+        mean of patches that `CLIPForImageClassification` uses. Logits are
+
+        .. math:: z_k = w_k \cdot f + b_k \quad \text{(linear)}, \qquad z_k = s \cos(f, w_k) \quad \text{(cosine)}
+
+        The head starts at, with the unit text features `t_k` and CLIP's logit scale `e^l`, or the class means `m_k`:
+
+        | init | linear | cosine |
+        |---|---|---|
+        | random | `w` normal with deviation 0.02, `b = 0` | `w` normal with deviation 0.02 |
+        | texts | `w_k = e^l t_k`, `b = 0` | `w_k = t_k` |
+        | means | `w_k = m_k`, `b_k = -|m_k|^2 / 2` | `w_k = m_k / |m_k|` |
+
+        From texts, a cosine head with `scale` `e^l` gives zero-shot's logits, `e^l cos(f, t_k)`. A linear head gives
+        these times the length of f: the same order of classes, but sharper probabilities where features are longer
+        than 1. From means, a linear head chooses the class with the nearest mean, since `z_k` is `-|f - m_k|^2 / 2`
+        up to a term that classes share.
+
+        The tower shares its weights with `model`: training all of them changes both. Save the classifier and its
+        image processor into one folder for `pipeline("image-classification")`.
+
+        Args:
+            model: a dual encoder, its image part, or a backbone without a head; without adapters.
+            class_names: K names of the outputs, written into the config. Default for means: the data set's.
+            num_labels: K, if there are no names.
+            head: "linear" or "cosine".
+            init: "random", "texts" or "means".
+            processor: the model's processor, with its tokenizer for texts; its image processor for means.
+            template: text around a class name, for texts. Default: "a photo of a {}.".
+            scale: s, of a cosine head. Default: 25, as in LIFT.
+            projected: False: the feature of a dual encoder before its projection. A model without one ignores it.
+            dataset: labelled images, for means.
+            image_column, label_column: of the data set.
+            batch_size: images a pass, for means.
+
+        Returns:
+            The classifier in evaluation mode, in the model's dtype and on its device.
+
+        Raises:
+            TypeError, ValueError, NotImplementedError: an argument that does not fit, or a model whose pooled feature
+                is not known.
+
+        Reference: J.-X. Shi, T. Wei, Z. Zhou, J.-J. Shao, X.-Y. Han, Y.-F. Li, Long-Tail Learning with Foundation
+        Model: Heavy Fine-Tuning Hurts (LIFT), arXiv 2309.10019, for the cosine head that starts from class texts.
+
+        Example:
+
+        ```python
+        clip = CLIPModel.from_pretrained("openai/clip-vit-base-patch16")
+        model = ImageClassifier.from_backbone(clip, names, head="cosine", init="texts", processor=processor)
+        model.save_pretrained("pandas")
+        processor.save_pretrained("pandas")
+        pipeline("image-classification", "pandas")("photo.jpg")
+        ```
+        """
+        check_choice("head", head, HEADS)
+        check_choice("init", init, STARTS)
+        scale, projected = check_positive("scale", scale), check_bool("projected", projected)
+        batch_size = check_int("batch_size", batch_size, least=1)
+        if (dataset is not None) != (init == "means"):
+            raise ValueError("init='means' needs a labelled dataset, and no other init reads one.")
+        if init != "random" and processor is None:
+            raise ValueError(f"init={init!r} needs the model's processor; pass processor.")
+        names = None if class_names is None else _check_class_names(class_names)
+        if dataset is not None:
+            known = check_dataset(dataset, image_column, label_column, False)
+            if names is not None and not same_names(names, known):
+                raise ValueError(
+                    f"class_names={short_repr(names)} are not the data set's {short_repr(known)} in the same order; "
+                    "leave them out, or map its labels with align_labels_with_mapping."
+                )
+            names = names or known
+        labels = _labels(names, num_labels)
+        if init == "texts":
+            _check_texts(model, names, projected)
+        tower = take_image_tower(model, projected)
+        config = ImageClassifierConfig(
+            vision_class=type(tower.module).__name__,
+            vision_config=tower.module.config,
+            pooling=tower.pooling,
+            hidden_size=tower.width,
+            projection_dim=None if tower.projection is None else tower.projection.out_features,
+            head=head,
+            scale=scale,
+            dtype=tower.module.dtype,
+            **labels,
+        )
+        with torch.device("meta"):  # takes no memory or random numbers for weights that are replaced
+            made = cls(config)
+        made.backbone = tower.module
+        made.projection = nn.Identity() if tower.projection is None else tower.projection
+        first = next(tower.module.parameters())
+        made.classifier = made.new_head().to(first.device, first.dtype)
+        made._init_weights(made.classifier)
+        if init == "texts":
+            rows = text_rows(model, names or [], processor, template)
+            made._set_head(rows if head == "cosine" else logit_scale(model).exp() * rows, None)
+        elif dataset is not None:
+            rows = mean_rows(made, dataset, processor, image_column, label_column, batch_size)
+            made._set_head(l2_normalize(rows) if head == "cosine" else rows, -rows.square().sum(-1) / 2)
+        return made.eval()
+
+    @torch.no_grad()
+    def _set_head(self, weight: Tensor, bias: Tensor | None) -> None:
+        for parameter, value in ((self.classifier.weight, weight), (self.classifier.bias, bias)):
+            if parameter is not None and value is not None:
+                parameter.copy_(value)
+
+
+# From now on the auto class makes this class too; before, nobody can have asked for it.
+AutoModelForImageClassification.register(ImageClassifierConfig, ImageClassifier, exist_ok=True)
+
+
+def _check_class_names(class_names: Sequence[str]) -> list[str]:
+    names = list_names(class_names)
+    if double := next((name for i, name in enumerate(names) if name in names[:i]), None):
+        raise ValueError(f"class_names has {short_repr(double)} twice; rename one.")
+    return names
+
+
+def _labels(names: list[str] | None, num_labels: int | None) -> dict[str, Any]:
+    """Return the fields of a config that name its outputs, or count them."""
+    if names is None and num_labels is None:
+        raise ValueError("The classes are not known; pass class_names or num_labels.")
+    count = len(names or ()) if num_labels is None else check_int("num_labels", num_labels)
+    if names is not None and count != len(names):
+        raise ValueError(f"num_labels={count}, but class_names has {len(names)} names; leave num_labels out.")
+    if count < 2:
+        raise ValueError(f"A classifier needs at least two classes, got {count}.")
+    if names is None:
+        return {"num_labels": count}
+    return {"id2label": dict(enumerate(names)), "label2id": {name: k for k, name in enumerate(names)}}
+
+
+def _check_texts(model: nn.Module, names: list[str] | None, projected: bool) -> None:
+    if names is None:
+        raise ValueError("init='texts' needs class_names.")
+    if not projected:
+        raise ValueError("init='texts' needs projected=True: class texts lie in the space of projected features.")
+    if not reads_text(model):
+        raise ValueError(f"init='texts' needs a model that reads text, such as CLIP; {type(model).__name__} does not.")

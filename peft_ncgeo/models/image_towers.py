@@ -1,0 +1,102 @@
+"""Separation of the image tower from a model: its module, its projection, and the place of its pooled feature."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+
+from .adapters import adapter_layers
+from .families import FAMILIES, family_name
+from .heads import classification_head
+from .towers import find_pooling
+
+# Families whose image feature is `visual_projection(vision_model(...).pooler_output)`, or without that projection.
+_DUAL_ENCODERS = (
+    *("clip", "siglip", "siglip2", "metaclip_2", "clipseg", "owlvit", "owlv2", "groupvit", "altclip", "chinese_clip"),
+    *("blip", "align", "tipsv2", "aimv2", "vision_text_dual_encoder"),
+)
+# Families whose `pooler_output` is None or has gone through a layer that their own image classifiers leave out.
+_FIRST_TOKEN = ("vit", "deit", "vit_msn", "flava")
+
+
+@dataclass(frozen=True)
+class ImageTower:
+    """Image tower of a model.
+
+    Attributes:
+        module: the tower; its class is one of Transformers'.
+        projection: the linear layer after the pooled feature, or None.
+        pooling: see [`~peft_ncgeo.models.image_classifier.ImageClassifierConfig`].
+        width: width of the pooled feature, before the projection.
+    """
+
+    module: Any
+    projection: nn.Linear | None
+    pooling: str
+    width: int
+
+
+def take_image_tower(model: Any, projected: bool) -> ImageTower:
+    """Return a model's image tower in new modules, whose parameters and buffers are the model's own.
+
+    Args:
+        model: a dual encoder or its image part, or a backbone without a head.
+        projected: keep the projection of a dual encoder.
+
+    Raises:
+        TypeError: the model is not one of Transformers.
+        ValueError: it has adapters, a head, a projection that is not one linear layer, or an unknown pooled feature.
+    """
+    name = type(model).__name__
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"model must be a model of Transformers, got {name}.")
+    if adapter_layers(model):
+        raise ValueError(f"{name} has PEFT adapters; merge_and_unload() them, or put them on the classifier instead.")
+    if classification_head(model) is not None:
+        raise ValueError(f"{name} has a head already; train it as it is, or pass its backbone, model.base_model.")
+    paired = hasattr(model, "get_image_features")
+    if paired or hasattr(model, "visual_projection"):
+        if family_name(model, "get_image_features" if paired else "forward") not in _DUAL_ENCODERS:
+            known = ", ".join(FAMILIES[family].name for family in _DUAL_ENCODERS)
+            raise ValueError(f"The image feature of {name} is not known; use a backbone, or a model of {known}.")
+        projection: Any = getattr(model, "visual_projection", None) if projected else None
+        tower: Any = model.vision_model
+        pooling = "pooler_output"
+        width = _config_width(tower.config)
+    else:
+        tower, projection, width = model, None, find_pooling(model).width
+        pooling = "first_token" if family_name(model) in _FIRST_TOKEN else "pooler_output"
+    if projection is not None and not (isinstance(projection, nn.Linear) and projection.bias is None):
+        raise ValueError(f"{name} projects its feature by more than one linear layer; pass projected=False.")
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    tower, projection = copy.deepcopy((tower, projection), shared)
+    tower.config.name_or_path = ""  # a folder's path would be saved with the classifier
+    if pooling == "first_token" and hasattr(tower, "pooler"):
+        tower.pooler = None  # it would be trained by nothing
+    return ImageTower(_in_public_class(tower), projection, pooling, width)
+
+
+def _config_width(config: Any) -> int:
+    """Return the width of the pooled feature of a dual encoder's image tower; EfficientNet, in ALIGN, names it so."""
+    return config.hidden_dim if hasattr(config, "hidden_dim") else config.hidden_size
+
+
+def _in_public_class(tower: Any) -> Any:
+    """Return the tower, or the tower in the model class of Transformers that only wraps it, as OwlViT's is."""
+    name = type(tower).__name__
+    if getattr(transformers, name, None) is type(tower):
+        return tower
+    around: Any = getattr(transformers, name.replace("VisionTransformer", "VisionModel"), None)
+    if around is None or inspect.getmodule(around) is not inspect.getmodule(type(tower)):
+        raise ValueError(f"{name} is not a model of Transformers, so a saved classifier could not be loaded.")
+    with torch.device("meta"):  # takes no memory for weights that are replaced
+        model = around(tower.config)
+    model.vision_model = tower
+    return model
