@@ -55,10 +55,10 @@ def take_image_tower(model: Any, projected: bool) -> ImageTower:
         ValueError: it has adapters, a head, a projection that is not one linear layer, or an unknown pooled feature.
     """
     name = type(model).__name__
+    if isinstance(model, nn.Module) and adapter_layers(model):
+        raise ValueError(f"{name} has PEFT adapters; merge_and_unload() them, or put them on the classifier instead.")
     if not isinstance(model, PreTrainedModel):
         raise TypeError(f"model must be a model of Transformers, got {name}.")
-    if adapter_layers(model):
-        raise ValueError(f"{name} has PEFT adapters; merge_and_unload() them, or put them on the classifier instead.")
     if classification_head(model) is not None:
         raise ValueError(f"{name} has a head already; train it as it is, or pass its backbone, model.base_model.")
     paired = hasattr(model, "get_image_features")
@@ -69,7 +69,8 @@ def take_image_tower(model: Any, projected: bool) -> ImageTower:
         projection: Any = getattr(model, "visual_projection", None) if projected else None
         tower: Any = model.vision_model
         pooling = "pooler_output"
-        width = _config_width(tower.config)
+        # ALIGN's EfficientNet says no width; its feature is compared with texts of this one
+        width = tower.config.hidden_size if hasattr(tower.config, "hidden_size") else model.config.projection_dim
     else:
         tower, projection, width = model, None, find_pooling(model).width
         pooling = "first_token" if family_name(model) in _FIRST_TOKEN else "pooler_output"
@@ -81,11 +82,6 @@ def take_image_tower(model: Any, projected: bool) -> ImageTower:
     if pooling == "first_token" and hasattr(tower, "pooler"):
         tower.pooler = None  # it would be trained by nothing
     return ImageTower(_in_public_class(tower), projection, pooling, width)
-
-
-def _config_width(config: Any) -> int:
-    """Return the width of the pooled feature of a dual encoder's image tower; EfficientNet, in ALIGN, names it so."""
-    return config.hidden_dim if hasattr(config, "hidden_dim") else config.hidden_size
 
 
 def _in_public_class(tower: Any) -> Any:
