@@ -16,7 +16,7 @@ from ..validation import check_int, check_positive, short_repr
 from .cosine_head import CosineHead
 
 HEADS = ("linear", "cosine")
-POOLINGS = ("pooler_output", "first_token")
+POOLINGS = ("pooler_output", "first_token", "mean")
 
 
 class ImageClassifierConfig(PreTrainedConfig):
@@ -25,7 +25,7 @@ class ImageClassifierConfig(PreTrainedConfig):
     Args:
         vision_class: name of the tower's class in Transformers, such as "CLIPVisionModel".
         vision_config: the tower's config.
-        pooling: "pooler_output", the tower's own; "first_token", the first token of its last hidden state.
+        pooling: "pooler_output", the tower's own; "first_token" or "mean", of the tokens of its last hidden state.
         hidden_size: width of the pooled feature.
         projection_dim: width of the feature after a linear projection. Default: the feature is not projected.
         head: "linear" or "cosine".
@@ -101,7 +101,7 @@ class ImageClassifierModel(PreTrainedModel):
         super().__init__(config)
         vision_class = find_vision_class(config.vision_class)
         options = {}
-        if config.pooling == "first_token" and "add_pooling_layer" in inspect.signature(vision_class).parameters:
+        if config.pooling != "pooler_output" and "add_pooling_layer" in inspect.signature(vision_class).parameters:
             options["add_pooling_layer"] = False  # it would be trained by nothing
         self.backbone = vision_class._from_config(config.vision_config, **options)
         # a module in every case: methods that change the feature, such as CoPA, find it here
@@ -125,6 +125,13 @@ class ImageClassifierModel(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
+    def _pool(self, outputs: Any) -> Tensor:
+        if self.config.pooling == "first_token":
+            return outputs.last_hidden_state[:, 0]
+        if self.config.pooling == "mean":
+            return outputs.last_hidden_state.mean(1)
+        return outputs.pooler_output.flatten(1)  # ResNet's is (B, d, 1, 1)
+
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs: Any) -> ImageClassifierOutput:
         """Return logits (B, K), and the mean cross-entropy if labels are given.
@@ -135,11 +142,7 @@ class ImageClassifierModel(PreTrainedModel):
             kwargs: other inputs of the tower, such as `pixel_attention_mask` or `interpolate_pos_encoding`.
         """
         outputs = self.backbone(pixel_values=pixel_values, **kwargs)
-        if self.config.pooling == "first_token":
-            pooled = outputs.last_hidden_state[:, 0]
-        else:
-            pooled = outputs.pooler_output.flatten(1)  # ResNet's is (B, d, 1, 1)
-        logits = self.classifier(self.projection(pooled))
+        logits = self.classifier(self.projection(self._pool(outputs)))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
         return ImageClassifierOutput(
             loss=loss,

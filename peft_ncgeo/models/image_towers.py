@@ -72,14 +72,16 @@ def take_image_tower(model: Any, projected: bool) -> ImageTower:
         # ALIGN's EfficientNet says no width; its feature is compared with texts of this one
         width = tower.config.hidden_size if hasattr(tower.config, "hidden_size") else model.config.projection_dim
     else:
-        tower, projection, width = model, None, find_pooling(model).width
+        found = find_pooling(model)
+        tower, projection, width = model, None, found.width
         pooling = "first_token" if family_name(model) in _FIRST_TOKEN else "pooler_output"
+        pooling = pooling if found.tokens is not None else "mean"
     if projection is not None and not (isinstance(projection, nn.Linear) and projection.bias is None):
         raise ValueError(f"{name} projects its feature by more than one linear layer; pass projected=False.")
     shared: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     tower, projection = copy.deepcopy((tower, projection), shared)
     tower.config.name_or_path = ""  # a folder's path would be saved with the classifier
-    if pooling == "first_token" and hasattr(tower, "pooler"):
+    if pooling != "pooler_output" and hasattr(tower, "pooler"):
         tower.pooler = None  # it would be trained by nothing
     return ImageTower(_in_public_class(tower), projection, pooling, width)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,13 @@ def why_not_resumable(folder: str | Path) -> str:
         return one_line(error)
     missing = [name for name, found in (("rng_state.pth", random_states), ("adapter", adapters)) if not found]
     return f"it has no {missing[0]}" if missing else ""
+
+
+def check_whole(paths: Iterable[Path]) -> None:
+    """Refuse files of torch that are cut short, of which torch 2.6 says nothing when they are small."""
+    for path in paths:
+        if path.exists() and not is_zipfile(path):  # sharded trainings write other files
+            raise OSError(errno.ENOSPC, f"{path.name} was cut short; is the disk full?")
 
 
 def last_resumable(output_dir: str | Path) -> str:
@@ -124,14 +133,13 @@ class CheckpointingTrainer(SharingTrainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
-            for name in (OPTIMIZER_NAME, SCHEDULER_NAME):
-                if not is_zipfile(Path(output_dir, name)):  # torch 2.6 does not say that a small file did not fit
-                    raise OSError(f"No space left for {name}")
+            check_whole(Path(output_dir, name) for name in (OPTIMIZER_NAME, SCHEDULER_NAME))
             save_state(self._stateful(), output_dir)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # trainer_state.json comes next
+        check_whole(Path(output_dir).glob("rng_state*.pth"))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -140,11 +148,11 @@ class CheckpointingTrainer(SharingTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        model, name = model or self.model, "default"
-        others = set(getattr(model, "peft_config", {})) - {name}
-        # Transformers 5.18 loads folders of adapters, but not the adapter beside them
-        if others and name in model.peft_config and Path(resume_from_checkpoint, CONFIG_NAME).is_file():
-            model.load_adapter(resume_from_checkpoint, name, is_trainable=name in model.active_adapters)
+        peft: Any = self.model if model is None else model
+        name, adapters = "default", getattr(peft, "peft_config", {})
+        # Transformers 5.18 leaves it out if others lie in folders beside it, and training would start it anew
+        if name in adapters and len(adapters) > 1 and Path(resume_from_checkpoint, CONFIG_NAME).is_file():
+            peft.load_adapter(resume_from_checkpoint, name, is_trainable=name in peft.active_adapters)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()  # it loads the active adapter alone

@@ -180,17 +180,19 @@ def test_what_never_changes():
 
 @pytest.mark.parametrize("first_layer", [1, 2])
 def test_backward_stops_at_the_first_prompt_also_under_checkpointing(tmp_path, first_layer):
-    """What checkpointing adds is one more pass of the layers from there on."""
+    """What checkpointing adds is one more pass of the layers from there on, and nothing to the backward pass."""
     config = NPTConfig(num_text_tokens=2, num_vision_tokens=2, text_depth=1, vision_depth=1, first_layer=first_layer)
 
-    def flops(**options) -> int:
+    def flops(**options) -> tuple[int, int]:
+        """Of all, and of the plain products, which the backward pass alone computes."""
         torch.manual_seed(0)
         run = trainer(tmp_path, get_peft_model(tiny_clip(), config), max_steps=1, **options)
         with FlopCounterMode(display=False) as counter:
             run.train()
-        return counter.get_total_flops()
+        return counter.get_total_flops(), counter.get_flop_counts()["Global"][torch.ops.aten.mm]
 
-    plain, checkpointed = flops(), flops(**{CHECKPOINTING: True})
-    whole = flops(**{CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}})
+    (plain, backward), (checkpointed, again) = flops(), flops(**{CHECKPOINTING: True})
+    whole, _ = flops(**{CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": True}})
+    assert again == backward > 0
     assert plain < checkpointed < 1.35 * plain
-    assert checkpointed < 0.95 * whole
+    assert checkpointed < whole  # by how much depends on whether Transformers asks for gradients of the inputs
