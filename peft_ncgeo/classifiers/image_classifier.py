@@ -62,11 +62,12 @@ class ImageClassifier(ImageClassifierModel):
 
         From texts, a cosine head with `scale` `e^l` gives zero-shot's logits, `e^l cos(f, t_k)`. A linear head gives
         these times the length of f: the same order of classes, but sharper probabilities where features are longer
-        than 1. From means, a linear head chooses the class with the nearest mean, since `z_k` is `-|f - m_k|^2 / 2`
-        up to a term that classes share.
+        than 1, from which training has a harder start: prefer the cosine head. From means, a linear head chooses the
+        class with the nearest mean, since `z_k` is `-|f - m_k|^2 / 2` up to a term that all classes share.
 
         The tower shares its weights with `model`: training all of them changes both. Save the classifier and its
-        image processor into one folder for `pipeline("image-classification")`.
+        image processor into one folder for `pipeline("image-classification")`, and load it from there before you put
+        an adapter on it, so that the adapter names its base.
 
         Args:
             model: a dual encoder, its image part, or a backbone without a head; without adapters.

@@ -11,7 +11,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from peft_ncgeo.data import load_image_demo
+from peft_ncgeo import ZeroShotClassifier
+from peft_ncgeo.data import load_demo, load_image_demo
+from peft_ncgeo.hub import load_adapter
 from peft_ncgeo.models.heads import linear_classifier
 from peft_ncgeo.protocols import Results
 from peft_ncgeo.training import Recipe
@@ -84,6 +86,7 @@ def test_space_alignment_of_own_images(own, tmp_path, monkeypatch, capsys):
     [
         ("train_space_alignment.py", ["--align", "other"], "--align other must be one of none, reg, slerp, proj"),
         ("train_space_alignment.py", ["--imbalance_factor", "0", "--n_max", "5"], "--n_max needs a tail"),
+        ("train_image_classifier.py", ["--adapter", "other"], "--adapter other must be one of lora, prompts"),
         ("train_prototypes.py", ["--recipe", str(DEMO / "vit_lora.yaml")], "names no PrototypeConfig"),
     ],
 )
@@ -118,6 +121,39 @@ def test_prototypes_of_own_images(own, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "88 images, 22 to 22 a class" in out
     assert "of small classes" not in out
+
+
+def test_an_image_classifier_of_the_demos_clip(tmp_path, monkeypatch, capsys):
+    """It starts at zero-shot, and loads without a word about its base."""
+    run_example("train_image_classifier.py", *SHORT, "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    assert "cosine head from texts, lora: 480 images" in out
+    table, demo = printed(out), load_demo()
+    names, test = demo.splits["base"].features["label"].names, demo.splits["base"]
+    zero_shot = ZeroShotClassifier(demo.model, demo.processor).predict(test["image"][:], names)
+    right = [names[label] == name for label, name in zip(test["label"][:], zero_shot, strict=True)]
+    assert table["accuracy"][0] == pytest.approx(sum(right) / len(right), abs=6e-4)
+    model = load_adapter(tmp_path)
+    pixels = demo.processor.image_processor(images=test["image"][:], return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        predicted = torch.cat([model(pixel_values=part).logits.argmax(1) for part in pixels.split(500)])
+    accuracy = (predicted == torch.tensor(test["label"][:])).float().mean()
+    assert table["accuracy"][1] == pytest.approx(float(accuracy), abs=6e-4)
+    assert table["accuracy"][1] > table["accuracy"][0]
+
+
+def test_an_image_classifier_of_a_backbone(own, tmp_path, monkeypatch, capsys):
+    """The images of one's own, and a ViT without its head."""
+    load_image_demo().model.base_model.save_pretrained(tmp_path / "vit")
+    load_image_demo().processor.save_pretrained(tmp_path / "vit")
+    arguments = [*SHORT, "--dataset_name", own[3], "--model_name_or_path", str(tmp_path / "vit")]
+    arguments += ["--init", "means", "--head", "linear", "--adapter", "prompts"]
+    run_example(
+        "train_image_classifier.py", *arguments, "--output_dir", str(tmp_path / "out"), monkeypatch=monkeypatch
+    )
+    out = capsys.readouterr().out
+    assert "linear head from means, prompts: 88 images" in out
+    assert printed(out)["accuracy"][0] > 0.25
 
 
 @pytest.mark.slow
