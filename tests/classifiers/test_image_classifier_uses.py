@@ -14,6 +14,7 @@ from peft_ncgeo import CoPAConfig, ImageClassifier, NPTConfig, PrototypeConfig, 
 from peft_ncgeo.classifiers.image_features import ImageFeatures
 from peft_ncgeo.geometry.alignment import rotate_towards_means
 from peft_ncgeo.hub import create_card, export_classifier, load_adapter, save_adapter
+from peft_ncgeo.hub.push import _check_base
 from peft_ncgeo.losses import OTPreservation, PrototypeSupCon, SpaceAlignment
 from peft_ncgeo.models import encode_images
 from peft_ncgeo.models.heads import linear_classifier
@@ -161,6 +162,16 @@ def test_card(tmp_path):
     assert "pipeline_tag: image-classification" in card
     assert str(tmp_path) not in card
     assert create_card(run.model)
+
+
+def test_a_push_knows_that_the_base_holds_the_head(tmp_path):
+    """An adapter without a head of its own fits a saved ImageClassifier, and no backbone."""
+    classifier().save_pretrained(tmp_path / "base")
+    model = get_peft_model(classifier(), LoraConfig(target_modules=["q_proj"]))
+    _check_base(model, str(tmp_path / "base"), None)
+    tiny_clip().save_pretrained(tmp_path / "clip")
+    with pytest.raises(ValueError, match="is a clip"):
+        _check_base(model, str(tmp_path / "clip"), None)
 
 
 def test_protocol(tmp_path):
