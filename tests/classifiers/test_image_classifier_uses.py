@@ -126,6 +126,7 @@ def test_a_cosine_head_is_judged_by_angles():
         found = model(pixel_values=x).logits.argmax(1)
         assert not torch.equal((encode_images(model, x) @ model.classifier.weight.T).argmax(1), found)
     aligned = align_classifier(model, images, 0.0, tiny_processor())
+    assert aligned.predict(images["image"][:]) == [NAMES[i] for i in found]
     assert aligned.accuracy_before == pytest.approx((found == torch.tensor(labels)).double().mean().item())
 
 
