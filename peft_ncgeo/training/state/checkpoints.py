@@ -54,7 +54,8 @@ def why_not_resumable(folder: str | Path) -> str:
 def check_whole(paths: Iterable[Path]) -> None:
     """Refuse files of torch that are cut short, of which torch 2.6 says nothing when they are small."""
     for path in paths:
-        if path.exists() and not is_zipfile(path):  # sharded trainings write other files
+        # sharded trainings write other files; a device such as /dev/full would be read without end
+        if path.exists() and not (path.is_file() and is_zipfile(path)):
             raise OSError(errno.ENOSPC, f"{path.name} was cut short; is the disk full?")
 
 

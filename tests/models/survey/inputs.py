@@ -177,6 +177,8 @@ def image_out(spec, model, x=None):
 
 
 def text_out(model, t):
+    if not hasattr(unwrap(model), "get_text_features"):
+        raise NotApplicable("the class gives no text features of its own")
     out = unwrap(model).get_text_features(**{k: v for k, v in t.items() if k != "token_type_ids"})
     return out.pooler_output if hasattr(out, "pooler_output") else out
 
