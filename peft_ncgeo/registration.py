@@ -11,7 +11,7 @@ from typing import Any
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils import register_peft_method
-from transformers import AutoConfig, AutoModelForImageClassification
+from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, AutoModelForImageClassification
 
 from .models.image_classifier import ImageClassifierConfig, ImageClassifierModel
 from .tuners.copa import CoPAConfig, CoPAModel
@@ -43,7 +43,8 @@ _METHODS: tuple[tuple[str, Any, Any], ...] = (
 def register() -> None:
     """Make the package's methods and models known to PEFT and Transformers. Calling it again changes nothing."""
     AutoConfig.register(ImageClassifierConfig.model_type, ImageClassifierConfig, exist_ok=True)
-    AutoModelForImageClassification.register(ImageClassifierConfig, ImageClassifierModel, exist_ok=True)
+    if ImageClassifierConfig not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:  # else a subclass may be there already
+        AutoModelForImageClassification.register(ImageClassifierConfig, ImageClassifierModel)
     # PEFT reads a property that Transformers has renamed from every model that it wraps; users cannot change that.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     for name, config_cls, model_cls in _METHODS:

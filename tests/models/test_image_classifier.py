@@ -8,6 +8,7 @@ import transformers as T
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     AutoModelForImageClassification,
     CLIPVisionModel,
     CLIPVisionModelWithProjection,
@@ -22,8 +23,10 @@ from transformers import (
 )
 
 from peft_ncgeo import ImageClassifier
+from peft_ncgeo.models.image_classifier import ImageClassifierConfig
 from peft_ncgeo.models.image_towers import _DUAL_ENCODERS
 from peft_ncgeo.models.towers import find_pooling
+from peft_ncgeo.registration import register
 
 from ..conftest import (
     NAMES,
@@ -219,6 +222,11 @@ def test_half_precision():
 
 
 # ----------------------------------------------------------------------------------------------------------- files
+
+
+def test_registering_again_keeps_the_class_that_is_loaded():
+    register()
+    assert MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[ImageClassifierConfig] is ImageClassifier
 
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
