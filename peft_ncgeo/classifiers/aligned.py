@@ -59,7 +59,7 @@ class AlignedClassifier:
     cosine_before: float
     cosine_after: float
     class_names: list[str] | None
-    _encoder: _Encoder
+    _encoder: SetEncoder
     _parameter: nn.Parameter | None = None
     _before: Tensor | None = None
 
@@ -128,7 +128,7 @@ def align_classifier(
     ```
     """
     _check_fractions([fraction])
-    encoder = _Encoder(model, processing_class, image_column, label_column, batch_size, template)
+    encoder = SetEncoder(model, processing_class, image_column, label_column, batch_size, template)
     trained = encoder.collect(dataset, keep=validation is None)
     judged = trained if validation is None else encoder.collect(validation)
     judged.check_names(trained)
@@ -168,7 +168,7 @@ def align_classifier(
 
 
 @torch.no_grad()
-def _turn(parameter: nn.Parameter, change: Tensor, encoder: _Encoder, trained: _Collected) -> Tensor:
+def _turn(parameter: nn.Parameter, change: Tensor, encoder: SetEncoder, trained: _Collected) -> Tensor:
     """Add a change to the head's rows, and return the new rows, rounded where the head is in half precision.
 
     Raises:
@@ -215,7 +215,7 @@ def sweep_alignment(
         `cos(w_c, mu_c)`).
     """
     _check_fractions(fractions)
-    encoder = _Encoder(model, processing_class, image_column, label_column, batch_size, template)
+    encoder = SetEncoder(model, processing_class, image_column, label_column, batch_size, template)
     trained, judged = encoder.collect(dataset, keep=False), encoder.collect(validation)
     judged.check_names(trained)
     rows, bias = encoder.rows(trained)
@@ -255,11 +255,11 @@ class _Collected:
                 "align_labels_with_mapping."
             )
 
-    def accuracy(self, encoder: _Encoder, rows: Tensor, bias: Tensor | None) -> float:
+    def accuracy(self, encoder: SetEncoder, rows: Tensor, bias: Tensor | None) -> float:
         return accuracy(encoder.scores(self.features, rows, bias).argmax(-1), self.labels)
 
 
-class _Encoder:
+class SetEncoder:
     """Encoder of images as features, and of features as class scores in the order of the model's logits."""
 
     def __init__(

@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from ..data.checks import check_dataset
-from ..data.images import ImageCollator, LabelledImages
-from ..data.processors import image_processor
-from ..geometry.collapse import NeuralCollapse
 from ..geometry.sphere import l2_normalize
 from ..models.adapters import evaluation_mode
-from ..models.devices import execution_device
-from ..models.feature_extractor import FeatureExtractor, extract_features
 from ..validation import short_repr
+from .aligned import SetEncoder
 from .zero_shot import ZeroShotClassifier
 
 
@@ -43,17 +36,8 @@ def mean_rows(
     Raises:
         ValueError: a class without images, or features that are not finite.
     """
-    names = check_dataset(dataset, image_column, label_column, False)
-    images = LabelledImages(dataset, image_column, label_column)
-    extractor, device, collapse = FeatureExtractor(model), execution_device(model), None
-    for batch in DataLoader(images, batch_size, collate_fn=ImageCollator(image_processor(processor))):
-        labels = batch.pop("labels")
-        inputs = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
-        features = extract_features(extractor, **inputs)["image_features"].float()
-        if collapse is None:
-            collapse = NeuralCollapse(len(names), features.shape[1], keep_samples=False)
-        collapse.update(features, labels)
-    means = torch.full((len(names), 1), torch.nan) if collapse is None else collapse.class_means.cpu()
+    collected = SetEncoder(model, processor, image_column, label_column, batch_size, None).collect(dataset, keep=False)
+    means, names = collected.means, collected.names or []
     empty = (~means.isfinite().all(-1)).nonzero()
     if len(empty):
         name = short_repr(names[int(empty[0])])
