@@ -278,7 +278,8 @@ class VisionLayerWithPrompt(PromptLayer):
             hidden_states = torch.cat([before, prompt, after], dim=1)
         hidden_states = self._run(hidden_states, *args, **kwargs)
         if self.is_last and self.active_tokens:
-            return torch.cat(_around(hidden_states, self.special_tokens, self.active_tokens), dim=1)
+            before, after = _around(hidden_states, self.special_tokens, self.active_tokens)
+            return torch.cat([before, after], dim=1) if after.shape[1] else before  # a view where prompts are last
         return hidden_states
 
     def _run(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
