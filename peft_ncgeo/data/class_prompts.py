@@ -14,7 +14,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from ..models.adapters import unwrap
 from ..models.templates import padded_template, placeholder_ids
 from ..models.text_reading import EndOfText, TextReading
-from ..models.towers import max_text_length, text_tower
+from ..models.towers import text_tower
 from ..validation import check_int, short_repr
 
 _CLIP = TextReading(EndOfText(None))
@@ -78,7 +78,10 @@ def class_prompts(
     num_text_tokens = check_int("num_text_tokens", num_text_tokens, least=0)
     reading, longest = _CLIP, tokenizer.model_max_length
     if model is not None:
-        reading, longest = text_tower(model).reading or _CLIP, max_text_length(model)
+        tower = text_tower(model)
+        assert tower.reading is not None  # text_tower knows both
+        assert tower.max_length is not None
+        reading, longest = tower.reading, tower.max_length
     limit = check_int("max_length", longest if max_length is None else max_length, least=1)
     if num_text_tokens > limit:
         raise ValueError(f"num_text_tokens={num_text_tokens} leaves no room for a name among {limit} slots.")

@@ -27,7 +27,7 @@ from .towers import (
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What is known about a model; `print` shows it.
+    """Known parts of a model, and the methods that fit it; `print` shows them.
 
     Attributes:
         name: the model's class.

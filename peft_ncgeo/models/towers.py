@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -234,7 +234,7 @@ def _width_of_output(projection: nn.Module) -> int:
 
 
 def text_tower(model: nn.Module) -> Tower:
-    """Return the text tower of a dual encoder, whose rules of reading are known.
+    """Return the text tower of a dual encoder, whose rules of reading and number of tokens are known.
 
     Raises:
         NotImplementedError: they are not known; or another part of the model changes what the tower gives.
@@ -247,13 +247,16 @@ def text_tower(model: nn.Module) -> Tower:
             f"{type(base).__name__} {why_no_texts(base)}, so class names cannot be given to it as texts; tune its "
             f"image tower alone, or use one of {list_families(lambda family: family.text)}."
         )
+    if tower.max_length is None:
+        tower = replace(tower, max_length=base.config.text_config.max_position_embeddings)
     return tower
 
 
 def max_text_length(model: nn.Module) -> int:
     """Return the number of tokens that a dual encoder's text tower takes, special ones included."""
     length = text_tower(model).max_length
-    return unwrap(model).config.text_config.max_position_embeddings if length is None else length
+    assert length is not None  # text_tower knows it
+    return length
 
 
 def reads_text(model: nn.Module) -> bool:
