@@ -150,8 +150,10 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="part of a model's name; default: all of them")
     parser.add_argument("--inside", action="store_true", help="measure here, and print the numbers as JSON")
     args = parser.parse_args()
-    names = [name for name in MODELS if (args.model or "").lower() in name.lower().replace(" ", "")]
-    names = names or [name for name in MODELS if name == args.model]
+    part = (args.model or "").lower().replace(" ", "")
+    names = [name for name in MODELS if part in name.lower().replace(" ", "")]
+    if not names:
+        parser.error(f"no model is called {args.model!r}; there are {', '.join(MODELS)}")
     if args.inside:
         print(json.dumps(measure(args.model)))
         return
