@@ -28,7 +28,7 @@ from ..models.adapters import adapter_layers, adapter_parameters, check_adapter_
 from ..models.cosine_head import CosineHead
 from ..models.devices import execution_device
 from ..models.feature_extractor import FeatureExtractor, extract_features
-from ..models.heads import classifier, linear_classifier, linear_parameter
+from ..models.heads import classifier, head_path, linear_classifier, linear_parameter, saved_head
 from ..models.image_encoder import image_inputs
 from ..models.towers import check_encoders, reads_text
 from ..validation import short_repr
@@ -142,7 +142,7 @@ def align_classifier(
             if adapter_layers(model) and not any(p is parameter for p in adapter_parameters(model)):
                 warnings.warn(
                     "The head belongs to the base model, so the adapter's file will not hold its aligned weights; "
-                    'train it with modules_to_save=["classifier"], or save the whole model.',
+                    f"train it with {saved_head(model)}, or save the whole model.",
                     stacklevel=2,
                 )
         before, after = (judged.accuracy(encoder, rows, bias) for rows in (original, aligned))
@@ -183,7 +183,7 @@ def _turn(parameter: nn.Parameter, change: Tensor, encoder: SetEncoder, trained:
     if not torch.allclose(reached, original + change, atol=precision * largest):
         raise ValueError(
             "The head's adapter does not only add to its weights (DoRA and IA3 do not), so they cannot be rotated; "
-            'train the head with modules_to_save=["classifier"].'
+            f"train the head with {saved_head(encoder.model)}."
         )
     return reached
 
@@ -312,7 +312,8 @@ class SetEncoder:
                 return zero_shot.text_features(collected.names).float().cpu(), None
         parameter, head = linear_parameter(self.model), linear_classifier(self.model)  # refuses what is not linear
         if parameter.is_meta:
-            raise ValueError('The head is offloaded; keep it on a device: device_map={..., "classifier": "cpu"}.')
+            path = head_path(self.model)
+            raise ValueError(f'The head is offloaded; keep it on a device: device_map={{..., "{path}": "cpu"}}.')
         if head is not None:
             rows, bias = head.weight.detach().clone(), None if head.bias is None else head.bias.detach().clone()
         else:  # LoRA: the response to unit vectors, in a copy that does not round

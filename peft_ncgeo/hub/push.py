@@ -18,7 +18,7 @@ from ..loading.hub_errors import hub_errors
 from ..loading.load import holds_head
 from ..models.adapters import unwrap
 from ..models.base_model import base_name, is_folder
-from ..models.heads import linear_classifier
+from ..models.heads import linear_classifier, saved_head
 from ..models.image_classifier import ImageClassifierConfig
 from .record import TrainingRecord, record_model
 from .save import OPTIONAL, save_adapter, tuned_model
@@ -152,13 +152,13 @@ def _check_base(model: PeftModel, base_model_id: str, token: str | None) -> None
     if record_model(model).kind != "head":
         return
     head = linear_classifier(model)
-    brought = holds_head(get_peft_model_state_dict(model))
+    brought = holds_head(get_peft_model_state_dict(model), model)
     there = isinstance(base, ImageClassifierConfig)
     there |= any(name.endswith("ForImageClassification") for name in base.architectures or [])
     if not brought and (not there or (head is not None and len(head.weight) != base.num_labels)):
         raise ValueError(
             f"Neither the adapter nor {base_model_id} holds the model's head, so others would get a random one; train "
-            'it with modules_to_save=["classifier"].'
+            f"it with {saved_head(model)}."
         )
 
 

@@ -21,7 +21,7 @@ from ..data.head_names import CLASS_NAMES, write_head_names
 from ..files import read_json
 from ..models.adapters import adapter_parameters, base_change_of, check_adapter_weights
 from ..models.devices import is_offloaded
-from ..models.heads import HEAD, linear_classifier
+from ..models.heads import head_path, linear_classifier
 from ..models.image_classifier import ImageClassifierModel
 from ..models.precision import hold_in_float32
 from ..models.snapshots import unchanged_on_error
@@ -75,15 +75,15 @@ def load_adapter(
     """
     folder = fetch_adapter(repo_id, revision, token)
     config, shapes, names = read_config(folder, repo_id), _read_shapes(folder, repo_id), _class_names(folder)
-    heads = [shape for name, shape in shapes.items() if holds_head([name])]
+    given = _read_weights(folder, repo_id)
+    if not isinstance(base_model, nn.Module):
+        base_model = _load_base(config, check_path("base_model", base_model), shapes, names, token)
+    heads = [shape for name, shape in shapes.items() if holds_head([name], base_model)]
     if names and heads and not any(shape[:1] == (len(names),) for shape in heads):
         raise ValueError(
             f"{CLASS_NAMES} beside the adapter {repo_id} has {len(names)} names, but no weight of the head in its "
             "file has as many rows; write one name for each output of the head."
         )
-    given = _read_weights(folder, repo_id)
-    if not isinstance(base_model, nn.Module):
-        base_model = _load_base(config, check_path("base_model", base_model), given, names, token)
     with unchanged_on_error(base_model, copy_weights=_may_change_base(config)):
         model = _put_on(base_model, config, folder, given, f"The adapter file in {repo_id} does not fit the model")
         head = linear_classifier(model)
@@ -226,18 +226,23 @@ def _read_weights(folder: Path, repo_id: str | Path) -> dict[str, Tensor]:
     return given
 
 
-def holds_head(keys: Iterable[str]) -> bool:
-    """Return True if an adapter with these weights has a classification head."""
-    return any(f".{HEAD}." in key for key in keys)
+def holds_head(keys: Iterable[str], model: nn.Module) -> bool:
+    """Return True if an adapter with weights of these names has a classification head for a model."""
+    path = head_path(model)
+    return path is not None and any(f".{path}." in key for key in keys)
 
 
 def _load_base(
-    config: PeftConfig, name_or_path: str | None, given: dict[str, Tensor], names: list[str], token: str | None
+    config: PeftConfig,
+    name_or_path: str | None,
+    shapes: dict[str, tuple[int, ...]],
+    names: list[str],
+    token: str | None,
 ) -> nn.Module:
     name_or_path = name_or_path or config.base_model_name_or_path
     if not name_or_path:
         raise ValueError("The adapter's config names no base model; pass base_model.")
-    name, brings_head = str(name_or_path), holds_head(given)
+    name = str(name_or_path)
     revision = config.revision if name == config.base_model_name_or_path else None
     if revision and Path(name).is_dir():
         raise ValueError(
@@ -251,7 +256,7 @@ def _load_base(
     if not hasattr(base_class, "from_pretrained"):
         base_class = transformers.AutoModel
     options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
-    if names and brings_head:
+    if names and any(shape[:1] == (len(names),) for shape in shapes.values()):  # the file may hold a head of this size
         options |= {"num_labels": len(names), "ignore_mismatched_sizes": True}
     try:
         model, told = base_class.from_pretrained(name, token=token, output_loading_info=True, **options)
@@ -261,8 +266,9 @@ def _load_base(
         at = f" at revision {revision}" if revision else ""
         said = f"Its file is damaged or truncated: {error}" if isinstance(error, SafetensorError) else one_line(error)
         raise OSError(f"The base model {name}{at} cannot be loaded; pass base_model. ({said})") from error
-    missing = any(key.split(".")[0] == HEAD for key in told["missing_keys"])
-    if not brings_head and (missing or (names and model.config.num_labels != len(names))):
+    new = [*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])]
+    random, brings_head = holds_head([f".{key}" for key in new], model), holds_head(shapes, model)
+    if not brings_head and (random or (names and model.config.num_labels != len(names))):
         raise ValueError(f"Neither the adapter nor {name} holds the head; pass a base_model whose head was trained.")
     return model
 

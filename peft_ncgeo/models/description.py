@@ -10,7 +10,7 @@ from torch import nn
 
 from .adapters import unwrap
 from .families import find_family
-from .heads import HEAD, classification_head, head_width, linear_parameter, other_heads
+from .heads import classification_head, head_path, head_width, linear_parameter, other_heads
 from .prompt_support import check_prompts
 from .text_reading import EndOfText, TextReading
 from .towers import (
@@ -98,7 +98,7 @@ def describe(model: nn.Module) -> ModelDescription:
         text=towers.get("text"),
         vision=towers.get("vision"),
         feature=None if reasons["CoPAConfig, adapt"] else find_pooling(base),
-        head=None if classification_head(base) is None else HEAD,
+        head=head_path(base),
         methods=reasons,
     )
 
@@ -114,7 +114,7 @@ def _reason(check: Callable[[], Any]) -> str:
 def _check_prototypes(model: nn.Module) -> None:
     head, others = classification_head(model), other_heads(model)
     if head is None:
-        raise ValueError(f"{type(model).__name__} has no classification head {HEAD!r}.")
+        raise ValueError(f"{type(model).__name__} has no classification head that is known.")
     if others:
         raise ValueError(f"{type(model).__name__} averages its head with another, {others[0]!r}.")
     head_width(head)

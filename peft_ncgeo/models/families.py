@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from . import timm_models
 from .adapters import innermost
 from .text_reading import CLS, MEAN, PADDED, EndOfText, TextReading
 
@@ -34,6 +35,8 @@ class Family:
         width: function from the image tower to the feature's width, where it is not the width of the patches.
         residual_convolutions: True if a 1x1 convolution with the same stride can run beside each larger one of the
             encoder.
+        heads: function from a classification model to the paths of its heads, whose logits are averaged if there are
+            several; None: its head is `classifier`.
         reads_layers: names of classes that also read inner layers of an image tower; every `...Backbone` does.
         no_texts: reason why texts are not read, where `text` is None.
         no_prompts: reason why images take no prompts.
@@ -51,6 +54,7 @@ class Family:
     pooled_tokens: Callable[[Any], int | None] = lambda tower: 1
     width: Callable[[Any], int] | None = None
     residual_convolutions: bool = False
+    heads: Callable[[Any], Iterable[str]] | None = None
     no_texts: str = ""
     no_prompts: str = ""
     no_features: str = ""
@@ -82,6 +86,10 @@ def _roberta(tower: Any) -> TextReading:
 
 def _mean(tower: Any) -> TextReading:
     return MEAN
+
+
+def _fc(model: Any) -> tuple[str, ...]:
+    return ("fc",)
 
 
 def _padded(tower: Any) -> TextReading:
@@ -192,11 +200,13 @@ FAMILIES = {
     "cvt": Family("CvT", no_prompts=_POOLS, no_features=_AVERAGES),
     "levit": Family("LeViT", no_prompts=_POOLS, no_features=_AVERAGES),
     "poolformer": Family("PoolFormer", no_prompts=_MAPS, no_features=_AVERAGES),
-    "swiftformer": Family("SwiftFormer", no_prompts=_MAPS, no_features=_AVERAGES),
+    "swiftformer": Family(
+        "SwiftFormer", heads=lambda model: ("head", "dist_head"), no_prompts=_MAPS, no_features=_AVERAGES
+    ),
     "mobilevit": Family("MobileViT", no_prompts=_MAPS, no_features=_AVERAGES),
     "mobilevitv2": Family("MobileViTV2", no_prompts=_MAPS, no_features=_AVERAGES),
     "focalnet": Family("FocalNet", features=("pooler",), width=lambda tower: tower.num_features, no_prompts=_MAPS),
-    "hgnet_v2": Family("HGNetV2", no_prompts=_CONVOLUTIONS),
+    "hgnet_v2": Family("HGNetV2", heads=_fc, no_prompts=_CONVOLUTIONS),
     "pp_lcnet": Family("PP-LCNet", no_prompts=_CONVOLUTIONS),
     "convnext": Family("ConvNeXt", features=("layernorm",), width=_last_size, no_prompts=_CONVOLUTIONS),
     "convnextv2": Family("ConvNeXt V2", features=("layernorm",), width=_last_size, no_prompts=_CONVOLUTIONS),
@@ -213,6 +223,14 @@ FAMILIES = {
         width=lambda tower: innermost(tower.conv_1x1.convolution).out_channels,
         no_prompts=_CONVOLUTIONS,
     ),
+    "textnet": Family("TextNet", heads=_fc, no_prompts=_CONVOLUTIONS),
+    "timm_wrapper": Family(
+        "timm",
+        None,
+        True,
+        heads=timm_models.find_heads,
+        no_prompts="is not timm's plain VisionTransformer, the only model of timm whose tokens are known",
+    ),
     "x_clip": Family("X-CLIP", _largest, True, no_images=_VIDEO),
     "videomae": Family("VideoMAE", None, True, no_images=_VIDEO),
     "vivit": Family("ViViT", None, True, no_images=_VIDEO),
@@ -226,13 +244,15 @@ FAMILIES = {
 def family_name(module: nn.Module, method: str = "forward") -> str | None:
     """Return the folder of `transformers.models` that defines a module's method, such as "clip", or None.
 
-    A subclass that overrides the method belongs to no family.
+    A subclass that overrides the method belongs to no family. Modules of timm belong to Transformers' wrapper.
 
     Args:
         method: name of the method.
     """
     owner = next((parent for parent in type(module).__mro__ if method in vars(parent)), object)
     parts = owner.__module__.split(".")
+    if parts[:2] == ["timm", "models"]:
+        return "timm_wrapper"
     return parts[2] if parts[:2] == ["transformers", "models"] and len(parts) > 2 else None
 
 

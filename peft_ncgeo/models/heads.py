@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -9,23 +10,60 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from .adapters import unwrap
+from .families import find_family
 
-HEAD = "classifier"  # its name in Transformers' ...ForImageClassification models
+HEAD = "classifier"  # its name in most of Transformers' ...ForImageClassification models
+_NO_HEAD = (nn.Identity, nn.ModuleList, nn.ModuleDict)
+
+
+def head_path(model: nn.Module) -> str | None:
+    """Return the path of an image classification model's head in the model without PEFT's wrapper, or None.
+
+    It is `classifier` unless the model's family says otherwise.
+    """
+    return next(iter(_head_paths(model)), None)
 
 
 def classification_head(model: nn.Module) -> nn.Module | None:
-    """Return the head of an image classification model (with PEFT's wrapper if it has one), or None.
-
-    A list of layers does not count as a head: the model calls its layers one by one.
-    """
-    head = getattr(unwrap(model), HEAD, None)
-    return None if isinstance(head, nn.Identity | nn.ModuleList | nn.ModuleDict) else head
+    """Return the head of an image classification model (with PEFT's wrapper if it has one), or None."""
+    path = head_path(model)
+    return None if path is None else _module(unwrap(model), path)
 
 
 def other_heads(model: nn.Module) -> list[str]:
-    """Return names of heads whose logits are averaged with those of the classification head, as in LeViT's teacher."""
-    heads = [(name, child) for name, child in unwrap(model).named_children() if name != HEAD and HEAD in name]
-    return [name for name, child in heads if not isinstance(child, nn.Identity)]
+    """Return paths of heads whose logits are averaged with those of the classification head, as in LeViT's teacher."""
+    return _head_paths(model)[1:]
+
+
+def saved_head(model: nn.Module) -> str:
+    """Return the argument that lets PEFT train and save the head as a whole, for an error message."""
+    return f"modules_to_save=[{(head_path(model) or HEAD)!r}]"
+
+
+def covers(name: str, path: str) -> bool:
+    """Return True if a name in PEFT's `modules_to_save` means the module at this path, or one around it."""
+    return any(f".{part}".endswith(f".{name}") for part in accumulate(path.split("."), "{}.{}".format))
+
+
+def _head_paths(model: nn.Module) -> list[str]:
+    """Return the paths of all heads, or none if the first is an identity, or a list whose layers are called singly."""
+    base = unwrap(model)
+    family = find_family(base)
+    if family is None or family.heads is None:
+        paths = [HEAD, *(name for name, _ in base.named_children() if name != HEAD and HEAD in name)]
+    else:
+        paths = list(family.heads(base))
+    heads = {path: _module(base, path) for path in paths}
+    found = [path for path, head in heads.items() if head is not None and not isinstance(head, _NO_HEAD)]
+    return found if found[:1] == paths[:1] else []
+
+
+def _module(model: nn.Module, path: str) -> Any:
+    """Return the module at a path, or None if there is none."""
+    module: Any = model
+    for name in path.split("."):
+        module = getattr(module, name, None)
+    return module
 
 
 def head_width(head: nn.Module) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .adapters import unwrap
 from .families import find_family
-from .heads import HEAD, classifier
+from .heads import classifier, head_path
 from .substitution import Recorder, substitute
 
 _BESIDE_PIXELS = ("pixel_attention_mask", "spatial_shapes")  # what SigLIP 2 with patches of any number needs
@@ -68,14 +68,21 @@ def encode_and_classify(model: nn.Module, pixel_values: Tensor, **others: Tensor
         others: see [`encode_images`].
 
     Raises:
-        ValueError: the model has no head, or does not call it exactly once; or an input is missing.
+        ValueError: the model has no head, does not call it exactly once, or gives it maps of features; or an input is
+            missing.
     """
     check_image_inputs(model, others)
-    head = classifier(model)
-    if head is None:
+    head, place = classifier(model), head_path(model)
+    if place is None:
         raise ValueError(f"{type(unwrap(model)).__name__} has neither a text tower nor a classification head.")
     base = unwrap(model)
-    path = next(path for path, module in getattr(base, HEAD).named_modules(prefix=HEAD) if module is head)
+    path = next(path for path, module in base.get_submodule(place).named_modules(prefix=place) if module is head)
     recorder = Recorder(head)
     logits = substitute(base, {path: recorder})(pixel_values=pixel_values, **others).logits
-    return recorder.only("entered").flatten(1), logits  # ResNet's features are (B, d, 1, 1)
+    features = recorder.only("entered")
+    if features.dim() > 2 and features[0, 0].numel() > 1:  # ResNet's features are (B, d, 1, 1)
+        raise ValueError(
+            f"The head of {type(base).__name__} takes maps {tuple(features.shape)}, not one feature of an image; use "
+            "a model whose head follows the pooling."
+        )
+    return features.flatten(1), logits

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from . import timm_models
 from .adapters import innermost, unwrap
 from .families import (
     family_name,
@@ -23,7 +24,7 @@ from .families import (
     reads_layers,
     why_no_texts,
 )
-from .heads import HEAD, classification_head
+from .heads import classification_head
 from .image_classifier import ImageClassifierModel
 from .text_reading import TextReading
 
@@ -42,6 +43,7 @@ class Tower:
     table: str = ""  # text only: name of the embeddings of tokens in `embeddings`
     special_tokens: int | None = None  # vision only: number of tokens before prompts; None: prompts are the last
     is_masked: bool = False  # vision only: True if layers get a mask of the tokens that the embeddings give
+    grid: str = ""  # vision only: module that tells the size of the feature maps that are made of all layers' tokens
 
 
 def _join(*parts: str) -> str:
@@ -62,8 +64,9 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
     """Return the model's towers as `{"text": Tower, "vision": Tower}`; a model may have one of them or neither.
 
     A tower is a module with `embeddings` and a list of layers. It reads text if its embeddings hold a
-    `token_embedding` or `word_embeddings`, images if they hold patch embeddings. `exclude` names modules (full path,
-    or its end) whose towers are skipped.
+    `token_embedding` or `word_embeddings`, images if they hold patch embeddings. In timm's plain VisionTransformer,
+    `norm_pre`, which gives the layers their tokens, takes the place of `embeddings`. `exclude` names modules (full
+    path, or its end) whose towers are skipped.
 
     Raises:
         ValueError: `exclude` names a module that the model does not have.
@@ -75,6 +78,11 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
         if excluded:
             found |= excluded
             continue
+        blocks = timm_models.find_blocks(module)
+        if blocks:
+            place, paths = _join(name, "norm_pre"), tuple(_join(name, block) for block in blocks)
+            width: Any = module.embed_dim
+            towers.setdefault("vision", Tower(place, paths, width, grid=_join(name, "patch_embed")))
         embeddings = getattr(module, "embeddings", None)
         layers = _layer_list(module)
         if not isinstance(embeddings, nn.Module) or layers is None:
@@ -121,15 +129,17 @@ def _patch_width(embeddings: nn.Module) -> int | None:
 class Pooling(NamedTuple):
     """Path of the module whose output holds an image's feature, and the feature's width d.
 
-    The feature is the mean of the first `tokens` rows of that output (None: of all), if it holds tokens.
+    The feature is the mean of the first `tokens` rows of that output (None: of all), if it holds tokens. If
+    `is_input`, it is the module's input instead.
     """
 
     path: str
     width: int
     tokens: int | None = 1
+    is_input: bool = False
 
     def read(self, output: Tensor) -> Tensor:
-        """Return the features (B, d) in the module's output."""
+        """Return the features (B, d) in the module's output, or in its input if that is the feature."""
         rows = channels_last(output, self.width)
         return rows[:, : self.tokens].mean(1) if rows.dim() == 3 else rows
 
@@ -143,7 +153,8 @@ def find_pooling(model: nn.Module) -> Pooling:
     """Find the module that outputs the pooled image feature of a vision backbone.
 
     It is CLIP's `visual_projection`; the last layer norm of ViT, DeiT, DINOv2, DINOv3 and of CLIP's vision tower
-    without projection; SigLIP's pooling head; the pooler of ResNet, BEiT and Swin.
+    without projection; SigLIP's pooling head; the pooler of ResNet, BEiT and Swin. In a model of timm, the feature
+    enters the head.
     [`~peft_ncgeo.models.families.FAMILIES`] lists the others.
 
     Raises:
@@ -153,6 +164,8 @@ def find_pooling(model: nn.Module) -> Pooling:
     base = unwrap(model)
     if isinstance(base, ImageClassifierModel):
         return Pooling("projection", base.config.feature_size)
+    if hasattr(base, "timm_model"):
+        return _timm_pooling(base)
     vision = find_towers(model).get("vision")
     places = [(owner, "visual_projection") for owner in modules]
     owners = [] if vision is None else [parent_path(vision.embeddings)]
@@ -185,11 +198,22 @@ def find_pooling(model: nn.Module) -> Pooling:
     )
 
 
+def _timm_pooling(model: Any) -> Pooling:
+    """Return the place of `forward_head(..., pre_logits=True)`, which enters the last module."""
+    last, inner = timm_models.find_last_modules(model), model.timm_model
+    if len(last) != 1:
+        raise ValueError(
+            f"timm's {type(inner).__name__} gives its feature to {len(last)} modules instead of one, so its pooled "
+            "feature is not known; use a model of timm with one head."
+        )
+    return Pooling(last[0], inner.head_hidden_size, is_input=True)
+
+
 def find_residual_places(model: nn.Module) -> list[str]:
     """Return the paths of the modules to which residual adapters are added.
 
-    In a vision transformer, these are every layer's attention and MLP; in a ResNet, every convolution of its stages
-    with a kernel larger than 1x1.
+    In a vision transformer, these are every layer's attention and MLP; in a ResNet, also timm's, every convolution
+    of its stages with a kernel larger than 1x1.
 
     Raises:
         ValueError: a transformer layer lacks attention or MLP, or the model has no such modules.
@@ -199,11 +223,15 @@ def find_residual_places(model: nn.Module) -> list[str]:
     places = []
     if vision is not None:
         for layer in vision.layers:
-            found = [_join(layer, part) for part in ("attention", "self_attn", "mlp") if _join(layer, part) in modules]
+            parts = [_join(layer, part) for part in ("attention", "self_attn", "attn", "mlp")]
+            found = [part for part in parts if part in modules]
             if len(found) != 2:
                 raise ValueError(f"{layer} of {name} has no attention and MLP for residual adapters; leave them out.")
             places += found
         return places
+    for path, module in modules.items():
+        if found := timm_models.find_convolutions(module):
+            return [_join(path, place) for place in found]
     stages = tuple(
         f"{path}.encoder." if path else "encoder."
         for path, module in modules.items()
@@ -282,7 +310,7 @@ def check_encoders(model: nn.Module) -> None:
         text_tower(base)
     elif classification_head(base) is None:
         raise ValueError(
-            f"{type(base).__name__} has neither text features nor one module {HEAD!r} as its classification head; use "
+            f"{type(base).__name__} has neither text features nor a classification head that is known; use "
             "CLIPModel or an ...ForImageClassification model."
         )
 

@@ -17,7 +17,7 @@ from ..geometry.checks import refuse_unless
 from ..losses import GeometryBatch, Regularizer
 from ..models.adapters import adapter_layers, check_adapter_weights, unwrap
 from ..models.devices import check_movable
-from ..models.heads import classification_head, linear_classifier
+from ..models.heads import classification_head, linear_classifier, saved_head
 from ..models.precision import HALF
 from ..models.templates import check_template
 from ..models.towers import reads_text
@@ -169,7 +169,7 @@ def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification
             if field in ("classifier_weight", "class_means") and not (reads_text(model) or linear_classifier(model)):
                 raise ValueError(
                     f"{term.name} needs the weights of the head, which is not one linear layer; keep it with "
-                    'modules_to_save=["classifier"].'
+                    f"{saved_head(model)}."
                 )
             if offered[field].get("of_text") and not reads_text(model):
                 raise ValueError(

@@ -320,24 +320,6 @@ def test_prototypes_are_refused_before_prompts_are_in():
     assert [key for key, _ in model.named_modules()] == names
 
 
-def test_layers_that_the_model_calls_one_by_one_are_no_head(tmp_path):
-    """HGNetV2's `classifier` is such a list, whose own forward pass nobody calls."""
-    widths = {"stem_channels": [3, 8, 8], "stage_in_channels": [8] * 4, "stage_mid_channels": [8] * 4}
-    stages = {"stage_num_blocks": [1] * 4, "stage_numb_of_layers": [1] * 4, "depths": [1] * 4, "hidden_sizes": [8] * 4}
-    sizes = {"embedding_size": 8, "stage_out_channels": [8] * 4, "num_labels": 3}
-    model = build("HGNetV2ForImageClassification", **widths, **stages, **sizes)
-    refusal(lambda: get_peft_model(model, PrototypeConfig()), "no classification head", ValueError)
-    model = get_peft_model(model, LoraConfig(target_modules=["fc"], r=2))
-    arguments = GeometryTrainingArguments(output_dir=str(tmp_path), report_to="none")
-    processor, images = tiny_processor(), tiny_images(9)
-    refusal(lambda: align_classifier(model, images, 0.5, processor), "classification head", ValueError)
-    refusal(
-        lambda: GeometryTrainer(model, arguments, images, processing_class=processor),
-        "one module 'classifier'",
-        ValueError,
-    )
-
-
 # ---- what is no image by itself -----------------------------------------------------------------------------------
 
 NO_IMAGES = {

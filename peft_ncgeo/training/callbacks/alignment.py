@@ -37,7 +37,7 @@ class _Alignment(TrainerCallback):
         ):
             raise ValueError(
                 f"{type(self).__name__} changes the classifier's weights, but the head is not one trained linear "
-                'layer; keep it with modules_to_save=["classifier"].'
+                'layer; name the head in modules_to_save, for example modules_to_save=["classifier"].'
             )
 
     def on_train_begin(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ...models.adapters import unwrap
-from ...models.heads import HEAD, classification_head, head_width, other_heads
+from ...models.heads import classification_head, covers, head_path, head_width, other_heads
 from ..prompt_model import PromptModel
 from .layer import PrototypeClassifier, PrototypeLayer
 
@@ -19,10 +19,10 @@ class PrototypeModel(PromptModel):
     prefix = "ncgeo_prototype_"
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
-        head = classification_head(model)
-        if head is None:
+        head, self._head = classification_head(model), head_path(model)
+        if head is None or self._head is None:
             raise ValueError(
-                f"{type(model).__name__} has no classification head {HEAD!r} for prototypes to replace; use "
+                f"{type(model).__name__} has no classification head that is known for prototypes to replace; use "
                 "an ...ForImageClassification model."
             )
         if others := other_heads(model):
@@ -30,6 +30,9 @@ class PrototypeModel(PromptModel):
                 f"{type(model).__name__} averages its head with another, {others[0]!r}, which prototypes would not "
                 "replace; use a model with one head."
             )
+        for name in peft_config.modules_to_save or ():
+            if covers(name, self._head):
+                raise ValueError(f"modules_to_save names {name!r}, the head that prototypes replace; leave it out.")
         head_width(head)  # refuses an unsuitable head before any module is replaced
         labels = unwrap(model).config.num_labels
         if peft_config.num_classes is None:
@@ -44,7 +47,7 @@ class PrototypeModel(PromptModel):
         super()._prepare_model(peft_config, model)
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]
-        return key == HEAD or super()._check_target_module_exists(peft_config, key)
+        return key == self._head or super()._check_target_module_exists(peft_config, key)
 
     def _create_and_replace(
         self,
@@ -56,7 +59,7 @@ class PrototypeModel(PromptModel):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if current_key != HEAD:
+        if current_key != self._head:
             super()._create_and_replace(peft_config, adapter_name, target, target_name, parent, current_key)
             return
         layer = target if isinstance(target, PrototypeLayer) else PrototypeLayer(target, head_width(target))

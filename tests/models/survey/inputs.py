@@ -22,7 +22,16 @@ TOL = 2e-4
 NAMES = ["red cat", "blue dog", "green bird panda", "black fish", "white panda"]
 TEMPLATE = "a photo of a {}."
 
-HEADS = {"HGNetV2": "fc", "TextNet": "fc", "SwiftFormer": "head", "ImageGPT": "score"}
+HEADS = {
+    "HGNetV2": "fc",
+    "TextNet": "fc",
+    "SwiftFormer": "head",
+    "ImageGPT": "score",
+    "TimmWrapper (timm ViT)": "timm_model.head",
+    "TimmWrapper (timm ResNet)": "timm_model.fc",
+    "TimmWrapper (timm MobileNetV3": "timm_model.classifier",
+    "TimmWrapper (timm ConvNeXt": "timm_model.head.fc",
+}
 
 
 def head_name(spec, model):

@@ -34,7 +34,7 @@ from .inputs import (
 
 def lora(spec, model, head=True):
     head_of = {"classifier", head_name(spec, model)}
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not head_of & set(n.split("."))]
+    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not head_of & {n, *n.split(".")}]
     names = names or [
         n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups == 1 and "classifier" not in n
     ]
