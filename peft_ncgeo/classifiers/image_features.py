@@ -57,7 +57,7 @@ class ImageFeatures(nn.Module):
         first, path, device = next(model.parameters()), self.pooling.path, execution_device(model)
         pooling = model.get_submodule(path)
         if isinstance(pooling, CoPALayer):
-            pooling, path = pooling.base_layer, f"{path}.base_layer"
+            pooling = pooling.base_layer
         recorder = Recorder(pooling)
         view = substitute(model, {**(modules or {}), path: recorder})
         run = getattr(view, "get_image_features", view)  # a whole CLIP needs texts too
@@ -72,7 +72,7 @@ class ImageFeatures(nn.Module):
             raise ValueError(
                 f"{type(model).__name__} cannot process pixels of shape {shape}: {one_line(error)}"
             ) from error
-        features = self.pooling.read(recorder.only("left"))
+        features = self.pooling.read(recorder.only("entered" if self.pooling.is_input else "left"))
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def inputs(self, images: Any, first: int = 0) -> dict[str, Tensor]:

@@ -42,6 +42,9 @@ def find_processor(
 
 def input_size(image_processor: Any) -> tuple[int, int]:
     """Return the (width, height) in pixels of the images that an image processor makes."""
+    if isinstance(timm := getattr(image_processor, "data_config", None), dict):  # timm's, in Transformers' wrapper
+        _, height, width = timm["input_size"]
+        return width, height
     for field in ("crop_size", "size"):
         size = getattr(image_processor, field, None) or {}
         if "height" in size and "width" in size:

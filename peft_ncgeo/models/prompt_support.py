@@ -31,6 +31,8 @@ def check_prompts(model: nn.Module, kind: str, tower: Tower | None) -> None:
     if not reason:
         return
     name = type(model).__name__
+    if hasattr(model, "timm_model"):
+        name += f" (timm's {type(model.timm_model).__name__})"
     if tower is None and find_family(model) is not None and not first_reason(model.modules(), _REASONS[kind]):
         raise ValueError(f"{name} has no {kind} tower to prompt; set num_{kind}_tokens=0.")
     raise NotImplementedError(

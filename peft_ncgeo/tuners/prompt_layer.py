@@ -202,6 +202,22 @@ class TextLayerWithPrompt(PromptLayer):
         return self.base_layer(hidden_states, *args, **kwargs)
 
 
+class GridWithPrompt(PromptLayer):
+    """Wrapped patch embeddings of timm, which refuse to give the size of maps, since prompts fit into none."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.base_layer(*args, **kwargs)
+
+    def dynamic_feat_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Return the height and width of the feature maps of all layers, which `output_hidden_states` asks for."""
+        if self.active_tokens:
+            raise NotImplementedError(
+                "timm makes feature maps of the hidden states, where prompts would be taken for patches; leave "
+                "output_hidden_states out, or disable the adapter."
+            )
+        return self.base_layer.dynamic_feat_size(image_size)
+
+
 def _around(hidden_states: Tensor, special_tokens: int | None, count: int) -> list[Tensor]:
     """Return the image's tokens before and after `count` prompts in `(B, L, width)`.
 

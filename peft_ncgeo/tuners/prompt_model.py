@@ -19,6 +19,7 @@ from ..models.towers import Tower, find_towers
 from ..validation import short_repr
 from .prompt_config import PromptConfig
 from .prompt_layer import (
+    GridWithPrompt,
     MaskedVisionLayerWithPrompt,
     PromptLayer,
     TextEmbeddingsWithPrompt,
@@ -127,9 +128,10 @@ def _wrap_vision(tower: Tower, num_tokens: int, prompted: list[str]) -> dict[str
     embeddings = partial(VisionEmbeddingsWithPrompt, special_tokens=tower.special_tokens)
     kind = MaskedVisionLayerWithPrompt if tower.is_masked else VisionLayerWithPrompt
     layer, last = partial(kind, special_tokens=tower.special_tokens), tower.layers[-1]
-    return {tower.embeddings: InjectionPoint(embeddings, num_tokens)} | {
-        path: InjectionPoint(partial(layer, is_last=path == last), num_tokens) for path in tower.layers
-    }
+    places = {tower.embeddings: InjectionPoint(embeddings, num_tokens)}
+    if tower.grid:
+        places[tower.grid] = InjectionPoint(GridWithPrompt, num_tokens)
+    return places | {path: InjectionPoint(partial(layer, is_last=path == last), num_tokens) for path in tower.layers}
 
 
 def _write_token_ids(config: PromptConfig, model_name: str | None) -> None:

@@ -52,12 +52,22 @@ class CoPALayer(TunerLayer):
             mine.copy_(given)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        features = self.base_layer(*args, **kwargs)
+        return self.transform(self.base_layer(*args, **kwargs))
+
+    def transform(self, features: Tensor) -> Tensor:
+        """Return features times Theta_I, or unchanged if no adapter is active."""
         if self.heads is None:
             return features
         image = self.heads[0]
         rows = channels_last(features, self.width)
         return (rows.to(image.dtype) @ image).to(features.dtype).view(features.shape)
+
+
+class CoPAInputLayer(CoPALayer):
+    """The same around a module whose input is the pooled feature: Theta_I transforms that input."""
+
+    def forward(self, features: Tensor) -> Any:
+        return self.base_layer(self.transform(features))
 
 
 class Residual(TunerLayer):

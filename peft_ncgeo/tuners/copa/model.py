@@ -9,7 +9,7 @@ from torch import nn
 from ...models.devices import execution_device
 from ...models.towers import find_pooling, find_residual_places, find_towers
 from ..tuner_model import TunerModel
-from .layer import CoPALayer, ResidualConvolution, ResidualLinear
+from .layer import CoPAInputLayer, CoPALayer, ResidualConvolution, ResidualLinear
 
 
 class CoPAModel(TunerModel):
@@ -46,7 +46,8 @@ class CoPAModel(TunerModel):
         device = execution_device(self.model)  # a pooler has no weights to show its device
         layer: Any = target
         if current_key == self._pooling.path:
-            layer = target if isinstance(target, CoPALayer) else CoPALayer(target, self._pooling.width)
+            kind = CoPAInputLayer if self._pooling.is_input else CoPALayer
+            layer = target if isinstance(target, CoPALayer) else kind(target, self._pooling.width)
             layer.update_layer(adapter_name, peft_config.shared, device, peft_config.inference_mode)
         else:
             layer = target if isinstance(target, ResidualLinear | ResidualConvolution) else self._beside(target)
