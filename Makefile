@@ -14,10 +14,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## Prompt-OT on the built-in images: table and adapters in outputs/prompt_ot
 	OMP_NUM_THREADS=2 $(BIN)/accelerate launch --config_file examples/accelerate/cpu_1proc.yaml examples/train_prompt_ot.py
 
-# One process a core, of one thread each: tests of one file stay together. Where PEFT's own tests cannot be had (the
-# `-` in front), those alone are skipped, and say why.
+# One process a core, of one thread each: tests of one file stay together. Where PEFT's own tests or timm cannot be had
+# (the `-` in front), those alone are skipped, and say why.
 test: $(INSTALLED)
 	-$(BIN)/python tests/contracts/fetch_peft_suite.py
+	-$(BIN)/python tests/models/fetch_timm.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-fast: $(INSTALLED)  ## what a contributor needs in three minutes: no slow tests, few made-up cases
@@ -31,10 +32,12 @@ interruptions: $(INSTALLED)  ## kill two trainings 25 times each and compare wha
 
 coverage: $(INSTALLED)  ## the tests, and which lines and branches none of them reaches
 	-$(BIN)/python tests/contracts/fetch_peft_suite.py
+	-$(BIN)/python tests/models/fetch_timm.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov peft_ncgeo --cov-branch
 
 promises: $(INSTALLED)  ## what README promises, each with what the tests found: coverage, and 25 kills a training
 	-$(BIN)/python tests/contracts/fetch_peft_suite.py
+	-$(BIN)/python tests/models/fetch_timm.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --kills 25 --junitxml build/tests.xml \
 		--cov peft_ncgeo --cov-branch --cov-report json:build/coverage.json
 	$(BIN)/python examples/benchmark_import.py > build/import.txt

@@ -30,7 +30,6 @@ HEADS = {
     "TimmWrapper (timm ViT)": "timm_model.head",
     "TimmWrapper (timm ResNet)": "timm_model.fc",
     "TimmWrapper (timm MobileNetV3": "timm_model.classifier",
-    "TimmWrapper (timm ConvNeXt": "timm_model.head.fc",
 }
 
 

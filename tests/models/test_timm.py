@@ -1,0 +1,40 @@
+"""timm's models, in a process that finds timm; `make test` fetches it. The cases stand in `timm_cases.py`."""
+
+from __future__ import annotations
+
+import pytest
+
+from .fetch_timm import FAILURE, FOLDER, run
+
+if not FOLDER.exists():
+    why = FAILURE.read_text().strip() if FAILURE.exists() else "it has not been fetched"
+    pytest.skip(f"timm: {why}; run `python tests/models/fetch_timm.py`.", allow_module_level=True)
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("timm")]
+
+
+@pytest.fixture(scope="module")
+def timm() -> None:
+    found = run("import timm, torchvision")
+    if found.returncode:  # it was fetched for another torch
+        pytest.skip(f"timm cannot be imported: {found.stderr.strip().splitlines()[-1]}")
+
+
+def test_cases():
+    found = run(
+        "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))",
+        "-p",
+        "no:cacheprovider",
+        "tests/models/timm_cases.py",
+    )
+    assert found.returncode == 0, found.stdout[-10000:] + found.stderr[-2000:]
+
+
+def test_survey():
+    """Every try on every model of timm ends as it should."""
+    found = run(
+        "import runpy, sys; sys.argv[0] = 'survey'; runpy.run_module('tests.models.survey', run_name='__main__')",
+        "TimmWrapper",
+    )
+    assert found.returncode == 0, found.stdout + found.stderr[-2000:]
+    assert " works " in found.stdout
