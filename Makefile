@@ -25,6 +25,7 @@ test-fast: $(INSTALLED)  ## what a contributor needs in three minutes: no slow t
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" --hypothesis-profile fast
 
 models: $(INSTALLED)  ## try everything on a tiny model of every class: docs/supported_models.md
+	-$(BIN)/python tests/models/fetch_timm.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.models.survey
 
 interruptions: $(INSTALLED)  ## kill two trainings 25 times each and compare what they come to

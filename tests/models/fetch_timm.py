@@ -1,6 +1,6 @@
 """Fetch timm, and torchvision, which it imports, into a folder of their own: the package needs neither.
 
-`make test` runs this file; `test_timm.py` and the survey use what it fetched, in processes of their own.
+`make test` runs this file; `test_timm.py` and `make models` use what it fetched, in processes of their own.
 """
 
 from __future__ import annotations

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from peft_ncgeo.models.families import FAMILIES
 
 from .survey.outcomes import outcome
+from .survey.specs import Spec
 from .survey.table import PAGE, page, read_results, short
 from .survey.tries import TRIES, specs
 
@@ -20,9 +23,13 @@ WITHOUT_TRAINING = ("a_vision", "a_text", "b_prototype", "b_copa", "d_zero_lora"
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("family", sorted(BY_FAMILY))
 def test_a_model_does_what_the_page_says(family):
-    spec = BY_FAMILY[family]
+    check(BY_FAMILY[family], WITHOUT_TRAINING)
+
+
+def check(spec: Spec, names: Iterable[str]) -> None:
+    """Try these things on a model, and compare how they end with the page."""
     written = read_results()[spec.name]["tries"]
-    for name in WITHOUT_TRAINING:
+    for name in names:
         run, kinds = TRIES[name]
         if spec.kind in kinds:
             status, message = outcome(lambda run=run: run(spec))

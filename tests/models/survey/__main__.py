@@ -1,16 +1,18 @@
 """Try everything on every model: python -m tests.models.survey [part of a name ...]
 
 The results, those of some models or of all, are written into results.json beside this file, and as a page in docs.
-timm's models are tried where timm can be imported; elsewhere their rows stay as they are.
+timm's models are tried where timm can be imported, or has been fetched; elsewhere their rows stay as they are.
 """
 
 from __future__ import annotations
 
 import sys
 import warnings
+from importlib.util import find_spec
 
 import transformers
 
+from ..fetch_timm import FOLDER, run
 from .outcomes import outcome
 from .table import PAGE, short, write_results
 from .tries import TRIES, specs
@@ -24,9 +26,9 @@ def main() -> None:
         if wanted and not any(part in spec.name.lower() for part in wanted):
             continue
         ends = {}
-        for name, (run, kinds) in TRIES.items():
+        for name, (attempt, kinds) in TRIES.items():
             if spec.kind in kinds:
-                status, message = outcome(lambda run=run, spec=spec: run(spec))
+                status, message = outcome(lambda attempt=attempt, spec=spec: attempt(spec))
                 print(f"{spec.name:55.55s} {name:18s} {status:8s} {message[:230]}", flush=True)
                 ends[name] = short(status, message)
                 wrong += [(spec.name, name)] if status in ("WRONG", "CRASH") else []
@@ -37,6 +39,10 @@ def main() -> None:
     counted = [end for row in found.values() for end in row["tries"].values()]
     print(f"{counted.count('works')} of {len(counted)} work, {counted.count('n/a')} do not apply, the rest is refused")
     print(PAGE)
+    if not wanted and find_spec("timm") is None and FOLDER.exists():
+        result = run("import sys; sys.argv[1:] = ['Timm']; from tests.models.survey.__main__ import main; main()")
+        print(result.stdout, result.stderr[-2000:] if result.returncode else "")
+        raise SystemExit(result.returncode)
 
 
 if __name__ == "__main__":

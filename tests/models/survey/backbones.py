@@ -165,20 +165,20 @@ def backbones() -> list[Spec]:
 
     if find_spec("timm"):
         add_classifier(
-            "TimmWrapper (timm ViT)",
-            "TimmWrapperForImageClassification",
-            timm_spec("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2),
-        )
-        add_classifier("TimmWrapper (timm ResNet)", "TimmWrapperForImageClassification", timm_spec("resnet10t"))
-        add_classifier(
             "TimmWrapper (timm MobileNetV3, head `classifier`)",
             "TimmWrapperForImageClassification",
             timm_spec("tf_mobilenetv3_small_minimal_100"),
         )
+        add_classifier("TimmWrapper (timm ResNet)", "TimmWrapperForImageClassification", timm_spec("resnet10t"))
+        add_classifier(
+            "TimmWrapper (timm ViT)",
+            "TimmWrapperForImageClassification",
+            timm_spec("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2),
+        )
+        add("TimmWrapperModel (timm ResNet)", "TimmWrapperModel", timm_spec("resnet10t"))
         add(
             "TimmWrapperModel (timm ViT)",
             "TimmWrapperModel",
             timm_spec("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2),
         )
-        add("TimmWrapperModel (timm ResNet)", "TimmWrapperModel", timm_spec("resnet10t"))
     return found
