@@ -52,6 +52,7 @@ def create_card(
     runs: Sequence[Mapping[str, Any]] = (),
     figure: str | None = None,
     revision: str | None = None,
+    processor_id: str | None = None,
 ) -> ModelCard:
     """Create the model card of an adapter: front matter with results, a snippet that loads it, and measurements.
 
@@ -71,6 +72,7 @@ def create_card(
             method and setting of [`~peft_ncgeo.protocols.Results`]. Mean and standard deviation are shown.
         figure: path of a figure of the geometry, relative to the card.
         revision: branch that holds the adapter, for the snippets.
+        processor_id: Hub id of the image processor. Default: it is beside the adapter.
 
     Returns:
         A `huggingface_hub.ModelCard`; `str(card)` is its Markdown.
@@ -111,6 +113,7 @@ def create_card(
         kind=record.kind,
         own_type=record.adapter.name in _OWN,
         where=where,
+        processor=processor_id and literal(processor_id),
         plain_call=code_cell(f"PeftModel.from_pretrained(base, {where})"),
         revision=revision,  # a pipeline would look for this revision in the base model too
         own_template=_own_template(record),
