@@ -228,6 +228,7 @@ FAMILIES = {
         "timm",
         None,
         True,
+        reads_layers=("FeatureGetterNet",),
         heads=timm_models.find_heads,
         no_prompts="is not timm's plain VisionTransformer, the only model of timm whose tokens are known",
     ),

@@ -95,12 +95,11 @@ def linear_classifier(model: nn.Module) -> Any:
     """Return the linear layer of [`classifier`], with `weight` (K, d) and `bias` (K,) or None.
 
     Return None if there is no single such layer, for example for a head under LoRA, whose own weight alone does not
-    classify, or for a model with a second head.
+    classify, for a head that is a convolution, or for a model with a second head.
     """
     head = None if other_heads(model) else _only_layer(classifier(model))
-    if isinstance(head, BaseTunerLayer) or not isinstance(getattr(head, "weight", None), Tensor):
-        return None
-    return head
+    weight = None if isinstance(head, BaseTunerLayer) else getattr(head, "weight", None)
+    return head if isinstance(weight, Tensor) and weight.dim() == 2 else None
 
 
 def _only_layer(head: Any) -> Any:

@@ -8,7 +8,9 @@ from torch import nn
 
 from .adapters import innermost
 
-_BLOCKS = ("Block", "ResPostBlock", "ParallelScalingBlock", "ParallelThingsBlock")  # all attend over a set of tokens
+# Blocks of a VisionTransformer; all attend over a set of tokens.
+_BLOCKS = ("Block", "ResPostBlock", "ParallelScalingBlock", "DiffParallelScalingBlock", "ParallelThingsBlock")
+_ONE_FEATURE = ("EfficientFormer", "EfficientFormerV2", "LevitDistilled", "SwiftFormer")  # for both of their heads
 
 
 def find_heads(wrapper: Any) -> tuple[str, ...]:
@@ -31,6 +33,18 @@ def find_last_modules(wrapper: Any) -> tuple[str, ...]:
         return ()
     paths = {id(module): path for path, module in wrapper.named_modules()}
     return tuple(paths[id(module)] for module in found if id(module) in paths)
+
+
+def why_no_feature(wrapper: Any) -> str:
+    """Return why a model has no single pooled feature of an image, in words that follow its name, or ""."""
+    count = len(find_last_modules(wrapper))
+    if count > 1 and type(wrapper.timm_model).__name__ not in _ONE_FEATURE:
+        return f"gives its {count} heads features that are not known to be the same"
+    if not hasattr(wrapper, "num_labels") and not wrapper.config.do_pooling:
+        return "gives tokens or maps alone, since its config says do_pooling=False"
+    if (wrapper.config.model_args or {}).get("global_pool") == "":
+        return "gives tokens or maps alone, since its config says global_pool=''"
+    return "" if count else "does not name the module that its pooled feature enters"
 
 
 def _listed(found: Any) -> list[nn.Module]:

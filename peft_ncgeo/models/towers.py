@@ -200,13 +200,21 @@ def find_pooling(model: nn.Module) -> Pooling:
 
 def _timm_pooling(model: Any) -> Pooling:
     """Return the place of `forward_head(..., pre_logits=True)`, which enters the last module."""
-    last, inner = timm_models.find_last_modules(model), model.timm_model
-    if len(last) != 1:
+    _check_timm_feature(model)
+    last = timm_models.find_last_modules(model)
+    if len(last) > 1:
         raise ValueError(
-            f"timm's {type(inner).__name__} gives its feature to {len(last)} modules instead of one, so its pooled "
-            "feature is not known; use a model of timm with one head."
+            f"timm's {type(model.timm_model).__name__} has {len(last)} heads, so its pooled feature cannot be changed "
+            "for one of them; use a model of timm with one head."
         )
-    return Pooling(last[0], inner.head_hidden_size, is_input=True)
+    return Pooling(last[0], model.timm_model.head_hidden_size, is_input=True)
+
+
+def _check_timm_feature(model: Any) -> None:
+    if reason := timm_models.why_no_feature(model):
+        raise ValueError(
+            f"timm's {type(model.timm_model).__name__} {reason}; use a model of timm that pools one feature an image."
+        )
 
 
 def find_residual_places(model: nn.Module) -> list[str]:
@@ -296,7 +304,7 @@ def check_encoders(model: nn.Module) -> None:
     """Refuse models that cannot encode pixels (B, C, H, W) alone, or have neither class texts nor a head.
 
     Raises:
-        ValueError: a model that reads no text and has no classification head.
+        ValueError: a model that reads no text and has no classification head, or gives several heads other features.
         NotImplementedError: a model that reads videos; a model with text features but no image features; a text tower
             of an unknown family.
     """
@@ -313,6 +321,8 @@ def check_encoders(model: nn.Module) -> None:
             f"{type(base).__name__} has neither text features nor a classification head that is known; use "
             "CLIPModel or an ...ForImageClassification model."
         )
+    elif hasattr(base, "timm_model"):
+        _check_timm_feature(base)
 
 
 def logit_scale(model: nn.Module) -> Tensor:

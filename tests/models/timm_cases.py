@@ -11,7 +11,15 @@ from torch import nn
 from transformers import AutoModelForImageClassification, TimmWrapperForImageClassification, TimmWrapperModel, pipeline
 from transformers.models.timm_wrapper import TimmWrapperImageProcessor
 
-from peft_ncgeo import CoPAConfig, GeometryTrainer, GeometryTrainingArguments, NPTConfig, PrototypeConfig, adapt
+from peft_ncgeo import (
+    CoPAConfig,
+    GeometryTrainer,
+    GeometryTrainingArguments,
+    ImageClassifier,
+    NPTConfig,
+    PrototypeConfig,
+    adapt,
+)
 from peft_ncgeo.classifiers.image_features import ImageFeatures
 from peft_ncgeo.data.processors import input_size
 from peft_ncgeo.hub import load_adapter, save_adapter
@@ -19,12 +27,14 @@ from peft_ncgeo.losses import OTPreservation, SpaceAlignment
 from peft_ncgeo.models import describe
 from peft_ncgeo.models.heads import head_path, linear_classifier, linear_parameter, other_heads
 from peft_ncgeo.models.image_encoder import encode_and_classify
-from peft_ncgeo.models.towers import find_residual_places
+from peft_ncgeo.models.towers import check_encoders, find_residual_places
 from peft_ncgeo.training import align_classifier
 
 from .survey.backbones import timm_spec
 from .survey.inputs import NAMES, dataset
 from .survey.specs import make
+from .survey.tries import TRIES, specs
+from .test_survey import check
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
@@ -33,6 +43,7 @@ POOLINGS = {
     "average": {"global_pool": "avg"},
     "map, without [CLS]": {"global_pool": "map", "class_token": False},
     "registers, norm first": {"reg_tokens": 2, "pre_norm": True, "no_embed_class": True},
+    "difference of attentions": {"attn_layer": "diff"},
 }
 HEADS = {
     "vit_tiny_patch16_224": ("timm_model.head", VIT),
@@ -52,7 +63,7 @@ def classifier(architecture: str = "vit_tiny_patch16_224", **args) -> TimmWrappe
 
 
 def backbone(architecture: str = "vit_tiny_patch16_224", **args) -> TimmWrapperModel:
-    return make(TimmWrapperModel, timm_spec(architecture, **(args or HEADS[architecture][1]))())
+    return make(TimmWrapperModel, timm_spec(architecture, **(args or HEADS.get(architecture, ("", {}))[1]))())
 
 
 def processor() -> TimmWrapperImageProcessor:
@@ -71,6 +82,14 @@ def move(model: nn.Module) -> nn.Module:
             if "ncgeo" in name or "lora" in name:
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
+
+
+SPECS = [spec for spec in specs() if spec.family == "timm_wrapper"]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=[spec.name for spec in SPECS])
+def test_every_try_ends_as_the_page_says(spec):
+    check(spec, TRIES)
 
 
 # ---- heads ----------------------------------------------------------------------------------------------------------
@@ -114,8 +133,68 @@ def test_several_heads_are_seen(architecture, second):
     with pytest.raises(ValueError, match=second):
         linear_parameter(model)
     if "volo" not in architecture:
-        with pytest.raises(ValueError, match="2 modules"):
+        with pytest.raises(ValueError, match="2 heads"):
             get_peft_model(model, CoPAConfig())
+
+
+@pytest.mark.parametrize(
+    "architecture", ["deit_tiny_distilled_patch16_224", "crossvit_tiny_240", "swiftformer_xs", "volo_d1_224"]
+)
+@torch.no_grad()
+def test_several_heads_are_taken_where_they_share_a_feature(architecture):
+    """Against what enters each head; features of VOLO's second one belong to tokens, not to the image."""
+    model = classifier(architecture)
+    heads, entered = [head_path(model), *other_heads(model)], []
+    for path in heads:
+        model.get_submodule(path).register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    size = 240 if "crossvit" in architecture else 224
+    model(torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)))
+    assert len(entered) == len(heads)
+    features = [each for each in entered if each.dim() == 2]
+    if all(each is features[0] for each in features):
+        check_encoders(model)
+    else:
+        with pytest.raises(ValueError, match="2 heads"):
+            check_encoders(model)
+        assert "2 heads" in describe(model).methods["GeometryTrainer"]
+
+
+def unpooled(**config) -> TimmWrapperModel:
+    args = {"global_pool": ""} if not config else {}
+    given = timm_spec("vit_tiny_patch16_224", **VIT, **args)()
+    given.update(config)
+    return make(TimmWrapperModel, given)
+
+
+@pytest.mark.parametrize(
+    ("model", "word"),
+    [
+        (lambda: unpooled(do_pooling=False), "do_pooling"),
+        (lambda: unpooled(), "global_pool"),
+        (lambda: backbone(**VIT, features_only=True), "FeatureGetterNet"),
+        (lambda: backbone("shvit_s1"), "SHViT"),
+    ],
+    ids=["no pooling", "no global pooling", "feature maps", "no last module"],
+)
+def test_models_without_a_known_feature_are_refused(model, word):
+    with pytest.raises(ValueError, match=word) as info:
+        get_peft_model(model(), CoPAConfig())
+    assert "\n" not in str(info.value)
+    with pytest.raises(ValueError, match=word):
+        ImageClassifier.from_backbone(model(), NAMES)
+
+
+def test_a_head_that_is_a_convolution_is_no_linear_layer():
+    """Its weights (K, d, 1, 1) are no vectors of classes."""
+    model = classifier("resnetv2_18")
+    assert head_path(model) == "timm_model.head.fc"
+    assert isinstance(model.timm_model.head.fc, nn.Conv2d)
+    assert linear_classifier(model) is None
+    features, logits = encode_and_classify(model, pixels())
+    torch.testing.assert_close(logits, model(pixels()).logits)
+    torch.testing.assert_close(model.timm_model.head.fc(features[:, :, None, None]).flatten(1), logits)
+    with pytest.raises(ValueError, match="Conv2d"):
+        linear_parameter(model)
 
 
 def test_alignment_turns_the_head():
@@ -151,6 +230,8 @@ def test_maps_of_hidden_states_hold_no_prompts():
     model = get_peft_model(classifier(), NPTConfig(num_vision_tokens=2))
     with pytest.raises(NotImplementedError, match="output_hidden_states"):
         model(pixel_values=pixels(), output_hidden_states=True)
+    with pytest.raises(NotImplementedError, match="feature maps"):
+        get_peft_model(backbone(**VIT, features_only=True), NPTConfig(num_vision_tokens=2))
     with model.disable_adapter():
         maps = model(pixel_values=pixels(), output_hidden_states=True).hidden_states
     assert [tuple(each.shape) for each in maps] == [(3, 32, 4, 4)] * 3
@@ -207,6 +288,22 @@ def test_few_shots():
     names = [NAMES[label] for label in images["label"]]
     fitted = adapt(backbone(), images["image"][:], names, steps=3, processor=processor())
     assert set(fitted.predict(images["image"][:4])) <= set(NAMES)
+
+
+def test_an_image_classifier_of_timms_backbone(tmp_path):
+    base = backbone()
+    model = ImageClassifier.from_backbone(base, NAMES, head="cosine", scale=10.0)
+    with torch.no_grad():
+        unit = torch.nn.functional.normalize
+        expected = 10 * unit(base(pixels()).pooler_output) @ unit(model.classifier.weight).T
+        torch.testing.assert_close(model(pixel_values=pixels()).logits, expected)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForImageClassification.from_pretrained(tmp_path)
+    prompted = move(get_peft_model(again, NPTConfig(num_vision_tokens=2)))
+    with torch.no_grad():
+        assert not torch.allclose(prompted(pixel_values=pixels()).logits, expected, atol=1e-3)
+        with prompted.disable_adapter():
+            torch.testing.assert_close(prompted(pixel_values=pixels()).logits, expected)
 
 
 # ---- from images to files -------------------------------------------------------------------------------------------
@@ -269,6 +366,14 @@ def test_training_saving_and_pipelines(kind, tmp_path):
     classify = pipeline("image-classification", model=loaded.get_base_model(), image_processor=processor())
     best = [rows[0]["label"] for rows in classify(images["image"][:], top_k=1)]
     assert best == [NAMES[i] for i in own.argmax(-1)]
+
+
+def test_a_card_finds_the_processor_beside_the_base(tmp_path):
+    """timm's processor is part of the base model's config and writes no file."""
+    model = get_peft_model(classifier(), ADAPTERS["LoRA"]())
+    save_adapter(model, tmp_path, processor(), base_model_id="timm/vit_tiny_patch16_224.augreg_in21k")
+    card = (tmp_path / "README.md").read_text()
+    assert "AutoImageProcessor.from_pretrained('timm/vit_tiny_patch16_224.augreg_in21k')" in card.replace('"', "'")
 
 
 def test_a_file_brings_its_head_to_a_base_with_other_classes(tmp_path):
