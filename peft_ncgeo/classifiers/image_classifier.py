@@ -15,7 +15,7 @@ from ..data.class_prompts import list_names
 from ..data.head_names import same_names
 from ..geometry.sphere import l2_normalize
 from ..models.image_classifier import HEADS, ImageClassifierConfig, ImageClassifierModel, check_choice
-from ..models.image_towers import take_image_tower
+from ..models.image_towers import put_head, take_image_tower
 from ..models.towers import logit_scale, reads_text
 from ..validation import check_bool, check_int, check_positive, short_repr
 from .head_rows import mean_rows, text_rows
@@ -124,23 +124,7 @@ class ImageClassifier(ImageClassifierModel):
         if init == "texts":
             _check_texts(model, names, projected)
         tower = take_image_tower(model, projected)
-        config = ImageClassifierConfig(
-            vision_class=type(tower.module).__name__,
-            vision_config=tower.module.config,
-            pooling=tower.pooling,
-            hidden_size=tower.width,
-            projection_dim=None if tower.projection is None else tower.projection.out_features,
-            head=head,
-            scale=scale,
-            dtype=tower.module.dtype,
-            **labels,
-        )
-        with torch.device("meta"):  # takes no memory or random numbers for weights that are replaced
-            made = cls(config)
-        made.backbone = tower.module
-        made.projection = nn.Identity() if tower.projection is None else tower.projection
-        first = next(tower.module.parameters())
-        made.classifier = made.new_head().to(first.device, first.dtype)
+        made = put_head(cls, tower, head, scale, **labels)
         made._init_weights(made.classifier)
         if init == "texts":
             rows = text_rows(model, names or [], processor, template)
@@ -148,7 +132,7 @@ class ImageClassifier(ImageClassifierModel):
         elif dataset is not None:
             rows = mean_rows(made, dataset, processor, image_column, label_column, batch_size)
             made._set_head(l2_normalize(rows) if head == "cosine" else rows, -rows.square().sum(-1) / 2)
-        return made.eval()
+        return made
 
     @torch.no_grad()
     def _set_head(self, weight: Tensor, bias: Tensor | None) -> None:

@@ -1,11 +1,11 @@
-"""Separation of the image tower from a model: its module, its projection, and the place of its pooled feature."""
+"""Separation of the image tower from a model: its module, projection and pooled feature; and a new head on it."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from .adapters import adapter_layers
 from .families import FAMILIES, family_name
 from .heads import classification_head
+from .image_classifier import ImageClassifierConfig, ImageClassifierModel
 from .towers import find_pooling
 
 # Families whose image feature is `visual_projection(vision_model(...).pooler_output)`, or without that projection.
@@ -24,6 +25,7 @@ _DUAL_ENCODERS = (
 )
 # Families whose `pooler_output` is None or has gone through a layer that their own image classifiers leave out.
 _FIRST_TOKEN = ("vit", "deit", "vit_msn", "flava")
+_Model = TypeVar("_Model", bound=ImageClassifierModel)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ def take_image_tower(model: Any, projected: bool) -> ImageTower:
         pooling = "first_token" if family_name(model) in _FIRST_TOKEN else "pooler_output"
         pooling = pooling if found.tokens is not None else "mean"
     if projection is not None and not (isinstance(projection, nn.Linear) and projection.bias is None):
-        raise ValueError(f"{name} projects its feature by more than one linear layer; pass projected=False.")
+        raise ValueError(
+            f"{name} projects its feature by more than one linear layer, which no image classifier holds; make one of "
+            "the feature before it, by ImageClassifier.from_backbone(..., projected=False)."
+        )
     shared: dict[int, Any] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     tower, projection = copy.deepcopy((tower, projection), shared)
     tower.config.name_or_path = ""  # a folder's path would be saved with the classifier
@@ -98,3 +103,29 @@ def _in_public_class(tower: Any) -> Any:
         model = around(tower.config)
     model.vision_model = tower
     return model
+
+
+def put_head(cls: type[_Model], tower: ImageTower, head: str, scale: float, **labels: Any) -> _Model:
+    """Return a classifier of this class, in evaluation mode, that holds the tower and a new head, to be filled.
+
+    Args:
+        labels: fields of the config that name the outputs, or count them.
+    """
+    config = ImageClassifierConfig(
+        vision_class=type(tower.module).__name__,
+        vision_config=tower.module.config,
+        pooling=tower.pooling,
+        hidden_size=tower.width,
+        projection_dim=None if tower.projection is None else tower.projection.out_features,
+        head=head,
+        scale=scale,
+        dtype=tower.module.dtype,
+        **labels,
+    )
+    with torch.device("meta"):  # takes no memory or random numbers for weights that are replaced
+        made = cls(config)
+    made.backbone = tower.module
+    made.projection = nn.Identity() if tower.projection is None else tower.projection
+    first = next(tower.module.parameters())
+    made.classifier = made.new_head().to(first.device, first.dtype)
+    return made.eval()
