@@ -1,4 +1,4 @@
-"""Export of a tuned CLIP as a classifier for fixed class names, which runs without this package and without PEFT."""
+"""Export of a tuned dual encoder as a classifier for fixed class names, without its text tower and without PEFT."""
 
 from __future__ import annotations
 
@@ -20,8 +20,13 @@ from ..data.processors import image_processor
 from ..geometry.sphere import l2_normalize
 from ..markdown import escape
 from ..models.adapters import evaluation_mode, unwrap
-from ..models.towers import find_towers, reads_text
-from ..tuners.prompt_layer import PromptLayer
+from ..models.image_classifier import ImageClassifierModel
+from ..models.image_towers import put_head, take_image_tower
+from ..models.substitution import shallow_copy
+from ..models.towers import find_towers, logit_scale, reads_text
+from ..tuners.prompt_layer import PromptLayer, VisionEmbeddingsWithPrompt, VisionLayerWithPrompt
+
+_PARTS = ("vision_model", "visual_projection")  # of a dual encoder, that an export holds
 
 
 def export_classifier(
@@ -37,16 +42,19 @@ def export_classifier(
     Adapters that PEFT can merge, such as LoRA, are merged into the weights, with rounding if the model is in half
     precision; vision prompts are saved as tensors. The model itself does not change.
 
-    The folder holds `model.safetensors` (in the model's dtype; text features and scale in float32 or wider),
-    `config.json` with the names, the image processor's config, a README, and `exported_classifier.py`, the one class
-    that Transformers needs to read them. Without vision prompts, `CLIPVisionModelWithProjection` reads the
-    image tower too.
+    The folder of a `CLIPModel` runs without this package. It holds `model.safetensors` (in the model's dtype; text
+    features and scale in float32 or wider), `config.json` with the names, the image processor's config, a README, and
+    `exported_classifier.py`, the one class that Transformers needs to read them. Without vision prompts,
+    `CLIPVisionModelWithProjection` reads the image tower too.
+
+    The folder of another dual encoder, such as SigLIP, holds an [`~peft_ncgeo.ImageClassifier`] with a cosine head,
+    which Transformers reads once `peft_ncgeo` is imported. It has no place for vision prompts.
 
     Args:
-        model: a `CLIPModel` with or without adapters, or a `PeftModel` around one. Its active adapters are exported.
+        model: a dual encoder with or without adapters, or a `PeftModel` around one. Its active adapters are exported.
         class_names: K class names, at least two.
         folder: a new or empty one; it is written completely or not at all.
-        processor: the model's `CLIPProcessor`.
+        processor: the model's processor, with its tokenizer.
         template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
 
     Returns:
@@ -54,9 +62,10 @@ def export_classifier(
 
     Raises:
         FileExistsError: the folder exists and is not empty.
-        ValueError: fewer than two names, or names that [`class_prompts`] refuses; a model that is not a `CLIPModel`,
-            or whose image tower has an adapter that cannot be merged; a processor without tokenizer; or weights that
-            are not finite.
+        NotImplementedError: it is not known in which way the model reads texts.
+        ValueError: fewer than two names, or names that [`class_prompts`] refuses; a model that is no dual encoder, or
+            whose image feature is not known; vision prompts in another model than a `CLIPModel`; an adapter of the
+            image tower that cannot be merged; a processor without tokenizer; or weights that are not finite.
 
     Example:
 
@@ -71,8 +80,9 @@ def export_classifier(
     _check(model, processor)
     with evaluation_mode(model):
         text = ZeroShotClassifier(model, processor, template)
-        exported = _exported(unwrap(model), list(class_names), text.text_features(class_names))
-    readme = _README.format(count=len(class_names), template=escape(text.template))
+        export, told = (_of_clip, _CODE) if isinstance(unwrap(model), CLIPModel) else (_of_dual_encoder, _PACKAGE)
+        exported = export(unwrap(model), list(class_names), text.text_features(class_names))
+    readme = _README.format(count=len(class_names), template=escape(text.template), **told)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         whole = Path(temporary) / "export"
@@ -90,32 +100,34 @@ def _check(model: nn.Module, processor: Any) -> None:
             f"{name} reads no text, so there is nothing to export; save it with save_pretrained, after "
             "merge_and_unload where its adapter can be merged."
         )
-    if not isinstance(unwrap(model), CLIPModel):
-        raise ValueError(f"{name} is not a CLIPModel, the only model that can be exported.")
+    prompted = (VisionEmbeddingsWithPrompt, VisionLayerWithPrompt)
+    prompts = any(isinstance(module, prompted) and module.active_tokens for module in model.modules())
+    if prompts and not isinstance(unwrap(model), CLIPModel):
+        raise ValueError(
+            f"{name} has vision prompts, which are exported of a CLIPModel alone; disable them, or load the adapter "
+            "onto its base model where it is used."
+        )
     if not hasattr(processor, "tokenizer"):
         raise ValueError(f"{type(processor).__name__} has no tokenizer for the class names; pass the CLIPProcessor.")
 
 
 @torch.no_grad()
-def _exported(model: CLIPModel, class_names: list[str], text_features: Tensor) -> ExportedClassifier:
-    prompts = _vision_prompts(model)
+def _of_clip(model: CLIPModel, class_names: list[str], text_features: Tensor) -> ExportedClassifier:
+    prompts, parts = _vision_prompts(model), _image_part(model)
     weights = {
-        **_weights(model.vision_model, "vision_model."),
-        **_weights(model.visual_projection, "visual_projection."),
+        # detached, or assigning them to the export would make them trainable
+        **{name: value.detach() for name, value in parts.named_parameters() if name.startswith(_PARTS)},
         **{f"prompts.{layer}": prompt for layer, prompt in prompts.items()},
         "text_features": l2_normalize(text_features),
         "logit_scale": model.logit_scale.to(torch.promote_types(model.logit_scale.dtype, torch.float32)),
     }
-    for name, value in [*weights.items(), ("exp(logit_scale)", weights["logit_scale"].exp())]:
-        if not value.isfinite().all():
-            raise ValueError(f"{name} is not finite; train again or load another adapter before exporting.")
+    _check_finite({**weights, "exp(logit_scale)": weights["logit_scale"].exp()})
     vision_config: Any = model.config.vision_config
     config = CLIPVisionConfig.from_dict(
         {
             **vision_config.to_dict(),
             "projection_dim": text_features.shape[1],
-            "id2label": dict(enumerate(class_names)),
-            "label2id": {name: k for k, name in enumerate(class_names)},
+            **_outputs(class_names),
             "prompt_layers": list(prompts),
             "num_prompts": len(next(iter(prompts.values()), ())),
         }
@@ -124,6 +136,26 @@ def _exported(model: CLIPModel, class_names: list[str], text_features: Tensor) -
         exported = ExportedClassifier(config)
     exported.load_state_dict(weights, assign=True)
     return exported
+
+
+@torch.no_grad()
+def _of_dual_encoder(model: nn.Module, class_names: list[str], text_features: Tensor) -> ImageClassifierModel:
+    tower, scale = take_image_tower(_image_part(model), projected=True), logit_scale(model).double().exp()
+    _check_finite({"text_features": text_features, "exp(logit_scale)": scale})
+    exported = put_head(ImageClassifierModel, tower, "cosine", scale.item(), **_outputs(class_names))
+    exported.classifier.weight.copy_(text_features)  # the head normalises them, in float32 or wider
+    _check_finite(dict(exported.named_parameters()))
+    return exported
+
+
+def _outputs(class_names: list[str]) -> dict[str, Any]:
+    return {"id2label": dict(enumerate(class_names)), "label2id": {name: k for k, name in enumerate(class_names)}}
+
+
+def _check_finite(weights: dict[str, Tensor]) -> None:
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{name} is not finite; train again or load another adapter before exporting.")
 
 
 def _vision_prompts(model: CLIPModel) -> dict[int, Tensor]:
@@ -139,15 +171,20 @@ def _vision_prompts(model: CLIPModel) -> dict[int, Tensor]:
     return found
 
 
-def _weights(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """Return a module's parameters under their names without adapters, with adapters merged where PEFT can."""
+def _image_part(model: nn.Module) -> Any:
+    """Return a copy of a dual encoder with its image tower alone, without prompts, other adapters merged into it."""
+    view = shallow_copy(model)
+    view._modules = {name: _merged(child) for name, child in model.named_children() if name in _PARTS}
+    return view
+
+
+def _merged(module: nn.Module) -> Any:
+    """Return a copy of a module that shares its weights, with adapters merged into them where PEFT can."""
     while isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
         module = _inside(module)
-    own = module.named_parameters(recurse=False)  # detached, or assigning them to the export would make them trainable
-    found: dict[str, Tensor] = {f"{prefix}{name}": value.detach() for name, value in own}
-    for name, child in module.named_children():
-        found |= _weights(child, f"{prefix}{name}.")
-    return found
+    view = shallow_copy(module)
+    view._modules = {name: None if child is None else _merged(child) for name, child in module._modules.items()}
+    return view
 
 
 def _inside(layer: Any) -> nn.Module:
@@ -174,20 +211,34 @@ def _inside(layer: Any) -> nn.Module:
 
 
 _README = """---
-library_name: transformers
+library_name: {library}
 pipeline_tag: image-classification
 ---
 
 # Zero-shot classifier for {count} classes
 
-CLIP's image tower and the text features of {count} classes, each written as "{template}". The classes' names are in
-`config.json`. Needs torch and transformers 5 or later; `trust_remote_code=True` lets Transformers run
-`exported_classifier.py`, which is in this folder.
+{tower} and the text features of {count} classes, each written as "{template}". The classes' names are in
+`config.json`. {needs}
 
 ```python
-from transformers import pipeline
+{first}from transformers import pipeline
 
-classify = pipeline("image-classification", model="path/to/this/folder", trust_remote_code=True)
+classify = pipeline("image-classification", model="path/to/this/folder"{option})
 classify("photo.jpg")
 ```
 """
+_CODE = {
+    "library": "transformers",
+    "tower": "CLIP's image tower",
+    "needs": "Needs torch and transformers 5 or later; `trust_remote_code=True` lets Transformers run\n"
+    "`exported_classifier.py`, which is in this folder.",
+    "first": "",
+    "option": ", trust_remote_code=True",
+}
+_PACKAGE = {
+    "library": "peft_ncgeo",
+    "tower": "An image tower",
+    "needs": "Needs the package `peft_ncgeo`, which tells Transformers how to read them.",
+    "first": "import peft_ncgeo\n",
+    "option": "",
+}
