@@ -10,7 +10,7 @@ from torch import nn
 
 from .adapters import unwrap
 from .families import find_family
-from .heads import classification_head, head_path, head_width, linear_parameter, other_heads
+from .heads import head_path, linear_parameter, replaceable_head
 from .prompt_support import check_prompts
 from .text_reading import EndOfText, TextReading
 from .towers import (
@@ -84,7 +84,7 @@ def describe(model: nn.Module) -> ModelDescription:
     checks: dict[str, Callable[[], Any]] = {
         "text prompts": lambda: check_prompts(base, "text", towers.get("text")),
         "image prompts": lambda: check_prompts(base, "vision", towers.get("vision")),
-        "PrototypeConfig": lambda: _check_prototypes(base),
+        "PrototypeConfig": lambda: replaceable_head(base),
         "CoPAConfig, adapt": lambda: find_pooling(base),
         "residual adapters": lambda: (find_pooling(base), find_residual_places(base)),
         "GeometryTrainer": lambda: check_encoders(base),
@@ -109,15 +109,6 @@ def _reason(check: Callable[[], Any]) -> str:
     except (ValueError, NotImplementedError) as error:
         return str(error)
     return ""
-
-
-def _check_prototypes(model: nn.Module) -> None:
-    head, others = classification_head(model), other_heads(model)
-    if head is None:
-        raise ValueError(f"{type(model).__name__} has no classification head that is known.")
-    if others:
-        raise ValueError(f"{type(model).__name__} averages its head with another, {others[0]!r}.")
-    head_width(head)
 
 
 def _check_zero_shot(model: nn.Module) -> None:

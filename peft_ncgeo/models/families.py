@@ -21,7 +21,7 @@ class Family:
 
     Attributes:
         name: the family's name, as its authors write it.
-        text: function from the text tower to the rules by which it reads texts; None: they are not known.
+        text: rules by which a text tower reads texts, or a function from the tower to them; None: they are not known.
         takes_prompts: True if all layers treat vectors after the image tokens as tokens, and only the image tower's
             last output is used.
         special_tokens: function from the image tower to its number of special tokens, for a tower that takes prompts
@@ -45,7 +45,7 @@ class Family:
     """
 
     name: str
-    text: Callable[[Any], TextReading | None] | None = None
+    text: TextReading | Callable[[Any], TextReading | None] | None = None
     takes_prompts: bool = False
     features: tuple[str, ...] = ()
     reads_layers: tuple[str, ...] = ()
@@ -61,6 +61,9 @@ class Family:
     no_images: str = ""
 
 
+_LARGEST = TextReading(EndOfText(None))
+
+
 def _first(tower: Any) -> TextReading | None:
     token_id = tower.eos_token_id
     return TextReading(EndOfText(token_id)) if isinstance(token_id, int) else None
@@ -68,15 +71,7 @@ def _first(tower: Any) -> TextReading | None:
 
 def _first_or_legacy(tower: Any) -> TextReading | None:
     """Return CLIP's rule. Its first configs have a wrong `eos_token_id`, 2, for which the largest id is used."""
-    return _largest(tower) if tower.eos_token_id == 2 else _first(tower)
-
-
-def _largest(tower: Any) -> TextReading:
-    return TextReading(EndOfText(None))
-
-
-def _cls(tower: Any) -> TextReading:
-    return CLS
+    return _LARGEST if tower.eos_token_id == 2 else _first(tower)
 
 
 def _roberta(tower: Any) -> TextReading:
@@ -84,16 +79,8 @@ def _roberta(tower: Any) -> TextReading:
     return replace(CLS, unused_positions=tower.config.pad_token_id + 1)
 
 
-def _mean(tower: Any) -> TextReading:
-    return MEAN
-
-
 def _fc(model: Any) -> tuple[str, ...]:
     return ("fc",)
-
-
-def _padded(tower: Any) -> TextReading:
-    return PADDED
 
 
 def _last_size(tower: Any) -> int:
@@ -120,7 +107,7 @@ _WINDOWS = "attends within windows of a fixed number of tokens"
 
 FAMILIES = {
     "clip": Family("CLIP", _first_or_legacy, True, _CLIP),
-    "siglip": Family("SigLIP", _padded, True, ("head",)),
+    "siglip": Family("SigLIP", PADDED, True, ("head",)),
     "vit": Family("ViT", None, True, _VIT),
     "deit": Family("DeiT", None, True, _VIT),
     "dinov2": Family("DINOv2", None, True, _VIT),
@@ -130,26 +117,26 @@ FAMILIES = {
     ),
     "metaclip_2": Family("MetaCLIP 2", _first, True, _CLIP),
     "clipseg": Family("CLIPSeg", _first_or_legacy, True, _CLIP, ("CLIPSegForImageSegmentation",)),
-    "owlvit": Family("OwlViT", _largest, True, _CLIP),
-    "owlv2": Family("OWLv2", _largest, True, _CLIP),
+    "owlvit": Family("OwlViT", _LARGEST, True, _CLIP),
+    "owlv2": Family("OWLv2", _LARGEST, True, _CLIP),
     "groupvit": Family(
         "GroupViT", _first_or_legacy, features=("visual_projection",), no_prompts="merges its image tokens into groups"
     ),
     "altclip": Family("AltCLIP", _roberta, True, _CLIP),
-    "chinese_clip": Family("Chinese CLIP", _cls, True, _CLIP),
-    "blip": Family("BLIP", _cls, True, ("visual_projection",)),
+    "chinese_clip": Family("Chinese CLIP", CLS, True, _CLIP),
+    "blip": Family("BLIP", CLS, True, ("visual_projection",)),
     "blip_2": Family("BLIP-2", None, True, no_texts=_MULTIMODAL),
     "align": Family(
         "ALIGN",
-        _cls,
+        CLS,
         features=("pooler",),
         width=lambda tower: tower.encoder.blocks[-1].projection.project_bn.num_features,
         no_prompts=_CONVOLUTIONS,
     ),
-    "bert": Family("BERT", _cls),
+    "bert": Family("BERT", CLS),
     "roberta": Family("RoBERTa", _roberta),
     "xlm_roberta": Family("XLM-RoBERTa", _roberta),
-    "tipsv2": Family("TIPSv2", _mean, True, _VIT),
+    "tipsv2": Family("TIPSv2", MEAN, True, _VIT),
     "vision_text_dual_encoder": Family("VisionTextDualEncoder", None, True, ("visual_projection",)),
     "vision_encoder_decoder": Family("VisionEncoderDecoder", None, True),
     "pixio": Family("Pixio", None, True, _VIT, pooled_tokens=lambda tower: tower.embeddings.n_cls_tokens),
@@ -170,7 +157,7 @@ FAMILIES = {
     ),
     "siglip2": Family(
         "SigLIP 2",
-        _padded,
+        PADDED,
         True,
         ("head",),
         image_inputs=("pixel_attention_mask", "spatial_shapes"),
@@ -232,7 +219,7 @@ FAMILIES = {
         heads=timm_models.find_heads,
         no_prompts="is not timm's plain VisionTransformer, the only model of timm whose tokens are known",
     ),
-    "x_clip": Family("X-CLIP", _largest, True, no_images=_VIDEO),
+    "x_clip": Family("X-CLIP", _LARGEST, True, no_images=_VIDEO),
     "videomae": Family("VideoMAE", None, True, no_images=_VIDEO),
     "vivit": Family("ViViT", None, True, no_images=_VIDEO),
     "timesformer": Family(
@@ -265,7 +252,8 @@ def find_family(module: nn.Module, method: str = "forward") -> Family | None:
 def find_text_reading(tower: nn.Module) -> TextReading | None:
     """Return the rules by which a text tower reads texts, or None if its family is unknown."""
     family = find_family(tower)
-    return family.text(tower) if family and family.text else None
+    rules = None if family is None else family.text
+    return rules(tower) if callable(rules) else rules
 
 
 def reads_layers(module: nn.Module) -> bool:

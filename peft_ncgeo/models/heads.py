@@ -35,6 +35,28 @@ def other_heads(model: nn.Module) -> list[str]:
     return _head_paths(model)[1:]
 
 
+def replaceable_head(model: nn.Module) -> str:
+    """Return the path of the head that prototypes can replace: the only one, which takes features of a known width.
+
+    Raises:
+        ValueError: the model has no head that is known, or several, or one that holds no linear layer.
+    """
+    name, head = type(unwrap(model)).__name__, classification_head(model)
+    if head is None:
+        raise ValueError(
+            f"{name} has no classification head that is known for prototypes to replace; use an "
+            "...ForImageClassification model."
+        )
+    path, *others = _head_paths(model)
+    if others:
+        raise ValueError(
+            f"{name} averages its head with another, {others[0]!r}, which prototypes would not replace; use a model "
+            "with one head."
+        )
+    head_width(head)
+    return path
+
+
 def saved_head(model: nn.Module) -> str:
     """Return the argument that lets PEFT train and save the head as a whole, for an error message."""
     return f"modules_to_save=[{(head_path(model) or HEAD)!r}]"

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ...models.adapters import unwrap
-from ...models.heads import classification_head, covers, head_path, head_width, other_heads
+from ...models.heads import covers, head_width, replaceable_head
 from ..prompt_model import PromptModel
 from .layer import PrototypeClassifier, PrototypeLayer
 
@@ -19,21 +19,10 @@ class PrototypeModel(PromptModel):
     prefix = "ncgeo_prototype_"
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
-        head, self._head = classification_head(model), head_path(model)
-        if head is None or self._head is None:
-            raise ValueError(
-                f"{type(model).__name__} has no classification head that is known for prototypes to replace; use "
-                "an ...ForImageClassification model."
-            )
-        if others := other_heads(model):
-            raise ValueError(
-                f"{type(model).__name__} averages its head with another, {others[0]!r}, which prototypes would not "
-                "replace; use a model with one head."
-            )
+        self._head = replaceable_head(model)  # refuses an unsuitable head before any module is replaced
         for name in peft_config.modules_to_save or ():
             if covers(name, self._head):
                 raise ValueError(f"modules_to_save names {name!r}, the head that prototypes replace; leave it out.")
-        head_width(head)  # refuses an unsuitable head before any module is replaced
         labels = unwrap(model).config.num_labels
         if peft_config.num_classes is None:
             peft_config.num_classes = labels
