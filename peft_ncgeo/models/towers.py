@@ -304,11 +304,14 @@ def check_encoders(model: nn.Module) -> None:
     """Refuse models that cannot encode pixels (B, C, H, W) alone, or have neither class texts nor a head.
 
     Raises:
+        TypeError: something other than a model.
         ValueError: a model that reads no text and has no classification head, or gives several heads other features.
         NotImplementedError: a model that reads videos; a model with text features but no image features; a text tower
             of an unknown family.
     """
     base = unwrap(model)
+    if not isinstance(base, nn.Module):
+        raise TypeError(f"Expected a model such as CLIPModel, or a PeftModel around one, got {type(base).__name__}.")
     reason = first_reason([base], "no_images")
     if not reason and reads_text(base) and not hasattr(base, "get_image_features"):
         reason = "has no get_image_features"

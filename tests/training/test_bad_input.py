@@ -108,7 +108,7 @@ def test_model_and_losses_must_fit(tmp_path):
         trainer(tmp_path, losses=[OTPreservation(weight=1.0), OTPreservation(weight=2.0)])
     with pytest.raises(ValueError, match="no PEFT adapters to switch off"):
         trainer(tmp_path, tiny_clip(), [OTPreservation(weight=1.0)])
-    with pytest.raises(ValueError, match="neither text features nor one module"):
+    with pytest.raises(ValueError, match="neither text features nor a classification head"):
         trainer(tmp_path, tiny_vit())
     with pytest.raises(ValueError, match="head.*5.*2 classes"):
         trainer(tmp_path, vit(), train=tiny_images(4, ["cat", "dog"]))
