@@ -20,7 +20,7 @@ from pathlib import Path
 import transformers
 from datasets import Dataset, load_dataset
 from peft import get_peft_model
-from transformers import CLIPModel, CLIPProcessor, HfArgumentParser, PrinterCallback, set_seed
+from transformers import AutoModel, AutoProcessor, HfArgumentParser, PrinterCallback, set_seed
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
 from peft_ncgeo.data import base_new_split, class_counts, load_demo, long_tailed
@@ -33,7 +33,7 @@ RECIPE = Path(__file__).parent / "recipes" / "demo" / "npt_v2.yaml"
 @dataclass
 class ScriptArguments:
     recipe: str = field(default=str(RECIPE), metadata={"help": "YAML file with prompts, losses and arguments."})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "A CLIP model. Default: the demo's."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "CLIP, SigLIP, ... Default: the demo's."})
     dataset_name: str | None = field(default=None, metadata={"help": "Hub data set or image folder."})
     tau: float = field(default=0.06, metadata={"help": "The smallest class's share of the largest; 1: balanced."})
     shots: int = field(default=16, metadata={"help": "Training images of the largest class."})
@@ -72,8 +72,8 @@ def main() -> None:
         demo = load_demo()
         model, processor = demo.model, demo.processor
     else:
-        model = CLIPModel.from_pretrained(script.model_name_or_path)
-        processor = CLIPProcessor.from_pretrained(script.model_name_or_path)
+        model = AutoModel.from_pretrained(script.model_name_or_path)
+        processor = AutoProcessor.from_pretrained(script.model_name_or_path)
     trainer = GeometryTrainer(
         model=get_peft_model(model, recipe.config()),
         args=args,

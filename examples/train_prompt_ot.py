@@ -31,7 +31,16 @@ from datasets import Dataset, load_dataset
 from peft import PeftConfig, get_peft_model
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import CLIPModel, CLIPProcessor, HfArgumentParser, PrinterCallback, TrainerCallback, set_seed
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    HfArgumentParser,
+    PreTrainedModel,
+    PrinterCallback,
+    ProcessorMixin,
+    TrainerCallback,
+    set_seed,
+)
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, ZeroShotClassifier
 from peft_ncgeo.data import base_new_split, few_shot, load_demo
@@ -65,7 +74,7 @@ PAPER = {
 @dataclass
 class ScriptArguments:
     recipe: str | None = field(default=None, metadata={"help": "YAML file, trained instead of the methods."})
-    model_name_or_path: str | None = field(default=None, metadata={"help": "A CLIP model. Default: the demo's."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "CLIP, SigLIP, ... Default: the demo's."})
     dataset_name: str | None = field(default=None, metadata={"help": "Hub data set or image folder."})
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, if it has several."})
     train_split: str = field(default="train", metadata={"help": "Split to draw the shots from."})
@@ -96,8 +105,8 @@ class Method:
 
 @dataclass
 class Task:
-    model: CLIPModel
-    processor: CLIPProcessor
+    model: PreTrainedModel
+    processor: ProcessorMixin
     train: Dataset
     eval_sets: dict[str, Dataset]
 
@@ -150,8 +159,8 @@ def load_task(script: ScriptArguments, label_column: str, seed: int) -> Task:
             eval_sets["kept"] = read_images(script.kept_dataset_name, None, script.test_split)
         model = processor = None
     if script.model_name_or_path is not None:
-        model = CLIPModel.from_pretrained(script.model_name_or_path)
-        processor = CLIPProcessor.from_pretrained(script.model_name_or_path)
+        model = AutoModel.from_pretrained(script.model_name_or_path)
+        processor = AutoProcessor.from_pretrained(script.model_name_or_path)
     elif model is None:
         demo = load_demo()
         model, processor = demo.model, demo.processor

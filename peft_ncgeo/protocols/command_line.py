@@ -10,7 +10,7 @@ from typing import Any
 
 import transformers
 from torch import nn
-from transformers import CLIPModel, CLIPProcessor
+from transformers import AutoModel, AutoProcessor
 
 from ..data import DatasetSource, load_demo
 from ..training import Recipe
@@ -22,7 +22,7 @@ def protocol_parser(description: str, output_dir: str, recipes: Sequence[Path]) 
     parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help="folder for cells and tables")
     parser.add_argument("--recipes", type=Path, nargs="+", default=list(recipes), help="YAML files, one row each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--model_name_or_path", help="a CLIP model; default: the demo's")
+    parser.add_argument("--model_name_or_path", help="a dual encoder, such as CLIP or SigLIP; default: the demo's")
     parser.add_argument("--data_dir", type=Path, help="local copy of the data set: train/<class>/, test/<class>/")
     parser.add_argument("--num_train_epochs", type=float, help="overrides every recipe's epochs, for short trials")
     return parser
@@ -57,4 +57,4 @@ def model_and_processor(args: argparse.Namespace) -> tuple[Callable[[], nn.Modul
     if args.model_name_or_path is None:
         return (lambda: load_demo().model), load_demo().processor
     name = args.model_name_or_path
-    return (lambda: CLIPModel.from_pretrained(name)), CLIPProcessor.from_pretrained(name)
+    return (lambda: AutoModel.from_pretrained(name)), AutoProcessor.from_pretrained(name)

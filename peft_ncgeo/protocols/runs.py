@@ -14,7 +14,7 @@ from datasets import Dataset
 from peft import get_peft_model
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import CLIPModel, PrinterCallback, TrainerCallback, set_seed
+from transformers import AutoModel, PrinterCallback, TrainerCallback, set_seed
 
 from ..data import class_counts
 from ..data.checks import class_names
@@ -66,8 +66,8 @@ def run_cells(
     Args:
         recipes: recipes with different names; one without a PEFT config is evaluated without training.
         settings: name -> function of the seed that returns a task.
-        model: name or folder of a CLIP model, or a function that makes a new model of any kind; the cell's seed draws
-            its random weights, for instance those of a new head.
+        model: name or folder of a dual encoder, such as CLIP or SigLIP, or a function that makes a new model of any
+            kind; the cell's seed draws its random weights, for instance those of a new head.
         processor: the model's processor.
         output_dir: folder of the cells.
         seeds: one run for each.
@@ -90,7 +90,7 @@ def run_cells(
     cells = [(setting, seed, recipe) for setting in settings for seed in seeds for recipe in recipes]
     paths = [cell_path(output_dir, setting, recipe.name, seed) for setting, seed, recipe in cells]
     check_distinct(paths)
-    fresh = (lambda: CLIPModel.from_pretrained(model)) if isinstance(model, str) else model
+    fresh = (lambda: AutoModel.from_pretrained(model)) if isinstance(model, str) else model
     set_seed(0)
     of_model = fingerprint("The model", fresh()), fingerprint("The processor", processor)
     label_column = args.get("label_column", "label")

@@ -34,6 +34,8 @@ from peft_ncgeo.training import Recipe
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor
 from ..hub.test_card import cells
+from ..models.survey.inputs import processor_for
+from ..models.survey.tries import specs
 
 pytestmark = pytest.mark.slow
 
@@ -377,3 +379,17 @@ def test_names_in_a_table_are_text():
         lines = [cells(line) for line in table.splitlines()]
         assert len({len(line) for line in lines}) == 1
         assert [line[0] for line in lines[2:]] == [" ".join(name.split()) for name in names]
+
+
+def test_a_folder_of_another_dual_encoder(tmp_path):
+    spec = next(spec for spec in specs() if spec.name == "SiglipModel")
+    model, processor = spec.build(), processor_for(spec)
+    model.save_pretrained(tmp_path / "siglip")
+    processor.save_pretrained(tmp_path / "siglip")
+    lora = Recipe.from_dict("lora", {"peft": {"LoraConfig": {"target_modules": ["q_proj"]}}, "args": ARGS})
+    sources = {"folder": str(tmp_path / "siglip"), "function": spec.build}
+    (named,), (made,) = (
+        one_cell(tmp_path / name, lora, model=source, processor=processor) for name, source in sources.items()
+    )
+    assert named["test"] == made["test"]
+    assert named["loss/ce"] == pytest.approx(made["loss/ce"])
