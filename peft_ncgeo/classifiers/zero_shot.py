@@ -22,6 +22,7 @@ from ..models.image_encoder import encode_images, image_inputs
 from ..models.snapshots import unchanged_on_error
 from ..models.templates import DEFAULT_TEMPLATE, check_template
 from ..models.text_encoder import encode_texts
+from ..models.text_setting import active_text_setting
 from ..models.towers import check_encoders, logit_bias, logit_scale, reads_text
 from ..tuners.prompt_config import active_prompt_config
 from ..validation import check_int, short_repr
@@ -46,6 +47,7 @@ class ZeroShotClassifier:
     ```python
     classifier = ZeroShotClassifier.from_pretrained("user/adapter")
     classifier.predict(images, class_names=["red panda", "snow leopard"])
+    classifier.predict(images)  # the classes of the adapter's training
     ```
     """
 
@@ -93,19 +95,24 @@ class ZeroShotClassifier:
     @property
     def template(self) -> str:
         """Text around a class name that is used now."""
-        config = active_prompt_config(self.model)
-        return self._template or (config.template if config else DEFAULT_TEMPLATE)
+        return self._template or active_text_setting(self.model).template or DEFAULT_TEMPLATE
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes that the active adapter was trained on; empty if they are not known."""
+        return list(active_text_setting(self.model).class_names)
 
     def predict_proba(
         self,
         images: Image.Image | Sequence[Image.Image],
-        class_names: Sequence[str],
+        class_names: Sequence[str] | None = None,
         batch_size: int = 64,
         activation: str = "softmax",
     ) -> Tensor:
         """Return class probabilities, `softmax_k(exp(logit_scale) * cos(f_i, g_k))`: (N, K) float32 on the CPU.
 
         Args:
+            class_names: K names. Default: those of the classes that the adapter was trained on.
             activation: "softmax": one of the classes is right, for every model. "sigmoid": each class alone is right
                 or wrong, `sigmoid(exp(logit_scale) * cos(f_i, g_k) + logit_bias)`, as SigLIP was trained and as
                 Transformers' pipeline shows its scores.
@@ -121,7 +128,7 @@ class ZeroShotClassifier:
                 f"{type(unwrap(self.model)).__name__} has no logit_bias, so its scores are no probabilities of single "
                 "classes; use activation='softmax'."
             )
-        logits = self._logits(images, class_names, batch_size)
+        logits = self._logits(images, self._names(class_names), batch_size)
         return (logits.sigmoid() if activation == "sigmoid" else logits.softmax(dim=-1)).cpu()
 
     @torch.no_grad()
@@ -143,13 +150,21 @@ class ZeroShotClassifier:
         return found
 
     def predict(
-        self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int = 64
+        self,
+        images: Image.Image | Sequence[Image.Image],
+        class_names: Sequence[str] | None = None,
+        batch_size: int = 64,
     ) -> list[str]:
-        """Return the most probable name for each image."""
-        names = list_names(class_names)
+        """Return the most probable name for each image; see [`predict_proba`]."""
+        names = self._names(class_names)
         # logits differ even where rounded probabilities do not
         best = self._logits(images, names, batch_size).argmax(dim=-1)
         return [names[i] for i in best.tolist()]
+
+    def _names(self, class_names: Sequence[str] | None) -> list[str]:
+        if class_names is None and not self.class_names:
+            raise ValueError("The classes of the adapter's training are not known; pass class_names.")
+        return self.class_names if class_names is None else list_names(class_names)
 
     @torch.no_grad()
     def text_features(self, class_names: Sequence[str]) -> Tensor:

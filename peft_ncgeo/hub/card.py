@@ -14,7 +14,6 @@ from torch import nn
 from ..classifiers.few_shot import FewShotClassifier
 from ..markdown import code_cell, escape, literal, table
 from ..models.base_model import is_folder
-from ..models.templates import DEFAULT_TEMPLATE
 from .card_tables import (
     FOLDED,
     Runs,
@@ -116,7 +115,6 @@ def create_card(
         processor=processor_id and literal(processor_id),
         plain_call=code_cell(f"PeftModel.from_pretrained(base, {where})"),
         revision=revision,  # a pipeline would look for this revision in the base model too
-        own_template=_own_template(record),
         example_names=_example_names(record),
         results=results_table(record, rows),
         results_note=results_note(record, rows, runs),
@@ -138,12 +136,6 @@ def create_card(
         versions=", ".join(f"{escape(name)} {escape(number)}" for name, number in record.versions.items()) + ".",
         bibtex=bibtex(record),
     )
-
-
-def _own_template(record: TrainingRecord) -> str:
-    """Return the template as Python code if the adapter's config does not hold it, else an empty text."""
-    held = record.adapter.name in _OWN or record.template in (None, DEFAULT_TEMPLATE)
-    return "" if held else literal(str(record.template))
 
 
 def _summary(record: TrainingRecord, base: str) -> str:

@@ -20,6 +20,7 @@ from ..metrics.accuracy import harmonic_mean
 from ..models.adapters import unwrap
 from ..models.base_model import base_name
 from ..models.heads import classification_head
+from ..models.text_setting import text_setting
 from ..models.towers import find_towers, reads_text
 from ..tuners.copa import CoPAConfig
 
@@ -181,7 +182,7 @@ def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingR
         task=task,
         adapter=describe(config, _OF_EVERY_CONFIG),
         base_model=base_name(model) or config.base_model_name_or_path,
-        template=getattr(config, "template", None) if names_as_text else None,
+        template=text_setting(config).template if names_as_text else None,
         dtype=str(next(unwrap(model).parameters()).dtype).removeprefix("torch."),
         versions={"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     )

@@ -17,12 +17,15 @@ from ..data.processors import find_processor
 from ..files import file_name, writing
 from ..loading.adapter_folder import refuse_model_folder, writing_adapter
 from ..loading.load import PROCESSOR_FILES, PROTOTYPES
+from ..loading.text_setting_file import TEXT_SETTING, write_text_setting_file
 from ..models.base_model import base_name, is_folder
+from ..models.text_setting import TextSetting, text_setting
 from .card import FIGURE, create_card
 from .few_shot_record import record_few_shot
 from .record import TrainingRecord, check_peft_model, record_model
 
-OPTIONAL = (CLASS_NAMES, PROTOTYPES, FIGURE, *PROCESSOR_FILES)  # files that an adapter of another kind may have left
+# files that an adapter of another kind may have left
+OPTIONAL = (CLASS_NAMES, PROTOTYPES, TEXT_SETTING, FIGURE, *PROCESSOR_FILES)
 
 
 def save_adapter(
@@ -70,6 +73,10 @@ def save_adapter(
                 file.replace(part / file.name)
             (part / name).rmdir()
         _write_config(part / CONFIG_NAME, base_model_id, other_base=not is_folder(base) and base_model_id != base)
+        if record.kind == "text":
+            known = text_setting(tuned.peft_config[name])
+            names = known.class_names or tuple(record.class_names)
+            write_text_setting_file(part, TextSetting(known.template or record.template, names))
         if record.kind == "head":
             generic = [f"LABEL_{i}" for i in range(count_outputs(tuned))]
             write_class_names(part, record.class_names or head_names(tuned) or generic)

@@ -9,7 +9,9 @@ from peft import PeftConfig
 from transformers import PreTrainedTokenizerBase
 
 from ..models.templates import DEFAULT_TEMPLATE, find_tokenizer, padded_template
+from ..models.text_setting import text_setting
 from .load import fetch_adapter, read_config
+from .text_setting_file import read_text_setting_file
 
 
 def hypothesis_template(
@@ -21,7 +23,8 @@ def hypothesis_template(
     """Return the `hypothesis_template` for `pipeline("zero-shot-image-classification")` with a tuned model.
 
     Text prompts replace the first words in front of the class name. A pipeline does not know this: with another
-    template, words of it would be lost. The returned template has one word for every prompt.
+    template, words of it would be lost. The returned template has one word for every prompt. For adapters without
+    text prompts, such as LoRA, it is the one that they were trained with, which `geometry.json` beside them holds.
 
     Args:
         config_or_repo: an adapter's config, its folder, or its Hub repository.
@@ -40,11 +43,12 @@ def hypothesis_template(
     """
     places: list[tuple[Any, Any]] = []
     config: Any = config_or_repo
+    template = text_setting(config).template
     if not isinstance(config_or_repo, PeftConfig):
         folder = fetch_adapter(config_or_repo, revision, token)
         config, places = read_config(folder, config_or_repo), [(str(folder), None)]
-    slots = getattr(config, "num_text_tokens", 0)
-    template = getattr(config, "template", DEFAULT_TEMPLATE)
+        template = text_setting(config).template or read_text_setting_file(folder).template
+    slots, template = getattr(config, "num_text_tokens", 0), template or DEFAULT_TEMPLATE
     if not slots:
         return template
     places += [(getattr(config, "tokenizer_name_or_path", None), None)]

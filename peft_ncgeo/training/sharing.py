@@ -21,7 +21,9 @@ from ..hub.save import draw_geometry
 from ..loading.adapter_folder import writing_adapter
 from ..loading.hub_errors import hub_errors
 from ..loading.load import PROTOTYPES
+from ..loading.text_setting_file import TEXT_SETTING, write_text_setting_file
 from ..models.heads import classification_head
+from ..models.text_setting import text_setting
 from ..models.towers import reads_text
 from .card_record import record_training
 
@@ -40,7 +42,7 @@ class SharingTrainer(Trainer):
         processing_class, self.processing_class = self.processing_class, None
         try:
             if self.args.should_save and isinstance(self.model, PeftModel):
-                with writing_adapter(folder, [CLASS_NAMES, PROTOTYPES]) as part:
+                with writing_adapter(folder, [CLASS_NAMES, PROTOTYPES, TEXT_SETTING]) as part:
                     super()._save(str(part), state_dict)
                     self._save_class_names(part)
             else:
@@ -50,14 +52,15 @@ class SharingTrainer(Trainer):
             self.processing_class = processing_class
 
     def _save_class_names(self, folder: Path) -> None:
-        """Write the names of an image classifier's outputs, which [`~peft_ncgeo.hub.load_adapter`] reads."""
+        """Write class names, and the template of an adapter, which [`~peft_ncgeo.hub.load_adapter`] reads."""
         model: Any = self.model
-        if reads_text(model) or classification_head(model) is None or not head_names(model):
-            return
-        active = model.active_adapters if isinstance(model, PeftModel) else []
-        for name in ("", *active):  # PEFT writes those with another name than "default" into folders
-            if (folder / name / CONFIG_NAME).is_file():
-                write_class_names(folder / name, head_names(model))
+        heads = not reads_text(model) and classification_head(model) is not None and head_names(model)
+        for name, config in getattr(model, "peft_config", {}).items():
+            place = folder if name == "default" else folder / name  # as PEFT does
+            if (place / CONFIG_NAME).is_file():
+                if heads:
+                    write_class_names(place, head_names(model))
+                write_text_setting_file(place, text_setting(config))
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         with hub_errors(f"The repository {self._repo_id} cannot be made"):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import BatchEncoding
 
@@ -14,6 +15,7 @@ from ..data.class_prompts import class_prompts
 from ..data.head_names import check_head_names, check_same_classes, write_head_names
 from ..data.processors import image_processor
 from ..models.templates import DEFAULT_TEMPLATE, behind_prompts, placeholder_ids
+from ..models.text_setting import TextSetting, active_text_setting, write_text_setting
 from ..models.towers import check_encoders, reads_text
 from ..tuners.prompt_config import active_prompt_config
 from .arguments import GeometryTrainingArguments
@@ -44,10 +46,10 @@ class ClassificationTask:
 
     @property
     def template(self) -> str:
-        """Template of the active adapter, else that of the arguments."""
+        """Template of the active prompts; without prompts that of the arguments, else the one trained with before."""
         config = active_prompt_config(self.model)
         if config is None:
-            return self.args.template or DEFAULT_TEMPLATE
+            return self.args.template or active_text_setting(self.model).template or DEFAULT_TEMPLATE
         if self.args.template not in (None, config.template):
             raise ValueError(
                 f"args.template={self.args.template!r} differs from the adapter's own template={config.template!r}; "
@@ -72,9 +74,13 @@ class ClassificationTask:
         return names
 
     def write_names(self, names: Sequence[str]) -> None:
-        """Name the outputs of a head that will be trained after the classes of the training set."""
-        if not self.reads_text and names:
+        """Name what will be trained after the training set's classes: a head's outputs, or the active adapters."""
+        if not names:
+            return
+        if not self.reads_text:
             write_head_names(self.model, names)
+        elif isinstance(self.model, PeftModel):
+            write_text_setting(self.model, TextSetting(self.template, tuple(names)), self.model.active_adapters)
 
     def texts(self, names: Sequence[str], templates: Sequence[str] = (), template: str | None = None) -> BatchEncoding:
         """Return the names in the template, with slots for the active adapter's prompts: (K, L).

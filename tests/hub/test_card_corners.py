@@ -35,12 +35,11 @@ def test_sets_called_as_rows_are_kept_apart():
     assert any("se" in name and "ed (3 classes" in name for name in rows)
 
 
-def test_a_template_that_no_config_holds_stands_in_the_snippets():
+def test_a_template_that_no_config_holds_is_read_from_the_file_beside_the_adapter():
     lora = record(adapter=Component("LoraConfig", {"r": 2}), template="the {} there")
     text = create_card(record=lora).text
-    assert 'from_pretrained("user/adapter", template="the {} there")' in text
-    assert 'template = "the {} there"' in text
-    assert "hypothesis_template(" not in text.replace("hypothesis_template=template", "")
+    assert 'from_pretrained("user/adapter")' in text
+    assert 'hypothesis_template("user/adapter")' in text
 
 
 def test_a_branch_stands_in_the_snippets():

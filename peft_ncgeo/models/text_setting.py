@@ -1,0 +1,76 @@
+"""Template and class names that an adapter was trained with, also of PEFT's own methods, whose configs lack them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..validation import short_repr
+from .adapters import adapter_layers
+
+_ATTRIBUTE = "ncgeo_text_setting"  # of a PEFT config: no field, so PEFT neither writes nor compares it
+
+
+@dataclass(frozen=True)
+class TextSetting:
+    """Template and class names that an adapter was trained with.
+
+    Attributes:
+        template: text around a class name; None if the adapter's own config has it.
+        class_names: names of the K classes of training, in the order of its labels; empty if they are not known.
+    """
+
+    template: str | None = None
+    class_names: tuple[str, ...] = ()
+
+
+def write_text_setting(model: Any, setting: TextSetting, adapters: Iterable[str]) -> None:
+    """Remember a setting for adapters of a model under PEFT, by their names."""
+    for adapter in adapters:
+        setattr(model.peft_config[adapter], _ATTRIBUTE, setting)
+
+
+def text_setting(config: Any) -> TextSetting:
+    """Return the setting that belongs to an adapter with this config: what was remembered for it, or an empty one.
+
+    The template of a config that has a field for it is that field.
+    """
+    known: TextSetting = getattr(config, _ATTRIBUTE, TextSetting())
+    own = getattr(config, "template", None)
+    return TextSetting(own, known.class_names) if isinstance(own, str) else known
+
+
+def active_text_setting(model: nn.Module) -> TextSetting:
+    """Return the setting of the active adapters; an empty one without adapters or with all of them off.
+
+    For an adapter of which nothing is known, such as a combination that PEFT made of others, it is the setting that
+    the model's other adapters of its kind share. Class names that differ from adapter to adapter are left out.
+
+    Raises:
+        ValueError: the adapters have different templates.
+    """
+    configs = getattr(model, "peft_config", {})
+    active = [configs[name] for name in _active_adapters(model) if name in configs]
+    known = _known(active) or _known(config for config in configs.values() if type(config) in set(map(type, active)))
+    templates = list(dict.fromkeys(setting.template for setting in known if setting.template is not None))
+    names = {setting.class_names for setting in known if setting.class_names}
+    if len(templates) > 1:
+        raise ValueError(
+            f"The adapters were trained with different templates, {short_repr(templates)}; pass template, or use one "
+            "adapter at a time."
+        )
+    return TextSetting(templates[0] if templates else None, names.pop() if len(names) == 1 else ())
+
+
+def _active_adapters(model: nn.Module) -> Sequence[str]:
+    for layer in adapter_layers(model):
+        if not layer._disable_adapters and layer.active_adapters:
+            return layer.active_adapters
+    return []
+
+
+def _known(configs: Iterable[Any]) -> list[TextSetting]:
+    return [setting for setting in map(text_setting, configs) if setting != TextSetting()]
