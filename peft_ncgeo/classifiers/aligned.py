@@ -127,7 +127,7 @@ def align_classifier(
     aligned.undo()
     ```
     """
-    _check_fractions([fraction])
+    check_fractions([fraction])
     encoder = SetEncoder(model, processing_class, image_column, label_column, batch_size, template)
     trained = encoder.collect(dataset, keep=validation is None)
     judged = trained if validation is None else encoder.collect(validation)
@@ -214,7 +214,7 @@ def sweep_alignment(
         One row for each fraction: `fraction`, `accuracy`, `balanced_accuracy`, `cosine` (mean over classes of
         `cos(w_c, mu_c)`).
     """
-    _check_fractions(fractions)
+    check_fractions(fractions)
     encoder = SetEncoder(model, processing_class, image_column, label_column, batch_size, template)
     trained, judged = encoder.collect(dataset, keep=False), encoder.collect(validation)
     judged.check_names(trained)
@@ -234,7 +234,7 @@ def sweep_alignment(
     return results
 
 
-def _check_fractions(fractions: Sequence[float]) -> None:
+def check_fractions(fractions: Sequence[float]) -> None:
     for fraction in fractions:
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction={fraction} must be 0 to 1.")

@@ -1,6 +1,7 @@
 """Training: arguments, trainer, recipes and their parts."""
 
 from ..classifiers.aligned import AlignedClassifier, align_classifier, sweep_alignment
+from ..classifiers.interpolation import Interpolation, interpolate, sweep_interpolation
 from ..few_shot.adapt import adapt
 from ..few_shot.episodes import fit_episodes, fit_heads
 from ..hub.few_shot_record import record_few_shot
@@ -18,6 +19,7 @@ __all__ = [
     "GeometryTrainer",
     "GeometryTrainingArguments",
     "GradientProjection",
+    "Interpolation",
     "PromptAveraging",
     "Recipe",
     "SlerpAlignment",
@@ -26,7 +28,9 @@ __all__ = [
     "align_classifier",
     "fit_episodes",
     "fit_heads",
+    "interpolate",
     "parse_with_recipe",
     "record_few_shot",
     "sweep_alignment",
+    "sweep_interpolation",
 ]
