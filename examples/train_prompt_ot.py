@@ -20,6 +20,7 @@ import math
 import platform
 import statistics
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, Ze
 from peft_ncgeo.data import base_new_split, few_shot, load_demo
 from peft_ncgeo.files import file_name, write_whole
 from peft_ncgeo.losses import CrossEntropy, OTPreservation, Regularizer
-from peft_ncgeo.training import parse_with_recipe
+from peft_ncgeo.training import Recipe, parse_with_recipe, train_stages
 
 # Chosen on the demo's development split; the mini-CLIP and its AdamW are far from the paper's setting.
 DEMO = {
@@ -101,6 +102,7 @@ class Method:
     losses: Callable[[], list[Regularizer]] = list
     classification_loss: Callable[[], nn.Module | None] = CrossEntropy
     callbacks: Callable[[], list[TrainerCallback]] = list
+    stages: Recipe | None = None
 
 
 @dataclass
@@ -171,6 +173,8 @@ def run(method: Method, task: Task, args: GeometryTrainingArguments, seed: int, 
     """Train one method from one seed, save its adapter, and evaluate it."""
     set_seed(seed)
     args.seed, args.data_seed = seed, seed
+    if method.stages is not None:
+        return run_stages(method.stages, task, args, seed)
     model = task.model if method.config is None else get_peft_model(task.model, method.config())
     trainer = GeometryTrainer(
         model=model,
@@ -187,9 +191,25 @@ def run(method: Method, task: Task, args: GeometryTrainingArguments, seed: int, 
     if method.config is not None:
         seconds = trainer.train().metrics["train_runtime"]
         trainer.save_model()
+    return {**evaluate(trainer, task), "seconds": seconds}
+
+
+def run_stages(recipe: Recipe, task: Task, args: GeometryTrainingArguments, seed: int) -> dict[str, float]:
+    """The same for a recipe of several stages, whose arguments are its own."""
+    start = time.monotonic()
+    own = {name: getattr(args, name) for name in ("save_strategy", "per_device_eval_batch_size", "disable_tqdm")}
+    own |= {"seed": seed, "data_seed": seed}
+    trainer = train_stages(
+        recipe, task.model, task.train, task.processor, args.output_dir, own, eval_dataset=task.eval_sets
+    )
+    seconds = time.monotonic() - start
+    return {**evaluate(trainer, task), "seconds": seconds}
+
+
+def evaluate(trainer: GeometryTrainer, task: Task) -> dict[str, float]:
     metrics = trainer.evaluate()
     result = {name: 100 * metrics[f"eval_{name}_accuracy"] for name in task.eval_sets}
-    return {**result, "H": 100 * metrics["eval_harmonic_mean"], "seconds": seconds}
+    return {**result, "H": 100 * metrics["eval_harmonic_mean"]}
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
@@ -231,10 +251,16 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
     rows = methods(script)
     if recipe is not None:
-        if recipe.config is None:
+        first = recipe.stages[0] if recipe.stages else recipe
+        if first.config is None:
             raise SystemExit(f"Recipe {script.recipe} names no peft config.")
         rows[recipe.name] = Method(
-            recipe.name, recipe.config, recipe.losses, recipe.classification_loss, recipe.callbacks
+            recipe.name,
+            first.config,
+            recipe.losses,
+            recipe.classification_loss,
+            recipe.callbacks,
+            recipe if recipe.stages else None,
         )
         script.methods = ["zero-shot", recipe.name]
     unknown = set(script.methods) - rows.keys()

@@ -24,6 +24,7 @@ from peft_ncgeo.training import Recipe
 
 FOLDER = Path(__file__).parent / "recipes" / "demo"
 RATES = (2e-3, 5e-3, 1e-2, 2e-2)
+LOWER = (5e-4, 1e-3, 2e-3, 5e-3)  # where weights of the towers train, not prompts
 FACTORS = (0.1, 0.3, 1.0, 3.0)
 # a method with terms uses the prompts of this recipe, and so its learning rate
 FAMILIES = {
@@ -31,6 +32,8 @@ FAMILIES = {
     "vpt": [],
     "ivlp": ["promptsrc", "prompt_ot"],
     "maple": ["npt_v1", "npt_v2", "cpt"],
+    "clip_lora": [],
+    "ln_tuning": [],
 }
 # as published, before any factor
 PUBLISHED = {
@@ -88,14 +91,16 @@ def main() -> None:
         return next(r for r in recipes if r.name == chosen)
 
     for family in args.families:
-        rate = best([variant(family, rate) for rate in RATES]).args["learning_rate"]
+        rate = best([variant(family, rate) for rate in (LOWER if family in ("clip_lora", "ln_tuning") else RATES)]).args["learning_rate"]
         for name in FAMILIES[family]:
             best([variant(name, rate, factor) for factor in FACTORS])
     lines = ["| run | base validation |", "| --- | --- |"]
     lines += [f"| {'**' * e['chosen']}{e['run']}{'**' * e['chosen']} | {e['validation']:.1f} |" for e in log]
     print("\n".join(lines))
-    if args.families == list(FAMILIES):
-        args.log.write_text(json.dumps({"seeds": args.seeds, "runs": log}, indent=1) + "\n")
+    again = {name for family in args.families for name in (family, *FAMILIES[family])}
+    kept = json.loads(args.log.read_text())["runs"] if args.log.exists() else []
+    log = [run for run in kept if run["run"].split(",")[0] not in again] + log
+    args.log.write_text(json.dumps({"seeds": args.seeds, "runs": log}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

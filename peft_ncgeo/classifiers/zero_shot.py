@@ -168,14 +168,17 @@ class ZeroShotClassifier:
 
     @torch.no_grad()
     def text_features(self, class_names: Sequence[str]) -> Tensor:
-        """Return raw text features (K, d) of the names in the template, computed once for each list of names."""
+        """Return raw text features (K, d) of the names in the template, computed once for each list of names.
+
+        Classes for which the active adapter has trained rows, see [`~peft_ncgeo.training.train_stages`], have these.
+        """
         names = tuple(list_names(class_names))
         if len(names) < 2:
             raise ValueError(f"Classification needs at least two class names, got {short_repr(list(names))}.")
         settings = (self.template, self._device, next(self.model.parameters()).dtype)
         features = self._cache.get(names, self.model, settings, partial(self._encode, names))
         self.model.eval()  # every part: one may be in training mode although the whole is not
-        return features
+        return active_text_setting(self.model).put_rows(features, names)
 
     def _encode(self, names: Sequence[str]) -> Tensor:
         config = active_prompt_config(self.model)

@@ -114,7 +114,8 @@ def create_card(
         where=where,
         processor=processor_id and literal(processor_id),
         plain_call=code_cell(f"PeftModel.from_pretrained(base, {where})"),
-        revision=revision,  # a pipeline would look for this revision in the base model too
+        # a pipeline would look for this revision in the base model too, and knows no trained rows
+        with_pipeline=revision is None and not record.class_rows,
         example_names=_example_names(record),
         results=results_table(record, rows),
         results_note=results_note(record, rows, runs),
@@ -149,6 +150,8 @@ def _summary(record: TrainingRecord, base: str) -> str:
     on = f" on {len(record.class_names):,} classes{images}" if was_trained else ""
     on = f", trained{on}" if on and not trained else on
     names = " It reads class names as text, so other names can be given at any time." if record.template else ""
+    if record.class_rows:
+        names += " Its own classes have trained rows of weights in place of their texts."
     return f"{what[:1].upper()}{what[1:]} for {link}{trained}{on}.{names}"
 
 

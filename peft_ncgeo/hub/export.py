@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPVisionConfig
 
 from ..classifiers.exported_classifier import ExportedClassifier
+from ..classifiers.fixed_classes import (
+    PARTS,
+    check_finite,
+    fixed_classifier,
+    image_part,
+    named_outputs,
+    refuse_vision_prompts,
+)
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.processors import image_processor
 from ..geometry.sphere import l2_normalize
 from ..markdown import escape
 from ..models.adapters import evaluation_mode, unwrap
-from ..models.image_classifier import ImageClassifierModel
-from ..models.image_towers import put_head, take_image_tower
-from ..models.substitution import shallow_copy
-from ..models.towers import find_towers, logit_scale, reads_text
-from ..tuners.prompt_layer import PromptLayer, VisionEmbeddingsWithPrompt, VisionLayerWithPrompt
-
-_PARTS = ("vision_model", "visual_projection")  # of a dual encoder, that an export holds
+from ..models.towers import find_towers, reads_text
+from ..tuners.prompt_layer import PromptLayer
 
 
 def export_classifier(
@@ -80,7 +80,7 @@ def export_classifier(
     _check(model, processor)
     with evaluation_mode(model):
         text = ZeroShotClassifier(model, processor, template)
-        export, told = (_of_clip, _CODE) if isinstance(unwrap(model), CLIPModel) else (_of_dual_encoder, _PACKAGE)
+        export, told = (_of_clip, _CODE) if isinstance(unwrap(model), CLIPModel) else (fixed_classifier, _PACKAGE)
         exported = export(unwrap(model), list(class_names), text.text_features(class_names))
     readme = _README.format(count=len(class_names), template=escape(text.template), **told)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -100,34 +100,29 @@ def _check(model: nn.Module, processor: Any) -> None:
             f"{name} reads no text, so there is nothing to export; save it with save_pretrained, after "
             "merge_and_unload where its adapter can be merged."
         )
-    prompted = (VisionEmbeddingsWithPrompt, VisionLayerWithPrompt)
-    prompts = any(isinstance(module, prompted) and module.active_tokens for module in model.modules())
-    if prompts and not isinstance(unwrap(model), CLIPModel):
-        raise ValueError(
-            f"{name} has vision prompts, which are exported of a CLIPModel alone; disable them, or load the adapter "
-            "onto its base model where it is used."
-        )
+    if not isinstance(unwrap(model), CLIPModel):
+        refuse_vision_prompts(model)
     if not hasattr(processor, "tokenizer"):
         raise ValueError(f"{type(processor).__name__} has no tokenizer for the class names; pass the CLIPProcessor.")
 
 
 @torch.no_grad()
 def _of_clip(model: CLIPModel, class_names: list[str], text_features: Tensor) -> ExportedClassifier:
-    prompts, parts = _vision_prompts(model), _image_part(model)
+    prompts, parts = _vision_prompts(model), image_part(model)
     weights = {
         # detached, or assigning them to the export would make them trainable
-        **{name: value.detach() for name, value in parts.named_parameters() if name.startswith(_PARTS)},
+        **{name: value.detach() for name, value in parts.named_parameters() if name.startswith(PARTS)},
         **{f"prompts.{layer}": prompt for layer, prompt in prompts.items()},
         "text_features": l2_normalize(text_features),
         "logit_scale": model.logit_scale.to(torch.promote_types(model.logit_scale.dtype, torch.float32)),
     }
-    _check_finite({**weights, "exp(logit_scale)": weights["logit_scale"].exp()})
+    check_finite({**weights, "exp(logit_scale)": weights["logit_scale"].exp()})
     vision_config: Any = model.config.vision_config
     config = CLIPVisionConfig.from_dict(
         {
             **vision_config.to_dict(),
             "projection_dim": text_features.shape[1],
-            **_outputs(class_names),
+            **named_outputs(class_names),
             "prompt_layers": list(prompts),
             "num_prompts": len(next(iter(prompts.values()), ())),
         }
@@ -136,26 +131,6 @@ def _of_clip(model: CLIPModel, class_names: list[str], text_features: Tensor) ->
         exported = ExportedClassifier(config)
     exported.load_state_dict(weights, assign=True)
     return exported
-
-
-@torch.no_grad()
-def _of_dual_encoder(model: nn.Module, class_names: list[str], text_features: Tensor) -> ImageClassifierModel:
-    tower, scale = take_image_tower(_image_part(model), projected=True), logit_scale(model).double().exp()
-    _check_finite({"text_features": text_features, "exp(logit_scale)": scale})
-    exported = put_head(ImageClassifierModel, tower, "cosine", scale.item(), **_outputs(class_names))
-    exported.classifier.weight.copy_(text_features)  # the head normalises them, in float32 or wider
-    _check_finite(dict(exported.named_parameters()))
-    return exported
-
-
-def _outputs(class_names: list[str]) -> dict[str, Any]:
-    return {"id2label": dict(enumerate(class_names)), "label2id": {name: k for k, name in enumerate(class_names)}}
-
-
-def _check_finite(weights: dict[str, Tensor]) -> None:
-    for name, value in weights.items():
-        if not value.isfinite().all():
-            raise ValueError(f"{name} is not finite; train again or load another adapter before exporting.")
 
 
 def _vision_prompts(model: CLIPModel) -> dict[int, Tensor]:
@@ -169,45 +144,6 @@ def _vision_prompts(model: CLIPModel) -> dict[int, Tensor]:
         if prompt is not None:
             found[i] = prompt[0]
     return found
-
-
-def _image_part(model: nn.Module) -> Any:
-    """Return a copy of a dual encoder with its image tower alone, without prompts, other adapters merged into it."""
-    view = shallow_copy(model)
-    view._modules = {name: _merged(child) for name, child in model.named_children() if name in _PARTS}
-    return view
-
-
-def _merged(module: nn.Module) -> Any:
-    """Return a copy of a module that shares its weights, with adapters merged into them where PEFT can."""
-    while isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-        module = _inside(module)
-    view = shallow_copy(module)
-    view._modules = {name: None if child is None else _merged(child) for name, child in module._modules.items()}
-    return view
-
-
-def _inside(layer: Any) -> nn.Module:
-    """Return the module inside PEFT's wrapper, changed as the active adapter changes it. Merging uses a copy."""
-    if isinstance(layer, PromptLayer):
-        return layer.base_layer
-    layer = copy.deepcopy(layer)
-    try:
-        if isinstance(layer, AuxiliaryTrainingWrapper):
-            if layer.disable_adapters:
-                return layer.original_module
-            trained = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
-            return trained.to(next(layer.original_module.parameters()).dtype)  # it was trained in float32
-        if layer.disable_adapters and layer.merged:
-            layer.unmerge()
-        elif not layer.disable_adapters and not layer.merged:
-            layer.merge()
-    except (NotImplementedError, ValueError) as error:
-        raise ValueError(
-            f"The image tower has a {type(layer).__module__}.{type(layer).__name__}, which cannot be merged into "
-            "weights; disable that adapter to export the model without it."
-        ) from error
-    return layer.base_layer
 
 
 _README = """---

@@ -81,6 +81,7 @@ class TrainingRecord:
         thresholds: of many / medium / few, see [`~peft_ncgeo.metrics.accuracy.class_groups`]; None for equal counts.
         dtype: of the base model's weights.
         runs: metrics of several seeds, each with its `seed`.
+        class_rows: True if rows of weights were trained for the classes, which stand in place of their texts.
         snapshots: class means and classifier weights (K, d) before and after training, for a figure; not kept in JSON.
     """
 
@@ -107,6 +108,7 @@ class TrainingRecord:
     versions: dict[str, str] = field(default_factory=dict)
     snapshots: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     kind: str = ""
+    class_rows: bool = False
 
     def __post_init__(self) -> None:
         if not self.kind:  # records of version 0.1.0 do not have it
@@ -171,6 +173,7 @@ def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingR
     """
     model = check_peft_model(model)
     config: Any = model.peft_config[adapter_name or model.active_adapter]
+    setting = text_setting(config)
     text = find_towers(unwrap(model)).get("text") if reads_text(model) else None
     names_as_text = text is not None and text.reading is not None
     task = "image-feature-extraction"
@@ -182,7 +185,8 @@ def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingR
         task=task,
         adapter=describe(config, _OF_EVERY_CONFIG),
         base_model=base_name(model) or config.base_model_name_or_path,
-        template=text_setting(config).template if names_as_text else None,
+        template=setting.template if names_as_text else None,
+        class_rows=setting.rows is not None,
         dtype=str(next(unwrap(model).parameters()).dtype).removeprefix("torch."),
         versions={"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     )

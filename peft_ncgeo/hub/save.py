@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,15 @@ from ..data.processors import find_processor
 from ..files import file_name, writing
 from ..loading.adapter_folder import refuse_model_folder, writing_adapter
 from ..loading.load import PROCESSOR_FILES, PROTOTYPES
-from ..loading.text_setting_file import TEXT_SETTING, write_text_setting_file
+from ..loading.text_setting_file import TEXT_FILES, write_text_setting
 from ..models.base_model import base_name, is_folder
-from ..models.text_setting import TextSetting, text_setting
+from ..models.text_setting import text_setting
 from .card import FIGURE, create_card
 from .few_shot_record import record_few_shot
 from .record import TrainingRecord, check_peft_model, record_model
 
 # files that an adapter of another kind may have left
-OPTIONAL = (CLASS_NAMES, PROTOTYPES, TEXT_SETTING, FIGURE, *PROCESSOR_FILES)
+OPTIONAL = (CLASS_NAMES, PROTOTYPES, *TEXT_FILES, FIGURE, *PROCESSOR_FILES)
 
 
 def save_adapter(
@@ -76,7 +77,7 @@ def save_adapter(
         if record.kind == "text":
             known = text_setting(tuned.peft_config[name])
             names = known.class_names or tuple(record.class_names)
-            write_text_setting_file(part, TextSetting(known.template or record.template, names))
+            write_text_setting(part, replace(known, template=known.template or record.template, class_names=names))
         if record.kind == "head":
             generic = [f"LABEL_{i}" for i in range(count_outputs(tuned))]
             write_class_names(part, record.class_names or head_names(tuned) or generic)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from ..models.templates import DEFAULT_TEMPLATE, find_tokenizer, padded_template
 from ..models.text_setting import text_setting
 from .load import fetch_adapter, read_config
-from .text_setting_file import read_text_setting_file
+from .text_setting_file import read_text_setting
 
 
 def hypothesis_template(
@@ -47,7 +47,7 @@ def hypothesis_template(
     if not isinstance(config_or_repo, PeftConfig):
         folder = fetch_adapter(config_or_repo, revision, token)
         config, places = read_config(folder, config_or_repo), [(str(folder), None)]
-        template = text_setting(config).template or read_text_setting_file(folder).template
+        template = text_setting(config).template or read_text_setting(folder).template
     slots, template = getattr(config, "num_text_tokens", 0), template or DEFAULT_TEMPLATE
     if not slots:
         return template

@@ -26,14 +26,14 @@ from ..models.image_classifier import ImageClassifierModel
 from ..models.precision import hold_in_float32
 from ..models.snapshots import unchanged_on_error
 from ..models.tensor_files import read_shapes
-from ..models.text_setting import write_text_setting
+from ..models.text_setting import remember_text_setting
 from ..tuners.copa import CoPAConfig
 from ..tuners.prompt_config import PromptConfig
 from ..validation import OF_THE_MACHINE, check_path, one_line, short_repr
 from .hub_errors import hub_errors
 from .patterns import check_patterns
 from .size_limit import SizeLimit
-from .text_setting_file import TEXT_SETTING, read_text_setting_file
+from .text_setting_file import TEXT_FILES, read_text_setting
 
 PROTOTYPES = "prototypes.safetensors"
 PROCESSOR_FILES = (
@@ -77,7 +77,7 @@ def load_adapter(
     """
     folder = fetch_adapter(repo_id, revision, token)
     config, shapes, names = read_config(folder, repo_id), _read_shapes(folder, repo_id), _class_names(folder)
-    given, setting = _read_weights(folder, repo_id), read_text_setting_file(folder)
+    given, setting = _read_weights(folder, repo_id), read_text_setting(folder)
     if not isinstance(base_model, nn.Module):
         base_model = _load_base(config, check_path("base_model", base_model), shapes, names, token)
     heads = [shape for name, shape in shapes.items() if holds_head([name], base_model)]
@@ -97,7 +97,7 @@ def load_adapter(
             )
         if names:
             write_head_names(model, names)
-        write_text_setting(model, setting, [model.active_adapter])
+        remember_text_setting(model, setting, [model.active_adapter])
         return model.eval()
 
 
@@ -161,7 +161,7 @@ def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str |
     folder = Path(repo_id)
     if revision or not folder.is_dir():  # a folder has no revisions, so the Hub is asked for one
         # only the adapter's files, never the gigabytes of a whole model
-        wanted = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, CLASS_NAMES, PROTOTYPES, TEXT_SETTING, *PROCESSOR_FILES]
+        wanted = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, CLASS_NAMES, PROTOTYPES, *TEXT_FILES, *PROCESSOR_FILES]
         try:
             at = f" at revision {revision}" if revision else ""
             with hub_errors(f"The adapter {repo_id}{at} cannot be loaded"):

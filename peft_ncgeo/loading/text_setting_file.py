@@ -1,46 +1,80 @@
-"""`geometry.json` beside an adapter: the template and the class names that it was trained with."""
+"""Files beside an adapter: template and class names of its training, and rows that were trained for these classes."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ..data.class_prompts import list_names
 from ..files import read_json
 from ..models.templates import check_template
+from ..models.tensor_files import check_tensors, read_shapes
 from ..models.text_setting import TextSetting
 from ..validation import one_line, short_repr
+from .adapter_folder import weights_digest
 
-TEXT_SETTING = "geometry.json"
+TEXT_SETTING, CLASS_ROWS = "geometry.json", "class_rows.safetensors"
+TEXT_FILES = (TEXT_SETTING, CLASS_ROWS)
 _KEYS = {"template", "class_names"}
 _LARGEST = 2**24  # bytes; a hundred thousand names
+_ADAPTER = "adapter_sha256"  # key in the rows' header: digest of the adapter that they belong to
 
 
-def write_text_setting_file(folder: Path, setting: TextSetting) -> None:
-    """Write the fields that are known; no file if none is."""
+def write_text_setting(folder: Path, setting: TextSetting) -> None:
+    """Write what is known of the adapter in this folder; nothing is known: no file."""
     known = {"template": setting.template, "class_names": list(setting.class_names)}
     content = {name: value for name, value in known.items() if value}
     if content:
         text = json.dumps(content, indent=1, ensure_ascii=False)
         (folder / TEXT_SETTING).write_text(f"{text}\n", encoding="utf-8")
+    if setting.rows is not None:
+        rows = {"rows": setting.rows.detach().cpu().contiguous()}
+        save_file(rows, folder / CLASS_ROWS, metadata={_ADAPTER: weights_digest(folder)})
 
 
-def read_text_setting_file(folder: Path) -> TextSetting:
-    """Read the setting beside an adapter; without the file, nothing is known.
+def read_text_setting(folder: Path) -> TextSetting:
+    """Read the setting of the adapter in this folder; without the files, nothing is known.
 
     Raises:
-        ValueError: the file is damaged or was not written by this package.
+        ValueError: a file is damaged, or belongs to another adapter.
     """
-    file = folder / TEXT_SETTING
-    if not file.is_file():
-        return TextSetting()
+    content: dict[str, Any] = {}
+    if (folder / TEXT_SETTING).is_file():
+        try:
+            content = _read_content(folder / TEXT_SETTING)
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{TEXT_SETTING} beside the adapter is damaged: {one_line(error)}") from error
+    names = tuple(content.get("class_names", ()))
+    rows = _read_rows(folder, len(names)) if (folder / CLASS_ROWS).is_file() else None
+    return TextSetting(content.get("template"), names, rows)
+
+
+def _read_content(file: Path) -> dict[str, Any]:
+    content = read_json(file, _LARGEST)
+    if not isinstance(content, dict) or not content.keys() <= _KEYS:
+        raise ValueError(f"expected the keys {', '.join(sorted(_KEYS))}, got {short_repr(content)}")
+    if "template" in content:
+        check_template(content["template"])
+    list_names(content.get("class_names", []))
+    return content
+
+
+def _read_rows(folder: Path, classes: int) -> Tensor:
+    file = folder / CLASS_ROWS
     try:
-        content = read_json(file, _LARGEST)
-        if not isinstance(content, dict) or not content.keys() <= _KEYS:
-            raise ValueError(f"expected the keys {', '.join(sorted(_KEYS))}, got {short_repr(content)}")
-        template = content.get("template")
-        if template is not None:
-            check_template(template)
-        return TextSetting(template, tuple(list_names(content.get("class_names", []))))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{TEXT_SETTING} beside the adapter is damaged: {one_line(error)}") from error
+        shapes = read_shapes(file)
+        if [*shapes] != ["rows"] or len(shapes["rows"]) != 2 or shapes["rows"][0] != classes:
+            raise ValueError(f"expected rows for {classes} classes, got {short_repr(shapes)}")
+        with safe_open(file, "pt") as content:
+            if (content.metadata() or {}).get(_ADAPTER) != weights_digest(folder):
+                raise ValueError("it belongs to other weights than those of the adapter beside it")
+        tensors = load_file(file)
+        check_tensors(tensors)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{CLASS_ROWS} beside the adapter cannot be used: {one_line(error)}") from error
+    return tensors["rows"]

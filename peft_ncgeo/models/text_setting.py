@@ -1,12 +1,12 @@
-"""Template and class names that an adapter was trained with, also of PEFT's own methods, whose configs lack them."""
+"""What belongs to an adapter beside its weights and its config: template, class names, and rows trained for these."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..validation import short_repr
 from .adapters import adapter_layers
@@ -16,18 +16,45 @@ _ATTRIBUTE = "ncgeo_text_setting"  # of a PEFT config: no field, so PEFT neither
 
 @dataclass(frozen=True)
 class TextSetting:
-    """Template and class names that an adapter was trained with.
+    """Template and class names that an adapter was trained with, and what was trained for each class.
 
     Attributes:
         template: text around a class name; None if the adapter's own config has it.
         class_names: names of the K classes of training, in the order of its labels; empty if they are not known.
+        rows: (K, d), weights that were trained in place of the texts of these classes; None: there are none.
     """
 
     template: str | None = None
     class_names: tuple[str, ...] = ()
+    rows: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def put_rows(self, features: Tensor, names: Sequence[str]) -> Tensor:
+        """Return text features (K', d) of any names, with the trained rows in the places of trained classes.
+
+        Raises:
+            ValueError: the rows have another width.
+        """
+        if self.rows is None:
+            return features
+        if self.rows.shape[1] != features.shape[1]:
+            raise ValueError(
+                f"The adapter's class rows have {self.rows.shape[1]} numbers, the model's text features "
+                f"{features.shape[1]}; load it onto the model that it was trained on."
+            )
+        places = {_spelled(name): i for i, name in enumerate(self.class_names)}
+        found = [(k, places[_spelled(name)]) for k, name in enumerate(names) if _spelled(name) in places]
+        features = features.clone()
+        if found:
+            to, of = zip(*found, strict=True)
+            features[list(to)] = self.rows[list(of)].to(features)
+        return features
 
 
-def write_text_setting(model: Any, setting: TextSetting, adapters: Iterable[str]) -> None:
+def _spelled(name: str) -> str:
+    return name.replace("_", " ")  # as texts are written
+
+
+def remember_text_setting(model: Any, setting: TextSetting, adapters: Iterable[str]) -> None:
     """Remember a setting for adapters of a model under PEFT, by their names."""
     for adapter in adapters:
         setattr(model.peft_config[adapter], _ATTRIBUTE, setting)
@@ -40,7 +67,7 @@ def text_setting(config: Any) -> TextSetting:
     """
     known: TextSetting = getattr(config, _ATTRIBUTE, TextSetting())
     own = getattr(config, "template", None)
-    return TextSetting(own, known.class_names) if isinstance(own, str) else known
+    return replace(known, template=own) if isinstance(own, str) else known
 
 
 def active_text_setting(model: nn.Module) -> TextSetting:
@@ -56,13 +83,14 @@ def active_text_setting(model: nn.Module) -> TextSetting:
     active = [configs[name] for name in _active_adapters(model) if name in configs]
     known = _known(active) or _known(config for config in configs.values() if type(config) in set(map(type, active)))
     templates = list(dict.fromkeys(setting.template for setting in known if setting.template is not None))
-    names = {setting.class_names for setting in known if setting.class_names}
+    of_names = {setting.class_names: setting.rows for setting in known if setting.class_names}
     if len(templates) > 1:
         raise ValueError(
             f"The adapters were trained with different templates, {short_repr(templates)}; pass template, or use one "
             "adapter at a time."
         )
-    return TextSetting(templates[0] if templates else None, names.pop() if len(names) == 1 else ())
+    names, rows = next(iter(of_names.items())) if len(of_names) == 1 else ((), None)
+    return TextSetting(templates[0] if templates else None, names, rows if len(active) == 1 == len(known) else None)
 
 
 def _active_adapters(model: nn.Module) -> Sequence[str]:

@@ -63,7 +63,8 @@ def recipe_fingerprint(recipe: Recipe) -> str:
     """Return the fingerprint of everything that a recipe makes, and of its arguments."""
     set_seed(0)  # losses may draw random initial weights
     made = recipe.config() if recipe.config else None, recipe.losses(), recipe.classification_loss()
-    return fingerprint(f"Recipe {recipe.name!r}", *made, recipe.callbacks(), recipe.args)
+    stages = [(stage.rows, recipe_fingerprint(stage)) for stage in recipe.stages]
+    return fingerprint(f"Recipe {recipe.name!r}", *made, recipe.callbacks(), recipe.args, *stages)
 
 
 def dataset_fingerprint(dataset: Dataset, label_column: str) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import platform
+import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from peft import get_peft_model
 from torch import nn
@@ -19,12 +23,19 @@ from transformers import AutoModel, PrinterCallback, TrainerCallback, set_seed
 from ..data import class_counts
 from ..data.checks import class_names
 from ..metrics.accuracy import accuracy, evaluate_groups
-from ..training import GeometryMonitor, GeometryTrainer, GeometryTrainingArguments, Recipe
+from ..training import GeometryMonitor, GeometryTrainer, GeometryTrainingArguments, Recipe, train_stages
 from .cached_runs import cell_path, check_distinct, is_main_process, read_cell, write_cell
 from .fingerprints import dataset_fingerprint, fingerprint, recipe_fingerprint
 
 # metrics of GeometryMonitor that a cell keeps
 _GEOMETRY = ("nc", "text_", "modality_gap", "alignment", "error_exponent", "exponent", "class_exponent", "gram_")
+_DEFAULTS = {
+    "logging_strategy": "epoch",
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "per_device_eval_batch_size": 256,
+}
 After = Callable[[GeometryTrainer, Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
@@ -64,7 +75,7 @@ def run_cells(
     data are drawn and all recipes checked before the first cell.
 
     Args:
-        recipes: recipes with different names; one without a PEFT config is evaluated without training.
+        recipes: recipes with different names; one without a PEFT config or stages is evaluated without training.
         settings: name -> function of the seed that returns a task.
         model: name or folder of a dual encoder, such as CLIP or SigLIP, or a function that makes a new model of any
             kind; the cell's seed draws its random weights, for instance those of a new head.
@@ -155,16 +166,10 @@ def _run(
     after: After | None,
 ) -> dict[str, Any]:
     set_seed(seed)
-    settings = {
-        "logging_strategy": "epoch",
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "per_device_eval_batch_size": 256,
-        **recipe.args,
-        **overrides,
-        "seed": seed,
-    }
+    if recipe.stages:
+        recipe = replace(recipe, args={**_DEFAULTS, **recipe.args})
+        return _run_stages(recipe, task, model, processor, folder, {**overrides, "seed": seed}, after)
+    settings = {**_DEFAULTS, **recipe.args, **overrides, "seed": seed}
     config: Any = recipe.config() if recipe.config else None
     if "template" in settings and hasattr(config, "template"):
         config.template = settings.pop("template")  # prompt adapters have a template of their own
@@ -191,6 +196,32 @@ def _run(
     if after is not None:
         result.update(after(trainer, partial(_evaluate, trainer, task)))
     return result
+
+
+def _run_stages(
+    recipe: Recipe,
+    task: Task,
+    model: nn.Module,
+    processor: Any,
+    folder: Path,
+    args: Mapping[str, Any],
+    after: After | None,
+) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    place = [mkdtemp(prefix=".stages-", dir=folder) if is_main_process() else ""]  # one for all processes
+    broadcast_object_list(place)
+    try:
+        start = time.monotonic()
+        trainer = train_stages(
+            recipe, model, task.train, processor, place[0], args, callbacks=[GeometryMonitor(), _Epochs()]
+        )
+        result: dict[str, Any] = {"seconds": time.monotonic() - start, **_evaluate(trainer, task)}
+        if after is not None:
+            result.update(after(trainer, partial(_evaluate, trainer, task)))
+        return result
+    finally:
+        if is_main_process():
+            shutil.rmtree(place[0], ignore_errors=True)
 
 
 def _evaluate(trainer: GeometryTrainer, task: Task) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from .callbacks.alignment import GradientProjection, SlerpAlignment
 from .callbacks.averaging import PromptAveraging
 from .callbacks.monitor import GeometryMonitor
 from .recipe import Recipe, parse_with_recipe
+from .stages import train_stages
 from .trainer import GeometryTrainer
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "record_few_shot",
     "sweep_alignment",
     "sweep_interpolation",
+    "train_stages",
 ]

@@ -17,6 +17,7 @@ from ..models.adapters import trained_outside
 from ..models.feature_extractor import FeatureExtractor, extract_features
 from ..models.heads import linear_classifier
 from ..models.image_encoder import image_inputs
+from ..models.text_setting import active_text_setting
 from ..models.towers import logit_bias, logit_scale
 from .callbacks.monitor import GeometryMonitor
 from .measurement import Measurement, Measurements
@@ -111,6 +112,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
             texts = self.task.texts(names, template=template).to(self.args.device)
             with self.accelerator.autocast():
                 features = extract_features(self.extractor, **texts)["text_features"]
+            features = active_text_setting(self.extractor.model).put_rows(features, names)
         self._measurement = Measurement(dataset, self.extractor.model, template, features, collect)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:

@@ -7,6 +7,17 @@ classification_loss: {CrossEntropy: {}}            # the default; null leaves it
 callbacks: [{PromptAveraging: {mean: 15, std: 1}}]
 args: {num_train_epochs: 40, learning_rate: 0.005} # defaults of the script's arguments
 ```
+
+A recipe of several stages has these keys in each of them, in place of its own; its own `args` are for all stages:
+
+```yaml
+stages:
+  - peft: {LNTuningConfig: {target_modules: [layer_norm1, layer_norm2]}}  # in the first stage alone
+    args: {max_steps: 2880}
+  - rows: texts                                    # train a row of weights for each class, which starts as its text
+    args: {max_steps: 1920}
+args: {learning_rate: 2e-4}
+```
 """
 
 from __future__ import annotations
@@ -15,7 +26,7 @@ import inspect
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -23,7 +34,7 @@ from typing import Any
 import peft
 from peft import PeftConfig
 from torch import nn
-from transformers import HfArgumentParser, TrainerCallback
+from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
 
 from .. import losses as loss_names
 from ..files import read_yaml
@@ -37,7 +48,8 @@ from .callbacks.averaging import PromptAveraging
 from .callbacks.monitor import GeometryMonitor
 
 _COMPARED = 80  # characters of an unknown name; comparing names takes time with their square
-_KEYS = ("peft", "losses", "classification_loss", "callbacks", "args")
+_KEYS = ("peft", "losses", "classification_loss", "callbacks", "args", "stages")
+_OF_STAGE = ("peft", "rows", "losses", "classification_loss", "callbacks", "args")
 _CONFIGS = {
     "NPTConfig": NPTConfig,
     "PrototypeConfig": PrototypeConfig,
@@ -60,6 +72,8 @@ class Recipe:
         classification_loss: makes the classification term; None if the recipe has none.
         callbacks: makes the list of callbacks.
         args: defaults of the script's arguments.
+        rows: "texts" for a stage that trains a row of weights for each class; "" for any other.
+        stages: the recipe's stages, or none; see [`~peft_ncgeo.training.train_stages`].
         source: the content that was read; two recipes with the same source are the same.
     """
 
@@ -69,6 +83,8 @@ class Recipe:
     classification_loss: Callable[[], nn.Module | None] = CrossEntropy
     callbacks: Callable[[], list[TrainerCallback]] = list
     args: dict[str, Any] = field(default_factory=dict)
+    rows: str = ""
+    stages: list[Recipe] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -88,23 +104,31 @@ class Recipe:
         if not isinstance(content, dict):
             raise ValueError(f"Recipe {path} must hold the keys {', '.join(_KEYS)}.")
         try:
-            _known(content, _KEYS, "key")
-            recipe = cls(name=name, args=dict(_mapping(content.get("args"), "args")), source=content)
-            if content.get("peft"):
-                recipe.config = _maker(content["peft"], _CONFIGS)
-            terms = [_maker(term, _LOSSES) for term in _list(content, "losses")]
-            recipe.losses = lambda: [make() for make in terms]
-            if "classification_loss" in content:
-                term = content["classification_loss"]
-                recipe.classification_loss = (lambda: None) if term is None else _maker(term, _CLASSIFICATION)
-            callbacks = [_maker(callback, _CALLBACKS) for callback in _list(content, "callbacks")]
-            recipe.callbacks = lambda: [make() for make in callbacks]
-            for make in (recipe.config, recipe.losses, recipe.classification_loss, recipe.callbacks):
-                _ = make and make()  # constructors check the values now
-            if recipe.config:
-                check_patterns(vars(recipe.config()))
+            recipe = cls._parse(name, content, _KEYS)
+            if "stages" in content:
+                recipe.stages = _stages(name, content)
         except Exception as error:  # PEFT's configs raise many types
             raise ValueError(f"Recipe {path}: {one_line(error)}") from error
+        return recipe
+
+    @classmethod
+    def _parse(cls, name: str, content: dict[str, Any], keys: Sequence[str]) -> Recipe:
+        _known(content, keys, "key")
+        recipe = cls(name=name, args=dict(_mapping(content.get("args"), "args")), source=content)
+        recipe.rows = content.get("rows", "")
+        if content.get("peft"):
+            recipe.config = _maker(content["peft"], _CONFIGS)
+        terms = [_maker(term, _LOSSES) for term in _list(content, "losses")]
+        recipe.losses = lambda: [make() for make in terms]
+        if "classification_loss" in content:
+            term = content["classification_loss"]
+            recipe.classification_loss = (lambda: None) if term is None else _maker(term, _CLASSIFICATION)
+        callbacks = [_maker(callback, _CALLBACKS) for callback in _list(content, "callbacks")]
+        recipe.callbacks = lambda: [make() for make in callbacks]
+        for make in (recipe.config, recipe.losses, recipe.classification_loss, recipe.callbacks):
+            _ = make and make()  # constructors check the values now
+        if recipe.config:
+            check_patterns(vars(recipe.config()))
         return recipe
 
     def set_defaults(self, parser: HfArgumentParser) -> None:
@@ -128,11 +152,13 @@ class Recipe:
                 ) from error
 
     def check_args(self, known: Iterable[str]) -> None:
-        """Raise for arguments that are not among those `known`, naming the nearest."""
-        try:
-            _known(self.args, known, "argument")
-        except ValueError as error:
-            raise ValueError(f"Recipe {self.name}: {error}") from error
+        """Raise for arguments, of the stages too, that are not among those `known`, naming the nearest."""
+        known = list(known)
+        for part in (self, *self.stages):
+            try:
+                _known(part.args, known, "argument")
+            except ValueError as error:
+                raise ValueError(f"Recipe {part.name}: {error}") from error
 
 
 def parse_with_recipe(
@@ -151,7 +177,44 @@ def parse_with_recipe(
         if word.split("=")[0] == "--recipe":
             recipe = Recipe.read(word.partition("=")[2] or "".join(argv[i + 1 : i + 2]))
             recipe.set_defaults(parser)
-    return parser.parse_args_into_dataclasses(args=argv), recipe
+    parsed = parser.parse_args_into_dataclasses(args=argv)
+    if recipe is not None and recipe.stages:
+        _override_stages(recipe, argv, parsed)
+    return parsed, recipe
+
+
+def _override_stages(recipe: Recipe, argv: Sequence[str], parsed: Iterable[Any]) -> None:
+    """Make arguments of the command line those of every stage."""
+    given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
+    in_recipe = {name for part in (recipe, *recipe.stages) for name in part.args}
+    for part in parsed:
+        of_training = {f.name for f in fields(part)} if isinstance(part, TrainingArguments) else set()
+        for name in given & vars(part).keys() & (in_recipe | of_training) - {"output_dir"}:
+            recipe.args[name] = getattr(part, name)
+            for stage in recipe.stages:
+                stage.args.pop(name, None)
+
+
+def _stages(name: str, content: dict[str, Any]) -> list[Recipe]:
+    strange = sorted(content.keys() - {"stages", "args"})
+    if strange:
+        raise ValueError(f"{strange[0]} stands beside stages; write it into the stage that it is for.")
+    stages = []
+    for number, part in enumerate(_list(content, "stages"), 1):
+        try:
+            stage = Recipe._parse(f"{name}, stage {number}", _mapping(part, "a stage"), _OF_STAGE)
+            if stage.rows not in ("", "texts"):
+                raise ValueError(f"rows={short_repr(stage.rows)} must be 'texts'.")
+            if (stage.config is not None) != (number == 1) or (stage.rows and number == 1):
+                raise ValueError("the first stage, and no other, must have a peft config, and no rows.")
+            if stage.rows and "losses" in part:
+                raise ValueError("rows are read by classification_loss alone; leave losses out.")
+        except Exception as error:
+            raise ValueError(f"stage {number}: {one_line(error)}") from error
+        stages.append(stage)
+    if not stages:
+        raise ValueError("stages must be a list of at least one stage.")
+    return stages
 
 
 def _list(content: dict[str, Any], key: str) -> list[Any]:

@@ -21,7 +21,7 @@ from ..hub.save import draw_geometry
 from ..loading.adapter_folder import writing_adapter
 from ..loading.hub_errors import hub_errors
 from ..loading.load import PROTOTYPES
-from ..loading.text_setting_file import TEXT_SETTING, write_text_setting_file
+from ..loading.text_setting_file import TEXT_FILES, write_text_setting
 from ..models.heads import classification_head
 from ..models.text_setting import text_setting
 from ..models.towers import reads_text
@@ -42,7 +42,7 @@ class SharingTrainer(Trainer):
         processing_class, self.processing_class = self.processing_class, None
         try:
             if self.args.should_save and isinstance(self.model, PeftModel):
-                with writing_adapter(folder, [CLASS_NAMES, PROTOTYPES, TEXT_SETTING]) as part:
+                with writing_adapter(folder, [CLASS_NAMES, PROTOTYPES, *TEXT_FILES]) as part:
                     super()._save(str(part), state_dict)
                     self._save_class_names(part)
             else:
@@ -60,7 +60,7 @@ class SharingTrainer(Trainer):
             if (place / CONFIG_NAME).is_file():
                 if heads:
                     write_class_names(place, head_names(model))
-                write_text_setting_file(place, text_setting(config))
+                write_text_setting(place, text_setting(config))
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         with hub_errors(f"The repository {self._repo_id} cannot be made"):

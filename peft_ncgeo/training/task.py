@@ -15,7 +15,7 @@ from ..data.class_prompts import class_prompts
 from ..data.head_names import check_head_names, check_same_classes, write_head_names
 from ..data.processors import image_processor
 from ..models.templates import DEFAULT_TEMPLATE, behind_prompts, placeholder_ids
-from ..models.text_setting import TextSetting, active_text_setting, write_text_setting
+from ..models.text_setting import TextSetting, active_text_setting, remember_text_setting
 from ..models.towers import check_encoders, reads_text
 from ..tuners.prompt_config import active_prompt_config
 from .arguments import GeometryTrainingArguments
@@ -80,7 +80,7 @@ class ClassificationTask:
         if not self.reads_text:
             write_head_names(self.model, names)
         elif isinstance(self.model, PeftModel):
-            write_text_setting(self.model, TextSetting(self.template, tuple(names)), self.model.active_adapters)
+            remember_text_setting(self.model, TextSetting(self.template, tuple(names)), self.model.active_adapters)
 
     def texts(self, names: Sequence[str], templates: Sequence[str] = (), template: str | None = None) -> BatchEncoding:
         """Return the names in the template, with slots for the active adapter's prompts: (K, L).

@@ -22,26 +22,28 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 RECIPES = sorted((ROOT / "examples" / "recipes").rglob("*.yaml"))
 DEMO = ROOT / "examples" / "recipes" / "demo"
 MODEL = str(ASSETS / "mini_clip")
+OF_PEFT = {"clip_lora", "ln_tuning"}
 METHODS = {"coop", "vpt", "ivlp", "maple", "promptsrc", "prompt_ot", "npt_v1", "npt_v2", "cpt"}
 
 
 def test_every_recipe_is_read():
     for path in RECIPES:
         recipe = Recipe.read(path)
-        assert recipe.config is not None, path
-        assert recipe.args.get("num_train_epochs", 0) > 0 or recipe.args["max_steps"] > 0, path
+        for part in recipe.stages or [recipe]:
+            assert part.config is not None or part.rows, path
+            assert part.args.get("num_train_epochs", 0) > 0 or part.args["max_steps"] > 0, path
 
 
 def test_there_is_a_recipe_for_every_method():
     assert {path.stem for path in RECIPES if path.parent.name == "recipes"} >= METHODS
-    extra = {"budget", "ot_budget", "promptsrc_long", "prompt_ot_long"}
-    assert METHODS | extra == {path.stem for path in DEMO.glob("*.yaml")}
+    extra = {"budget", "ot_budget", "promptsrc_long", "prompt_ot_long", "lora_budget", "two_stages"}
+    assert METHODS | OF_PEFT | extra == {path.stem for path in DEMO.glob("*.yaml")}
 
 
 def test_demo_recipes_hold_what_the_tuning_chose():
     log = json.loads((ROOT / "examples" / "results" / "tune_demo.json").read_text())["runs"]
     published = runpy.run_path(str(ROOT / "examples" / "tune_demo.py"))["PUBLISHED"]
-    for name in METHODS:
+    for name in METHODS | OF_PEFT:
         source = Recipe.read(DEMO / f"{name}.yaml").source
         runs = [r for r in log if r["run"].startswith(f"{name}, ")]
         (chosen,) = [r for r in runs if r["chosen"]]

@@ -158,6 +158,19 @@ def test_a_recipe_is_trained_and_overridden(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_a_recipe_of_stages_is_trained_and_overridden(tmp_path, monkeypatch, capsys):
+    recipe = str(ROOT / "examples/recipes/demo/two_stages.yaml")
+    arguments = ("--recipe", recipe, "--demo_split", "development", "--output_dir", str(tmp_path), "--max_steps", "2")
+    run_example("train_prompt_ot.py", *SHORT[:-1], *arguments, monkeypatch=monkeypatch)
+    report = json.loads((tmp_path / "results.json").read_text())
+    assert list(report["results"]) == ["zero-shot", "two_stages"]
+    folder = tmp_path / "two_stages" / "seed-1"
+    steps = [json.loads((folder / f"stage-{i}" / "trainer_state.json").read_text())["global_step"] for i in (1, 2)]
+    assert steps == [2, 2]
+    assert (folder / "class_rows.safetensors").exists()
+
+
+@pytest.mark.slow
 def test_comparison_fills_cells_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     arguments = ("--split", "development", "--seeds", "1", "--num_train_epochs", "0.25", "--output_dir", str(tmp_path))
     variants = ("--variants", "joint exact")

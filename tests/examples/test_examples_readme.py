@@ -206,7 +206,8 @@ def test_every_recipe_has_its_block():
 
 @pytest.mark.parametrize(("path", "block", "first", "last", "text"), QUOTED, ids=[quote[0] for quote in QUOTED])
 def test_block_and_quoted_lines_are_the_recipes(path, block, first, last, text):
-    names, recipe = run(block), Recipe.read(ROOT / path)
+    names, whole = run(block), Recipe.read(ROOT / path)
+    recipe = whole.stages[0] if whole.stages else whole
     same(names["config"], recipe.config())
     for kind in ("losses", "callbacks"):
         found = getattr(recipe, kind)()
@@ -221,7 +222,9 @@ def test_block_and_quoted_lines_are_the_recipes(path, block, first, last, text):
     for pair in pairs:
         assert any(re.search(rf"(^|[ {{]){re.escape(pair)}\s*($|[,}}])", line) for line in named), pair
     settings = {pair.split(":")[0] for pair in pairs}
-    assert set(recipe.args) - {"frozen_templates"} <= settings  # none is left out
+    parts = [whole, *whole.stages]
+    assert {name for part in parts for name in part.args} - {"frozen_templates"} <= settings  # none is left out
+    assert all(f"rows: {part.rows}" in pairs for part in parts if part.rows)
     marked = [i for i, line in enumerate(lines, 1) if "our reading" in line]
     section = next(part for part in re.split(r"\n#### ", INDEX) if f"`{path}`" in part and block in part)
     assert not marked or "Our reading" in " ".join(section.split())

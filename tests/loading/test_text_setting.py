@@ -12,7 +12,7 @@ from peft import LNTuningConfig, LoraConfig, PeftModel, get_peft_model
 from peft_ncgeo import NPTConfig, ZeroShotClassifier
 from peft_ncgeo.hub import hypothesis_template, load_adapter, save_adapter
 from peft_ncgeo.models.adapters import adapters_off
-from peft_ncgeo.models.text_setting import TextSetting, active_text_setting, write_text_setting
+from peft_ncgeo.models.text_setting import TextSetting, active_text_setting, remember_text_setting
 
 from ..conftest import NAMES, tiny_clip, tiny_processor
 from ..training.runs import lora_vit, prompted_clip, trainer
@@ -85,7 +85,7 @@ def two_adapters(*templates) -> PeftModel:
     model = get_peft_model(tiny_clip(), LORA())
     model.add_adapter("second", LORA())
     for name, template in zip(("default", "second"), templates, strict=True):
-        write_text_setting(model, TextSetting(template), [name])
+        remember_text_setting(model, TextSetting(template), [name])
     return model
 
 
@@ -149,7 +149,7 @@ def test_an_image_classifier_has_no_such_file(tmp_path):
 def test_the_config_compares_as_before():
     one, other = LORA(), LORA()
     model = get_peft_model(tiny_clip(), one)
-    write_text_setting(model, TextSetting(TEMPLATE), ["default"])
+    remember_text_setting(model, TextSetting(TEMPLATE), ["default"])
     assert "ncgeo" not in json.dumps(one.to_dict(), default=str)
     assert NPTConfig(num_text_tokens=1) == NPTConfig(num_text_tokens=1)
     assert other.to_dict().keys() == one.to_dict().keys()

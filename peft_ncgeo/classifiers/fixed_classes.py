@@ -1,0 +1,102 @@
+"""An image classifier of fixed classes from a dual encoder: its image tower, with class features in the head."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from ..models.adapters import unwrap
+from ..models.image_classifier import ImageClassifierModel
+from ..models.image_towers import put_head, take_image_tower
+from ..models.substitution import shallow_copy
+from ..models.towers import logit_scale
+from ..tuners.prompt_layer import PromptLayer, VisionEmbeddingsWithPrompt, VisionLayerWithPrompt
+
+PARTS = ("vision_model", "visual_projection")  # of a dual encoder, that its image features need
+
+
+@torch.no_grad()
+def fixed_classifier(model: nn.Module, class_names: Sequence[str], text_features: Tensor) -> ImageClassifierModel:
+    """Return a classifier `exp(logit_scale) cos(f, w_k)` whose rows w start at text features (K, d).
+
+    Its tower shares the model's weights; adapters other than prompts are merged into copies of them.
+
+    Args:
+        model: a dual encoder, without PEFT's wrapper, and without vision prompts.
+
+    Raises:
+        ValueError: its image feature is not known; an adapter that cannot be merged; weights that are not finite.
+    """
+    tower, scale = take_image_tower(image_part(model), projected=True), logit_scale(model).double().exp()
+    check_finite({"text_features": text_features, "exp(logit_scale)": scale})
+    made = put_head(ImageClassifierModel, tower, "cosine", scale.item(), **named_outputs(class_names))
+    made.classifier.weight.copy_(text_features)  # the head normalises them, in float32 or wider
+    check_finite(dict(made.named_parameters()))
+    return made
+
+
+def named_outputs(class_names: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a config that name the outputs of a head."""
+    return {"id2label": dict(enumerate(class_names)), "label2id": {name: k for k, name in enumerate(class_names)}}
+
+
+def check_finite(weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not finite, by their names."""
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise ValueError(f"{name} is not finite; train again, or load another adapter.")
+
+
+def refuse_vision_prompts(model: nn.Module) -> None:
+    """Refuse a model whose active adapters put prompts into its image tower."""
+    prompted = (VisionEmbeddingsWithPrompt, VisionLayerWithPrompt)
+    if any(isinstance(module, prompted) and module.active_tokens for module in model.modules()):
+        raise ValueError(
+            f"{type(unwrap(model)).__name__} has vision prompts, for which an image classifier has no place; disable "
+            "them, or load the adapter onto its base model where it is used."
+        )
+
+
+def image_part(model: nn.Module) -> Any:
+    """Return a copy of a dual encoder with its image tower alone, without prompts, other adapters merged into it."""
+    view = shallow_copy(model)
+    view._modules = {name: _merged(child) for name, child in model.named_children() if name in PARTS}
+    return view
+
+
+def _merged(module: nn.Module) -> Any:
+    """Return a copy of a module that shares its weights, with adapters merged into them where PEFT can."""
+    while isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+        module = _inside(module)
+    view = shallow_copy(module)
+    view._modules = {name: None if child is None else _merged(child) for name, child in module._modules.items()}
+    return view
+
+
+def _inside(layer: Any) -> nn.Module:
+    """Return the module inside PEFT's wrapper, changed as the active adapter changes it. Merging uses a copy."""
+    if isinstance(layer, PromptLayer):
+        return layer.base_layer
+    layer = copy.deepcopy(layer)
+    try:
+        if isinstance(layer, AuxiliaryTrainingWrapper):
+            if layer.disable_adapters:
+                return layer.original_module
+            trained = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+            return trained.to(next(layer.original_module.parameters()).dtype)  # it was trained in float32
+        if layer.disable_adapters and layer.merged:
+            layer.unmerge()
+        elif not layer.disable_adapters and not layer.merged:
+            layer.merge()
+    except (NotImplementedError, ValueError) as error:
+        raise ValueError(
+            f"The image tower has a {type(layer).__module__}.{type(layer).__name__}, which cannot be merged into "
+            "weights; disable that adapter to go without it."
+        ) from error
+    return layer.base_layer

@@ -1,0 +1,213 @@
+"""Training in stages: an adapter first, then, on the frozen result, a row of weights for each class."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import LNTuningConfig, PeftModel, get_peft_model
+from peft.utils import CONFIG_NAME
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback, TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..classifiers.fixed_classes import fixed_classifier, refuse_vision_prompts
+from ..classifiers.zero_shot import ZeroShotClassifier
+from ..files import read_json, write_whole
+from ..geometry.sphere import l2_normalize
+from ..loading.load import load_adapter
+from ..models.adapters import evaluation_mode, unwrap
+from ..models.text_setting import remember_text_setting, text_setting
+from ..models.towers import reads_text
+from .arguments import GeometryTrainingArguments
+from .recipe import Recipe
+from .state.checkpoints import last_resumable
+from .trainer import GeometryTrainer
+
+_STATEMENT = "stages.json"  # in the output folder: the recipe and the arguments that it was made with
+
+
+def train_stages(
+    recipe: Recipe,
+    model: nn.Module,
+    train_dataset: Dataset,
+    processing_class: Any,
+    output_dir: str | Path,
+    args: Mapping[str, Any] | None = None,
+    eval_dataset: Dataset | dict[str, Dataset] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    resume: bool = False,
+) -> GeometryTrainer:
+    """Train a recipe of several stages on a dual encoder, such as 2SFS.
+
+    The first stage trains an adapter. A later stage trains it further, or, with `rows: texts`, trains a row of weights
+    `w_k` (d) for each class while the tuned towers are frozen. The rows start as the tuned model's texts, and the
+    logits are `exp(logit_scale) cos(f, w_k)`. Each stage has its own losses, arguments, optimiser and schedule.
+
+    Afterwards the rows stand for the classes of the training, and texts for any other name, wherever this package
+    classifies: in the trainer, in [`~peft_ncgeo.ZeroShotClassifier`] and in exports. They are saved beside the
+    adapter.
+
+    Args:
+        recipe: a recipe with `stages`.
+        model: a CLIP-like model without adapters.
+        train_dataset, processing_class, eval_dataset: see [`GeometryTrainer`].
+        output_dir: a new folder; stage i writes its checkpoints into `output_dir/stage-i`, and the result is saved
+            in `output_dir`.
+        args: arguments of every stage, which override the recipe's; `batch_size` counts all processes.
+        callbacks: of every stage, beside the recipe's.
+        resume: go on where a stopped run with the same recipe and arguments ended, in whichever stage.
+
+    Returns:
+        The first stage's trainer, whose model has the result of all stages: `evaluate()`, `record()` and
+        `push_to_hub()` work as after one training.
+
+    Raises:
+        FileExistsError: the folder is not empty, without `resume`.
+        ValueError: a recipe without stages; a model that is no dual encoder; a run of another recipe to resume; what
+            [`GeometryTrainer`] refuses.
+
+    Reference: M. Farina et al., CVPR 2025, arXiv 2503.11609.
+
+    Example:
+
+    ```python
+    recipe = Recipe.read("examples/recipes/two_stages.yaml")
+    trainer = train_stages(recipe, model, train, processor, "outputs/two_stages")
+    ZeroShotClassifier(trainer.model, processor).predict(images, ["a class of the training", "another class"])
+    ```
+    """
+    if not recipe.stages:
+        raise ValueError(f"Recipe {recipe.name} has no stages; train it with GeometryTrainer.")
+    if not reads_text(model) or isinstance(model, PeftModel):
+        raise ValueError(
+            f"Stages train a dual encoder without adapters, such as CLIPModel, got {type(model).__name__}."
+        )
+    folder, number = Path(output_dir), range(1, len(recipe.stages) + 1)
+    places = [folder / f"stage-{i}" for i in number]
+    arguments = [
+        _arguments(recipe, stage, place, args or {}) for stage, place in zip(recipe.stages, places, strict=True)
+    ]
+    if arguments[0].should_save:
+        _claim(folder, recipe, args or {}, resume)
+    tuned = _first_adapter(recipe, model, places, arguments[0])
+    common = {"train_dataset": train_dataset, "processing_class": processing_class}
+    first: Any = None
+    for stage, place, own in zip(recipe.stages, places, arguments, strict=True):
+        set_seed(own.seed)
+        if stage.rows:
+            _train_rows(first, stage, place, own, common, callbacks)
+            continue
+        trainer = _trainer(stage, own, callbacks, model=tuned, eval_dataset=eval_dataset, **common)
+        _train_or_restore(trainer, place)
+        first = first or trainer
+    first.args.output_dir = str(folder)
+    first.save_model()
+    return first
+
+
+def _arguments(recipe: Recipe, stage: Recipe, place: Path, given: Mapping[str, Any]) -> GeometryTrainingArguments:
+    settings = {"report_to": "none", **recipe.args, **stage.args, **given}
+    size = settings.pop("batch_size", None)
+    arguments = GeometryTrainingArguments(output_dir=str(place), **settings)
+    if size is not None:
+        arguments.share_batch(size)
+    return arguments
+
+
+def _claim(folder: Path, recipe: Recipe, args: Mapping[str, Any], resume: bool) -> None:
+    """Write into the folder which run it holds, or check that it holds this one."""
+    content = json.dumps(
+        {"recipe": recipe.source, "args": {name: repr(args[name]) for name in sorted(args)}}, indent=1
+    )
+    statement = folder / _STATEMENT
+    if not folder.is_dir() or not any(folder.iterdir()):
+        write_whole(statement, content)
+    elif not resume or not statement.is_file():
+        raise FileExistsError(
+            f"{folder} is not empty; pass resume=True to go on with a run of stages, or a new folder."
+        )
+    elif read_json(statement) != json.loads(content):
+        raise ValueError(f"{folder} holds a run of another recipe or other arguments; give a new folder.")
+
+
+def _first_adapter(
+    recipe: Recipe, model: nn.Module, places: Sequence[Path], arguments: GeometryTrainingArguments
+) -> PeftModel:
+    """Return the model with its adapter as the last finished stage left it, or new, ready to be trained."""
+    finished = [
+        place for stage, place in zip(recipe.stages, places, strict=True) if not stage.rows and _is_done(place)
+    ]
+    if finished:
+        tuned = load_adapter(finished[-1], model)
+        tuned.peft_config[tuned.active_adapter].inference_mode = False
+        tuned.set_adapter(tuned.active_adapter)  # makes its weights trainable
+    else:
+        set_seed(arguments.seed)
+        assert recipe.stages[0].config is not None  # a recipe is checked when it is read
+        tuned = get_peft_model(model, recipe.stages[0].config())
+    if any(stage.rows for stage in recipe.stages):
+        refuse_vision_prompts(tuned)
+    return tuned
+
+
+def _is_done(place: Path) -> bool:
+    return (place / CONFIG_NAME).is_file()  # the last file of a stage
+
+
+def _trainer(
+    stage: Recipe, arguments: GeometryTrainingArguments, callbacks: Sequence[TrainerCallback], **parts: Any
+) -> GeometryTrainer:
+    trainer = GeometryTrainer(
+        args=arguments,
+        losses=stage.losses(),
+        classification_loss=stage.classification_loss(),
+        callbacks=[*stage.callbacks(), *callbacks],
+        **parts,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _train_or_restore(trainer: GeometryTrainer, place: Path) -> None:
+    """Train a stage from its last checkpoint or from the start, or restore the state of one that is done."""
+    if _is_done(place):
+        trainer.state = TrainerState.load_from_json(str(place / TRAINER_STATE_NAME))
+        return
+    begun = any(place.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+    trainer.train(resume_from_checkpoint=last_resumable(place) if begun else None)
+    trainer.save_state()
+    trainer.save_model()
+    trainer.accelerator.wait_for_everyone()
+
+
+def _train_rows(
+    first: GeometryTrainer,
+    stage: Recipe,
+    place: Path,
+    arguments: GeometryTrainingArguments,
+    common: Mapping[str, Any],
+    callbacks: Sequence[TrainerCallback],
+) -> None:
+    """Train a row for each class on the frozen image tower, and keep the rows with the adapter."""
+    tuned: Any = first.extractor.model
+    names, adapter = first.class_names, tuned.active_adapter
+    with evaluation_mode(tuned):
+        texts = ZeroShotClassifier(tuned, common["processing_class"]).text_features(names)
+        frozen = fixed_classifier(unwrap(tuned), names, l2_normalize(texts))
+    if _is_done(place):
+        head: Any = load_adapter(place, frozen)
+    else:
+        with warnings.catch_warnings():  # PEFT does not know the head's widths, which it has no use for
+            warnings.filterwarnings("ignore", message="Unsupported layer type")
+            head = get_peft_model(frozen, LNTuningConfig(target_modules=["classifier"]))  # trains a copy of any module
+    _train_or_restore(_trainer(stage, arguments, callbacks, model=head, **common), place)
+    rows = head.base_model.model.classifier.ln_tuning_layers[head.active_adapter].weight.detach().clone()
+    setting = text_setting(tuned.peft_config[adapter])
+    remember_text_setting(tuned, replace(setting, class_names=tuple(names), rows=rows), [adapter])
