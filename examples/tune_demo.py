@@ -91,7 +91,8 @@ def main() -> None:
         return next(r for r in recipes if r.name == chosen)
 
     for family in args.families:
-        rate = best([variant(family, rate) for rate in (LOWER if family in ("clip_lora", "ln_tuning") else RATES)]).args["learning_rate"]
+        rates = LOWER if family in ("clip_lora", "ln_tuning") else RATES
+        rate = best([variant(family, rate) for rate in rates]).args["learning_rate"]
         for name in FAMILIES[family]:
             best([variant(name, rate, factor) for factor in FACTORS])
     lines = ["| run | base validation |", "| --- | --- |"]

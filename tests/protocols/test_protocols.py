@@ -393,3 +393,20 @@ def test_a_folder_of_another_dual_encoder(tmp_path):
     )
     assert named["test"] == made["test"]
     assert named["loss/ce"] == pytest.approx(made["loss/ce"])
+
+
+def test_a_recipe_of_stages_is_a_row_like_any_other(tmp_path):
+    stages = [{"peft": {"LNTuningConfig": {"target_modules": ["layer_norm1"]}}}, {"rows": "texts"}]
+    short = [stages[0], {"rows": "texts", "args": {"max_steps": 1}}]
+
+    def go(folder, stages):
+        recipe = Recipe.from_dict("staged", {"stages": stages, "args": {**ARGS, "learning_rate": 0.05}})
+        sets = tiny_images(120, SIX), tiny_images(18, SIX, 1)
+        return base_to_new([recipe], *sets, tiny_clip, tiny_processor(), tmp_path / folder, seeds=(1,)).rows[0]
+
+    row, other = go("one", stages), go("two", stages)
+    assert row["seconds"] > 0
+    assert [row[name] for name in ("base", "new", "H")] == [other[name] for name in ("base", "new", "H")]
+    assert not list((tmp_path / "one").rglob("class_rows.safetensors")), "what is trained is not kept"
+    with pytest.raises(ValueError, match="staged"):
+        go("one", short)
