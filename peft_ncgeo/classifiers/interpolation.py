@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..metrics.accuracy import accuracy, balanced_accuracy
 from ..models.adapters import adapter_layers, base_change_of, check_adapter_weights
+from ..models.text_setting import text_setting
 from .aligned import SetEncoder, check_fractions
 
 
@@ -146,6 +147,8 @@ def _find_adapter(model: PeftModel, name: str | None) -> str:
         raise ValueError(f"There is no adapter {name!r}; the model has {', '.join(model.peft_config)}.")
     if reason := base_change_of(model.peft_config[name]):
         raise ValueError(f"The adapter {name!r} cannot be interpolated: {reason}.")
+    if text_setting(model.peft_config[name]).rows is not None:
+        raise ValueError(f"The adapter {name!r} has rows for its classes, which cannot be mixed with their texts.")
     return name
 
 

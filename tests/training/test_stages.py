@@ -19,7 +19,7 @@ from peft_ncgeo.classifiers.exported_classifier import ExportedClassifier
 from peft_ncgeo.geometry.sphere import cosine_logits
 from peft_ncgeo.hub import export_classifier, load_adapter, save_adapter
 from peft_ncgeo.models.text_setting import TextSetting, active_text_setting
-from peft_ncgeo.training import GeometryTrainer, GeometryTrainingArguments, Recipe, train_stages
+from peft_ncgeo.training import GeometryTrainer, GeometryTrainingArguments, Recipe, interpolate, train_stages
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor
 from ..launching import launch
@@ -279,6 +279,11 @@ def test_rows_of_another_width_are_refused(whole):
     vars(model.peft_config["default"])["ncgeo_text_setting"] = TextSetting(None, ("red cat",), torch.ones(1, 3))
     with pytest.raises(ValueError, match="3 numbers"):
         ZeroShotClassifier(model, tiny_processor()).text_features(NAMES)
+
+
+def test_rows_are_not_interpolated(whole):
+    with pytest.raises(ValueError, match="rows"):
+        interpolate(whole.model, 0.5)
 
 
 def test_models_without_rows_to_train_are_refused(tmp_path, whole):
