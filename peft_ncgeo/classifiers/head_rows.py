@@ -25,6 +25,25 @@ def text_rows(model: nn.Module, class_names: Sequence[str], processor: Any, temp
         return l2_normalize(ZeroShotClassifier(model, processor, template).text_features(class_names))
 
 
+def before_projection(model: Any, rows: Tensor) -> Tensor:
+    """Return rows (K, d) for features v before a dual encoder's projection P (d, e), from rows (K, e) for P' v.
+
+    `(P w) . v` is `w . (P' v)`, so a linear head gives the same logits; the angles to v are other ones.
+
+    Raises:
+        ValueError: the projection is not one linear layer without bias.
+    """
+    projection = getattr(model, "visual_projection", None)
+    if projection is None:
+        return rows
+    if not isinstance(projection, nn.Linear) or projection.bias is not None:
+        raise ValueError(
+            f"{type(model).__name__} projects its feature by more than one linear layer, so class texts have no place "
+            "before it; leave projected=False out, or start the head from another init."
+        )
+    return rows @ projection.weight.to(rows.dtype)
+
+
 def mean_rows(
     model: nn.Module, dataset: Dataset, processor: Any, image_column: str, label_column: str, batch_size: int
 ) -> Tensor:

@@ -18,7 +18,7 @@ from ..models.image_classifier import HEADS, ImageClassifierConfig, ImageClassif
 from ..models.image_towers import put_head, take_image_tower
 from ..models.towers import logit_scale, reads_text
 from ..validation import check_bool, check_int, check_positive, short_repr
-from .head_rows import mean_rows, text_rows
+from .head_rows import before_projection, mean_rows, text_rows
 
 STARTS = ("random", "texts", "means")
 _Classifier = TypeVar("_Classifier", bound="ImageClassifier")
@@ -60,10 +60,15 @@ class ImageClassifier(ImageClassifierModel):
         | texts | `w_k = e^l t_k`, `b = 0` | `w_k = t_k` |
         | means | `w_k = m_k`, `b_k = -|m_k|^2 / 2` | `w_k = m_k / |m_k|` |
 
-        From texts, a cosine head with `scale` `e^l` gives zero-shot's logits, `e^l cos(f, t_k)`. A linear head gives
-        these times the length of f: the same order of classes, but sharper probabilities where features are longer
-        than 1, from which training has a harder start: prefer the cosine head. From means, a linear head chooses the
-        class with the nearest mean, since `z_k` is `-|f - m_k|^2 / 2` up to a term that all classes share.
+        With `projected=False`, a dual encoder's feature f is the one before its projection P, and `t_k` becomes
+        `P t_k`, of length 1 for a cosine head: `w_k = P t_k / |P t_k|`, as in LIFT. A linear head then gives the
+        logits that it would give after the projection.
+
+        From texts, a cosine head with `scale` `e^l` after the projection gives zero-shot's logits, `e^l cos(f, t_k)`.
+        A linear head gives these times the length of f: the same order of classes, but sharper probabilities where
+        features are longer than 1, from which training has a harder start: prefer the cosine head. From means, a
+        linear head chooses the class with the nearest mean, since `z_k` is `-|f - m_k|^2 / 2` up to a term that all
+        classes share.
 
         The tower shares its weights with `model`: training all of them changes both. Save the classifier and its
         image processor into one folder for `pipeline("image-classification")`, and load it from there before you put
@@ -122,13 +127,14 @@ class ImageClassifier(ImageClassifierModel):
             names = names or known
         labels = _labels(names, num_labels)
         if init == "texts":
-            _check_texts(model, names, projected)
+            _check_texts(model, names)
         tower = take_image_tower(model, projected)
         made = put_head(cls, tower, head, scale, **labels)
         made._init_weights(made.classifier)
         if init == "texts":
             rows = text_rows(model, names or [], processor, template)
-            made._set_head(rows if head == "cosine" else logit_scale(model).exp() * rows, None)
+            rows = rows if projected else before_projection(model, rows)
+            made._set_head(l2_normalize(rows) if head == "cosine" else logit_scale(model).exp() * rows, None)
         elif dataset is not None:
             rows = mean_rows(made, dataset, processor, image_column, label_column, batch_size)
             made._set_head(l2_normalize(rows) if head == "cosine" else rows, -rows.square().sum(-1) / 2)
@@ -166,10 +172,8 @@ def _labels(names: list[str] | None, num_labels: int | None) -> dict[str, Any]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: k for k, name in enumerate(names)}}
 
 
-def _check_texts(model: nn.Module, names: list[str] | None, projected: bool) -> None:
+def _check_texts(model: nn.Module, names: list[str] | None) -> None:
     if names is None:
         raise ValueError("init='texts' needs class_names.")
-    if not projected:
-        raise ValueError("init='texts' needs projected=True: class texts lie in the space of projected features.")
     if not reads_text(model):
         raise ValueError(f"init='texts' needs a model that reads text, such as CLIP; {type(model).__name__} does not.")

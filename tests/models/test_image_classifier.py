@@ -189,6 +189,22 @@ def test_a_head_from_texts_is_zero_shot():
     torch.testing.assert_close(default, 25 / s * zero_shot)
 
 
+def test_a_head_from_texts_before_the_projection():
+    """LIFT's: w = unit(P g), so that its cosines are zero-shot's numbers but for a factor of each class."""
+    clip, x = tiny_clip().double(), pixels().double()
+    images, text = zero_shot_parts(clip, x)
+    given = {"class_names": NAMES, "num_labels": None, "init": "texts", "processor": tiny_processor()}
+    with torch.no_grad():
+        pooled = clip.vision_model(pixel_values=x).pooler_output
+        rows = text @ clip.visual_projection.weight
+        made = classifier(clip, **given, head="cosine", projected=False)
+        torch.testing.assert_close(made.classifier.weight, rows / rows.norm(dim=1, keepdim=True))
+        cosines = torch.nn.functional.cosine_similarity(pooled[:, None], rows[None], dim=-1)
+        torch.testing.assert_close(made(pixel_values=x).logits, 25 * cosines)
+        linear = classifier(clip, **given, projected=False)(pixel_values=x).logits
+    torch.testing.assert_close(linear, clip.logit_scale.exp() * images @ text.T)
+
+
 @pytest.mark.parametrize("make", [tiny_clip, tiny_vit])
 def test_a_head_from_means_takes_the_nearest_mean(make):
     data, processor, model = tiny_images(23), tiny_processor(), make()
@@ -287,7 +303,6 @@ def adapted():
         ({"class_names": ["cat", "cat"]}, "'cat' twice"),
         ({"init": "texts"}, "processor"),
         ({"init": "texts", "processor": tiny_processor()}, "class_names"),
-        ({"init": "texts", "processor": tiny_processor(), "class_names": NAMES, "projected": False}, "projected=True"),
         ({"init": "texts", "processor": tiny_processor(), "class_names": NAMES, "model": tiny_vit()}, "reads text"),
         ({"init": "means", "processor": tiny_processor()}, "labelled dataset"),
         ({"dataset": tiny_images()}, "labelled dataset"),
