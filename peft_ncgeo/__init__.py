@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .registration import register
+from .tuners.adaptformer import AdaptFormerConfig
 from .tuners.copa import CoPAConfig
 from .tuners.npt import NPTConfig
 from .tuners.prototype import PrototypeConfig
@@ -22,6 +23,7 @@ register()
 
 __version__ = "0.1.0"
 __all__ = [
+    "AdaptFormerConfig",
     "CoPAConfig",
     "FewShotClassifier",
     "GeometryTrainer",

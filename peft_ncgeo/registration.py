@@ -14,6 +14,7 @@ from peft.utils import register_peft_method
 from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoConfig, AutoModelForImageClassification
 
 from .models.image_classifier import ImageClassifierConfig, ImageClassifierModel
+from .tuners.adaptformer import AdaptFormerConfig, AdaptFormerModel
 from .tuners.copa import CoPAConfig, CoPAModel
 from .tuners.npt import NPTConfig, NPTModel
 from .tuners.prototype import PrototypeConfig, PrototypeModel
@@ -37,6 +38,7 @@ _METHODS: tuple[tuple[str, Any, Any], ...] = (
     ("ncgeo_npt", NPTConfig, NPTModel),
     ("ncgeo_prototype", PrototypeConfig, PrototypeModel),
     ("ncgeo_copa", CoPAConfig, CoPAModel),
+    ("ncgeo_adaptformer", AdaptFormerConfig, AdaptFormerModel),
 )
 
 

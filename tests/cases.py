@@ -29,7 +29,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig
+from peft_ncgeo import AdaptFormerConfig, CoPAConfig, NPTConfig, PrototypeConfig
 from peft_ncgeo.geometry import simplex_etf
 from peft_ncgeo.losses import (
     LDAM,
@@ -166,7 +166,7 @@ class Tuner:
     """A method on a model, by the name that it has in `MODELS`."""
 
     model: str
-    config: Callable[[], NPTConfig | PrototypeConfig | CoPAConfig]
+    config: Callable[[], NPTConfig | PrototypeConfig | CoPAConfig | AdaptFormerConfig]
     parameters: int
     slots: int = 0  # text slots the adapter owns
     constants: int = 0  # numbers in the adapter's file that are not trained
@@ -233,6 +233,11 @@ def copa_tsa(**fields):
 
 def url(**fields):
     return CoPAConfig(shared=True, **fields)
+
+
+def bottlenecks(blocks: int, width: int, dim: int) -> int:
+    """Parameters of an adapter beside each MLP: its norm, two maps with biases and its scale."""
+    return blocks * (2 * width + width * dim + dim + dim * width + width + 1)
 
 
 PROMPTS = {"num_vision_tokens": 8, "vision_depth": 2}
@@ -308,5 +313,17 @@ TUNERS = {
     "resnet-copa": Tuner("resnet", CoPAConfig, 2 * 16 * 16),
     "resnet_classifier-copa-adapters": Tuner(
         "resnet_classifier", copa_tsa, 2 * 16 * 16 + 8 * 8 + 8 * 8 + 8 * 16 + 16 * 16
+    ),
+    "clip-adaptformer": Tuner("clip", partial(AdaptFormerConfig, bottleneck_dim=3), bottlenecks(4, 40, 3)),
+    "clip_vision-adaptformer": Tuner("clip_vision", partial(AdaptFormerConfig, num_classes=40), bottlenecks(4, 40, 4)),
+    "siglip_vision-adaptformer": Tuner(
+        "siglip_vision", partial(AdaptFormerConfig, bottleneck_dim=3), bottlenecks(4, 40, 3)
+    ),
+    "vit_classifier-adaptformer": Tuner(
+        "vit_classifier", partial(AdaptFormerConfig, num_classes=30), bottlenecks(3, 32, 4)
+    ),
+    "deit-adaptformer": Tuner("deit", partial(AdaptFormerConfig, bottleneck_dim=2), bottlenecks(3, 32, 2)),
+    "dinov2_classifier-adaptformer": Tuner(
+        "dinov2_classifier", partial(AdaptFormerConfig, bottleneck_dim=2), bottlenecks(3, 32, 2)
     ),
 }

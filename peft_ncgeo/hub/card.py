@@ -35,7 +35,7 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 FIGURE = "geometry.png"
 _ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # the id of a model
 _WIDE = 100  # longest setting, in characters
-_OWN = ("CoPAConfig", "NPTConfig", "PrototypeConfig")
+_OWN = ("AdaptFormerConfig", "CoPAConfig", "NPTConfig", "PrototypeConfig")
 
 
 def create_card(

@@ -26,6 +26,9 @@ _PROMPTS = {  # (text, vision) -> the adapter
 _COPA = Reference("a head each for prototypes and images (CoPA)", ("tian2024copa",))
 _PARTS = {  # config, loss or callback -> its phrase and papers
     "LoraConfig": Reference("low-rank updates", ("hu2022lora",)),
+    "AdaptFormerConfig": Reference(
+        "bottleneck adapters beside the MLPs (AdaptFormer, LIFT)", ("chen2022adaptformer", "shi2024lift")
+    ),
     "PrototypeConfig": Reference("fixed class prototypes in place of a trained head", ("gill2023prototypes",)),
     "OTPreservation": Reference("optimal transport to the frozen model (Prompt-OT)", ("chen2025promptot",)),
     "PointwisePreservation": Reference("consistency with the frozen model (PromptSRC)", ("khattak2023promptsrc",)),

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from .adapters import unwrap
+from .blocks import find_mlp_norms
 from .families import find_family
 from .heads import head_path, linear_parameter, replaceable_head
 from .prompt_support import check_prompts
@@ -87,6 +88,7 @@ def describe(model: nn.Module) -> ModelDescription:
         "PrototypeConfig": lambda: replaceable_head(base),
         "CoPAConfig, adapt": lambda: find_pooling(base),
         "residual adapters": lambda: (find_pooling(base), find_residual_places(base)),
+        "AdaptFormerConfig": lambda: find_mlp_norms(base),
         "GeometryTrainer": lambda: check_encoders(base),
         "ZeroShotClassifier": lambda: _check_zero_shot(base),
         "align_classifier": lambda: _check_alignment(base),

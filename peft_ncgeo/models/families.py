@@ -38,6 +38,8 @@ class Family:
         heads: function from a classification model to the paths of its heads, whose logits are averaged if there are
             several; None: its head is `classifier`.
         reads_layers: names of classes that also read inner layers of an image tower; every `...Backbone` does.
+        mlp_norm: name of the layer norm in a block of the image tower whose input is the residual to which the block
+            adds the output of its MLP, see [`~peft_ncgeo.models.blocks.find_mlp_norms`]; "": it is not known.
         no_texts: reason why texts are not read, where `text` is None.
         no_prompts: reason why images take no prompts.
         no_features: reason why no pooled image feature can be read.
@@ -55,6 +57,7 @@ class Family:
     width: Callable[[Any], int] | None = None
     residual_convolutions: bool = False
     heads: Callable[[Any], Iterable[str]] | None = None
+    mlp_norm: str = ""
     no_texts: str = ""
     no_prompts: str = ""
     no_features: str = ""
@@ -106,26 +109,28 @@ _AVERAGES = "averages its features in a forward pass where no module outputs the
 _WINDOWS = "attends within windows of a fixed number of tokens"
 
 FAMILIES = {
-    "clip": Family("CLIP", _first_or_legacy, True, _CLIP),
-    "siglip": Family("SigLIP", PADDED, True, ("head",)),
-    "vit": Family("ViT", None, True, _VIT),
-    "deit": Family("DeiT", None, True, _VIT),
-    "dinov2": Family("DINOv2", None, True, _VIT),
-    "dinov2_with_registers": Family("DINOv2 with registers", None, True, _VIT),
+    "clip": Family("CLIP", _first_or_legacy, True, _CLIP, mlp_norm="layer_norm2"),
+    "siglip": Family("SigLIP", PADDED, True, ("head",), mlp_norm="layer_norm2"),
+    "vit": Family("ViT", None, True, _VIT, mlp_norm="layernorm_after"),
+    "deit": Family("DeiT", None, True, _VIT, mlp_norm="layernorm_after"),
+    "dinov2": Family("DINOv2", None, True, _VIT, mlp_norm="norm2"),
+    "dinov2_with_registers": Family("DINOv2 with registers", None, True, _VIT, mlp_norm="norm2"),
     "resnet": Family(
         "ResNet", features=("pooler",), width=_last_size, residual_convolutions=True, no_prompts=_CONVOLUTIONS
     ),
-    "metaclip_2": Family("MetaCLIP 2", _first, True, _CLIP),
-    "clipseg": Family("CLIPSeg", _first_or_legacy, True, _CLIP, ("CLIPSegForImageSegmentation",)),
-    "owlvit": Family("OwlViT", _LARGEST, True, _CLIP),
-    "owlv2": Family("OWLv2", _LARGEST, True, _CLIP),
+    "metaclip_2": Family("MetaCLIP 2", _first, True, _CLIP, mlp_norm="layer_norm2"),
+    "clipseg": Family(
+        "CLIPSeg", _first_or_legacy, True, _CLIP, ("CLIPSegForImageSegmentation",), mlp_norm="layer_norm2"
+    ),
+    "owlvit": Family("OwlViT", _LARGEST, True, _CLIP, mlp_norm="layer_norm2"),
+    "owlv2": Family("OWLv2", _LARGEST, True, _CLIP, mlp_norm="layer_norm2"),
     "groupvit": Family(
         "GroupViT", _first_or_legacy, features=("visual_projection",), no_prompts="merges its image tokens into groups"
     ),
-    "altclip": Family("AltCLIP", _roberta, True, _CLIP),
-    "chinese_clip": Family("Chinese CLIP", CLS, True, _CLIP),
-    "blip": Family("BLIP", CLS, True, ("visual_projection",)),
-    "blip_2": Family("BLIP-2", None, True, no_texts=_MULTIMODAL),
+    "altclip": Family("AltCLIP", _roberta, True, _CLIP, mlp_norm="layer_norm2"),
+    "chinese_clip": Family("Chinese CLIP", CLS, True, _CLIP, mlp_norm="layer_norm2"),
+    "blip": Family("BLIP", CLS, True, ("visual_projection",), mlp_norm="layer_norm2"),
+    "blip_2": Family("BLIP-2", None, True, no_texts=_MULTIMODAL, mlp_norm="layer_norm2"),
     "align": Family(
         "ALIGN",
         CLS,
@@ -136,14 +141,21 @@ FAMILIES = {
     "bert": Family("BERT", CLS),
     "roberta": Family("RoBERTa", _roberta),
     "xlm_roberta": Family("XLM-RoBERTa", _roberta),
-    "tipsv2": Family("TIPSv2", MEAN, True, _VIT),
+    "tipsv2": Family("TIPSv2", MEAN, True, _VIT, mlp_norm="norm2"),
     "vision_text_dual_encoder": Family("VisionTextDualEncoder", None, True, ("visual_projection",)),
     "vision_encoder_decoder": Family("VisionEncoderDecoder", None, True),
-    "pixio": Family("Pixio", None, True, _VIT, pooled_tokens=lambda tower: tower.embeddings.n_cls_tokens),
-    "vit_msn": Family("ViT-MSN", None, True, _VIT),
-    "ijepa": Family("I-JEPA", None, True, _VIT, pooled_tokens=lambda tower: None),
+    "pixio": Family(
+        "Pixio",
+        None,
+        True,
+        _VIT,
+        pooled_tokens=lambda tower: tower.embeddings.n_cls_tokens,
+        mlp_norm="layernorm_after",
+    ),
+    "vit_msn": Family("ViT-MSN", None, True, _VIT, mlp_norm="layernorm_after"),
+    "ijepa": Family("I-JEPA", None, True, _VIT, pooled_tokens=lambda tower: None, mlp_norm="layernorm_after"),
     "beit": Family(  # takes prompts without relative biases
-        "BEiT", None, True, ("pooler",), reads_layers=("BeitForSemanticSegmentation",)
+        "BEiT", None, True, ("pooler",), reads_layers=("BeitForSemanticSegmentation",), mlp_norm="layernorm_after"
     ),
     "regnet": Family(
         "RegNet", features=("pooler",), width=_last_size, residual_convolutions=True, no_prompts=_CONVOLUTIONS
@@ -161,21 +173,33 @@ FAMILIES = {
         True,
         ("head",),
         image_inputs=("pixel_attention_mask", "spatial_shapes"),
+        mlp_norm="layer_norm2",
     ),
     "flava": Family(
         "FLAVA",
         features=_VIT,
         no_texts="projects every token of a text",
         no_prompts="passes tuples instead of tokens from layer to layer",
+        mlp_norm="layernorm_after",
     ),
     "data2vec": Family(
-        "Data2Vec", features=("pooler",), no_prompts="gives its layers position biases of a fixed size"
+        "Data2Vec",
+        features=("pooler",),
+        no_prompts="gives its layers position biases of a fixed size",
+        mlp_norm="layernorm_after",
     ),
     "dinov3_vit": Family(
-        "DINOv3", None, True, ("norm",), special_tokens=lambda tower: 1 + tower.embeddings.register_tokens.shape[1]
+        "DINOv3",
+        None,
+        True,
+        ("norm",),
+        special_tokens=lambda tower: 1 + tower.embeddings.register_tokens.shape[1],
+        mlp_norm="norm2",
     ),
     "dinov3_convnext": Family("DINOv3 ConvNeXt", features=("layer_norm",), width=_last_size, no_prompts=_CONVOLUTIONS),
-    "mlcd": Family("MLCD", no_prompts="rotates its tokens by their 2-D positions in the image"),
+    "mlcd": Family(
+        "MLCD", no_prompts="rotates its tokens by their 2-D positions in the image", mlp_norm="layer_norm2"
+    ),
     "vit_mae": Family("ViTMAE", no_prompts="drops patches at random"),
     "yolos": Family("YOLOS", no_prompts="reads detection tokens at the end, where prompts would be placed"),
     "swin": Family("Swin", features=("pooler",), width=_hidden_size, no_prompts=_WINDOWS),

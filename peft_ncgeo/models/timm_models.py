@@ -66,6 +66,11 @@ def find_blocks(module: nn.Module) -> tuple[str, ...]:
     return tuple(f"blocks.{name}" for name, _ in blocks) if known else ()
 
 
+def is_plain_block(block: nn.Module) -> bool:
+    """Return True for the block of a VisionTransformer that computes `x + MLP(norm2(x))` in its second half."""
+    return _is(block, "vision_transformer", "Block")
+
+
 def find_convolutions(module: nn.Module) -> list[str]:
     """Return the names of the convolutions larger than 1x1 in the stages of a plain ResNet; none for other models."""
     if not _is(module, "resnet", "ResNet"):

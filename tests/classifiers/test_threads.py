@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForImageClassification
 
-from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig, ZeroShotClassifier, adapt
+from peft_ncgeo import AdaptFormerConfig, CoPAConfig, NPTConfig, PrototypeConfig, ZeroShotClassifier, adapt
 from peft_ncgeo.classifiers.text_cache import TextFeatureCache
 from peft_ncgeo.hub import export_classifier
 from peft_ncgeo.training import align_classifier
@@ -129,6 +129,12 @@ def test_few_shot_classifiers_of_one_backbone(config):
 @torch.no_grad()
 def test_a_model_under_prototypes():
     model = prompted(tiny_vit_classifier(), PrototypeConfig(projection_dim=8, num_vision_tokens=2))
+    check(lambda i: model(pixel_values=pixels(2, seed=i)).logits, range(24))
+
+
+@torch.no_grad()
+def test_a_model_under_bottleneck_adapters():
+    model = prompted(tiny_vit_classifier(), AdaptFormerConfig(bottleneck_dim=4))
     check(lambda i: model(pixel_values=pixels(2, seed=i)).logits, range(24))
 
 

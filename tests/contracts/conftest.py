@@ -16,6 +16,7 @@ FAST = {
     *("clip-ivlp", "clip-maple", "clip_text", "clip_vision", "siglip-vpt", "vit_classifier-vpt", "dinov2"),
     *("vit_classifier-prototypes-prompts", "resnet_classifier-prototypes-trained"),
     *("clip-copa", "vit_classifier-copa-adapters", "resnet-copa"),
+    *("clip-adaptformer", "vit_classifier-adaptformer"),
 }
 
 
@@ -43,7 +44,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     reasons: Counter[str] = Counter()
     for outcome, told in outcomes.items():
         for report in terminalreporter.stats.get(outcome, []):
-            method = re.search(r"test_peft_suite\.py::.*\[(?:.*-)?(NPT|PROTOTYPE|COPA)-", report.nodeid)
+            method = re.search(r"test_peft_suite\.py::.*\[(?:.*-)?(NPT|PROTOTYPE|COPA|ADAPTFORMER)-", report.nodeid)
             if method:
                 counts[method[1], told] += 1
                 reasons[getattr(report, "wasxfail", "")] += 1

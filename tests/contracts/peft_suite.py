@@ -20,7 +20,9 @@ import torch
 from peft import PeftConfig
 from PIL import Image
 
+from peft_ncgeo.tuners.adaptformer import AdaptFormerLayer
 from peft_ncgeo.tuners.copa import CoPALayer, Residual
+from peft_ncgeo.tuners.tuner_layer import TunerLayer
 
 from .fetch_peft_suite import TESTS
 from .peft_suite_cases import Case, Models, lora, made_up_network, saved, targeted
@@ -123,7 +125,7 @@ def prepare(patch: pytest.MonkeyPatch, module: types.ModuleType, case: Case) -> 
 
 
 def _away_from_identity(patch: pytest.MonkeyPatch, of_peft: Callable, config_cls: type, fields: dict) -> dict:
-    """PEFT's own asks a config for `init_weights=False`; CoPA has no such field, so its maps are moved here."""
+    """PEFT's own asks a config for `init_weights=False`; where there is no such field, weights are moved here."""
     if "init_weights" in inspect.signature(config_cls).parameters:
         return of_peft(config_cls, fields)
 
@@ -131,15 +133,17 @@ def _away_from_identity(patch: pytest.MonkeyPatch, of_peft: Callable, config_cls
         update_layer(layer, adapter_name, *args)
         for name in layer.adapter_layer_names:
             if adapter_name in getattr(layer, name):
-                weight = getattr(layer, name)[adapter_name]
-                weight.data += 0.05 * torch.randn_like(weight)
+                held = getattr(layer, name)[adapter_name]
+                for weight in [held] if isinstance(held, torch.Tensor) else held.parameters():
+                    weight.data += 0.05 * torch.randn_like(weight)
 
-    def move(cls: type[CoPALayer] | type[Residual]) -> None:
+    def move(cls: type[TunerLayer]) -> None:
         update_layer = cls.update_layer
         patch.setattr(cls, "update_layer", lambda *args: moved(update_layer, *args))
 
     move(CoPALayer)
     move(Residual)
+    move(AdaptFormerLayer)
     return dict(fields)
 
 

@@ -24,7 +24,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig
+from peft_ncgeo import AdaptFormerConfig, CoPAConfig, NPTConfig, PrototypeConfig
 from peft_ncgeo.tuners.copa import CoPALayer
 
 from ..conftest import TEXT, VISION, VIT, pixels, texts, tiny
@@ -132,6 +132,14 @@ CASES = [
         {**KEPT, "shared": True, "residual_adapters": True},
         ("normalization", "classifier"),
     ),
+    Case(
+        "ADAPTFORMER-clip",
+        AdaptFormerConfig,
+        OneTensorCLIP,
+        {"bottleneck_dim": 3},
+        ("text_projection", "post_layernorm"),
+    ),
+    Case("ADAPTFORMER-vit", AdaptFormerConfig, OneTensorViT, {"num_classes": 30}, ("classifier", "layernorm")),
 ]
 
 

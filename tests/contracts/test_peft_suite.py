@@ -94,15 +94,15 @@ NOT_APPLICABLE = [
     ),
     NotApplicable(
         "test_disable_adapters",
-        "(?!COPA-clip).*",
+        "(?!COPA-clip|ADAPTFORMER).*",
         r"assert torch.allclose\(outputs_base, outputs_before",
         "Expects the identity at the start; prompts and prototypes are none, TSA's maps start beside it.",
     ),
     NotApplicable(
         "test_adapter_name_makes_no_difference",
-        "COPA-clip",
+        "COPA-clip|ADAPTFORMER.*",
         r"assert not torch.allclose\(output_base, output_default",
-        "Expects weights away from the identity, which is where CoPA's heads start.",
+        "Expects weights away from the identity, which is where CoPA's heads and AdaptFormer start.",
     ),
     NotApplicable(
         "test_adapter_dtype_autocast autocast_adapter_dtype=False dtype=torch.b?float16 .*"
@@ -336,4 +336,9 @@ def test_nothing_is_listed_that_the_suite_does_not_have():
 
 
 def test_every_kind_of_method_is_run():
-    assert {case.config_cls.__name__ for _, case in LABELS} == {"NPTConfig", "PrototypeConfig", "CoPAConfig"}
+    assert {case.config_cls.__name__ for _, case in LABELS} == {
+        "NPTConfig",
+        "PrototypeConfig",
+        "CoPAConfig",
+        "AdaptFormerConfig",
+    }

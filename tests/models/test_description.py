@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from peft import get_peft_model
 
-from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig, ZeroShotClassifier
+from peft_ncgeo import AdaptFormerConfig, CoPAConfig, NPTConfig, PrototypeConfig, ZeroShotClassifier
 from peft_ncgeo.models import describe
 from peft_ncgeo.training import align_classifier
 
@@ -36,6 +36,7 @@ USES = {
     "PrototypeConfig": lambda spec: get_peft_model(spec.build(), PrototypeConfig()),
     "CoPAConfig, adapt": lambda spec: get_peft_model(spec.build(), CoPAConfig()),
     "residual adapters": lambda spec: get_peft_model(spec.build(), CoPAConfig(residual_adapters=True)),
+    "AdaptFormerConfig": lambda spec: get_peft_model(spec.build(), AdaptFormerConfig(bottleneck_dim=2)),
     "ZeroShotClassifier": lambda spec: ZeroShotClassifier(spec.build(), processor_for(spec)),
     "align_classifier": lambda spec: align_classifier(spec.build(), dataset(5), 0.5, processor_for(spec)),
 }

@@ -16,7 +16,7 @@ from .survey.tries import TRIES, specs
 # the first of each; BlipModel is deprecated
 MODELS = [spec for spec in specs() if spec.family in FAMILIES and spec.name != "BlipModel"]
 BY_FAMILY = {spec.family: spec for spec in reversed(MODELS)}
-WITHOUT_TRAINING = ("a_vision", "a_text", "b_prototype", "b_copa", "d_zero_lora", "d_zero_prompts")
+WITHOUT_TRAINING = ("a_vision", "a_text", "b_prototype", "b_copa", "b_adaptformer", "d_zero_lora", "d_zero_prompts")
 
 
 @pytest.mark.slow

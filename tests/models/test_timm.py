@@ -1,4 +1,4 @@
-"""timm's models, in a process that finds timm; `make test` fetches it. The cases stand in `timm_cases.py`."""
+"""timm's models in a process that finds timm, which `make test` fetches. The cases are in `timm_*cases.py`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def timm() -> None:
         pytest.skip(f"timm cannot be imported: {found.stderr.strip().splitlines()[-1]}")
 
 
-def test_cases():
+@pytest.mark.parametrize("name", ["timm_cases", "timm_block_cases"])
+def test_cases(name):
     found = run(
         "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))",
         "-p",
         "no:cacheprovider",
-        "tests/models/timm_cases.py",
+        f"tests/models/{name}.py",
     )
     assert found.returncode == 0, found.stdout[-10000:] + found.stderr[-2000:]

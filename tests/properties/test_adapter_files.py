@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from peft_ncgeo import CoPAConfig, FewShotClassifier, NPTConfig, PrototypeConfig, adapt
+from peft_ncgeo import AdaptFormerConfig, CoPAConfig, FewShotClassifier, NPTConfig, PrototypeConfig, adapt
 from peft_ncgeo.hub import hypothesis_template, load_adapter
 
 from ..conftest import pixels, texts, tiny_clip, tiny_vit, tiny_vit_classifier
@@ -30,6 +30,7 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "head": (tiny_vit_classifier, lambda: NPTConfig.vpt(vision_depth=2, modules_to_save=["classifier"])),
     "prototypes": (tiny_vit_classifier, lambda: PrototypeConfig(geometry=torch.eye(5, 7), num_vision_tokens=1)),
     "heads": (tiny_vit, lambda: CoPAConfig(residual_adapters=True)),
+    "bottlenecks": (tiny_vit_classifier, lambda: AdaptFormerConfig(bottleneck_dim=2)),
     "lora": (tiny_clip, lambda: LoraConfig(r=2, target_modules=["q_proj", "visual_projection"])),
 }
 BASES = {base.__name__: base for base, _ in KINDS.values()}

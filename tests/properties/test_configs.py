@@ -13,7 +13,7 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 
-from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig
+from peft_ncgeo import AdaptFormerConfig, CoPAConfig, NPTConfig, PrototypeConfig
 
 from ..conftest import pixels, texts, tiny_clip, tiny_vit_classifier
 from ..profiles import cases
@@ -49,6 +49,10 @@ FIELDS: dict[Any, dict[str, Any]] = {
         "num_features": st.none(), "shared": st.booleans(), "residual_adapters": st.booleans(),
         "temperature": st.none() | st.floats(0.01, 9), "modules_to_save": st.none(),
     },
+    AdaptFormerConfig: {
+        "bottleneck_dim": st.none() | small, "num_classes": st.none() | st.integers(0, 200),
+        "modules_to_save": st.none(),
+    },
 }  # fmt: skip
 
 
@@ -71,7 +75,7 @@ def test_a_config_on_a_model(tmp_path_factory, data, kind, base):
     learned = get_peft_model_state_dict(tuned)
     assert learned
     assert all(tensor.isfinite().all() for tensor in learned.values())
-    if kind is not CoPAConfig:
+    if kind in (NPTConfig, PrototypeConfig):
         slots = min(fields.get("num_text_tokens", 0), 0 if base == "vit" else 9)
         prompts = [len(value) for name, value in learned.items() if name.endswith("_prompt") and "text" in name]
         depth = min(fields.get("text_depth", 0), 3 - fields.get("first_layer", 0))

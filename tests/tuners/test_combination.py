@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 
-from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig
+from peft_ncgeo import AdaptFormerConfig, CoPAConfig, NPTConfig, PrototypeConfig
 from peft_ncgeo.tuners.combination import spherical
 
 from ..cases import TUNERS, Tuner
@@ -24,10 +24,11 @@ METHODS = [
     "vit_classifier-prototypes-given",
     "vit_classifier-prototypes-trained",
     "clip-copa",
+    "clip-adaptformer",
     "clip_vision_projection-url",
     "resnet_classifier-copa-adapters",
 ]
-PROMPTED = [name for name in METHODS if "copa" not in name and "url" not in name]
+PROMPTED = [name for name in METHODS if not any(other in name for other in ("copa", "url", "adaptformer"))]
 PHRASE = [6, 7]
 
 
@@ -220,6 +221,12 @@ COUNTS = [9, 7, 5, 3, 1]
             "have different fixed prototypes",
         ),
         (prototypes(), prototypes(), (TWO, [0.5, 0.5], "new", "slerp"), "these adapters have none"),
+        (
+            AdaptFormerConfig(bottleneck_dim=2),
+            AdaptFormerConfig(num_classes=64),
+            (TWO, [1, 1], "new"),
+            "differ in bottleneck_dim: 2 and 8",
+        ),
         (CoPAConfig(), CoPAConfig(shared=True), (TWO, [1, 1], "new"), "differ in shared: False and True"),
         (CoPAConfig(), CoPAConfig(residual_adapters=True), (TWO, [1, 1], "new"), "differ in residual_adapters"),
     ],

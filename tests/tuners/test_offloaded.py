@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import CLIPModel, ViTForImageClassification
 
-from peft_ncgeo import CoPAConfig, NPTConfig, PrototypeConfig, ZeroShotClassifier, adapt
+from peft_ncgeo import AdaptFormerConfig, CoPAConfig, NPTConfig, PrototypeConfig, ZeroShotClassifier, adapt
 from peft_ncgeo.hub import load_adapter
 from peft_ncgeo.losses import OTPreservation
 from peft_ncgeo.training import align_classifier
@@ -90,6 +90,19 @@ def test_few_images_are_enough_there_too(offloaded, config):
         found = adapt(model, IMAGES["image"][:], IMAGES["label"][:], steps=3, processor=tiny_processor())
         answers.append(found.predict_proba(IMAGES["image"][:]))
     assert torch.equal(*answers)
+
+
+@torch.no_grad()
+def test_bottleneck_adapters_work_as_in_memory(offloaded):
+    answers = []
+    for base in (tiny_clip(), offloaded(MAPS["both"])):
+        model = seeded(base, AdaptFormerConfig(bottleneck_dim=2))
+        for name, parameter in model.named_parameters():
+            if "ncgeo_adaptformer_up" in name:
+                parameter.normal_(0, 0.5, generator=torch.Generator().manual_seed(parameter.numel()))
+        answers.append(probabilities(model))
+    torch.testing.assert_close(*answers)
+    assert not torch.allclose(answers[0], probabilities(tiny_clip()), atol=1e-3)
 
 
 def test_threads_do_not_take_weights_from_each_other(offloaded):

@@ -14,6 +14,7 @@ HEADINGS = {
     "a_text": "text prompts",
     "b_prototype": "prototypes",
     "b_copa": "CoPA",
+    "b_adaptformer": "AdaptFormer",
     "c_train_lora_ce": "train LoRA",
     "c_train_lora": "LoRA, SpA and OT",
     "c_train_prompts": "train prompts",

@@ -7,7 +7,7 @@ from .classifiers import classifiers
 from .dual_encoders import dual_encoders
 from .specs import Spec
 from .training import train, train_ce, train_prompts, train_prototypes
-from .tuners import copa, prototypes, text_prompts, vision_prompts
+from .tuners import adaptformer, copa, prototypes, text_prompts, vision_prompts
 from .uses import align, pipe_lora, pipe_prompts, zero_shot_lora, zero_shot_prompts
 
 TRIES = {
@@ -15,6 +15,7 @@ TRIES = {
     "a_text": (text_prompts, {"dual"}),
     "b_prototype": (prototypes, {"classifier"}),
     "b_copa": (copa, {"dual", "classifier", "backbone"}),
+    "b_adaptformer": (adaptformer, {"dual", "classifier", "backbone"}),
     "c_train_lora_ce": (train_ce, {"dual", "classifier"}),
     "c_train_lora": (train, {"dual", "classifier"}),
     "c_train_prompts": (train_prompts, {"dual", "classifier"}),

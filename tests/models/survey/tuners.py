@@ -1,4 +1,4 @@
-"""Prompts, prototypes and CoPA: what comes out, what is trained, and what a file gives back."""
+"""Prompts, prototypes, CoPA and AdaptFormer: what comes out, what is trained, and what a file gives back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from peft import get_peft_model
 
 from peft_ncgeo import (
+    AdaptFormerConfig,
     CoPAConfig,
     NPTConfig,
     PrototypeConfig,
@@ -21,6 +22,7 @@ from .inputs import (
     NAMES,
     TEMPLATE,
     TOL,
+    NotApplicable,
     Wrong,
     adapter_params,
     dataset,
@@ -257,3 +259,28 @@ def copa(spec):
     except Exception as e:
         note += f" | residual_adapters: {describe(e)}"
     return note.strip()
+
+
+def adaptformer(spec):
+    def call(m):
+        return image_out(spec, m)
+
+    torch.manual_seed(1)
+    model = get_peft_model(spec.build(), AdaptFormerConfig(bottleneck_dim=16)).eval()
+    with torch.no_grad():
+        base = call(spec.build())
+        require(same(call(model), base, 1e-5), "an untrained adapter changes the output")
+        for p in adapter_params(model).values():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    out = call(model)
+    require(not same(out, base, 1e-4), "output does not change (silent no-op)")
+    if not any(o.requires_grad for o in out):
+        raise NotApplicable("the model runs its image tower without gradients")
+    sum((o.float() ** 2).sum() for o in out if o.is_floating_point()).backward()
+    for n, p in adapter_params(model).items():
+        require(p.grad is not None and float(p.grad.abs().max()) > 0, f"no gradient reaches {n}")
+    with torch.no_grad():
+        with model.disable_adapter():
+            require(same(call(model), base, 1e-6), "disabled adapter differs from the base model")
+        reload_equal(model, spec, out, call)
+    return ""
