@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.checks import check_dataset
+from ..data.crops import view_inputs
 from ..data.head_names import check_head_names, same_names
 from ..data.images import ImageCollator, LabelledImages, rgb_images
 from ..data.processors import find_processor, image_processor
@@ -69,13 +70,20 @@ class AlignedClassifier:
         if self._parameter is not None and self._before is not None:
             self._parameter.copy_(self._before)
 
-    def predict(self, images: Image.Image | Sequence[Image.Image], batch_size: int = 64) -> list[Any]:
-        """Return the most probable class of each image: its name, or its index where names are unknown."""
+    def predict(
+        self, images: Image.Image | Sequence[Image.Image], batch_size: int = 64, num_test_views: int = 1
+    ) -> list[Any]:
+        """Return the most probable class of each image: its name, or its index where names are unknown.
+
+        Args:
+            num_test_views: 1, or 5: scores are the mean over corners and centre of an image.
+        """
         images = [images] if isinstance(images, Image.Image) else list(images)
         best: list[int] = []
         for start in range(0, len(images), batch_size):
-            features = self._encoder.features(images[start : start + batch_size])
-            best += self._encoder.scores(features, self.weight, self.bias).argmax(-1).tolist()
+            views = self._encoder.features_of_views(images[start : start + batch_size], num_test_views)
+            scores = [self._encoder.scores(features, self.weight, self.bias) for features in views]
+            best += torch.stack(scores).mean(0).argmax(-1).tolist()
         return best if self.class_names is None else [self.class_names[i] for i in best]
 
 
@@ -334,10 +342,13 @@ class SetEncoder:
             return l2_normalize(features) @ l2_normalize(rows.to(features)).T
         return nn.functional.linear(features, rows.to(features), None if bias is None else bias.to(features))
 
-    def features(self, images: Sequence[Image.Image]) -> Tensor:
-        features = self._encode(self._image_processor()(images=rgb_images(images), return_tensors="pt")).cpu()
-        check_rows(features, "features of image", range(len(images)))
-        return features
+    def features_of_views(self, images: Sequence[Image.Image], num_test_views: int) -> list[Tensor]:
+        """Return the features (N, d) of each test view."""
+        views = view_inputs(self._image_processor(), rgb_images(images), num_test_views)
+        found = [self._encode(view).cpu() for view in views]
+        for features in found:
+            check_rows(features, "features of image", range(len(images)))
+        return found
 
     def _encode(self, batch: Mapping[str, Any]) -> Tensor:
         return extract_features(self.extractor, **image_inputs(batch, self.device))["image_features"].float()

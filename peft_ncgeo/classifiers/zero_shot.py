@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data.class_prompts import class_prompts, list_names
+from ..data.crops import view_inputs
 from ..data.images import list_images, rgb_images
 from ..data.processors import find_processor
 from ..geometry.sphere import cosine_logits
@@ -108,6 +109,7 @@ class ZeroShotClassifier:
         class_names: Sequence[str] | None = None,
         batch_size: int = 64,
         activation: str = "softmax",
+        num_test_views: int = 1,
     ) -> Tensor:
         """Return class probabilities, `softmax_k(exp(logit_scale) * cos(f_i, g_k))`: (N, K) float32 on the CPU.
 
@@ -116,6 +118,8 @@ class ZeroShotClassifier:
             activation: "softmax": one of the classes is right, for every model. "sigmoid": each class alone is right
                 or wrong, `sigmoid(exp(logit_scale) * cos(f_i, g_k) + logit_bias)`, as SigLIP was trained and as
                 Transformers' pipeline shows its scores.
+            num_test_views: 1, or 5: the logits are the mean over corners and centre of an image, see
+                [`~peft_ncgeo.GeometryTrainingArguments`].
 
         Raises:
             TypeError, ValueError: fewer than two names, or names that [`class_prompts`] refuses; an input that is not
@@ -128,12 +132,12 @@ class ZeroShotClassifier:
                 f"{type(unwrap(self.model)).__name__} has no logit_bias, so its scores are no probabilities of single "
                 "classes; use activation='softmax'."
             )
-        logits = self._logits(images, self._names(class_names), batch_size)
+        logits = self._logits(images, self._names(class_names), batch_size, num_test_views)
         return (logits.sigmoid() if activation == "sigmoid" else logits.softmax(dim=-1)).cpu()
 
     @torch.no_grad()
     def _logits(
-        self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int
+        self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int, views: int
     ) -> Tensor:
         batch_size = check_int("batch_size", batch_size, least=1)
         images, text = list_images(images), self.text_features(class_names)
@@ -141,10 +145,12 @@ class ZeroShotClassifier:
         logits = [text.new_zeros(0, len(text), dtype=torch.float32)]
         for start in tqdm(starts, desc="Classifying", disable=len(starts) < 10):
             batch = rgb_images(images[start : start + batch_size], start)
-            inputs = image_inputs(self.processor.image_processor(images=batch, return_tensors="pt"), self._device)
-            with one_at_a_time(self.model):
-                features = encode_images(self.model, **inputs)
-            logits.append(cosine_logits(features, text, logit_scale(self.model), logit_bias(self.model)).float())
+            scores = []
+            for view in view_inputs(self.processor.image_processor, batch, views):
+                with one_at_a_time(self.model):
+                    features = encode_images(self.model, **image_inputs(view, self._device))
+                scores.append(cosine_logits(features, text, logit_scale(self.model), logit_bias(self.model)).float())
+            logits.append(torch.stack(scores).mean(0))
         found = torch.cat(logits)
         check_rows(found, "logits of image", range(len(images)))  # once: each check waits for the device
         return found
@@ -154,11 +160,12 @@ class ZeroShotClassifier:
         images: Image.Image | Sequence[Image.Image],
         class_names: Sequence[str] | None = None,
         batch_size: int = 64,
+        num_test_views: int = 1,
     ) -> list[str]:
         """Return the most probable name for each image; see [`predict_proba`]."""
         names = self._names(class_names)
         # logits differ even where rounded probabilities do not
-        best = self._logits(images, names, batch_size).argmax(dim=-1)
+        best = self._logits(images, names, batch_size, num_test_views).argmax(dim=-1)
         return [names[i] for i in best.tolist()]
 
     def _names(self, class_names: Sequence[str] | None) -> list[str]:

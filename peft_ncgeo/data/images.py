@@ -15,6 +15,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from ..models.image_encoder import image_inputs
 from ..validation import one_line
+from .crops import crop_inputs
 from .sampling import label_array
 from .white_level import column_white_level, lacks_white_level, white_level
 
@@ -119,6 +120,7 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
     Args:
         augment: augmentation of an image; None: an image has one view, itself.
         num_views: number of views of an image, used by epochs in turn; 0: a new view in every epoch.
+        crop: function that makes several test views of an image, which a sample holds as `crops` in place of `image`.
     """
 
     def __init__(
@@ -129,12 +131,13 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
         augment: Augmentation | None = None,
         seed: int = 0,
         num_views: int = 0,
+        crop: Callable[[Image.Image], list[Image.Image]] | None = None,
     ) -> None:
         # a "torch" or "numpy" format would return arrays; the user's own transform stays
         self.given = dataset
         self.dataset = dataset if dataset.format["type"] == "custom" else dataset.with_format(None)
         self.image_column, self.label_column = image_column, label_column
-        self.augment, self.seed = augment, seed
+        self.augment, self.seed, self.crop = augment, seed, crop
         self.num_views = num_views if augment else 1
         self._white = column_white_level(dataset, image_column)
         # shared memory: persistent workers see the next epoch's number
@@ -188,14 +191,15 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
             ) from error
         if self.augment is not None:
             image = self.augment(image, np.random.default_rng((self.seed, *drawn_from)))
-        return {"image": image, "label": label}
+        return {"image": image, "label": label} if self.crop is None else {"crops": self.crop(image), "label": label}
 
 
 class ImageCollator:
     """Collator of [`LabelledImages`] samples into `pixel_values` (B, C, H, W), `labels` (B,) and a list `views`.
 
     What a model needs beside them is handed on, see [`~peft_ncgeo.models.image_encoder.image_inputs`]. There are no
-    `pixel_values` for samples without images, and no `views` for samples without fixed views.
+    `pixel_values` for samples without images, and no `views` for samples without fixed views. Samples of V crops each
+    give `pixel_values` (B, V, C, H, W).
     """
 
     def __init__(self, image_processor: Any) -> None:
@@ -206,6 +210,8 @@ class ImageCollator:
         if "image" in samples[0]:
             images = [sample["image"] for sample in samples]
             batch |= image_inputs(self.image_processor(images=images, return_tensors="pt"))
+        if "crops" in samples[0]:
+            batch |= crop_inputs(self.image_processor, [sample["crops"] for sample in samples])
         if "view" in samples[0]:
             batch["views"] = [sample["view"] for sample in samples]  # on the host, like their features
         return batch

@@ -53,5 +53,5 @@ def input_size(image_processor: Any) -> tuple[int, int]:
             return size["shortest_edge"], size["shortest_edge"]
     raise ValueError(
         f"{type(image_processor).__name__} does not say which size of images it makes, so they cannot be cropped to "
-        "it; take augmentation='none'."
+        "it; take augmentation='none' and num_test_views=1."
     )

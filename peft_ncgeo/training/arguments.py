@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from ..data.crops import check_num_test_views
 from ..validation import check_bool, check_int, short_repr
 
 # the argument and the variable of `accelerate launch` that turn it on
@@ -52,6 +53,9 @@ class GeometryTrainingArguments(TrainingArguments):
         num_views: number of views of each image that augmentation draws, used in turn; 0: a new view in every epoch.
             With a number, features that do not change (the frozen model's, and those of a tuned CLIP whose image tower
             is not trained) are computed once for each view; without augmentation, once for each image.
+        num_test_views: number of views of each image that is evaluated or predicted: 1, the image itself, or 5, the
+            corners and the centre of the image resized to 248 / 224 of the model's size, as in LIFT. Logits are the
+            mean over the views, and so are the features that the geometry is measured on. It takes five times as long.
         restore_callback_states_from_checkpoint: resume callbacks with their saved state, such as the patience of early
             stopping; it overrides the arguments that the callback is made with now.
     """
@@ -69,6 +73,9 @@ class GeometryTrainingArguments(TrainingArguments):
     augmentation: str = field(default="none", metadata={"help": "'none' or 'crop_flip'."})
     num_views: int = field(
         default=0, metadata={"help": "Views of each image that augmentation draws; 0: a new one each epoch."}
+    )
+    num_test_views: int = field(
+        default=1, metadata={"help": "Views of each image that is evaluated, whose logits are averaged: 1 or 5."}
     )
 
     remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns the model does not name."})
@@ -115,6 +122,7 @@ class GeometryTrainingArguments(TrainingArguments):
         if self.augmentation not in ("none", "crop_flip"):
             raise ValueError(f"augmentation={short_repr(self.augmentation)} must be 'none' or 'crop_flip'.")
         self.num_views = check_int("num_views", self.num_views, least=0)
+        self.num_test_views = check_num_test_views(self.num_test_views)
         self.class_balanced_sampling = check_bool("class_balanced_sampling", self.class_balanced_sampling)
         started = int(os.environ.get("WORLD_SIZE", 1))
         if started > 1 and self.world_size == 1:

@@ -66,6 +66,8 @@ def check_arguments(args: Any, options: dict[str, Any]) -> None:
         raise ValueError(
             "optimizers belong to one model; with model_init, name them by optim or optimizer_cls_and_kwargs."
         )
+    if args.num_test_views > 1 and options.get("data_collator") is not None:
+        raise ValueError("num_test_views cuts images before the collator; leave out num_test_views or data_collator.")
     strategy = HubStrategy(args.hub_strategy).value
     if args.push_to_hub and strategy in ("checkpoint", "all_checkpoints"):
         raise ValueError(

@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import EvalPrediction
 
+from ..data.crops import split_views
 from ..geometry.sphere import cosine_logits
 from ..metrics.accuracy import accuracy, balanced_accuracy, harmonic_mean
 from ..models.adapters import trained_outside
@@ -87,7 +88,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         """
         if self.task.reads_text:
             template = template or self.task.template
-        known = self._measurements.find(dataset, self.extractor.model, template)
+        known = self._measurements.find(dataset, self.extractor.model, template, self.args.num_test_views)
         if known is not None:
             return known
         self._begin(dataset, template, collect=True)
@@ -113,7 +114,8 @@ class EvaluatingTrainer(CheckpointingTrainer):
             with self.accelerator.autocast():
                 features = extract_features(self.extractor, **texts)["text_features"]
             features = active_text_setting(self.extractor.model).put_rows(features, names)
-        self._measurement = Measurement(dataset, self.extractor.model, template, features, collect)
+        model, views = self.extractor.model, self.args.num_test_views
+        self._measurement = Measurement(dataset, model, template, features, collect, views)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Run Transformers' loop, and add the metrics of each [`GeometryMonitor`]."""
@@ -156,20 +158,22 @@ class EvaluatingTrainer(CheckpointingTrainer):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         inputs, text = self._prepare_inputs(inputs), self._measurement.text_features
         with self.accelerator.autocast():
-            out = extract_features(self.extractor, **image_inputs(inputs))
+            views = [extract_features(self.extractor, **view) for view in split_views(image_inputs(inputs))]
+        features = [view["image_features"] for view in views]
         if text is None:
-            logits = out["logits"]
+            scores = [view["logits"] for view in views]
         else:
             base = self.extractor.model
-            logits = cosine_logits(out["image_features"], text, logit_scale(base), logit_bias(base))
+            scores = [cosine_logits(own, text, logit_scale(base), logit_bias(base)) for own in features]
+        logits = torch.stack(scores).mean(0)
         labels, classes = inputs["labels"], logits.shape[1]
         summary = self._measurement.summary
         if summary is not None or self._monitors:
-            found = (out["image_features"], logits.argmax(-1), labels)
-            features, predicted, seen = self.accelerator.gather_for_metrics(found)
+            found = (torch.stack(features).mean(0), logits.argmax(-1), labels)
+            means, predicted, seen = self.accelerator.gather_for_metrics(found)
             if summary is not None:
-                summary.update(features, predicted, seen, classes, self.task.reads_text)
+                summary.update(means, predicted, seen, classes, self.task.reads_text)
             for monitor in self._monitors:
-                monitor.update(features, seen, classes, self.task.reads_text)
+                monitor.update(means, seen, classes, self.task.reads_text)
         loss = nn.functional.cross_entropy(logits.float(), labels)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)

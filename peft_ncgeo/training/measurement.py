@@ -18,15 +18,21 @@ class Measurement:
         dataset: the set, as the caller passed it.
         template: text around its class names; None for an image classifier.
         text_features: (K, d), raw, of its class names; None for an image classifier.
-        snapshot: the adapters that were active.
+        snapshot: the adapters that were active, with the template and the number of views of an image.
         summary: predictions and geometry, added batch by batch; None if they are not collected.
     """
 
     def __init__(
-        self, dataset: Any, model: nn.Module, template: str | None, text_features: Tensor | None, collect: bool
+        self,
+        dataset: Any,
+        model: nn.Module,
+        template: str | None,
+        text_features: Tensor | None,
+        collect: bool,
+        num_test_views: int,
     ) -> None:
         self.dataset, self.template, self.text_features = dataset, template, text_features
-        self.snapshot = AdapterSnapshot(model, template)
+        self.snapshot = AdapterSnapshot(model, template, num_test_views)
         self.summary = SetSummary() if collect else None
 
 
@@ -45,7 +51,9 @@ class Measurements:
         ]
         self._kept.append(new)
 
-    def find(self, dataset: Dataset, model: nn.Module, template: str | None) -> Measurement | None:
+    def find(
+        self, dataset: Dataset, model: nn.Module, template: str | None, num_test_views: int
+    ) -> Measurement | None:
         """Return the measurement of a set by the model in its present state; None if there is none."""
         of_set = (one for one in self._kept if one.dataset is dataset)
-        return next((one for one in of_set if one.snapshot.matches(model, template)), None)
+        return next((one for one in of_set if one.snapshot.matches(model, template, num_test_views)), None)

@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
+from ..data.crops import check_crops, five_crops
 from ..data.images import ImageCollator, LabelledImages, crop_flip
 from ..data.long_tails import class_counts
 from ..data.processors import input_size
@@ -144,6 +145,8 @@ class GeometryTrainer(EvaluatingTrainer):
         """Create everything that belongs to one model, including its losses."""
         args = self.args
         self.task = ClassificationTask(model, self.processing_class, args)
+        if args.num_test_views > 1:
+            check_crops(self.task.image_processor)
         hold_in_float32(model)
         check_weights(model)
         self.losses, self.classification_loss = self._given_losses.for_trial(trial)
@@ -180,7 +183,10 @@ class GeometryTrainer(EvaluatingTrainer):
         if is_training and self.args.augmentation == "crop_flip":
             augment = partial(crop_flip, size=input_size(self.task.image_processor))
         columns = self.args.image_column, self.args.label_column
-        images = LabelledImages(dataset, *columns, augment, self.args.seed, self.args.num_views)
+        crop = None
+        if not is_training and self.args.num_test_views > 1:
+            crop = partial(five_crops, size=input_size(self.task.image_processor))
+        images = LabelledImages(dataset, *columns, augment, self.args.seed, self.args.num_views, crop)
         with drop_last_only(self.args, is_training):
             loader = super()._get_dataloader(images, *args, **kwargs)
         if is_training:

@@ -103,7 +103,7 @@ def test_aligned_classifier(name):
     assert model.training
 
     def ask(i):
-        features = aligned._encoder.features(IMAGES[i : i + 2])
+        features = torch.cat(aligned._encoder.features_of_views(IMAGES[i : i + 2], 1))
         return torch.tensor([NAMES.index(found) for found in aligned.predict(IMAGES[i : i + 2])]), features
 
     check(lambda i: torch.cat([part.flatten().float() for part in ask(i)]), list(range(10)) * 2)

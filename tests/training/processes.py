@@ -98,6 +98,7 @@ WHOLE: dict[str, Any] = {
         "augmentation": "crop_flip",
         "num_views": 1,
     },
+    "crops": lambda: {"model": lora_vit(), "num_test_views": 5, "callbacks": [GeometryMonitor()]},
 }
 
 # ---- each loss and each callback alone ------------------------------------------------------------------------------
