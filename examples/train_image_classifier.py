@@ -10,6 +10,12 @@
         --model_name_or_path facebook/dinov2-small --dataset_name path/to/image_folder --init means
         your own backbone and images; the head starts at the class means of the training images.
 
+    accelerate launch examples/train_image_classifier.py --output_dir outputs/lift \
+        --model_name_or_path openai/clip-vit-base-patch16 --dataset_name path/to/image_folder \
+        --recipe examples/recipes/images/lift_imagenet_lt.yaml
+        LIFT: bottleneck adapters, logit adjustment, and five crops of each test image; a recipe for each data set.
+        `--imbalance_factor 100` draws a tail of balanced images, as for CIFAR-100-LT.
+
 The folder `base` beside the adapter holds the classifier as it was before training: `load_adapter` and `PeftModel` put
 the adapter on it. Transformers' training arguments are accepted too.
 """
@@ -27,7 +33,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoProcessor, HfArgumentParser, PrinterCallback, set_seed
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, ImageClassifier, NPTConfig
-from peft_ncgeo.data import load_demo
+from peft_ncgeo.data import load_demo, long_tailed
+from peft_ncgeo.training import Recipe, parse_with_recipe
 
 ADAPTERS = {
     "lora": lambda: LoraConfig(r=4, target_modules="all-linear", exclude_modules=["projection", "classifier"]),
@@ -41,7 +48,10 @@ class ScriptArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "Hub data set or image folder with a test part."})
     head: str = field(default="cosine", metadata={"help": "linear or cosine."})
     init: str = field(default="texts", metadata={"help": "random, texts (of a dual encoder) or means."})
-    adapter: str = field(default="lora", metadata={"help": "lora or prompts."})
+    projected: bool = field(default=True, metadata={"help": "Take a CLIP's feature after its projection."})
+    adapter: str = field(default="lora", metadata={"help": "lora or prompts; a recipe names its own."})
+    recipe: str | None = field(default=None, metadata={"help": "YAML file with adapter, losses and arguments."})
+    imbalance_factor: float = field(default=0.0, metadata={"help": "Largest class over smallest; 0: all images."})
     batch_size: int = field(default=60, metadata={"help": "Training images a step, over all processes."})
 
 
@@ -70,21 +80,26 @@ def main() -> None:
         logging_strategy="epoch",
         per_device_eval_batch_size=256,
     )
-    script, args = parser.parse_args_into_dataclasses()
-    if script.adapter not in ADAPTERS:
-        raise SystemExit(f"--adapter {script.adapter} must be one of {', '.join(ADAPTERS)}.")
+    (script, args), recipe = parse_with_recipe(parser)
+    recipe = recipe or Recipe(script.adapter, ADAPTERS.get(script.adapter))
+    if recipe.config is None:
+        raise SystemExit(f"--adapter {recipe.name} must be one of {', '.join(ADAPTERS)}; or a recipe names a config.")
     args.share_batch(script.batch_size)
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's tower has 4 layers
 
     set_seed(args.seed)
     parts, backbone, processor = load(script, args.label_column)
+    if script.imbalance_factor:
+        tail = {"imbalance_factor": script.imbalance_factor, "seed": args.seed, "label_column": args.label_column}
+        parts["train"] = long_tailed(parts["train"], **tail)
     base = ImageClassifier.from_backbone(
         backbone,
         parts["train"].features[args.label_column].names,
         head=script.head,
         init=script.init,
         processor=processor,
+        projected=script.projected,
         dataset=parts["train"] if script.init == "means" else None,
         label_column=args.label_column,
     )
@@ -94,7 +109,7 @@ def main() -> None:
             base.save_pretrained(folder)
             processor.save_pretrained(folder)
     base = ImageClassifier.from_pretrained(folder)  # so that the adapter names the folder as its base
-    config = ADAPTERS[script.adapter]()
+    config = recipe.config()
     config.modules_to_save = ["classifier"]
     trainer = GeometryTrainer(
         model=get_peft_model(base, config),
@@ -102,6 +117,9 @@ def main() -> None:
         train_dataset=parts["train"],
         eval_dataset=parts["test"],
         processing_class=processor,
+        losses=recipe.losses(),
+        classification_loss=recipe.classification_loss(),
+        callbacks=recipe.callbacks(),
     )
     trainer.remove_callback(PrinterCallback)
     with trainer.model.disable_adapter():
@@ -112,7 +130,7 @@ def main() -> None:
     if not args.should_save:
         return
 
-    print(f"\n{script.head} head from {script.init}, {script.adapter}: {len(parts['train'])} images")
+    print(f"\n{script.head} head from {script.init}, {recipe.name}: {len(parts['train'])} images")
     print("| | before | after |\n|---|---|---|")
     for title, key in {"accuracy": "eval_accuracy", "balanced accuracy": "eval_balanced_accuracy"}.items():
         print(f"| {title} | {before[key]:.3f} | {after[key]:.3f} |")

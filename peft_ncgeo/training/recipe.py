@@ -40,6 +40,7 @@ from .. import losses as loss_names
 from ..files import read_yaml
 from ..loading.patterns import check_patterns
 from ..losses import CrossEntropy, Regularizer
+from ..tuners.adaptformer import AdaptFormerConfig
 from ..tuners.npt import NPTConfig
 from ..tuners.prototype import PrototypeConfig
 from ..validation import one_line, short_repr
@@ -51,6 +52,7 @@ _COMPARED = 80  # characters of an unknown name; comparing names takes time with
 _KEYS = ("peft", "losses", "classification_loss", "callbacks", "args", "stages")
 _OF_STAGE = ("peft", "rows", "losses", "classification_loss", "callbacks", "args")
 _CONFIGS = {
+    "AdaptFormerConfig": AdaptFormerConfig,
     "NPTConfig": NPTConfig,
     "PrototypeConfig": PrototypeConfig,
     **{n: getattr(peft, n) for n in dir(peft) if n.endswith("Config")},

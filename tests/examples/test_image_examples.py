@@ -288,3 +288,29 @@ def test_tables_are_written_into_the_readme(tmp_path, monkeypatch):
     assert (results / "post_hoc_fraction.png").exists()
     assert (results / "prototype_copies.png").exists()
     assert len(json.loads((results / "prototypes_demo.json").read_text())["rows"]) == 12
+
+
+@pytest.mark.parametrize("name", ["imagenet_lt", "cifar100_lt"])
+def test_an_image_classifier_by_the_recipe_of_lift(name, tmp_path, monkeypatch, capsys):
+    """The demo's CLIP has 4 blocks and 30 classes: bottlenecks of 2. Five crops of a test image are classified."""
+    recipe = ROOT / "examples" / "recipes" / "images" / f"lift_{name}.yaml"
+    arguments = ["--recipe", str(recipe), *SHORT, "--output_dir", str(tmp_path), "--batch_size", "64"]
+    run_example("train_image_classifier.py", *arguments, monkeypatch=monkeypatch)
+    out = capsys.readouterr().out
+    images = 480 if name == "imagenet_lt" else sum(int(16 * 0.01 ** (k / 29) + 1e-6) or 1 for k in range(30))
+    assert f"cosine head from texts, lift_{name}: {images} images" in out
+    model, demo = load_adapter(tmp_path), load_demo()
+    config = model.peft_config["default"]
+    assert (config.peft_type.value, config.bottleneck_dim) == ("NCGEO_ADAPTFORMER", 2)
+    size, test = demo.processor.image_processor.crop_size["width"], demo.splits["base"]
+    wide = round(size * 248 / 224)
+    far = wide - size
+    corners = [(0, 0), (far, 0), (0, far), (far, far), (round(far / 2), round(far / 2))]
+    logits, images = [], [image.convert("RGB").resize((wide, wide), 3) for image in test["image"]]
+    for x, y in corners:
+        crops = [image.crop((x, y, x + size, y + size)) for image in images]
+        pixels = demo.processor.image_processor(images=crops, return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            logits.append(torch.cat([model(pixel_values=part).logits for part in pixels.split(500)]))
+    right = (torch.stack(logits).mean(0).argmax(1) == torch.tensor(test["label"][:])).float().mean()
+    assert printed(out)["accuracy"][1] == pytest.approx(float(right), abs=6e-4)

@@ -23,6 +23,16 @@ class Script:
     batch_size: int = 7
 
 
+@dataclass
+class ImageScript(Script):
+    """With the arguments of `train_image_classifier.py`."""
+
+    head: str = "linear"
+    init: str = "random"
+    projected: bool = True
+    imbalance_factor: float = 0
+
+
 def write(tmp_path, text: str) -> Path:
     path = tmp_path / "mine.yaml"
     path.write_text(text)
@@ -114,7 +124,8 @@ def test_unknown_arguments_and_files(tmp_path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_shipped_recipes_are_whole(path):
     recipe = Recipe.read(path)
-    recipe.set_defaults(HfArgumentParser((Script, GeometryTrainingArguments)))
+    script = ImageScript if path.stem.startswith("lift") else Script
+    recipe.set_defaults(HfArgumentParser((script, GeometryTrainingArguments)))
     assert (recipe.stages[0] if recipe.stages else recipe).config is not None
     assert recipe.args["max_grad_norm"] == 0
     assert recipe.args.get("optim") != "sgd" or recipe.args["optim_args"] == "momentum=0.9"
