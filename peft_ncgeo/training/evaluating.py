@@ -20,6 +20,7 @@ from ..models.heads import linear_classifier
 from ..models.image_encoder import image_inputs
 from ..models.text_setting import active_text_setting
 from ..models.towers import logit_bias, logit_scale
+from .arguments import GeometryTrainingArguments
 from .callbacks.monitor import GeometryMonitor
 from .measurement import Measurement, Measurements
 from .state.checkpoints import CheckpointingTrainer
@@ -39,6 +40,7 @@ def accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
 class EvaluatingTrainer(CheckpointingTrainer):
     """Transformers' Trainer whose evaluations classify images over the class names of their data set."""
 
+    args: GeometryTrainingArguments
     task: ClassificationTask
     extractor: FeatureExtractor
     class_names: list[str]
