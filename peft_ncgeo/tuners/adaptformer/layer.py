@@ -16,7 +16,7 @@ class AdaptFormerLayer(TunerLayer):
 
     The block computes `x + MLP(LN(x))` with x the tensor that enters this module, so that a term which is added to x
     in place is a term of the block's output, in every family and outside of layer scale and drop path. The norm and
-    the adapter read x as it was. Each pass writes on its own x alone.
+    the adapter read x as it was. Each pass writes on its own x alone. PyTorch refuses a full backward hook here.
     """
 
     # all on one level: PEFT removes the adapter's name only from keys of this depth
