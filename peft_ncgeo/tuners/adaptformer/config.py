@@ -45,8 +45,9 @@ class AdaptFormerConfig(PeftConfig):
     Example:
 
     ```python
-    classifier = ImageClassifier.from_backbone(clip, names, processor, head="cosine", projected=False)
-    model = get_peft_model(classifier.model, AdaptFormerConfig(modules_to_save=["classifier"]))
+    options = {"head": "cosine", "init": "texts", "processor": processor, "projected": False}
+    classifier = ImageClassifier.from_backbone(clip, names, **options)
+    model = get_peft_model(classifier, AdaptFormerConfig(modules_to_save=["classifier"]))
     ```
     """
 
