@@ -36,6 +36,7 @@ from peft_ncgeo.losses import (
     BalancedSoftmax,
     ClusterCollapse,
     CrossEntropy,
+    Distillation,
     GeometricDebiasing,
     LanguageCollapse,
     LogitAdjustment,
@@ -73,7 +74,7 @@ BOTH_TEXTS = (*TEXTS, "frozen_text_features")
 TRANSPORTED = {
     "joint": (*IMAGE, *TEXTS, *FROZEN),
     "separate": (*IMAGE, *TEXTS, *FROZEN),
-    "image": (*IMAGE, "frozen_image_features"),
+    "image": ("image_features", "frozen_image_features"),
     "text": ("labels", *BOTH_TEXTS),
 }
 ALL_FEATURES = ("image_features", *TEXTS, *FROZEN, "logit_scale")
@@ -96,6 +97,10 @@ FORMULAS: dict[str, Loss] = {
     ),
     "PointwisePreservation(published)": Loss(PointwisePreservation, {"weight": 1.0}, ALL_FEATURES),
     "PointwisePreservation(mean)": Loss(PointwisePreservation, {"weight": 1.0, "kl_reduction": "mean"}, ALL_FEATURES),
+    "Distillation(temperature 1)": Loss(Distillation, {"weight": 1.0}, ("logits", "teacher_logits")),
+    "Distillation(temperature 2)": Loss(
+        Distillation, {"weight": 1.0, "temperature": 2.0}, ("logits", "teacher_logits")
+    ),
     "RotationStabilization()": Loss(RotationStabilization, {"weight": 1.0}, BOTH_TEXTS),
     "LanguageCollapse()": Loss(LanguageCollapse, {"weight": 1.0}, TEXTS),
     "ClusterCollapse(default clusters, mean)": Loss(ClusterCollapse, {"weight": 1.0, "reduction": "mean"}, BOTH_TEXTS),

@@ -32,6 +32,7 @@ _PARTS = {  # config, loss or callback -> its phrase and papers
     "PrototypeConfig": Reference("fixed class prototypes in place of a trained head", ("gill2023prototypes",)),
     "OTPreservation": Reference("optimal transport to the frozen model (Prompt-OT)", ("chen2025promptot",)),
     "PointwisePreservation": Reference("consistency with the frozen model (PromptSRC)", ("khattak2023promptsrc",)),
+    "Distillation": Reference("class probabilities of a teacher (PromptKD)", ("li2024promptkd",)),
     "PromptAveraging": Reference("averaged prompts (PromptSRC)", ("khattak2023promptsrc",)),
     "LanguageCollapse": Reference("texts drawn to a simplex ETF (NPT)", ("zhu2023npt",)),
     "GeometricDebiasing": Reference("class means drawn to an ETF (NPT)", ("zhu2023npt",)),

@@ -3,6 +3,7 @@
 from .base import GeometryBatch, Regularizer
 from .copa import PrototypeImageContrast
 from .cpt import ClusterCollapse, RotationStabilization
+from .distillation import Distillation
 from .fixed_prototypes import PrototypeSupCon
 from .long_tail import LDAM, BalancedSoftmax, CrossEntropy, LogitAdjustment
 from .npt import GeometricDebiasing, LanguageCollapse, ModalityIsomorphism
@@ -15,6 +16,7 @@ __all__ = [
     "BalancedSoftmax",
     "ClusterCollapse",
     "CrossEntropy",
+    "Distillation",
     "GeometricDebiasing",
     "GeometryBatch",
     "LanguageCollapse",

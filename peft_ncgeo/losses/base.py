@@ -32,7 +32,7 @@ class GeometryBatch:
     Fields that no loss `requires` stay None and cost nothing. `axes` are a tensor's, those with one letter of one
     length: B images, K classes, T templates, d the width of the shared space (for a classification model: of what
     enters its head). Only a model that reads text has a field `of_text`. `frozen_` features are those of the model
-    with its adapter off, without gradient.
+    with its adapter off, `teacher_logits` those of another model; both are without gradient.
     """
 
     image_features: Tensor | None = field(default=None, metadata={"axes": "Bd"})
@@ -42,6 +42,7 @@ class GeometryBatch:
     logit_scale: Tensor | None = field(default=None, metadata={"of_text": True})  # its exp multiplies the cosines
     frozen_image_features: Tensor | None = field(default=None, metadata={"axes": "Bd"})
     frozen_text_features: Tensor | None = field(default=None, metadata={"axes": "Kd", "of_text": True})
+    teacher_logits: Tensor | None = field(default=None, metadata={"axes": "BK"})
     template_features: Tensor | None = field(default=None, metadata={"axes": "KTd", "of_text": True})
     classifier_weight: Tensor | None = field(default=None, metadata={"axes": "Kd"})
     class_means: Tensor | None = field(default=None, metadata={"axes": "Kd"})  # rows of nan: classes not seen yet
@@ -130,6 +131,7 @@ class Regularizer(nn.Module):
 
     Attributes:
         requires: the [`GeometryBatch`] fields that the term reads beside the student's features and the labels.
+        reads_labels: False for a term whose value does not depend on labels, so that images without labels do too.
         metrics: scalars noted in the last call, logged under their own names.
 
     Raises:
@@ -140,6 +142,7 @@ class Regularizer(nn.Module):
 
     default_name = "regularizer"
     requires: tuple[str, ...] = ()
+    reads_labels: bool = True
     multiplier: Tensor
 
     def __init__(

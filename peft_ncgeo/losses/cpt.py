@@ -43,6 +43,7 @@ class RotationStabilization(Regularizer):
 
     default_name = "rotation"
     requires = ("frozen_text_features",)
+    reads_labels = False
 
     def forward(self, batch: GeometryBatch) -> Tensor:
         text, frozen = batch.need("text_features", "frozen_text_features")
@@ -86,6 +87,7 @@ class ClusterCollapse(_TextSimplex):
 
     default_name = "cluster_collapse"
     requires = ("frozen_text_features",)
+    reads_labels = False
     clusters: Tensor
 
     def __init__(

@@ -76,6 +76,7 @@ class LanguageCollapse(_TextSimplex):
 
     default_name = "language_collapse"
     requires = ("text_features",)
+    reads_labels = False
 
     def forward(self, batch: GeometryBatch) -> Tensor:
         (text,) = batch.need("text_features")

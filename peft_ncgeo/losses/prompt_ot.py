@@ -43,7 +43,7 @@ class OTPreservation(Regularizer):
     |---|---|
     | image_features, frozen_image_features | (B, d) |
     | text_features, frozen_text_features | (K, d) |
-    | labels | (B,) |
+    | labels | (B,); not of modality "image" |
 
     Args:
         weight, budget, name, step_size, max_step: see [`Regularizer`]. The paper's weight is 10, at logit scale 100.
@@ -89,15 +89,15 @@ class OTPreservation(Regularizer):
         self.modality, self.solver, self.epsilon = modality, solver, epsilon
         self.halves = ("image", "text") if modality == "separate" else _PROBLEMS[modality][0]
         self.requires = tuple(f"frozen_{half}_features" for half in self.halves)
+        self.reads_labels = "text" in self.halves
         # (2, M', h, d): student and frozen, pairs, halves, width; empty at first
         self.register_buffer("memory", torch.empty(2, 0, len(self.halves), 0))
         self._floor = torch.zeros(())
 
     def forward(self, batch: GeometryBatch) -> Tensor:
         fields = [f"{who}{half}_features" for who in ("", "frozen_") for half in self.halves]
-        labels, *features = batch.need("labels", *fields)
-        if "text" in self.halves:
-            labels = class_indices(labels, len(features[-1]))
+        features = batch.need(*fields, *(["labels"] if self.reads_labels else []))
+        labels = class_indices(features.pop(), len(features[-1])) if self.reads_labels else None
         points = [
             l2_normalize(x)[labels] if "text" in field else l2_normalize(x)
             for field, x in zip(fields, features, strict=True)

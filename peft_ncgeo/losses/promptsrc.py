@@ -48,6 +48,7 @@ class PointwisePreservation(Regularizer):
 
     default_name = "pointwise"
     requires = ("frozen_image_features", "frozen_text_features", "logit_scale")
+    reads_labels = False
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ def random_batch(
         logit_scale=torch.tensor(2.0, dtype=dtype),
         frozen_image_features=draw(b, dim),
         frozen_text_features=draw(classes, dim),
+        teacher_logits=draw(b, classes),
         template_features=draw(classes, templates, dim, grad=True),
         classifier_weight=draw(classes, dim, grad=True),
         class_means=draw(classes, dim, grad=True),

@@ -20,6 +20,7 @@ from .batches import random_batch
 
 # the plan of a Sinkhorn term is a constant, so the numerical gradient of the value is another one
 CONSTANT_PLANS = {name for name in FORMULAS if "epsilon" in name}
+OF_SAMPLES = ("image_features", "labels", "logits", "frozen_image_features", "teacher_logits")
 INPUTS = ("image_features", "text_features", "template_features", "logits", "classifier_weight", "class_means")
 
 
@@ -126,11 +127,21 @@ def test_a_missing_field_is_named(name):
 
 
 @pytest.mark.parametrize("name", FORMULAS)
+def test_a_term_says_whether_it_reads_labels(name):
+    term, batch = FORMULAS[name](), dataclasses.replace(random_batch(), labels=None)
+    if not getattr(term, "reads_labels", True):
+        assert torch.equal(term(batch), FORMULAS[name]()(random_batch()))
+    elif "class_means" not in FORMULAS[name].reads:  # those were made of labels
+        with pytest.raises(ValueError, match="labels"):
+            term(batch)
+
+
+@pytest.mark.parametrize("name", FORMULAS)
 def test_the_order_of_samples_does_not_matter(name):
     batch = random_batch()
     order = torch.tensor([3, 0, 6, 2, 5, 1, 4])
     shuffled = dataclasses.replace(
         batch,
-        **{f: getattr(batch, f)[order] for f in ("image_features", "labels", "logits", "frozen_image_features")},
+        **{f: getattr(batch, f)[order] for f in OF_SAMPLES},
     )
     torch.testing.assert_close(FORMULAS[name]()(shuffled), FORMULAS[name]()(batch), rtol=1e-6, atol=1e-9)

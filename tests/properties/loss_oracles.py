@@ -75,6 +75,11 @@ def pointwise(b, text_weight, image_weight, prediction_weight, mean):
     return text_weight * np.abs(g - g0).mean() + image_weight * np.abs(f - f0).mean() + prediction_weight * kl
 
 
+def distillation(z, t, factor):
+    p, q = z - logsumexp(z, axis=1, keepdims=True), t - logsumexp(t, axis=1, keepdims=True)
+    return factor * (np.exp(q) * (q - p)).sum() / z.size
+
+
 def rotation(b):
     return np.abs(unit_rows(b["text_features"]) - unit_rows(b["frozen_text_features"])).sum(1).mean()
 

@@ -54,6 +54,9 @@ ORACLES: dict[Any, Callable[..., float]] = {
     losses.PointwisePreservation: lambda b, _, kl_reduction="batchmean", **others: oracles.pointwise(
         b, 25.0, 10.0, 1.0, mean=kl_reduction == "mean"
     ),
+    losses.Distillation: lambda b, _, temperature=1.0, **others: oracles.distillation(
+        b["logits"] / temperature, b["teacher_logits"] / temperature, temperature**2
+    ),
     losses.RotationStabilization: lambda b, _, **others: oracles.rotation(b),
     losses.LanguageCollapse: lambda b, _, **others: oracles.etf_deviation(b["text_features"]),
     losses.ClusterCollapse: lambda b, loss, reduction, **others: oracles.clustered(
@@ -108,7 +111,7 @@ def batches(draw, term: Term, **like: Any) -> GeometryBatch:
             fields[field] = torch.tensor(draw(st.floats(-50, 7, width=16)), dtype=draw(st.sampled_from(FLOATS)))
         elif field == "progress":
             fields[field] = draw(st.floats(0, 1))
-        elif field == "logits":
+        elif field in ("logits", "teacher_logits"):
             fields[field] = draw(features(n, k, dtype, scales=(1e-3, 1.0, 1e3), **like))
         elif field == "template_features":
             t = draw(st.integers(1, 3))
@@ -118,7 +121,7 @@ def batches(draw, term: Term, **like: Any) -> GeometryBatch:
             if field == "class_means" and draw(st.booleans()):
                 fields[field][draw(st.integers(0, k - 1))] = torch.nan
     for field, value in fields.items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and not field.startswith("frozen"):
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not field.startswith(("frozen", "teacher")):
             value.requires_grad_(field not in ("logit_scale", "class_counts"))
     return GeometryBatch(**fields)
 

@@ -52,6 +52,7 @@ def batch(phase: float = 0.0) -> GeometryBatch:
         logit_scale=torch.tensor(2.0, dtype=torch.float64),
         frozen_image_features=images,
         frozen_text_features=texts,
+        teacher_logits=draw(len(LABELS), CLASSES, at=11.0, scale=3.0),
         template_features=templates + draw(CLASSES, TEMPLATES, DIM, at=8.0, scale=0.3),
         classifier_weight=draw(CLASSES, DIM, at=9.0),
         class_means=means,
