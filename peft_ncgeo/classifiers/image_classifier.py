@@ -37,12 +37,13 @@ class ImageClassifier(ImageClassifierModel):
         init: str = "random",
         processor: Any = None,
         template: str | None = None,
-        scale: float = 25.0,
+        scale: float | None = None,
         projected: bool = True,
         dataset: Dataset | None = None,
         image_column: str = "image",
         label_column: str = "label",
         batch_size: int = 64,
+        teacher: nn.Module | None = None,
     ) -> _Classifier:
         r"""Make an image classifier of a model's image tower, with a new head `classifier`.
 
@@ -70,6 +71,10 @@ class ImageClassifier(ImageClassifierModel):
         linear head chooses the class with the nearest mean, since `z_k` is `-|f - m_k|^2 / 2` up to a term that all
         classes share.
 
+        With a `teacher`, the texts are those of another dual encoder, larger for instance, and a `projector` at
+        random (linear, batch norm, ReLU, linear) maps f into their space: PromptKD's student. Train it under an
+        adapter with `modules_to_save=["projector"]`.
+
         The tower shares its weights with `model`: training all of them changes both. Save the classifier and its
         image processor into one folder for `pipeline("image-classification")`, and load it from there before you put
         an adapter on it, so that the adapter names its base.
@@ -80,13 +85,15 @@ class ImageClassifier(ImageClassifierModel):
             num_labels: K, if there are no names.
             head: "linear" or "cosine".
             init: "random", "texts" or "means".
-            processor: the model's processor, with its tokenizer for texts; its image processor for means.
-            template: text around a class name, for texts. Default: "a photo of a {}.".
-            scale: s, of a cosine head. Default: 25, as in LIFT.
+            processor: for texts, the processor of the model that reads them, with its tokenizer; for means, the
+                model's image processor.
+            template: text around a class name, for texts. Default: the adapter's own, else "a photo of a {}.".
+            scale: s, of a cosine head. Default: 25, as in LIFT; with a teacher, its own `e^l`.
             projected: False: the feature of a dual encoder before its projection. A model without one ignores it.
             dataset: labelled images, for means.
             image_column, label_column: of the data set.
             batch_size: images a pass, for means.
+            teacher: dual encoder, with or without adapters, whose texts a cosine head starts from.
 
         Returns:
             The classifier in evaluation mode, in the model's dtype and on its device.
@@ -95,8 +102,9 @@ class ImageClassifier(ImageClassifierModel):
             TypeError, ValueError, NotImplementedError: an argument that does not fit, or a model whose pooled feature
                 is not known.
 
-        Reference: J.-X. Shi, T. Wei, Z. Zhou, J.-J. Shao, X.-Y. Han, Y.-F. Li, Long-Tail Learning with Foundation
-        Model: Heavy Fine-Tuning Hurts (LIFT), arXiv 2309.10019, for the cosine head that starts from class texts.
+        References: J.-X. Shi, T. Wei, Z. Zhou, J.-J. Shao, X.-Y. Han, Y.-F. Li, Long-Tail Learning with Foundation
+        Model: Heavy Fine-Tuning Hurts (LIFT), arXiv 2309.10019, for the cosine head that starts from class texts;
+        Z. Li et al., PromptKD, arXiv 2403.02781, for the student of a teacher's texts.
 
         Example:
 
@@ -110,7 +118,11 @@ class ImageClassifier(ImageClassifierModel):
         """
         check_choice("head", head, HEADS)
         check_choice("init", init, STARTS)
-        scale, projected = check_positive("scale", scale), check_bool("projected", projected)
+        if teacher is not None and (head, init) != ("cosine", "texts"):
+            raise ValueError("A teacher gives its texts to a cosine head; pass head='cosine' and init='texts'.")
+        reader = model if teacher is None else teacher
+        scale = scale if scale is None else check_positive("scale", scale)
+        projected = check_bool("projected", projected)
         batch_size = check_int("batch_size", batch_size, least=1)
         if (dataset is not None) != (init == "means"):
             raise ValueError("init='means' needs a labelled dataset, and no other init reads one.")
@@ -127,14 +139,16 @@ class ImageClassifier(ImageClassifierModel):
             names = names or known
         labels = _labels(names, num_labels)
         if init == "texts":
-            _check_texts(model, names)
+            _check_texts(reader, names)
+            texts = text_rows(reader, names or [], processor, template)
+            texts = texts if projected or teacher is not None else before_projection(model, texts)
         tower = take_image_tower(model, projected)
-        made = put_head(cls, tower, head, scale, **labels)
+        if scale is None:
+            scale = 25.0 if teacher is None else logit_scale(teacher).double().exp().item()
+        made = put_head(cls, tower, head, scale, None if teacher is None else texts.shape[1], **labels)
         made._init_weights(made.classifier)
         if init == "texts":
-            rows = text_rows(model, names or [], processor, template)
-            rows = rows if projected else before_projection(model, rows)
-            made._set_head(l2_normalize(rows) if head == "cosine" else logit_scale(model).exp() * rows, None)
+            made._set_head(l2_normalize(texts) if head == "cosine" else logit_scale(model).exp() * texts, None)
         elif dataset is not None:
             rows = mean_rows(made, dataset, processor, image_column, label_column, batch_size)
             made._set_head(l2_normalize(rows) if head == "cosine" else rows, -rows.square().sum(-1) / 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ def class_names(dataset: Dataset, label_column: str = "label") -> list[str]:
     if label_column not in dataset.column_names:
         columns = f"{short_repr(label_column)} among {short_repr(dataset.column_names)}"
         raise ValueError(
-            f"No label column {columns}; name it in label_column (without labels only a classifier can predict)."
+            f"No label column {columns}; name it in label_column (without labels a classifier can predict, and "
+            "GeometryTrainer train where no loss reads labels: pass its class_names)."
         )
     feature = dataset.features[label_column]
     if not isinstance(feature, ClassLabel):
@@ -58,18 +60,101 @@ def check_dataset(
     image_column: str = "image",
     label_column: str = "label",
     every_class: bool = True,
+    reader: str = "",
 ) -> list[str]:
     """Check a labelled image set and return its class names.
 
     Args:
         dataset: a `datasets.Dataset`.
         every_class: True if each class must have a sample, as in training.
+        reader: name of a loss that reads the labels, for the error message.
 
     Raises:
         TypeError, ValueError: a column is missing or of another type, the set is empty, there are fewer than two
             classes, a label is outside the names, a class has no samples, or grey images have an unknown white level.
     """
     names = class_names(dataset, label_column)
+    _check_images(dataset, image_column)
+    _check_number(names, label_column)
+    labels = _labels(dataset, label_column)
+    outside = [i for i, label in enumerate(labels) if label is None or not 0 <= label < len(names)]
+    if outside:
+        label = labels[outside[0]]
+        missing = label is None or label < 0
+        advice = (
+            leave_out_unlabelled(label_column) if missing else "give the ClassLabel all names, the first one for 0"
+        )
+        read = f", and {reader} reads labels" if missing and reader else ""
+        raise ValueError(
+            f"Sample {outside[0]} has label {label}, outside the {len(names)} class names ({len(outside)} such "
+            f"samples){read}; {advice}."
+        )
+    counts = np.bincount(np.asarray(labels, dtype=np.int64), minlength=len(names))
+    if every_class and (counts == 0).any():
+        absent = [names[i] for i in np.flatnonzero(counts == 0)]
+        raise ValueError(
+            f"Class {short_repr(absent[0])} has no samples ({len(absent)} such classes); leave it out of the "
+            "ClassLabel."
+        )
+    column_white_level(dataset, image_column)  # refuses before training, not in the middle of it
+    return names
+
+
+def check_training_set(
+    dataset: Dataset, image_column: str, label_column: str, given: Sequence[str] | None, reader: str
+) -> tuple[list[str], bool]:
+    """Check a training set; return its class names, and whether all its images have labels.
+
+    Labels are missing where they are None or -1, and where there is no such column.
+
+    Args:
+        given: class names for a set without a `ClassLabel` column.
+        reader: name of what reads labels; empty: nothing does, so they may be missing.
+
+    Raises:
+        TypeError, ValueError: as [`check_dataset`]; labels that are missing and read; or other names than the set's.
+    """
+    labels = _labels(dataset, label_column)
+    missing = sum(label is None or label == -1 for label in labels)
+    is_named = given is None or isinstance(dataset.features.get(label_column), ClassLabel) or missing < len(labels)
+    names = class_names(dataset, label_column) if given is None or is_named else list_names(given)
+    if given is not None and list_names(given) != names:
+        raise ValueError(
+            f"class_names={short_repr(list(given))} are not those of column {label_column!r}, {short_repr(names)}; "
+            "leave them out."
+        )
+    if not is_named and reader:
+        raise ValueError(
+            f"{reader} reads labels, which column {label_column!r} does not hold; name another in label_column, or "
+            "leave out what reads them (classification_loss=None)."
+        )
+    if reader or not missing:
+        return check_dataset(dataset, image_column, label_column, reader=reader), True
+    _check_images(dataset, image_column)
+    _check_number(names, label_column)
+    outside = [i for i, label in enumerate(labels) if label is not None and not -1 <= label < len(names)]
+    if outside:
+        raise ValueError(
+            f"Sample {outside[0]} has label {labels[outside[0]]}, outside the {len(names)} class names and not -1, "
+            f"unknown ({len(outside)} such samples); leave them out, or give the ClassLabel all names."
+        )
+    column_white_level(dataset, image_column)
+    return names, False
+
+
+def _labels(dataset: Any, label_column: str) -> list[Any]:
+    """Return the labels as they are stored, and None for each image where there is no such column."""
+    if not isinstance(dataset, Dataset) or label_column not in dataset.column_names:
+        return [None] * len(dataset) if isinstance(dataset, Dataset) else []
+    return list(dataset.with_format(None)[label_column][:])
+
+
+def _check_number(names: Sequence[str], label_column: str) -> None:
+    if len(names) < 2:
+        raise ValueError(f"Column {label_column!r} has {len(names)} class; classification needs at least two.")
+
+
+def _check_images(dataset: Dataset, image_column: str) -> None:
     if image_column not in dataset.column_names:
         columns = f"{short_repr(image_column)} among {short_repr(dataset.column_names)}"
         raise ValueError(f"No image column {columns}; name it in image_column.")
@@ -82,26 +167,3 @@ def check_dataset(
         )
     if len(dataset) == 0:
         raise ValueError("The data set is empty; pass one with samples.")
-    if len(names) < 2:
-        raise ValueError(f"Column {label_column!r} has {len(names)} class; classification needs at least two.")
-    labels = np.asarray(dataset.with_format(None)[label_column][:], dtype=object)
-    outside = [i for i, label in enumerate(labels) if label is None or not 0 <= label < len(names)]
-    if outside:
-        label = labels[outside[0]]
-        missing = label is None or label < 0
-        advice = (
-            leave_out_unlabelled(label_column) if missing else "give the ClassLabel all names, the first one for 0"
-        )
-        raise ValueError(
-            f"Sample {outside[0]} has label {label}, outside the {len(names)} class names ({len(outside)} such "
-            f"samples); {advice}."
-        )
-    counts = np.bincount(labels.astype(np.int64), minlength=len(names))
-    if every_class and (counts == 0).any():
-        absent = [names[i] for i in np.flatnonzero(counts == 0)]
-        raise ValueError(
-            f"Class {short_repr(absent[0])} has no samples ({len(absent)} such classes); leave it out of the "
-            "ClassLabel."
-        )
-    column_white_level(dataset, image_column)  # refuses before training, not in the middle of it
-    return names

@@ -107,6 +107,8 @@ def list_images(images: Any, kinds: str = "PIL images") -> list[Image.Image]:
     return images
 
 
+FILLER = -100  # label of a row that only fills up a batch
+TEACHER = "teacher_"  # before the names of inputs that are a teacher's, where its pixels are others
 Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
@@ -118,6 +120,7 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
     fills a batch: the first image, with a label of -100.
 
     Args:
+        label_column: column of the labels; None: none is read, and each is -1.
         augment: augmentation of an image; None: an image has one view, itself.
         num_views: number of views of an image, used by epochs in turn; 0: a new view in every epoch.
         crop: function that makes several test views of an image, which a sample holds as `crops` in place of `image`.
@@ -127,7 +130,7 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
         self,
         dataset: Dataset,
         image_column: str,
-        label_column: str,
+        label_column: str | None,
         augment: Augmentation | None = None,
         seed: int = 0,
         num_views: int = 0,
@@ -143,6 +146,7 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
         # shared memory: persistent workers see the next epoch's number
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._shows = torch.ones((), dtype=torch.bool).share_memory_()
+        self._teaches = torch.zeros((), dtype=torch.bool).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
@@ -150,6 +154,10 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
     def show(self, images: bool) -> None:
         """Set whether samples hold images; if not, they hold only labels and numbers of views."""
         self._shows.fill_(images)
+
+    def show_teacher(self, images: bool) -> None:
+        """Set whether samples ask for the pixels of a teacher too, see [`ImageCollator`]."""
+        self._teaches.fill_(images)
 
     @property
     def views(self) -> int:
@@ -162,7 +170,7 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: int | tuple[int, int] | None) -> dict[str, Any]:
         if key is None:
-            return {**self[0], "label": -100}
+            return {**self[0], "label": FILLER}
         index, draw = key if isinstance(key, tuple) else (key, 0)
         if not self.num_views:
             return self._sample(index, (int(self._epoch), index, *([draw] if draw else [])))
@@ -177,12 +185,14 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
     @cached_property
     def labels(self) -> np.ndarray:
         """Labels (N,), read without decoding an image."""
+        if self.label_column is None:
+            return np.full(len(self.dataset), -1)
         return label_array(self.dataset, self.label_column)
 
     def _sample(self, index: int, drawn_from: tuple[int, ...]) -> dict[str, Any]:
         try:
             sample = self.dataset[index]
-            image, label = sample[self.image_column], sample[self.label_column]
+            image, label = sample[self.image_column], -1 if self.label_column is None else sample[self.label_column]
             image = to_rgb(image, self._white)
         except Exception as error:
             raise ValueError(
@@ -191,7 +201,8 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
             ) from error
         if self.augment is not None:
             image = self.augment(image, np.random.default_rng((self.seed, *drawn_from)))
-        return {"image": image, "label": label} if self.crop is None else {"crops": self.crop(image), "label": label}
+        shown = {"image": image} if self.crop is None else {"crops": self.crop(image)}
+        return {**shown, "label": label, **({TEACHER: True} if self._teaches else {})}
 
 
 class ImageCollator:
@@ -200,16 +211,24 @@ class ImageCollator:
     What a model needs beside them is handed on, see [`~peft_ncgeo.models.image_encoder.image_inputs`]. There are no
     `pixel_values` for samples without images, and no `views` for samples without fixed views. Samples of V crops each
     give `pixel_values` (B, V, C, H, W).
+
+    Args:
+        image_processor: of the model.
+        teacher_processor: of a teacher, for samples that ask for its pixels: they stand beside the model's, under the
+            same names after `teacher_`.
     """
 
-    def __init__(self, image_processor: Any) -> None:
-        self.image_processor = image_processor
+    def __init__(self, image_processor: Any, teacher_processor: Any = None) -> None:
+        self.image_processor, self.teacher_processor = image_processor, teacher_processor
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = {"labels": torch.tensor([sample["label"] for sample in samples], dtype=torch.int64)}
         if "image" in samples[0]:
             images = [sample["image"] for sample in samples]
             batch |= image_inputs(self.image_processor(images=images, return_tensors="pt"))
+            if self.teacher_processor is not None and TEACHER in samples[0]:
+                others = image_inputs(self.teacher_processor(images=images, return_tensors="pt"))
+                batch |= {TEACHER + name: value for name, value in others.items()}
         if "crops" in samples[0]:
             batch |= crop_inputs(self.image_processor, [sample["crops"] for sample in samples])
         if "view" in samples[0]:

@@ -40,6 +40,22 @@ def find_processor(
     return None
 
 
+def makes_same_pixels(one: Any, other: Any) -> bool:
+    """Return True if two image processors are known to make the same pixels of an image."""
+    if one is other:
+        return True
+    if not (hasattr(one, "to_dict") and hasattr(other, "to_dict")):
+        return False
+    return _settings(one) == _settings(other)
+
+
+def _settings(image_processor: Any) -> dict[str, Any]:
+    beside = ("processor_class", "_commit_hash", "name_or_path")
+    return {"class": type(image_processor)} | {
+        name: value for name, value in image_processor.to_dict().items() if name not in beside and value is not None
+    }
+
+
 def input_size(image_processor: Any) -> tuple[int, int]:
     """Return the (width, height) in pixels of the images that an image processor makes."""
     if isinstance(timm := getattr(image_processor, "data_config", None), dict):  # timm's, in Transformers' wrapper

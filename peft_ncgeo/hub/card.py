@@ -146,6 +146,7 @@ def _summary(record: TrainingRecord, base: str) -> str:
     trained = f", trained with {_listed(terms)}" if terms else ""
     count = sum(record.class_counts)
     images = f" ({count:,} image{'s' if count > 1 else ''})" if count else ""
+    images = f" ({record.unlabelled:,} unlabelled images)" if record.unlabelled else images
     was_trained = record.class_names and (record.steps or record.kind == "few-shot")
     on = f" on {len(record.class_names):,} classes{images}" if was_trained else ""
     on = f", trained{on}" if on and not trained else on
@@ -169,7 +170,9 @@ def _run_note(record: TrainingRecord) -> str:
         return ""
     processes = f"{record.processes} processes" if record.processes > 1 else "one process"
     steps = f"{record.steps:,} step{'s' if record.steps > 1 else ''}"
-    return f"{steps} ({record.epochs:.3g} epochs), seed {escape(record.seed)}, {processes} ({escape(record.device)})."
+    teacher = f" Teacher: {escape(record.teacher)}." if record.teacher else ""
+    run = f"{steps} ({record.epochs:.3g} epochs), seed {escape(record.seed)}, {processes} ({escape(record.device)})."
+    return run + teacher
 
 
 def _call(part: Component) -> str:

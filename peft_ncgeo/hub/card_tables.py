@@ -88,6 +88,8 @@ def results_note(record: TrainingRecord, rows: Rows, runs: Runs) -> str:
             if record.kind == "few-shot"
             else "Before training the head is the one that training began with, often an untrained one."
         )
+    if record.unlabelled:
+        notes.append("Transductive: it was trained on unlabelled images of all classes.")
     if len(record.sets) > 1:
         notes.append("Each set is classified among its own class names.")
     if any("over_seeds" in row for row in rows.values()):

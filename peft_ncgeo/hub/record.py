@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..metrics.accuracy import harmonic_mean
 from ..models.adapters import unwrap
-from ..models.base_model import base_name
+from ..models.base_model import base_name, is_folder
 from ..models.heads import classification_head
 from ..models.text_setting import text_setting
 from ..models.towers import find_towers, reads_text
@@ -71,6 +71,8 @@ class TrainingRecord:
         template: text around a class name; None for an image classifier.
         terms: classification loss, losses and callbacks.
         class_names, class_counts: names and numbers of images of the training set's classes, (K,).
+        unlabelled: number of training images, if not all of them have labels; then there are no `class_counts`.
+        teacher: the model whose logits were learned from, or None.
         arguments: training arguments that are not defaults, and after them others that matter.
         changed: number of `arguments` that are not defaults.
         seed, steps, epochs, processes, device: of the run.
@@ -92,6 +94,8 @@ class TrainingRecord:
     terms: list[Component] = field(default_factory=list)
     class_names: list[str] = field(default_factory=list)
     class_counts: list[int] = field(default_factory=list)
+    unlabelled: int = 0
+    teacher: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     changed: int = 0
     seed: int | None = None
@@ -190,6 +194,14 @@ def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingR
         dtype=str(next(unwrap(model).parameters()).dtype).removeprefix("torch."),
         versions={"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
     )
+
+
+def describe_teacher(model: Any) -> str:
+    """Return the Hub id of a model, or its class if it has none, and the types of its adapters."""
+    base = base_name(model)
+    name = base if base and not is_folder(base) else type(unwrap(model)).__name__
+    adapters = [type(config).__name__ for config in getattr(model, "peft_config", {}).values()]
+    return f"{name}, tuned by {' and '.join(adapters)}" if adapters else name
 
 
 def describe(owner: Any, aside: Container[str] = ()) -> Component:

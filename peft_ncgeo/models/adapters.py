@@ -118,9 +118,10 @@ def _switches(model: nn.Module) -> tuple[Any, ...]:
     return tuple((layer._disable_adapters, tuple(layer.active_adapters)) for layer in adapter_layers(model))
 
 
-def _weights_in_force(model: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of adapters that are on."""
-    return _own_parameters(layer for layer in adapter_layers(model) if not layer._disable_adapters)
+def _weights_in_force(model: nn.Module) -> list[Tensor]:
+    """Return the parameters of adapters that are on, and their buffers, such as the statistics of batch norms."""
+    on = [layer for layer in adapter_layers(model) if not layer._disable_adapters]
+    return [*_own_parameters(on), *(b for layer in on for name, b in layer.named_buffers() if not is_of_base(name))]
 
 
 def _same(weight: Tensor, copy: Tensor) -> bool:

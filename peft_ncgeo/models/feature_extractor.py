@@ -29,8 +29,9 @@ class FeatureExtractor(nn.Module):
     def train(self, mode: bool = True) -> FeatureExtractor:
         """Set training mode, but keep the statistics of frozen batch norms, which adapter files do not store."""
         super().train(mode)
+        trained = trained_batch_norms(self)
         for module in self.modules():
-            if isinstance(module, _BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+            if isinstance(module, _BatchNorm) and module not in trained:
                 module.eval()
         return self
 
@@ -60,6 +61,12 @@ class FeatureExtractor(nn.Module):
         if input_ids is not None:
             out["text_features"] = encode_texts(self.model, input_ids, attention_mask)
         return out
+
+
+def trained_batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Return the batch norms that are trained, whose statistics are those of each batch."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [module for module in norms if any(parameter.requires_grad for parameter in module.parameters())]
 
 
 @torch.no_grad()

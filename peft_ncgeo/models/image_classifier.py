@@ -13,6 +13,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..validation import check_int, check_positive, short_repr
+from .batch_norm import SharedBatchNorm
 from .cosine_head import CosineHead
 
 HEADS = ("linear", "cosine")
@@ -28,6 +29,8 @@ class ImageClassifierConfig(PreTrainedConfig):
         pooling: "pooler_output", the tower's own; "first_token" or "mean", of the tokens of its last hidden state.
         hidden_size: width of the pooled feature.
         projection_dim: width of the feature after a linear projection. Default: the feature is not projected.
+        projector_dim: width of the feature after a projector: linear, batch norm, ReLU, linear, its inner layer as
+            wide. Default: there is none.
         head: "linear" or "cosine".
         scale: factor of the cosines.
     """
@@ -41,6 +44,7 @@ class ImageClassifierConfig(PreTrainedConfig):
     pooling: str = "pooler_output"
     hidden_size: int | None = None
     projection_dim: int | None = None
+    projector_dim: int | None = None
     head: str = "linear"
     scale: float = 25.0
 
@@ -55,7 +59,7 @@ class ImageClassifierConfig(PreTrainedConfig):
     @property
     def feature_size(self) -> int:
         """Width d of the features that the head takes."""
-        return check_int("hidden_size", self.projection_dim or self.hidden_size, least=1)
+        return check_int("hidden_size", self.projector_dim or self.projection_dim or self.hidden_size, least=1)
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -79,7 +83,8 @@ def find_vision_class(name: Any) -> Any:
 class ImageClassifierModel(PreTrainedModel):
     r"""Image tower, pooling, and a head `classifier`; saved, loaded and used as an ...ForImageClassification model.
 
-    With the tower's pooled feature v, which a dual encoder projects, f = P v (else f = v), the logits are
+    With the tower's pooled feature v, which a dual encoder projects, f = P v (else f = v), and a student of another
+    model's texts maps into their space by a projector, f = projector(P v), the logits are
 
     .. math:: z_k = w_k \cdot f + b_k \quad \text{(linear)}, \qquad z_k = s \cos(f, w_k) \quad \text{(cosine)}
 
@@ -106,9 +111,19 @@ class ImageClassifierModel(PreTrainedModel):
         self.backbone = vision_class._from_config(config.vision_config, **options)
         # a module in every case: methods that change the feature, such as CoPA, find it here
         projects = config.projection_dim is not None
-        self.projection = nn.Linear(config.hidden_size, config.feature_size, bias=False) if projects else nn.Identity()
+        self.projection = (
+            nn.Linear(config.hidden_size, config.projection_dim, bias=False) if projects else nn.Identity()
+        )
+        self.projector = self.new_projector()
         self.classifier = self.new_head()
         self.post_init()
+
+    def new_projector(self) -> nn.Module:
+        """Return a projector of the config's width at random, or an identity."""
+        inner, width = self.config.projection_dim or self.config.hidden_size, self.config.projector_dim
+        if width is None:
+            return nn.Identity()
+        return nn.Sequential(nn.Linear(inner, width), SharedBatchNorm(width), nn.ReLU(), nn.Linear(width, width))
 
     def new_head(self) -> CosineHead | nn.Linear:
         """Return a head of the config's kind, with weights that are not initialised yet."""
@@ -142,7 +157,7 @@ class ImageClassifierModel(PreTrainedModel):
             kwargs: other inputs of the tower, such as `pixel_attention_mask` or `interpolate_pos_encoding`.
         """
         outputs = self.backbone(pixel_values=pixel_values, **kwargs)
-        logits = self.classifier(self.projection(self._pool(outputs)))
+        logits = self.classifier(self.projector(self.projection(self._pool(outputs))))
         loss = None if labels is None else F.cross_entropy(logits.float(), labels)
         return ImageClassifierOutput(
             loss=loss,

@@ -15,15 +15,17 @@ from .substitution import Recorder, substitute
 _BESIDE_PIXELS = ("pixel_attention_mask", "spatial_shapes")  # what SigLIP 2 with patches of any number needs
 
 
-def image_inputs(batch: Mapping[str, Any], device: Any = None) -> dict[str, Tensor]:
+def image_inputs(batch: Mapping[str, Any], device: Any = None, prefix: str = "") -> dict[str, Tensor]:
     """Return the inputs of an image tower in a batch: `pixel_values`, and what some models need beside them.
 
     Args:
         batch: output of an image processor, or a batch of a data loader.
         device: device to which the inputs are moved; None: they stay where they are.
+        prefix: text before their names in the batch; not in the result.
     """
-    names = ["pixel_values", *(name for name in _BESIDE_PIXELS if name in batch)]
-    return {name: batch[name] if device is None else batch[name].to(device) for name in names}
+    names = ["pixel_values", *(name for name in _BESIDE_PIXELS if prefix + name in batch)]
+    found = {name: batch[prefix + name] for name in names}
+    return found if device is None else {name: value.to(device) for name, value in found.items()}
 
 
 def check_image_inputs(model: nn.Module, others: Mapping[str, Any]) -> None:

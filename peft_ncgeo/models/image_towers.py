@@ -105,10 +105,13 @@ def _in_public_class(tower: Any) -> Any:
     return model
 
 
-def put_head(cls: type[_Model], tower: ImageTower, head: str, scale: float, **labels: Any) -> _Model:
+def put_head(
+    cls: type[_Model], tower: ImageTower, head: str, scale: float, projector_dim: int | None = None, **labels: Any
+) -> _Model:
     """Return a classifier of this class, in evaluation mode, that holds the tower and a new head, to be filled.
 
     Args:
+        projector_dim: width of a projector between feature and head, at random; None: there is none.
         labels: fields of the config that name the outputs, or count them.
     """
     config = ImageClassifierConfig(
@@ -117,6 +120,7 @@ def put_head(cls: type[_Model], tower: ImageTower, head: str, scale: float, **la
         pooling=tower.pooling,
         hidden_size=tower.width,
         projection_dim=None if tower.projection is None else tower.projection.out_features,
+        projector_dim=projector_dim,
         head=head,
         scale=scale,
         dtype=tower.module.dtype,
@@ -127,5 +131,6 @@ def put_head(cls: type[_Model], tower: ImageTower, head: str, scale: float, **la
     made.backbone = tower.module
     made.projection = nn.Identity() if tower.projection is None else tower.projection
     first = next(tower.module.parameters())
+    made.projector = made.new_projector().to(first.device, first.dtype)
     made.classifier = made.new_head().to(first.device, first.dtype)
     return made.eval()

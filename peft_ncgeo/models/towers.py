@@ -163,7 +163,8 @@ def find_pooling(model: nn.Module) -> Pooling:
     modules: dict[str, Any] = dict(model.named_modules())
     base = unwrap(model)
     if isinstance(base, ImageClassifierModel):
-        return Pooling("projection", base.config.feature_size)
+        path = "projection" if base.config.projector_dim is None else "projector"
+        return Pooling(path, base.config.feature_size)
     if hasattr(base, "timm_model"):
         return _timm_pooling(base)
     vision = find_towers(model).get("vision")

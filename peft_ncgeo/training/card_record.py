@@ -8,7 +8,14 @@ from datasets import Dataset
 
 from ..data.head_names import same_names
 from ..data.long_tails import class_counts
-from ..hub.record import TrainingRecord, describe, describe_arguments, drawable, record_model
+from ..hub.record import (
+    TrainingRecord,
+    describe,
+    describe_arguments,
+    describe_teacher,
+    drawable,
+    record_model,
+)
 from ..models.adapters import adapters_off, change_of_base
 
 
@@ -29,9 +36,14 @@ def record_training(trainer: Any, measure: bool = True) -> TrainingRecord:
     record.steps, record.epochs = trainer.state.global_step, float(trainer.state.epoch or 0)
     if trainer.task.reads_text:
         record.template = trainer.task.template
-    if trainer.train_dataset is not None:
+    if trainer.teacher is not None:
+        record.teacher = describe_teacher(trainer.teacher.extractor.model)
+    record.class_names = list(trainer.class_names)
+    if not trainer.labelled:
+        record.unlabelled = len(trainer.train_dataset)
+    elif trainer.train_dataset is not None:
         counts = class_counts(trainer.train_dataset, args.label_column)
-        record.class_names, record.class_counts = list(trainer.class_names), counts.tolist()
+        record.class_counts = counts.tolist()
         if counts.max() >= 2 * counts.min():  # otherwise the classes have no tail
             record.thresholds = [20, 100] if counts.max() > 100 else "thirds"
     if measure:

@@ -74,6 +74,8 @@ def check_arguments(args: Any, options: dict[str, Any]) -> None:
             f"hub_strategy={strategy!r} would publish pickled states that hold paths of this machine; "
             "use 'end' or 'every_save'."
         )
+    if options.get("class_names") is not None and options.get("train_dataset") is None:
+        raise ValueError("class_names are those of a train_dataset without labels; pass it, or leave them out.")
     if options.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func is not read here; pass losses and classification_loss.")
     _check_metrics(args, options)
@@ -129,6 +131,26 @@ def check_templates(args: GeometryTrainingArguments, required: set[str]) -> None
             check_template(template, f"{name}[{i}]")
         if templates and reader not in required:
             raise ValueError(f"{name} is given, but no loss reads it.")
+
+
+def check_teacher(teacher: Any, teacher_processor: Any, terms: Sequence[Any]) -> None:
+    """Check that a teacher is given if a loss reads its logits, and only then."""
+    readers = [term.name for term in terms if "teacher_logits" in getattr(term, "requires", ())]
+    if readers and teacher is None:
+        raise ValueError(
+            f"{readers[0]} requires teacher_logits; pass GeometryTrainer the model that gives them, teacher."
+        )
+    if not readers and (teacher is not None or teacher_processor is not None):
+        given = "teacher" if teacher is not None else "teacher_processor"
+        raise ValueError(f"{given} is given, but no loss reads teacher_logits; add Distillation to losses.")
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise TypeError(f"teacher must be a model, got {type(teacher).__name__}; load it first.")
+
+
+def find_label_reader(args: GeometryTrainingArguments, terms: Sequence[Any]) -> str:
+    """Return the name of a term or argument that reads labels, or an empty text if none does."""
+    readers = [getattr(term, "name", "ce") for term in terms if getattr(term, "reads_labels", True)]
+    return next(iter([*readers, *(["class_balanced_sampling"] if args.class_balanced_sampling else [])]), "")
 
 
 def list_losses(losses: Any) -> list[Any]:

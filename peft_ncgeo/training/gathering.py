@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..data.images import FILLER
+
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -18,7 +20,7 @@ def batch_sizes(labels: Tensor) -> list[int]:
     """Return the number of rows of the batch that count on each process, in order of rank.
 
     Args:
-        labels: (B_own,); below 0 in the last rows if they only fill up the batch, see [`EvenBatches`].
+        labels: (B_own,); -100 in the last rows if they only fill up the batch, see [`EvenBatches`].
     """
     return step_sizes([labels])[0]
 
@@ -27,7 +29,7 @@ def step_sizes(labels: Sequence[Tensor]) -> list[list[int]]:
     """Return [`batch_sizes`] of all micro-batches of a step, with one exchange between processes."""
     if world_size() == 1:
         return [[len(own)] for own in labels]
-    own = torch.stack([(rows >= 0).sum() for rows in labels])
+    own = torch.stack([(rows != FILLER).sum() for rows in labels])
     sizes = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(sizes, own)
     return torch.stack(sizes, dim=1).tolist()

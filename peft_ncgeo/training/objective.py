@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,8 @@ def objective(
         ValueError: a term is not a scalar.
         FloatingPointError: a term, or the sum, is not finite; it names `step`.
     """
-    (labels,) = batch.need("labels")
-    result = Objective(torch.zeros((), device=labels.device))
+    logits: Any = batch.logits  # of every model
+    result = Objective(torch.zeros((), device=logits.device))
     if classification_loss is None:
         # DDP waits for the gradients of all parameters, also of a tower that no term reads
         result.total = result.total + 0 * batch.need("logits")[0].sum()

@@ -86,11 +86,19 @@ def drop_last_only(args: TrainingArguments, is_training: bool) -> Iterator[None]
         args.dataloader_drop_last = given
 
 
-def check_batches(loader: DataLoader[Any], batch_size: int, processes: int) -> None:
-    """Raise for a training loader that drops every image."""
+def check_batches(loader: DataLoader[Any], batch_size: int, processes: int, least: int, drop_last: bool) -> None:
+    """Raise for a training loader that drops every image, or has a batch of fewer than `least` images."""
     if len(loader) == 0:
         several = f" on each of {processes} processes" if processes > 1 else ""
         raise ValueError(
             f"dataloader_drop_last=True leaves nothing to train on: there are fewer images than one batch of "
             f"{batch_size}{several}. Lower per_device_train_batch_size, or set dataloader_drop_last=False."
+        )
+    dataset: Any = loader.dataset
+    whole = batch_size * processes
+    last = whole if drop_last else len(dataset) % whole or whole
+    if last < least:
+        raise ValueError(
+            f"A batch norm is trained, but a batch has {last} image, of which it cannot take statistics; set "
+            "dataloader_drop_last=True, or another per_device_train_batch_size."
         )

@@ -10,10 +10,11 @@ from peft import PeftModel
 from torch import nn
 from transformers import BatchEncoding
 
-from ..data.checks import check_dataset
+from ..data.checks import check_dataset, check_training_set
 from ..data.class_prompts import class_prompts
 from ..data.head_names import check_head_names, check_same_classes, write_head_names
 from ..data.processors import image_processor
+from ..models.heads import classification_head
 from ..models.templates import DEFAULT_TEMPLATE, behind_prompts, placeholder_ids
 from ..models.text_setting import TextSetting, active_text_setting, remember_text_setting
 from ..models.towers import check_encoders, reads_text
@@ -57,21 +58,36 @@ class ClassificationTask:
             )
         return config.template
 
-    def names(self, dataset: Any, training_names: list[str] | None = None) -> list[str]:
-        """Check a data set against columns, tokenizer and head, and return its class names.
+    def names(self, dataset: Any, training_names: list[str]) -> list[str]:
+        """Check a set for evaluation against columns, tokenizer and head, and return its class names.
 
         Args:
-            training_names: names of the training set if `dataset` is for evaluation; empty if nothing is trained.
-                None: `dataset` is the training set, in which every class must have samples.
+            training_names: names of the training set; empty if nothing is trained.
         """
-        names = check_dataset(dataset, self.args.image_column, self.args.label_column, training_names is None)
-        if self.reads_text:
-            self.texts(names)
-            return names
-        check_head_names(self.model, names, self.args.label_column, training=training_names != [])
-        if training_names:
+        names = check_dataset(dataset, self.args.image_column, self.args.label_column, every_class=False)
+        self._check_names(names, training=training_names != [])
+        if training_names and not self.reads_text:
             check_same_classes(names, training_names, self.args.label_column)
         return names
+
+    def training_names(self, dataset: Any, given: Sequence[str] | None, reader: str) -> tuple[list[str], bool]:
+        """Check the training set as [`names`] does; return its class names, and whether all images have labels.
+
+        Args:
+            given: class names for a set without labels.
+            reader: name of what reads labels; empty: nothing does, so they may be missing.
+        """
+        names, labelled = check_training_set(dataset, self.args.image_column, self.args.label_column, given, reader)
+        self._check_names(names, training=True)
+        return names, labelled
+
+    def _check_names(self, names: Sequence[str], training: bool) -> None:
+        if self.reads_text:
+            self.texts(names)
+            return
+        head: Any = classification_head(self.model)
+        learns = training and any(parameter.requires_grad for parameter in head.parameters())
+        check_head_names(self.model, names, self.args.label_column, training=learns)
 
     def write_names(self, names: Sequence[str]) -> None:
         """Name what will be trained after the training set's classes: a head's outputs, or the active adapters."""

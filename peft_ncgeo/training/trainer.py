@@ -19,7 +19,7 @@ from ..data.sampling import label_array
 from ..geometry.checks import DeferredChecks
 from ..geometry.sphere import cosine_logits
 from ..losses import CrossEntropy, GeometryBatch, Regularizer
-from ..models.feature_extractor import FeatureExtractor
+from ..models.feature_extractor import FeatureExtractor, trained_batch_norms
 from ..models.heads import linear_classifier
 from ..models.precision import hold_in_float32
 from ..models.towers import logit_bias, logit_scale
@@ -32,14 +32,17 @@ from .checks import (
     check_arguments,
     check_losses,
     check_metric_inputs,
+    check_teacher,
     check_templates,
     check_trainable,
     check_weights,
+    find_label_reader,
 )
 from .evaluating import EvaluatingTrainer, accuracy_metrics
 from .features.half_weights import HalfWeights, autocast_dtype
 from .features.step import StepFeatures
 from .features.teacher import FrozenTeacher
+from .features.teacher_model import TeacherModel
 from .gathering import batch_sizes, gather_batch, step_sizes
 from .measurement import Measurements
 from .objective import objective
@@ -74,6 +77,15 @@ class GeometryTrainer(EvaluatingTrainer):
             copies (`trainer.losses`). Callbacks begin each training with the state that they had at first.
         data_collator: default: the processor's pixels. On several processes it meets labels of -100 in the last batch,
             in rows that only fill it up.
+        class_names: class names for a training set without labels. Where no term reads labels
+            (`classification_loss=None` and terms such as [`~peft_ncgeo.losses.Distillation`]), the label column may
+            be absent, or hold -1 or None for some images. Evaluation sets need labels.
+        teacher: another model whose logits on the training images a loss reads, over the same class names: a larger
+            CLIP, one with adapters, or an image classifier of the same classes. It is moved to the device, never
+            trained, and not saved; a checkpoint resumes with the same teacher only. Views that come again (see
+            `num_views`) pass through it once.
+        teacher_processor: its processor. Default: the one found where it was loaded from. Where its pixels differ from
+            the student's, images are processed for both.
 
     Logged while training: `loss/ce`, and for each term `loss/<name>`, `lambda/<name>` (its factor) and the scalars it
     notes itself, each the mean since the last log.
@@ -102,13 +114,18 @@ class GeometryTrainer(EvaluatingTrainer):
         classification_loss: nn.Module | Callable[..., Any] | None = CrossEntropy(),  # noqa: B008  it has no state
         compute_metrics: Callable[..., dict[str, float]] | None = None,
         model_init: Callable[..., Any] | None = None,
+        class_names: Sequence[str] | None = None,
+        teacher: nn.Module | None = None,
+        teacher_processor: Any = None,
         **kwargs: Any,
     ) -> None:
         args = GeometryTrainingArguments() if args is None else args
-        source = {"model": model, "model_init": model_init}
+        source = {"model": model, "model_init": model_init, "class_names": class_names, "train_dataset": train_dataset}
         check_arguments(args, {**source, "eval_dataset": eval_dataset, "compute_metrics": compute_metrics, **kwargs})
         self.args, self.processing_class = args, processing_class
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self._given_names = class_names
+        self._given_teacher: tuple[Any, Any] = teacher, teacher_processor
         self._checks = DeferredChecks()
         self._given_losses = LossFactory(losses, classification_loss, copied=model_init is not None)
         self._callback_states = CallbackStates()
@@ -118,14 +135,18 @@ class GeometryTrainer(EvaluatingTrainer):
             model = self.call_model_init()
         else:
             self._adopt(model)
-        collator = kwargs.pop("data_collator", None)
+        collator, teachers = kwargs.pop("data_collator", None), self.teacher and self.teacher.image_processor
+        if collator and teachers:
+            raise ValueError("data_collator gives no pixels of the teacher, whose processor is another; leave it out.")
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=CheckedCollator(collator) if collator else ImageCollator(self.task.image_processor),
+            data_collator=CheckedCollator(collator)
+            if collator
+            else ImageCollator(self.task.image_processor, teachers),
             compute_metrics=compute_metrics or accuracy_metrics,
             **kwargs,
         )
@@ -152,15 +173,18 @@ class GeometryTrainer(EvaluatingTrainer):
         self.losses, self.classification_loss = self._given_losses.for_trial(trial)
         check_losses(model, self.losses, self.classification_loss)
         check_metric_inputs(args, self.task.reads_text)
-        self.class_names = [] if self.train_dataset is None else self.task.names(self.train_dataset)
+        terms = [*self.losses, *([] if self.classification_loss is None else [self.classification_loss])]
+        check_teacher(*self._given_teacher, terms)
+        self.class_names, self.labelled = [], True
+        if self.train_dataset is not None:
+            reader = find_label_reader(args, terms)
+            self.class_names, self.labelled = self.task.training_names(self.train_dataset, self._given_names, reader)
         for dataset in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
             if dataset is not None:
                 self.task.names(dataset, self.class_names)
         self._measurements = Measurements()
         self.extractor = FeatureExtractor(model)
-        self._required = {
-            field for term in [*self.losses, self.classification_loss] for field in getattr(term, "requires", ())
-        }
+        self._required = {field for term in terms for field in getattr(term, "requires", ())}
         check_templates(args, self._required)
         self._templates = list(args.student_templates or []) if "template_features" in self._required else []
         for loss in self.losses:
@@ -173,25 +197,31 @@ class GeometryTrainer(EvaluatingTrainer):
         self._class_counts: Tensor | None = None
         if self.train_dataset is not None and "class_counts" in self._required:
             self._class_counts = torch.from_numpy(class_counts(self.train_dataset, args.label_column))
-        self.teacher: FrozenTeacher | None = None
+        self.frozen: FrozenTeacher | None = None
         if any(field.startswith("frozen_") for field in self._required):
-            self.teacher = FrozenTeacher(self.extractor, self.task.frozen_texts(self.class_names))
-        self.features = StepFeatures(self.extractor, self.teacher, self._required, args)
+            self.frozen = FrozenTeacher(self.extractor, self.task.frozen_texts(self.class_names))
+        self.teacher: TeacherModel | None = None
+        if self._given_teacher[0] is not None and self.class_names:
+            self.teacher = TeacherModel(*self._given_teacher, self.task, self.class_names, args)
+        self.features = StepFeatures(self.extractor, self.frozen, self.teacher, self._required, args)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         augment, is_training = None, kwargs.get("is_training", False)
         if is_training and self.args.augmentation == "crop_flip":
             augment = partial(crop_flip, size=input_size(self.task.image_processor))
-        columns = self.args.image_column, self.args.label_column
+        columns = self.args.image_column, self.args.label_column if self.labelled or not is_training else None
         crop = None
         if not is_training and self.args.num_test_views > 1:
             crop = partial(five_crops, size=input_size(self.task.image_processor))
         images = LabelledImages(dataset, *columns, augment, self.args.seed, self.args.num_views, crop)
+        images.show_teacher(is_training)
         with drop_last_only(self.args, is_training):
             loader = super()._get_dataloader(images, *args, **kwargs)
         if is_training:
             count_samples_once(loader)
-            check_batches(loader, self._train_batch_size, self.args.world_size)
+            least = 2 if trained_batch_norms(self.extractor) else 1
+            drop_last = self.args.dataloader_drop_last
+            check_batches(loader, self._train_batch_size, self.args.world_size, least, drop_last)
         return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -236,6 +266,8 @@ class GeometryTrainer(EvaluatingTrainer):
 
     def _bind_callbacks(self) -> None:
         callbacks: list[Any] = [c for c in self.callback_handler.callbacks if hasattr(c, "bind")]
+        if callbacks and not self.labelled:
+            raise ValueError(f"{type(callbacks[0]).__name__} reads labels, which not all images have; leave it out.")
         if callbacks and self.class_means is None:
             self.class_means = ClassMeans(len(self.class_names))
         for callback in callbacks:
@@ -257,12 +289,12 @@ class GeometryTrainer(EvaluatingTrainer):
         sizes = inputs["sizes"] if "sizes" in inputs else batch_sizes(inputs["labels"])
         with self.accelerator.autocast():
             out = self.features.student(model, inputs, self.accelerator.sync_gradients)
-            out |= self.features.frozen_images(inputs)
+            out |= self.features.frozen_images(inputs) | self.features.teacher_logits(inputs)
             frozen = self.features.frozen_texts(device)
         text = out.pop("text_features", None)  # the same on every process, so not gathered
-        gathered: dict[str, Any] = {
-            key: gather_batch(value, sizes) for key, value in {**out, "labels": inputs["labels"]}.items()
-        }
+        if self.labelled:
+            out["labels"] = inputs["labels"]
+        gathered: dict[str, Any] = {key: gather_batch(value, sizes) for key, value in out.items()}
         if self.class_means is not None:
             gathered["class_means"] = self.class_means.update(gathered["image_features"], gathered["labels"])
         if {"class_means", "classifier_weight"} & self._required and not self.task.reads_text:
@@ -311,7 +343,8 @@ class GeometryTrainer(EvaluatingTrainer):
         with self._checks:
             batch = self.geometry_batch(model, inputs)
             value = objective(batch, self.classification_loss, self.losses, self.state.global_step + 1)
-            images = len(batch.need("labels")[0])
+            logits: Any = batch.logits
+            images = len(logits)
             step_images = num_items_in_batch or images
             self._accumulation.add(value.noted, value.constrained, images / step_images)
         self._checks.read()

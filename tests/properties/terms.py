@@ -121,7 +121,11 @@ def batches(draw, term: Term, **like: Any) -> GeometryBatch:
             if field == "class_means" and draw(st.booleans()):
                 fields[field][draw(st.integers(0, k - 1))] = torch.nan
     for field, value in fields.items():
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and not field.startswith(("frozen", "teacher")):
+        if (
+            isinstance(value, torch.Tensor)
+            and value.is_floating_point()
+            and not field.startswith(("frozen", "teacher"))
+        ):
             value.requires_grad_(field not in ("logit_scale", "class_counts"))
     return GeometryBatch(**fields)
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from peft_ncgeo.losses import (
     LDAM,
     CrossEntropy,
+    Distillation,
     OTPreservation,
     PrototypeImageContrast,
     PrototypeSupCon,
@@ -26,11 +27,14 @@ from ..conftest import NAMES, tiny_images
 from .runs import (
     Gradients,
     Pointwise,
+    larger_clip,
     lora_clip,
     lora_vit,
     ot_and_budget,
+    other_processor,
     prompted_clip,
     prototypes,
+    student_of,
     trainer,
     vit,
     weights,
@@ -92,6 +96,20 @@ WHOLE: dict[str, Any] = {
         "gradient_accumulation_steps": 3,  # the last micro-batch is short
     },
     "drop_last": lambda: {"losses": ot_and_budget(), "dataloader_drop_last": True},
+    # a batch norm over all processes, and images without labels
+    "distilled": lambda: {
+        "model": student_of(larger_clip()),
+        "teacher": larger_clip(),
+        "losses": [Distillation(weight=5.0, temperature=2.0)],
+        "classify": False,
+        "unlabelled": True,
+    },
+    "distilled_views": lambda: {  # the teacher's logits known from the start, of pixels of its own
+        "teacher": larger_clip(image_size=24),
+        "teacher_processor": other_processor(),
+        "losses": [Distillation(weight=2.0)],
+        "num_views": 1,
+    },
     "views": lambda: {  # image features known from the start, shared out to encode
         "model": prompted_clip(num_vision_tokens=0),
         "losses": ot_and_budget(),
@@ -116,7 +134,9 @@ def alone(**options: Any):
 def loss_alone(loss: Loss):
     """A training by this loss, on a model that has what it reads."""
     options: dict[str, Any] = {"losses": lambda: [loss()]}
-    if "logits" in loss.reads:
+    if "teacher_logits" in loss.reads:
+        options["teacher"] = larger_clip
+    elif "logits" in loss.reads:
         options = {"classification_loss": loss}
     if "template_features" in loss.reads:
         options["student_templates"] = lambda: ["a photo of a {}.", "a photo of the {}, in black."]
@@ -132,7 +152,7 @@ SETTINGS = (
     *("OTPreservation(joint, exact)", "PointwisePreservation(published)", "GeometricDebiasing(anchor True)"),
     *("LanguageCollapse()", "ModalityIsomorphism(mean)", "ModalityIsomorphism(sinkhorn, epsilon 0.5)"),
     *("ClusterCollapse(2 clusters, sum)", "RotationStabilization()", "SpaceAlignment(detach False, center False)"),
-    *("PrototypeImageContrast(default)", "PrototypeSupCon(of the head)"),
+    *("PrototypeImageContrast(default)", "PrototypeSupCon(of the head)", "Distillation(temperature 2)"),
 )
 STEPS = {"accumulated": 2, "drop_last": 4, "CrossEntropy, accumulated": 1}  # others: 3 an epoch
 MEMORY = {"budget": 0.01, "modality": "separate", "solver": "entropic", "memory_size": 9}
@@ -140,6 +160,11 @@ ALONE: dict[str, Any] = {
     **{name: loss_alone(FORMULAS[name]) for name in SETTINGS},
     "CrossEntropy, accumulated": alone(
         model=lora_vit, classification_loss=CrossEntropy, gradient_accumulation_steps=lambda: 3
+    ),
+    "Distillation, with a batch norm": alone(
+        model=lambda: student_of(larger_clip()),
+        teacher=larger_clip,
+        losses=lambda: [Distillation(weight=20.0)],
     ),
     "OTPreservation, memory": alone(losses=lambda: [OTPreservation(**MEMORY)]),
     "PromptAveraging": alone(classification_loss=CrossEntropy, callbacks=lambda: [PromptAveraging(mean=1, std=1)]),
@@ -159,17 +184,21 @@ def runs_of(world: int) -> dict[str, Any]:
 def run(name: str, options: dict[str, Any], output_dir: Path, world: int) -> None:
     gradients = Gradients()
     options["callbacks"] = [*options.get("callbacks", []), gradients]
+    train = images(27)
+    if options.pop("unlabelled", False):
+        train, options["class_names"] = train.remove_columns("label"), NAMES
     training = trainer(
         output_dir,
-        train=images(27),
+        train=train,
         eval_dataset=tiny_images(9, NAMES),
         per_device_train_batch_size=BATCH // world,
         **{"augmentation": "crop_flip", "num_train_epochs": 2, **options},
     )
     assert training.args.world_size == world, training.args.world_size
     training.train()
+    saved = {key: value for key, value in training.model.named_buffers() if ".modules_to_save." in key}
     result: dict[str, Any] = {
-        "weights": weights(training.model),
+        "weights": weights(training.model) | saved,  # and statistics of batch norms
         "gradients": gradients.steps,
         "state": {f"{own.name}.{key}": v for own in training._stateful() for key, v in own.state_dict().items()},
         "factors": [loss.factor() for loss in training.losses],

@@ -6,9 +6,9 @@ import warnings
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, Trainer, TrainerCallback, TrainingArguments
 
-from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, PrototypeConfig
+from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, ImageClassifier, NPTConfig, PrototypeConfig
 from peft_ncgeo.losses import (
     ClusterCollapse,
     CrossEntropy,
@@ -21,7 +21,7 @@ from peft_ncgeo.losses import (
     RotationStabilization,
 )
 
-from ..conftest import tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
+from ..conftest import IMAGE_SIZE, NAMES, TEXT, VISION, tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
 
 
 class Gradients(TrainerCallback):
@@ -63,6 +63,32 @@ def vit(config=None):
     return get_peft_model(tiny_vit_classifier(), config)
 
 
+def larger_clip(seed: int = 5, width: int = 28, image_size: int = IMAGE_SIZE, **overrides):
+    """Another CLIP, whose features are wider than the student's."""
+    torch.manual_seed(seed)
+    text, vision = {**TEXT, "projection_dim": width}, {**VISION, "projection_dim": width, "image_size": image_size}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=width, logit_scale_init_value=1.5)
+    return CLIPModel._from_config(config, **overrides).eval()
+
+
+def other_processor():
+    """A processor with another normalisation and size (24) of images than the student's."""
+    processor, size = tiny_processor(), {"height": 24, "width": 24}
+    processor.image_processor = CLIPImageProcessor(
+        size=size, crop_size=size, image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.25, 0.25]
+    )
+    return processor
+
+
+def student_of(teacher, names=NAMES, **options):
+    """PromptKD's student: tiny CLIP's image tower with prompts, a projector, and the teacher's texts."""
+    given = {"head": "cosine", "init": "texts", "teacher": teacher, "processor": tiny_processor()}
+    torch.manual_seed(3)
+    base = ImageClassifier.from_backbone(tiny_clip(), names, **{**given, **options})
+    config = NPTConfig(num_text_tokens=0, num_vision_tokens=4, vision_depth=3, modules_to_save=["projector"])
+    return get_peft_model(base, config)
+
+
 def prototypes(**fields):
     config = {"projection_dim": 16, "num_vision_tokens": 2, "vision_depth": 2, "prototypes_per_class": 10}
     return vit(PrototypeConfig(**{**config, **fields}))
@@ -84,6 +110,9 @@ def trainer(
     classification_loss=None,
     compute_metrics=None,
     data_collator=None,
+    class_names=None,
+    teacher=None,
+    teacher_processor=None,
     **arguments,
 ):
     defaults = {
@@ -108,6 +137,9 @@ def trainer(
         classification_loss=(classification_loss or CrossEntropy()) if classify else None,
         compute_metrics=compute_metrics,
         data_collator=data_collator,
+        class_names=class_names,
+        teacher=teacher,
+        teacher_processor=teacher_processor or (teacher and tiny_processor()),
     )
 
 

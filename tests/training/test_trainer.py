@@ -143,7 +143,7 @@ def test_teacher_is_the_untrained_model(tmp_path):
     run.train()
     with torch.no_grad():
         expected = tiny_clip().get_image_features(pixel_values=images).pooler_output
-        assert torch.equal(run.teacher.image_features(images), expected)
+        assert torch.equal(run.frozen.image_features(images), expected)
         student = run.model.get_base_model().get_image_features(pixel_values=images).pooler_output
     assert not torch.allclose(student, expected, atol=1e-3)
     assert all(p.requires_grad == ("ncgeo_npt" in name) for name, p in run.model.named_parameters())

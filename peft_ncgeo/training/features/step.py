@@ -7,26 +7,29 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...data.images import LabelledImages
+from ...data.images import FILLER, TEACHER, ImageCollator, LabelledImages
+from ...models.batch_norm import rows_that_count
 from ...models.feature_extractor import FeatureExtractor, extract_features
 from ...models.image_encoder import image_inputs
 from ...models.towers import reads_text
 from ..arguments import GeometryTrainingArguments
 from .teacher import FrozenTeacher
+from .teacher_model import TeacherModel
 from .views import ViewFeatures, never_changes
 
 
 class StepFeatures:
-    """Features of micro-batches: the student's, and the frozen model's if a loss asks for them.
+    """Features of micro-batches: the student's, and the frozen model's and a teacher's if a loss asks for them.
 
     - Texts do not depend on images: one pass serves all micro-batches of an optimiser step.
-    - The frozen model's texts are read once.
-    - Where images are shown in views that come again, the frozen model sees each view once. So does the student where
-      nothing in its image tower is trained; images are not even decoded then.
+    - The frozen model's and the teacher's texts are read once.
+    - Where images are shown in views that come again, the frozen model and the teacher see each view once. So does the
+      student where nothing in its image tower is trained; images are not even decoded then.
 
     Args:
         extractor: the student.
-        teacher: the frozen model, or None.
+        frozen: the frozen model, or None.
+        teacher: another model, or None.
         required: [`GeometryBatch`] fields that losses ask for.
         args: of the training.
     """
@@ -34,12 +37,13 @@ class StepFeatures:
     def __init__(
         self,
         extractor: FeatureExtractor,
-        teacher: FrozenTeacher | None,
+        frozen: FrozenTeacher | None,
+        teacher: TeacherModel | None,
         required: Collection[str],
         args: GeometryTrainingArguments,
     ) -> None:
-        self.extractor, self.teacher, self.args = extractor, teacher, args
-        self.required = set(required) if teacher is not None else set()
+        self.extractor, self.frozen, self.teacher, self.args = extractor, frozen, teacher, args
+        self.required = set(required) if frozen is not None else set()
         self.begin({})
 
     def begin(self, texts: dict[str, Tensor]) -> None:
@@ -48,6 +52,9 @@ class StepFeatures:
         self.forget_step()
         self.student_views: ViewFeatures | None = None
         self.frozen_views: ViewFeatures | None = None
+        self.teacher_views: ViewFeatures | None = None
+        if self.teacher is not None:
+            self.teacher.forget_texts()
 
     def forget_step(self) -> None:
         """Drop the texts' features, so that the next micro-batch encodes them again."""
@@ -67,7 +74,8 @@ class StepFeatures:
         new = {} if self.step_text is not None else dict(self.texts)
         if "pixel_values" in inputs:
             new |= image_inputs(inputs)
-        out: dict[str, Tensor] = model(**new) if new else {}
+        with rows_that_count(inputs["labels"] != FILLER):
+            out: dict[str, Tensor] = model(**new) if new else {}
         if self.student_views is not None:
             out["image_features"] = self.student_views.of(inputs["views"], inputs["labels"].device)
         if self.step_text is not None:
@@ -80,19 +88,29 @@ class StepFeatures:
 
     def frozen_images(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """Return `frozen_image_features` (B, d), or nothing if no loss asks for them."""
-        if self.teacher is None or "frozen_image_features" not in self.required:
+        if self.frozen is None or "frozen_image_features" not in self.required:
             return {}
         if self.frozen_views is not None:
             features = self.frozen_views.of(inputs["views"], inputs["labels"].device)
         else:
-            features = self.teacher.image_features(**image_inputs(inputs))
+            features = self.frozen.image_features(**image_inputs(inputs))
         return {"frozen_image_features": features}
 
     def frozen_texts(self, device: Any) -> dict[str, Tensor]:
         """Return `frozen_text_features` (K, d), or nothing if no loss asks for them."""
-        if self.teacher is None or "frozen_text_features" not in self.required:
+        if self.frozen is None or "frozen_text_features" not in self.required:
             return {}
-        return {"frozen_text_features": self.teacher.text_features(device)}
+        return {"frozen_text_features": self.frozen.text_features(device)}
+
+    def teacher_logits(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
+        """Return `teacher_logits` (B, K), or nothing without a teacher."""
+        if self.teacher is None:
+            return {}
+        device = inputs["labels"].device
+        if self.teacher_views is not None:
+            return {"teacher_logits": self.teacher_views.of(inputs["views"], device)}
+        prefix = "" if self.teacher.image_processor is None else TEACHER
+        return {"teacher_logits": self.teacher.logits(**image_inputs(inputs, prefix=prefix)).to(device)}
 
     def look_ahead(self, images: LabelledImages, collate: Callable[..., dict[str, Any]], steps: int) -> None:
         """Encode every view now, if `steps` optimiser steps will see each more than once on average."""
@@ -101,7 +119,7 @@ class StepFeatures:
         if not images.views or seen < 2 * images.views:
             return
 
-        def embed(encoder: Callable[..., Tensor]) -> ViewFeatures:
+        def embed(encoder: Callable[..., Tensor], collate: Callable[..., dict[str, Any]] = collate) -> ViewFeatures:
             return ViewFeatures(
                 images, collate, encoder, args.device, args.eval_batch_size, quiet=bool(args.disable_tqdm)
             )
@@ -109,9 +127,13 @@ class StepFeatures:
         sample = collate([images.fixed_view(0)])
         if "views" not in sample:
             return  # a collator of the user's own, which does not say which views it holds
+        images.show_teacher(False)  # its pixels are made once, below
         one = image_inputs(sample, args.device)
         if reads_text(self.extractor.model) and never_changes(self.extractor, self.extractor(**one)):
             self.student_views = embed(lambda **images: extract_features(self.extractor, **images)["image_features"])
-        if self.teacher is not None and "frozen_image_features" in self.required:
-            self.frozen_views = embed(self.teacher.image_features)
+        if self.frozen is not None and "frozen_image_features" in self.required:
+            self.frozen_views = embed(self.frozen.image_features)
+        if self.teacher is not None:
+            own = self.teacher.image_processor
+            self.teacher_views = embed(self.teacher.logits, collate if own is None else ImageCollator(own))
         images.show(self.student_views is None)

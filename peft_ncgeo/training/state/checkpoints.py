@@ -93,6 +93,7 @@ class CheckpointingTrainer(SharingTrainer):
 
     losses: list[Any]
     class_means: Any = None
+    teacher: Any = None
     _start: TrainingSnapshot | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -164,8 +165,8 @@ class CheckpointingTrainer(SharingTrainer):
                 model.load_adapter(str(folder), name)
 
     def _stateful(self) -> list[Any]:
-        """Return all objects with a name and a state: losses, class means and some callbacks."""
-        others = [self.class_means, *self.callback_handler.callbacks]
+        """Return all objects with a name and a state: losses, class means, a teacher and some callbacks."""
+        others = [self.class_means, self.teacher, *self.callback_handler.callbacks]
         owners = [*self.losses, *(o for o in others if hasattr(o, "name") and hasattr(o, "load_state_dict"))]
         for name, count in Counter(owner.name for owner in owners).items():
             if count > 1:

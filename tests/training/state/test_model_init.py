@@ -105,7 +105,7 @@ def test_all_that_reads_the_model_reads_the_new_one(tmp_path):
     assert (
         run.model
         is run.extractor.model
-        is run.teacher.extractor.model
+        is run.frozen.extractor.model
         is run.task.model
         is run.features.extractor.model
     )

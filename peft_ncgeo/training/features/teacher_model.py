@@ -1,0 +1,122 @@
+"""Logits of a teacher that is another model than the one that is trained, as in distillation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...data.head_names import check_head_names
+from ...data.processors import find_processor, makes_same_pixels
+from ...geometry.sphere import cosine_logits
+from ...models.adapters import unwrap
+from ...models.devices import execution_device, is_offloaded
+from ...models.feature_extractor import FeatureExtractor, extract_features
+from ...models.towers import logit_bias, logit_scale
+from ..arguments import GeometryTrainingArguments
+from ..task import ClassificationTask
+
+
+class TeacherModel:
+    """Logits of another model on the training images, without gradient and in evaluation mode.
+
+    A dual encoder reads the class names in the template of its own adapter, else in that of the arguments, once for
+    each training: `exp(logit_scale) cos(f, g)`. An image classifier must have the same classes in the same order.
+
+    Its weights are not part of the trained model, so they are neither trained nor saved. A checkpoint holds a
+    fingerprint of them: a training does not resume with another teacher.
+
+    Args:
+        model: with or without adapters; it is moved to the device, unless it was dispatched over several.
+        processing_class: its processor; None: the one that is found where it was loaded from.
+        student: what is trained, with its image processor.
+        class_names: of the training set.
+        args: of the training.
+
+    Attributes:
+        image_processor: its image processor, where this makes other pixels than the student's; else None.
+
+    Raises:
+        ValueError: it shares trained parameters with the student, its processor is not known, or it cannot classify
+            images as these classes.
+    """
+
+    name = "teacher"  # of its fingerprint in checkpoints
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processing_class: Any,
+        student: ClassificationTask,
+        class_names: Sequence[str],
+        args: GeometryTrainingArguments,
+    ) -> None:
+        name = type(unwrap(model)).__name__
+        trained = {id(parameter) for parameter in student.model.parameters() if parameter.requires_grad}
+        if any(id(parameter) in trained for parameter in model.parameters()):
+            raise ValueError(f"The teacher {name} shares trained parameters with the student; load it a second time.")
+        processing_class = find_processor(model) if processing_class is None else processing_class
+        if processing_class is None:
+            raise ValueError(
+                f"No processor is found where the teacher {name} was loaded from; pass teacher_processor, the "
+                "student's own if it is the same."
+            )
+        self.task = ClassificationTask(model, processing_class, args)
+        if self.task.reads_text:
+            self.task.texts(class_names)
+        else:
+            check_head_names(model, class_names, args.label_column)
+        processor = self.task.image_processor
+        self.image_processor = None if makes_same_pixels(processor, student.image_processor) else processor
+        self.class_names = list(class_names)
+        dispatched = is_offloaded(model) or getattr(unwrap(model), "hf_device_map", None)
+        self.extractor = FeatureExtractor(model if dispatched else model.to(args.device))
+        self.forget_texts()
+
+    def forget_texts(self) -> None:
+        """Drop the text features, so that the next pass reads the class names again."""
+        self._text_features: Tensor | None = None
+
+    def logits(self, **images: Tensor) -> Tensor:
+        """Return the logits (B, K) of the inputs that its image processor makes."""
+        model: Any = self.extractor.model
+        device: Any = execution_device(model)
+        out = extract_features(self.extractor, **{name: value.to(device) for name, value in images.items()})
+        if not self.task.reads_text:
+            return out["logits"]
+        if self._text_features is None:
+            texts = self.task.texts(self.class_names).to(device)
+            self._text_features = extract_features(self.extractor, **texts)["text_features"]
+        with torch.no_grad():
+            return cosine_logits(out["image_features"], self._text_features, logit_scale(model), logit_bias(model))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return a fingerprint of its weights and template, of exact sums, so the same on every device."""
+        found = hashlib.blake2b(digest_size=8)
+        found.update((self.task.template if self.task.reads_text else "").encode())
+        for name, value in (*self.extractor.model.named_parameters(), *self.extractor.model.named_buffers()):
+            found.update(f"{name} {value.dtype} {tuple(value.shape)} {_sum_of_bits(value)}".encode())
+        return {"fingerprint": torch.tensor(int.from_bytes(found.digest(), "big", signed=True))}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Compare with the fingerprint in a checkpoint.
+
+        Raises:
+            ValueError: it is that of another teacher.
+        """
+        if not torch.equal(state_dict["fingerprint"].cpu(), self.state_dict()["fingerprint"]):
+            raise ValueError(
+                "The checkpoint was written with another teacher, or with the same one in another precision or "
+                "template; resume with that one, or start from the beginning."
+            )
+
+
+def _sum_of_bits(value: Tensor) -> int:
+    if value.is_meta:
+        return 0
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    whole = value.detach().view(integers[value.dtype.itemsize]) if value.dtype.itemsize in integers else value.detach()
+    return int(whole.sum(dtype=torch.int64))
