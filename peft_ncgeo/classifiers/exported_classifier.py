@@ -21,14 +21,15 @@ class ExportedClassifier(CLIPVisionModelWithProjection):
 
     .. math:: z_k = \exp(\texttt{logit\_scale}) \, \mathrm{unit}(f) \cdot g_k
 
+    where f has gone through a projector too (linear, batch norm, ReLU, linear) if the config has a `projector_dim`.
     If the image tower has prompts, n vectors follow [CLS] and the patches from layer `prompt_layers[0]` on (0: the
     input); each further layer of `prompt_layers` overwrites them with its own.
 
-    Weights beside those of `CLIPVisionModelWithProjection`: `text_features` (K, d), `logit_scale` (), and
-    `prompts.{layer}` (n, width).
+    Weights beside those of `CLIPVisionModelWithProjection`: `text_features` (K, d), `logit_scale` (),
+    `prompts.{layer}` (n, width) and `projector`.
 
     Config, beside a `CLIPVisionConfig`'s own fields: `id2label` holds the class names, `prompt_layers` the layers with
-    prompts (none: an empty list), `num_prompts` is n.
+    prompts (none: an empty list), `num_prompts` is n, `projector_dim` the width d behind a projector.
     """
 
     text_features: Tensor
@@ -42,8 +43,11 @@ class ExportedClassifier(CLIPVisionModelWithProjection):
         super().__init__(config)
         shape = config.num_prompts, config.hidden_size
         self.prompts = nn.ParameterDict({str(i): nn.Parameter(torch.zeros(shape)) for i in config.prompt_layers})
+        inner, width = config.projection_dim, getattr(config, "projector_dim", None)
+        layers = [nn.Linear(inner, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, width)] if width else []
+        self.projector = nn.Sequential(*layers)
         # buffers: as parameters they would come first, and set the dtype of the model
-        self.register_buffer("text_features", torch.zeros(config.num_labels, config.projection_dim))
+        self.register_buffer("text_features", torch.zeros(config.num_labels, width or inner))
         self.register_buffer("logit_scale", torch.zeros(()))
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
@@ -63,7 +67,7 @@ class ExportedClassifier(CLIPVisionModelWithProjection):
         for i, layer in enumerate(tower.encoder.layers):
             hidden_states = self._with_prompts(hidden_states, i) if i else hidden_states
             hidden_states = layer(hidden_states, attention_mask=None)
-        features = self.visual_projection(tower.post_layernorm(hidden_states[:, 0]))
+        features = self.projector(self.visual_projection(tower.post_layernorm(hidden_states[:, 0])))
         with torch.autocast(features.device.type, enabled=False):
             features = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
             logits = self.logit_scale.exp() * features @ self.text_features.T

@@ -63,10 +63,10 @@ def refuse_vision_prompts(model: nn.Module) -> None:
         )
 
 
-def image_part(model: nn.Module) -> Any:
+def image_part(model: nn.Module, parts: tuple[str, ...] = PARTS) -> Any:
     """Return a copy of a dual encoder with its image tower alone, without prompts, other adapters merged into it."""
     view = shallow_copy(model)
-    view._modules = {name: _merged(child) for name, child in model.named_children() if name in PARTS}
+    view._modules = {name: _merged(child) for name, child in model.named_children() if name in parts}
     return view
 
 

@@ -1,4 +1,4 @@
-"""Export of a tuned dual encoder as a classifier for fixed class names, without its text tower and without PEFT."""
+"""Export of a tuned model as a classifier for fixed class names, without a text tower and without PEFT."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPVisionConfig
+from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
 from ..classifiers.exported_classifier import ExportedClassifier
 from ..classifiers.fixed_classes import (
@@ -21,12 +21,20 @@ from ..classifiers.fixed_classes import (
     refuse_vision_prompts,
 )
 from ..classifiers.zero_shot import ZeroShotClassifier
+from ..data.class_prompts import list_names
+from ..data.head_names import head_names
 from ..data.processors import image_processor
 from ..geometry.sphere import l2_normalize
 from ..markdown import escape
 from ..models.adapters import evaluation_mode, unwrap
+from ..models.cosine_head import CosineHead
+from ..models.heads import classifier
+from ..models.image_classifier import ImageClassifierModel
 from ..models.towers import find_towers, reads_text
 from ..tuners.prompt_layer import PromptLayer
+from ..validation import short_repr
+
+_PARTS_OF_STUDENT = ("backbone", "projection", "projector")
 
 
 def export_classifier(
@@ -50,11 +58,14 @@ def export_classifier(
     The folder of another dual encoder, such as SigLIP, holds an [`~peft_ncgeo.ImageClassifier`] with a cosine head,
     which Transformers reads once `peft_ncgeo` is imported. It has no place for vision prompts.
 
+    An [`~peft_ncgeo.ImageClassifier`] of a CLIP's image tower, such as a student with prompts and a projector, is
+    exported like a `CLIPModel`; the rows of its cosine head take the place of the texts.
+
     Args:
         model: a dual encoder with or without adapters, or a `PeftModel` around one. Its active adapters are exported.
-        class_names: K class names, at least two.
+        class_names: K class names, at least two; for an image classifier, some of its own.
         folder: a new or empty one; it is written completely or not at all.
-        processor: the model's processor, with its tokenizer.
+        processor: the model's processor, with its tokenizer; for an image classifier, its image processor.
         template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
 
     Returns:
@@ -77,12 +88,18 @@ def export_classifier(
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} exists and is not empty; name a new folder.")
-    _check(model, processor)
+    names = list_names(class_names)
     with evaluation_mode(model):
-        text = ZeroShotClassifier(model, processor, template)
-        export, told = (_of_clip, _CODE) if isinstance(unwrap(model), CLIPModel) else (fixed_classifier, _PACKAGE)
-        exported = export(unwrap(model), list(class_names), text.text_features(class_names))
-    readme = _README.format(count=len(class_names), template=escape(text.template), **told)
+        if _is_student(model):
+            exported: Any = _of_student(unwrap(model), names)
+            told, rows = _CODE, "the rows of its head"
+        else:
+            _check(model, processor)
+            text = ZeroShotClassifier(model, processor, template)
+            export, told = (_of_clip, _CODE) if isinstance(unwrap(model), CLIPModel) else (fixed_classifier, _PACKAGE)
+            exported = export(unwrap(model), names, text.text_features(names))
+            rows = f'their text features, each name written as "{escape(text.template)}"'
+    readme = _README.format(count=len(names), rows=rows, **told)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         whole = Path(temporary) / "export"
@@ -106,22 +123,62 @@ def _check(model: nn.Module, processor: Any) -> None:
         raise ValueError(f"{type(processor).__name__} has no tokenizer for the class names; pass the CLIPProcessor.")
 
 
+def _is_student(model: nn.Module) -> bool:
+    """Return True for an image classifier with a CLIP's projected image tower and a cosine head."""
+    base = unwrap(model)
+    if not (isinstance(base, ImageClassifierModel) and isinstance(classifier(model), CosineHead)):
+        return False
+    return base.config.vision_class == CLIPVisionModel.__name__ and base.config.projection_dim is not None
+
+
 @torch.no_grad()
 def _of_clip(model: CLIPModel, class_names: list[str], text_features: Tensor) -> ExportedClassifier:
-    prompts, parts = _vision_prompts(model), image_part(model)
+    # detached, or assigning them to the export would make them trainable
+    parts = image_part(model)
+    weights = {name: value.detach() for name, value in parts.named_parameters() if name.startswith(PARTS)}
+    scale = model.logit_scale.to(torch.promote_types(model.logit_scale.dtype, torch.float32))
+    return _exported(model, model.config.vision_config, weights, class_names, text_features, scale)
+
+
+@torch.no_grad()
+def _of_student(model: Any, class_names: list[str]) -> ExportedClassifier:
+    known, head = head_names(model), classifier(model)
+    if unknown := [name for name in class_names if name not in known]:
+        raise ValueError(f"The head has no class {short_repr(unknown[0])} among {short_repr(known)}; pass its names.")
+    if len(class_names) < 2:
+        raise ValueError(f"A classifier needs at least two class names, got {short_repr(class_names)}.")
+    parts = image_part(model, _PARTS_OF_STUDENT)
+    weights = {f"vision_model.{name}": value.detach() for name, value in parts.backbone.named_parameters()}
+    weights |= {"visual_projection.weight": parts.projection.weight.detach()}
+    weights |= {f"projector.{name}": value for name, value in parts.projector.state_dict().items()}
+    rows = head.weight.detach()[[known.index(name) for name in class_names]]
+    scale = torch.tensor(head.scale, dtype=torch.promote_types(rows.dtype, torch.float32), device=rows.device).log()
+    return _exported(model, model.config.vision_config, weights, class_names, rows, scale, model.config.projector_dim)
+
+
+def _exported(
+    model: Any,
+    vision_config: Any,
+    weights: dict[str, Tensor],
+    class_names: list[str],
+    text_features: Tensor,
+    scale: Tensor,
+    projector_dim: int | None = None,
+) -> ExportedClassifier:
+    """Return an export that holds these weights, the model's vision prompts, and rows (K, d) of any length."""
+    prompts = _vision_prompts(model)
     weights = {
-        # detached, or assigning them to the export would make them trainable
-        **{name: value.detach() for name, value in parts.named_parameters() if name.startswith(PARTS)},
+        **weights,
         **{f"prompts.{layer}": prompt for layer, prompt in prompts.items()},
         "text_features": l2_normalize(text_features),
-        "logit_scale": model.logit_scale.to(torch.promote_types(model.logit_scale.dtype, torch.float32)),
+        "logit_scale": scale,
     }
-    check_finite({**weights, "exp(logit_scale)": weights["logit_scale"].exp()})
-    vision_config: Any = model.config.vision_config
+    check_finite({**weights, "exp(logit_scale)": scale.exp()})
     config = CLIPVisionConfig.from_dict(
         {
             **vision_config.to_dict(),
-            "projection_dim": text_features.shape[1],
+            "projection_dim": len(weights["visual_projection.weight"]),
+            **({} if projector_dim is None else {"projector_dim": projector_dim}),
             **named_outputs(class_names),
             "prompt_layers": list(prompts),
             "num_prompts": len(next(iter(prompts.values()), ())),
@@ -133,10 +190,10 @@ def _of_clip(model: CLIPModel, class_names: list[str], text_features: Tensor) ->
     return exported
 
 
-def _vision_prompts(model: CLIPModel) -> dict[int, Tensor]:
+def _vision_prompts(model: nn.Module) -> dict[int, Tensor]:
     """Return layer -> prompt vectors (n, width) that enter there, in the model's dtype; coupled ones are computed."""
     tower = find_towers(model)["vision"]
-    like = next(model.vision_model.parameters()).new_empty(1, 0, 0)
+    like = next(model.get_submodule(tower.embeddings).parameters()).new_empty(1, 0, 0)
     found = {}
     for i, path in enumerate([tower.embeddings, *tower.layers[1:]]):  # layer 0's prompts enter at the embeddings
         place = model.get_submodule(path)
@@ -151,10 +208,9 @@ library_name: {library}
 pipeline_tag: image-classification
 ---
 
-# Zero-shot classifier for {count} classes
+# Classifier for {count} classes
 
-{tower} and the text features of {count} classes, each written as "{template}". The classes' names are in
-`config.json`. {needs}
+{tower} and, for {count} classes, {rows}. The classes' names are in `config.json`. {needs}
 
 ```python
 {first}from transformers import pipeline

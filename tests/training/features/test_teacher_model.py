@@ -182,7 +182,7 @@ def test_bfloat16(tmp_path):
 
 def test_model_init_and_the_same_teacher(tmp_path):
     run = GeometryTrainer(
-        model_init=lambda: prompted_clip(),  # noqa: PLW0108  it takes arguments
+        model_init=lambda: prompted_clip(),
         args=GeometryTrainingArguments(str(tmp_path), max_steps=2, save_strategy="no", disable_tqdm=True),
         train_dataset=tiny_images(8),
         processing_class=tiny_processor(),
