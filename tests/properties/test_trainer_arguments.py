@@ -20,6 +20,7 @@ IMAGES = tiny_images(10)
 wild = st.integers(-2, 3) | st.floats() | st.text(max_size=3) | st.lists(st.integers(0, 1), min_size=1, max_size=2)
 wild |= st.sampled_from([object(), b"x", [None], {"image": [1]}, IMAGES.to_iterable_dataset(), Dataset.from_dict({})])
 PARTS = ["model", "args", "train_dataset", "eval_dataset", "processing_class", "losses", "classification_loss"]
+PARTS += ["class_names", "teacher", "teacher_processor"]
 SETTINGS = ["template", "frozen_templates", "student_templates", "image_column", "label_column", "augmentation"]
 SETTINGS += ["num_views", "class_balanced_sampling"]
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ...data.head_names import check_head_names
-from ...data.processors import find_processor, makes_same_pixels
+from ...data.processors import find_processor, image_processor, makes_same_pixels
 from ...geometry.sphere import cosine_logits
 from ...models.adapters import unwrap
 from ...models.devices import execution_device, is_offloaded
 from ...models.feature_extractor import FeatureExtractor, extract_features
-from ...models.towers import logit_bias, logit_scale
+from ...models.towers import logit_bias, logit_scale, reads_text
+from ...validation import short_repr
 from ..arguments import GeometryTrainingArguments
 from ..task import ClassificationTask
 
@@ -63,6 +64,13 @@ class TeacherModel:
             raise ValueError(
                 f"No processor is found where the teacher {name} was loaded from; pass teacher_processor, the "
                 "student's own if it is the same."
+            )
+        if not callable(image_processor(processing_class)) or (
+            reads_text(model) and not hasattr(processing_class, "tokenizer")
+        ):
+            raise ValueError(
+                f"teacher_processor={short_repr(processing_class)} does not read what the teacher {name} takes; pass "
+                "the processor that was saved with it."
             )
         self.task = ClassificationTask(model, processing_class, args)
         if self.task.reads_text:

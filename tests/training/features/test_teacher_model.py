@@ -209,6 +209,8 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path):
         "shares trained parameters": shared(),
         "neither text features nor": {"teacher": tiny_vit_classifier().vit},
         "head has 5 outputs": {"teacher": tiny_vit_classifier(), "train": tiny_images(8, NAMES[:2])},
+        "teacher_processor=5 ": {"teacher_processor": 5},
+        "teacher_processor=CLIPImageProcessor": {"teacher_processor": tiny_processor().image_processor},
         "data_collator.*teacher": {"teacher_processor": other_processor(), "data_collator": lambda samples: {}},
     }
     for message, options in cases.items():
