@@ -149,7 +149,12 @@ def check_teacher(teacher: Any, teacher_processor: Any, terms: Sequence[Any]) ->
 
 def find_label_reader(args: GeometryTrainingArguments, terms: Sequence[Any]) -> str:
     """Return the name of a term or argument that reads labels, or an empty text if none does."""
-    readers = [getattr(term, "name", "ce") for term in terms if getattr(term, "reads_labels", True)]
+    made_of_labels = {"labels", "class_means", "class_counts"}
+    readers = [
+        getattr(term, "name", "ce")
+        for term in terms
+        if getattr(term, "reads_labels", True) or made_of_labels.intersection(getattr(term, "requires", ()))
+    ]
     return next(iter([*readers, *(["class_balanced_sampling"] if args.class_balanced_sampling else [])]), "")
 
 

@@ -94,7 +94,7 @@ class GeometryTrainer(EvaluatingTrainer):
 
     Under gradient accumulation a micro-batch counts by its images, so terms that are means over images have the value
     and gradient of one large batch, and terms on texts alone theirs. Terms that compare samples, or divide by anything
-    else of a batch, see one micro-batch at a time.
+    else of a batch, see one micro-batch at a time; so does a batch norm that is trained.
 
     Raises:
         ValueError: before training starts, where model, data and losses do not fit together.

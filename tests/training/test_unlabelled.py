@@ -99,7 +99,12 @@ def test_a_student_of_texts_and_its_card(tmp_path, name, epochs):
     assert "ransductive" not in create_card(record=labelled).text
 
 
+class OfCounts(Regularizer):
+    default_name, requires, reads_labels = "of_counts", ("class_counts",), False
+
+
 REFUSED = {
+    "of_counts reads labels": {"losses": lambda: [Distillation(), OfCounts(1.0)]},
     "ce reads labels": {"classify": True},
     "ce reads labels.*'label'": {"classify": True, "train": SETS["no column"][0], "named": True},
     "ot reads labels": {"losses": lambda: [Distillation(), OTPreservation(weight=1.0)]},
