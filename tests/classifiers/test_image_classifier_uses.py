@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import ResNetConfig, ResNetModel
 
 from peft_ncgeo import CoPAConfig, ImageClassifier, NPTConfig, PrototypeConfig, adapt
+from peft_ncgeo.classifiers.exported_classifier import ExportedClassifier
 from peft_ncgeo.classifiers.image_features import ImageFeatures
 from peft_ncgeo.geometry.alignment import rotate_towards_means
 from peft_ncgeo.hub import create_card, export_classifier, load_adapter, save_adapter
@@ -193,8 +194,14 @@ def test_protocol(tmp_path):
 
 
 def test_export_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="save_pretrained"):
-        export_classifier(classifier(), NAMES, tmp_path / "export", tiny_processor())
+    """A cosine head on CLIP's projected tower is exported; of others, saving does as well."""
+    for other in (classifier("linear"), of_vit("cosine")):
+        with pytest.raises(ValueError, match="save_pretrained"):
+            export_classifier(other, NAMES, tmp_path / "export", tiny_processor())
+    export_classifier(classifier(), NAMES, tmp_path / "export", tiny_processor())
+    exported = ExportedClassifier.from_pretrained(tmp_path / "export")
+    with torch.no_grad():
+        torch.testing.assert_close(exported(pixels()).logits, logits(classifier()))
 
 
 def test_merged_lora_is_a_plain_classifier_again(tmp_path):
