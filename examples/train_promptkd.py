@@ -40,7 +40,9 @@ MARK = "transductive: unlabelled images of all classes"
 
 @dataclass
 class ScriptArguments:
-    recipe: str = field(default=str(RECIPES / "promptkd.yaml"), metadata={"help": "YAML file of the student."})
+    recipe: str = field(
+        default=str(RECIPES / "images" / "promptkd.yaml"), metadata={"help": "YAML file of the student."}
+    )
     teacher_recipe: str = field(
         default=str(RECIPES / "demo" / "promptsrc.yaml"), metadata={"help": "YAML file of the demo's teacher."}
     )
@@ -170,7 +172,7 @@ def main() -> None:
     parser.set_defaults(
         output_dir="outputs/promptkd", save_strategy="no", logging_strategy="epoch", per_device_eval_batch_size=256
     )
-    (script, args), recipe = parse_with_recipe(parser, default=RECIPES / "promptkd.yaml")
+    (script, args), recipe = parse_with_recipe(parser, default=RECIPES / "images" / "promptkd.yaml")
     if recipe.config is None or "projector" not in (recipe.config().modules_to_save or []):
         raise SystemExit(f"Recipe {script.recipe} names no config with modules_to_save: [projector].")
     args.share_batch(script.batch_size)
