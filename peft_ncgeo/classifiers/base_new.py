@@ -11,11 +11,12 @@ from ..data.checks import check_dataset
 from ..data.images import LabelledImages
 from ..metrics.accuracy import accuracy, harmonic_mean
 from ..validation import check_int
+from .few_shot import HeadClassifier
 from .zero_shot import ZeroShotClassifier
 
 
 def evaluate_base_new(
-    classifier: ZeroShotClassifier,
+    classifier: ZeroShotClassifier | HeadClassifier,
     splits: Mapping[str, Dataset],
     image_column: str = "image",
     label_column: str = "label",
@@ -24,7 +25,7 @@ def evaluate_base_new(
     """Return the accuracy on base and on new classes, each among its half's own names, and their harmonic mean.
 
     Args:
-        classifier: the tuned or untuned model with its processor.
+        classifier: the tuned or untuned model with its processor; or a few-shot classifier whose head takes new names.
         splits: "base" and "new", as `peft_ncgeo.data.base_new_split` returns them; other keys are ignored.
         batch_size: images decoded and classified at once.
 
@@ -42,8 +43,11 @@ def evaluate_base_new(
     evaluate_base_new(classifier, base_new_split(test_set))
     ```
     """
-    if not isinstance(classifier, ZeroShotClassifier):
-        raise TypeError(f"Expected a ZeroShotClassifier(model, processor), got {type(classifier).__name__}.")
+    if not isinstance(classifier, ZeroShotClassifier | HeadClassifier):
+        raise TypeError(
+            f"Expected a ZeroShotClassifier(model, processor), or adapt(..., head=TipAdapter()), got "
+            f"{type(classifier).__name__}."
+        )
     if not isinstance(splits, Mapping):
         raise TypeError(
             f'splits must map "base" and "new" to data sets, got {type(splits).__name__}; see base_new_split.'
@@ -66,7 +70,12 @@ def evaluate_base_new(
 
 
 def _accuracy(
-    classifier: ZeroShotClassifier, dataset: Dataset, half: str, image_column: str, label_column: str, batch_size: int
+    classifier: ZeroShotClassifier | HeadClassifier,
+    dataset: Dataset,
+    half: str,
+    image_column: str,
+    label_column: str,
+    batch_size: int,
 ) -> float:
     names = dataset.features[label_column].names
     samples = LabelledImages(dataset, image_column, label_column)
@@ -76,7 +85,8 @@ def _accuracy(
     for start in tqdm(starts, desc=f"Evaluating {half}", disable=len(starts) < 10):
         batch = [samples[i] for i in range(start, min(start + batch_size, len(samples)))]
         # text features are computed once: the classifier keeps them
-        probabilities = classifier.predict_proba([sample["image"] for sample in batch], names, batch_size)
+        images = [sample["image"] for sample in batch]
+        probabilities = classifier.predict_proba(images, class_names=names, batch_size=batch_size)
         predictions += probabilities.argmax(dim=-1).tolist()
         labels += [sample["label"] for sample in batch]
     return accuracy(predictions, labels)

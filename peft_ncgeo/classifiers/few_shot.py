@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from peft.utils import CONFIG_NAME
 from torch import Tensor, nn
 
+from ..data.class_prompts import list_names
 from ..data.head_names import CLASS_NAMES
 from ..data.processors import find_processor
-from ..files import file_name, parse_json
+from ..files import file_name
 from ..geometry.contrast import TEMPERATURE, check_temperature
 from ..geometry.heads import Heads
-from ..loading.adapter_folder import refuse_model_folder, weights_digest, writing_adapter
-from ..loading.load import PROTOTYPES, fetch_adapter, load_adapter
-from ..models.adapters import unwrap
+from ..loading.adapter_folder import refuse_model_folder, writing_adapter
+from ..loading.load import HEAD, PROTOTYPES, fetch_adapter, fetch_files, load_adapter
+from ..models.adapters import evaluation_mode, unwrap
 from ..models.snapshots import unchanged_on_error
-from ..models.tensor_files import check_tensors, read_shapes
 from ..tuners.copa import CoPAConfig, CoPALayer, Residual
-from ..validation import one_line, short_repr
-from .image_features import ImageFeatures, check_rows
+from ..validation import short_repr
+from .head_files import HeadFile, fixed_image, load_named_base, read_head, write_head
+from .heads.base import FeatureHead, State
+from .image_features import ImageFeatures, ProjectedFeatures, check_rows
+from .prototype_files import read_prototypes, write_prototypes
+from .zero_shot import ZeroShotClassifier
 
-_HEADS = "adapter_sha256"  # key in that file's header: digest of the heads that the prototypes belong to
+_ROWS = 1024  # images whose logits are computed at once
 
 
 class FewShotClassifier:
@@ -115,16 +116,31 @@ class FewShotClassifier:
         return maps
 
     @torch.no_grad()
-    def predict_proba(self, images: Any, batch_size: int = 64) -> Tensor:
-        """Return class probabilities (N, K), `softmax_c(cos(x Theta_I, P_c Theta_P) / tau)`, float32 on the CPU."""
-        return (self._cosines(images, batch_size) / self.temperature).softmax(-1).float().cpu()
+    def predict_proba(self, images: Any, batch_size: int = 64, *, class_names: Sequence[str] | None = None) -> Tensor:
+        """Return class probabilities (N, K), `softmax_c(cos(x Theta_I, P_c Theta_P) / tau)`, float32 on the CPU.
 
-    def predict(self, images: Any, batch_size: int = 64) -> list[Any]:
-        """Return the class with the nearest prototype for each image."""
-        return [self.classes[i] for i in self._cosines(images, batch_size).argmax(-1).tolist()]
+        Args:
+            class_names: see [`predict`].
+        """
+        return (self._scores(images, batch_size, class_names) / self.temperature).softmax(-1).float().cpu()
 
     @torch.no_grad()
-    def _cosines(self, images: Any, batch_size: int) -> Tensor:
+    def predict(self, images: Any, batch_size: int = 64, *, class_names: Sequence[str] | None = None) -> list[Any]:
+        """Return the most probable class for each image; for CoPA, the class with the nearest prototype.
+
+        Args:
+            class_names: names to choose among, in place of the trained classes; only for a head that reads texts.
+        """
+        names = self.classes if class_names is None else list_names(class_names)
+        return [names[i] for i in self._scores(images, batch_size, class_names).argmax(-1).tolist()]
+
+    def _scores(self, images: Any, batch_size: int, class_names: Sequence[str] | None) -> Tensor:
+        """Return scores (N, K); divided by the temperature they are logits."""
+        if class_names is not None:
+            raise ValueError(
+                "CoPA's prototypes are of the classes of the support set alone; leave out class_names, or adapt with "
+                "head=TipAdapter() or head=GaussianDiscriminant()."
+            )
         features = self.features(images, batch_size)
         return self.heads.scores(features.to(self.prototypes.dtype), self.prototypes)
 
@@ -146,12 +162,10 @@ class FewShotClassifier:
         file_name(self._adapter, "an adapter")  # PEFT names a folder after it
         refuse_model_folder(folder)
         tensors = {**self.model.state_dict(), **self._weights}
-        prototypes = {"prototypes": self.prototypes.contiguous().cpu()}
         with writing_adapter(folder, [CLASS_NAMES]) as part:
             self.model.save_pretrained(str(part), selected_adapters=[self._adapter], state_dict=tensors)
             place = part / (self._adapter if self._adapter != "default" else "")
-            told = {"classes": json.dumps(self.classes), _HEADS: weights_digest(place)}
-            save_file(prototypes, place / PROTOTYPES, told)
+            write_prototypes(place, self.prototypes, self.classes)
 
     @classmethod
     def from_pretrained(
@@ -164,17 +178,23 @@ class FewShotClassifier:
     ) -> FewShotClassifier:
         """Load a saved classifier from a folder or a Hub repository, onto its base model.
 
+        A head on cached features is loaded as a [`HeadClassifier`]. If it was fitted on a tuned model, pass that
+        model as `base_model`.
+
         Raises:
             OSError, ValueError: as [`~peft_ncgeo.hub.load_adapter`]; or the adapter is of another type, or has no
-                prototypes.
+                prototypes; or a head's file is damaged, or belongs to another model than `base_model`.
         """
+        folder = fetch_files(repo_id, revision, token)
+        if (folder / HEAD).is_file():
+            return HeadClassifier._load(folder, repo_id, base_model, processor, token)
         folder = fetch_adapter(repo_id, revision, token)
         with unchanged_on_error(base_model):
             model = load_adapter(folder, base_model, token=token)
             config: Any = model.peft_config[model.active_adapter]
             if not isinstance(config, CoPAConfig):
                 raise ValueError(f"{repo_id} holds a {config.peft_type.value} adapter, not one of type NCGEO_COPA.")
-            prototypes, classes = _read_prototypes(folder, repo_id)
+            prototypes, classes = read_prototypes(folder, repo_id)
             layer: Any = copa_layer(model)
             heads = Heads(*(head.detach().to(prototypes.dtype, copy=True) for head in layer.heads))
             if prototypes.dim() != 2 or prototypes.shape[1] != layer.width:
@@ -188,28 +208,113 @@ class FewShotClassifier:
             return cls(model, heads, prototypes, classes, temperature, processor, copa_weights(model))
 
 
-def _read_prototypes(folder: Path, repo_id: str | Path) -> tuple[Tensor, list[Any]]:
-    """Read the prototypes (K, d) saved beside an adapter, and the names of their classes."""
-    if not (folder / PROTOTYPES).is_file():
-        raise ValueError(f"{repo_id} has no {PROTOTYPES}; write it with FewShotClassifier.save_pretrained.")
-    digest = weights_digest(folder)
-    try:
-        read_shapes(folder / PROTOTYPES)  # refuses unsupported dtypes before any number is read
-        with safe_open(folder / PROTOTYPES, "pt") as file:
-            told = file.metadata()
-            classes = parse_json(told["classes"])
-            prototypes = file.get_tensor(
-                "prototypes"
-            ).clone()  # a copy, because the tensor maps the file and changes with it
-        check_tensors({"prototypes": prototypes})
-        if told.get(_HEADS, digest) != digest:  # version 0.1.0 did not write it
-            raise ValueError(f"it belongs to other heads than {SAFETENSORS_WEIGHTS_NAME}; save both again")
-        known = isinstance(classes, list) and all(isinstance(name, str | int) for name in classes)
-        if not known or len(set(classes)) < max(2, len(classes)):
-            raise ValueError(f"its classes are {short_repr(classes)}")
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{PROTOTYPES} in {repo_id} is damaged: {one_line(error)}") from error
-    return prototypes, classes
+class HeadClassifier(FewShotClassifier):
+    """Few-shot classifier with a head on cached features of a dual encoder, such as Tip-Adapter.
+
+    Made by [`~peft_ncgeo.adapt`] with `head=...`. The model is shared and does not change; the head's tensors are on
+    the CPU. Several threads may use one classifier.
+
+    Args:
+        model: a dual encoder, or a `PeftModel` around one.
+        head: the method with its settings.
+        state: tensors that the head learned.
+        classes: names of the K classes, which `predict` returns.
+        processor: the model's processor, such as `CLIPProcessor`.
+        template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
+        metrics: `loss` and `accuracy` on the support set, and what the head measured or chose.
+        adaptation: arguments of `adapt`, for a model card.
+
+    Raises:
+        ValueError, TypeError: the model reads no texts, or the processor has no tokenizer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: FeatureHead,
+        state: State,
+        classes: Sequence[str],
+        processor: Any,
+        template: str | None = None,
+        metrics: Mapping[str, float] | None = None,
+        adaptation: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.head, self.state, self.classes = model, head, dict(state), list(classes)
+        self.temperature = 1.0  # a head's scores are logits
+        self.metrics, self.adaptation = dict(metrics or {}), dict(adaptation or {})
+        self._encoder, self._weights, self._adapter = ProjectedFeatures(model, processor), {}, None
+        with evaluation_mode(model):
+            self._texts = ZeroShotClassifier(model, processor, template)
+
+    @property
+    def template(self) -> str:
+        """Text around a class name."""
+        return self._texts.template
+
+    def features(self, images: Any, batch_size: int = 64) -> Tensor:
+        """Return raw features (N, d) of PIL images or pixels (N, C, H, W); see [`FewShotClassifier.features`]."""
+        features = self._encoder.embed(images, batch_size)
+        check_rows(features, "features of image", range(len(features)))
+        return features
+
+    def text_features(self, class_names: Sequence[str]) -> Tensor:
+        """Return raw text features (K, d) of names in the template, in float32 or wider on the CPU."""
+        with evaluation_mode(self.model):
+            found = self._texts.text_features(class_names).cpu()
+        return found.to(torch.promote_types(found.dtype, torch.float32))
+
+    def _scores(self, images: Any, batch_size: int, class_names: Sequence[str] | None) -> Tensor:
+        state = self.state if class_names is None else self._state_for(list_names(class_names))
+        kept = next(value.dtype for value in state.values() if value.is_floating_point())
+        features = self.features(images, batch_size).to("cpu", kept)
+        return torch.cat([self.head.logits(state, part) for part in features.split(_ROWS)])
+
+    def _state_for(self, names: list[str]) -> State:
+        """Return the head's state for these names."""
+        places = {name: i for i, name in enumerate(self.classes)}
+        new = [name for name in names if name not in places]
+        if new and not self.head.takes_new_names:
+            raise ValueError(
+                f"{type(self.head).__name__} has a weight for each trained class alone and cannot take the new name "
+                f"{short_repr(new[0])}; use TipAdapter or GaussianDiscriminant."
+            )
+        trained = torch.tensor([places.get(name, -1) for name in names])
+        return self.head.for_names(self.state, trained, self.text_features(names))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the head, class names, template and a card, which [`FewShotClassifier.from_pretrained`] reads.
+
+        The model is not written, nor an adapter in it: save that into a folder of its own, and pass the tuned model
+        when loading.
+
+        Raises:
+            ValueError: the folder holds a model or an adapter.
+        """
+        refuse_model_folder(folder)
+        if (Path(folder) / CONFIG_NAME).exists():
+            raise ValueError(f"{folder} holds an adapter ({CONFIG_NAME}); write the head into a folder of its own.")
+        tuned = isinstance(self.model, PeftModel)
+        file = HeadFile(self.head, self.state, self.classes, self.template, self._probe(), tuned)
+        with writing_adapter(folder) as part:
+            write_head(part, file, self.model)
+
+    def _probe(self) -> Tensor:
+        """Return features (3, d) of a fixed image and of the first two names, which tell models apart."""
+        return torch.cat([self.features([fixed_image()]).cpu(), self.text_features(self.classes[:2])])
+
+    @classmethod
+    def _load(
+        cls, folder: Path, repo_id: str | Path, base_model: nn.Module | str | None, processor: Any, token: str | None
+    ) -> HeadClassifier:
+        file, base_name = read_head(folder, repo_id)
+        if not isinstance(base_model, nn.Module):
+            base_model = load_named_base(file, base_name, base_model, repo_id, token)
+        processor = processor or find_processor(base_model, folder, token=token)
+        if processor is None:
+            raise ValueError(f"No processor beside the head in {repo_id} nor with its base model; pass processor.")
+        found = cls(base_model, file.head, file.state, file.classes, processor, file.template)
+        file.check_model(found._probe(), repo_id)
+        return found
 
 
 def copa_layer(model: nn.Module) -> CoPALayer | None:

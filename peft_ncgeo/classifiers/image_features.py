@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from ..data.images import list_images, rgb_images
 from ..data.processors import find_processor, image_processor
 from ..models.adapters import check_adapter_weights, evaluation_mode, unwrap
 from ..models.devices import execution_device, one_at_a_time
-from ..models.image_encoder import check_image_inputs, image_inputs
+from ..models.image_encoder import check_image_inputs, encode_images, image_inputs
 from ..models.substitution import Recorder, substitute
-from ..models.towers import find_pooling
+from ..models.towers import check_encoders, find_pooling
 from ..tuners.copa import CoPALayer
 from ..validation import OF_THE_MACHINE, check_int, one_line, short_repr
 
@@ -52,19 +53,25 @@ class ImageFeatures(nn.Module):
         Raises:
             ValueError: an input is missing, or the model cannot process pixels of this shape.
         """
-        model = unwrap(self.model)
+        model, path = unwrap(self.model), self.pooling.path
         check_image_inputs(model, others)
-        first, path, device = next(model.parameters()), self.pooling.path, execution_device(model)
         pooling = model.get_submodule(path)
         if isinstance(pooling, CoPALayer):
             pooling = pooling.base_layer
         recorder = Recorder(pooling)
         view = substitute(model, {**(modules or {}), path: recorder})
-        run = getattr(view, "get_image_features", view)  # a whole CLIP needs texts too
+        self._pass(getattr(view, "get_image_features", view), pixel_values, others)  # a whole CLIP needs texts too
+        features = self.pooling.read(recorder.only("entered" if self.pooling.is_input else "left"))
+        return features.to(torch.promote_types(features.dtype, torch.float32))
+
+    def _pass(self, run: Callable[..., Any], pixel_values: Tensor, others: Mapping[str, Tensor]) -> Any:
+        """Return what `run` returns for inputs on the model's device."""
+        model = unwrap(self.model)
+        first, device = next(model.parameters()), execution_device(model)
         try:
             with one_at_a_time(model):
                 moved = {name: value.to(device) for name, value in others.items()}
-                run(pixel_values=pixel_values.to(device, first.dtype), **moved)
+                return run(pixel_values=pixel_values.to(device, first.dtype), **moved)
         except OF_THE_MACHINE:
             raise
         except (RuntimeError, ValueError) as error:  # torch about channels, Transformers about sizes
@@ -72,8 +79,6 @@ class ImageFeatures(nn.Module):
             raise ValueError(
                 f"{type(model).__name__} cannot process pixels of shape {shape}: {one_line(error)}"
             ) from error
-        features = self.pooling.read(recorder.only("entered" if self.pooling.is_input else "left"))
-        return features.to(torch.promote_types(features.dtype, torch.float32))
 
     def inputs(self, images: Any, first: int = 0) -> dict[str, Tensor]:
         """Return `pixel_values` (N, C, H, W), and what the model needs beside them, of PIL images or of pixels.
@@ -136,6 +141,26 @@ class ImageFeatures(nn.Module):
             if self.processor is None:
                 raise ValueError("No image processor is found with the base model; pass processor.")
         return image_processor(self.processor)
+
+
+class ProjectedFeatures(ImageFeatures):
+    """Dual encoder as a function of pixels alone: (B, C, H, W) to raw features (B, d), as texts are compared with.
+
+    Every adapter is applied. Arguments are those of [`ImageFeatures`].
+    """
+
+    def __init__(self, model: nn.Module, processor: Any = None) -> None:
+        nn.Module.__init__(self)
+        self.model, self.processor = model, processor
+        check_encoders(model)
+        check_adapter_weights(model)
+
+    def forward(
+        self, pixel_values: Tensor, modules: Mapping[str, nn.Module] | None = None, **others: Tensor
+    ) -> Tensor:
+        """Return the features of pixels; see [`ImageFeatures.forward`], but no module is replaced."""
+        features: Tensor = self._pass(partial(encode_images, self.model), pixel_values, others)
+        return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def check_rows(rows: Tensor, what: str, names: Sequence[Any]) -> None:

@@ -20,17 +20,20 @@ from .sampling import label_array
 from .white_level import column_white_level, lacks_white_level, white_level
 
 
-def crop_flip(image: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+def crop_flip(
+    image: Image.Image, rng: np.random.Generator, size: tuple[int, int], smallest: float = 0.08
+) -> Image.Image:
     """Crop 8 to 100 % of the area at random (aspect ratio 3/4 to 4/3), resize it, and mirror half of the images.
 
     Args:
         image: RGB.
         rng: source of all randomness.
         size: (width, height) of the result in pixels.
+        smallest: smallest share of the area.
     """
     width, height = image.size
     for _ in range(10):
-        area = width * height * rng.uniform(0.08, 1.0)
+        area = width * height * rng.uniform(smallest, 1.0)
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
         w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..classifiers.few_shot import FewShotClassifier, copa_layer, copa_weights
-from ..classifiers.image_features import ImageFeatures
-from ..geometry.heads import class_prototypes
-from ..geometry.sphere import modality_gap
-from ..models.adapters import evaluation_mode
-from ..models.precision import hold_in_float32
-from ..tuners.copa import CoPAConfig, Residual
+from ..classifiers.few_shot import FewShotClassifier
+from ..classifiers.heads import CoPA, FeatureHead
 from ..validation import short_repr
-from .episodes import ADAPTER_LR, fit_heads, head_settings
+from .cached import fit_cached
+from .copa import adapt_copa
+from .episodes import ADAPTER_LR
+
+_OF_COPA = {  # published for all data
+    "steps": 50,
+    "lr": 1e-3,
+    "weight_decay": 0.1,
+    "optimizer": torch.optim.Adam,
+    "adapter_lr": ADAPTER_LR,
+}
 
 
 @torch.inference_mode(False)
@@ -26,43 +29,64 @@ def adapt(
     model: nn.Module,
     support_images: Any,
     support_labels: Sequence[Any] | Tensor,
-    steps: int = 50,
-    lr: float = 1e-3,
-    weight_decay: float = 0.1,
+    steps: int | None = None,
+    lr: float | None = None,
+    weight_decay: float | None = None,
     *,
     processor: Any = None,
-    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
-    adapter_lr: float = ADAPTER_LR,
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+    adapter_lr: float | None = None,
     batch_size: int = 64,
+    class_names: Sequence[str] | None = None,
+    head: CoPA | FeatureHead | None = None,
+    num_views: int | None = None,
+    template: str | None = None,
+    seed: int | None = None,
 ) -> FewShotClassifier:
     r"""Adapt a frozen backbone to the classes of a support set, a few images each.
 
-    Heads for images and for prototypes start as the identity and minimise
+    With CoPA, the default, heads for images and for prototypes start as the identity and minimise
     [`~peft_ncgeo.geometry.prototype_image_contrast`] over the support set (for `CoPAConfig(shared=True)`, URL's
     cross-entropy); every step uses the whole set. The images are embedded once. Only with residual adapters in the
     backbone does every step run the backbone again.
 
+    Other heads, from `peft_ncgeo.few_shot`, are fitted on cached features of a dual encoder, beside the texts of the
+    class names: `TipAdapter`, `GaussianDiscriminant`, `LPPlusPlus`, `CLAP`. Their settings are fields of the head.
+
     Args:
         model: a vision backbone, which does not change; or a `PeftModel` with a [`~peft_ncgeo.CoPAConfig`], whose
             active adapter is reset and then holds the result, ready to be saved. A LoRA below it, or a prompted model
-            without `CoPAConfig`, is a frozen backbone like any other.
+            without `CoPAConfig`, is a frozen backbone like any other. Heads other than CoPA need a dual encoder, such
+            as CLIP or SigLIP, plain or tuned, and never change it.
         support_images: N PIL images, or pixels (N, C, H, W).
-        support_labels: N labels, numbers or words, of at least two classes. The classifier predicts these.
-        steps, lr, weight_decay: settings of the optimiser; by default CoPA's published ones for all data. URL uses
-            `steps=40, weight_decay=0, optimizer=torch.optim.Adadelta` and an lr of 0.1 to 1.
-        processor: the backbone's image processor. Default: loaded from the base model's name or path.
-        optimizer: any torch optimiser that steps without a closure.
-        adapter_lr: learning rate of residual adapters, as a share of `lr`.
+        support_labels: N labels, numbers or words, of at least two classes. The classifier predicts these, or
+            class_names.
+        steps, lr, weight_decay: settings of CoPA's optimiser; by default the published 50, 1e-3 and 0.1 for all data.
+            URL uses `steps=40, weight_decay=0, optimizer=torch.optim.Adadelta` and an lr of 0.1 to 1.
+        processor: the backbone's image processor, for heads other than CoPA with its tokenizer. Default: loaded from
+            the base model's name or path.
+        optimizer: for CoPA, any torch optimiser that steps without a closure. Default: Adam.
+        adapter_lr: learning rate of CoPA's residual adapters, as a share of `lr`. Default: 0.1.
         batch_size: images that go through the backbone at once, also while residual adapters are trained: activations
             of one batch are kept, the others are recomputed.
+        class_names: names of the classes, each with an image. Labels that are numbers are positions in it, words are
+            names in it. Heads other than CoPA need it if the labels are numbers.
+        head: the method. Default: `CoPA()`.
+        num_views: randomly cropped and mirrored views of each image, for heads other than CoPA; 0: the image itself.
+            Default: the head's published number; for pixels 0.
+        template: text around a class name, for heads other than CoPA. Default: the adapter's own, else "a photo of a
+            {}.".
+        seed: of the views and of a head's training. Default: 0. CoPA draws nothing.
 
     Returns:
-        A classifier with `predict(images)` and, in `metrics`, the loss and the gap between images and prototypes
-        before and after, on the support set.
+        A classifier with `predict(images)` and, in `metrics`, what was measured on the support set: for CoPA the loss
+        and the gap between images and prototypes before and after, for other heads loss, accuracy, and what they
+        chose.
 
     Raises:
         ValueError, TypeError: one line that names the fault: fewer than two classes, not one label for each image, a
-            backbone whose pooled feature is not known, features or a loss that are not finite.
+            name without images, a backbone whose pooled feature is not known, features or a loss that are not finite,
+            arguments that the head does not take.
 
     Reference: H. Tian et al., NeurIPS 2024, arXiv 2410.12474.
 
@@ -75,98 +99,33 @@ def adapt(
     classifier.save_pretrained("birds")
     ```
     """
-    encoder = ImageFeatures(model, processor)
-    images = encoder.listed(support_images)
-    hold_in_float32(model)
-    classes, labels = _classes(support_labels)
-    if len(labels) != len(images):
-        raise ValueError(
-            f"There are {len(images)} support images and {len(labels)} labels; pass one label for each image."
-        )
-    # also for functools.partial
-    called = getattr(getattr(optimizer, "func", optimizer), "__name__", short_repr(optimizer))
-    layer: Any = copa_layer(model)
-    configs: Any = getattr(model, "peft_config", {})
-    config: Any = CoPAConfig() if layer is None else configs[layer.active_name]
-    settings = head_settings(config)
-    maps = [module for module in model.modules() if isinstance(module, Residual) and module.active_name]
-    with _training_adapter(model), evaluation_mode(model):
-        for module in maps:
-            module.restart()
-        before = encoder.embed(images, batch_size)
-        labels = labels.to(before.device)
-        embed = None
-        if maps:
-            # tensors made in inference mode cannot be trained on
-            pixels = {name: value.clone() for name, value in encoder.inputs(images).items()}
-            embed = partial(encoder.embed_with_gradient, pixels, batch_size)
-        diverged = ValueError(f"The loss or the features are not finite after {steps} steps; lower lr={lr}.")
-        try:
-            heads = fit_heads(
-                before,
-                labels,
-                steps,
-                lr,
-                weight_decay,
-                **settings,
-                optimizer=optimizer,
-                embed=embed,
-                maps=[module.weight for module in maps],
-                adapter_lr=adapter_lr,
-            )
-        except FloatingPointError:
-            raise diverged from None
-        if layer is not None:
-            layer.set_heads(*heads)
-        after = encoder.embed(images, batch_size) if maps else before
-        prototypes = class_prototypes(after, labels, len(classes))
-        inputs = after @ heads.image, prototypes @ heads.prototype
-        lengths = torch.cat([torch.linalg.vector_norm(part, dim=-1) for part in inputs])
-        if not lengths.isfinite().all():
-            raise diverged
-        metrics = {
-            "loss": float(settings["objective"](*inputs, labels, config.temperature)),
-            "gap_before": float(modality_gap(before, class_prototypes(before, labels, len(classes)))),
-            "gap_after": float(modality_gap(*inputs)),
+    if head is not None and not isinstance(head, CoPA | FeatureHead):
+        raise TypeError(f"head={short_repr(head)} must be a head such as TipAdapter(), from peft_ncgeo.few_shot.")
+    of_copa = {
+        "steps": steps,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "optimizer": optimizer,
+        "adapter_lr": adapter_lr,
+    }
+    of_cached = {"num_views": num_views, "template": template, "seed": seed}
+    if isinstance(head, FeatureHead):
+        _refuse(of_copa, f"serves CoPA alone; set the fields of {type(head).__name__} instead")
+        drawn: Any = {
+            **of_cached,
+            "seed": 0 if seed is None else seed,
+            "processor": processor,
+            "batch_size": batch_size,
         }
-        told = {"steps": int(steps), "lr": float(lr), "weight_decay": float(weight_decay), "optimizer": called}
-        weights, tau = copa_weights(model), config.temperature
-        return FewShotClassifier(model, heads, prototypes, classes, tau, processor, weights, metrics, told)
+        return fit_cached(model, head, support_images, support_labels, class_names, **drawn)
+    _refuse(of_cached, "is for heads on cached features, such as head=TipAdapter(); leave it out for CoPA")
+    given: Any = _OF_COPA | {name: value for name, value in of_copa.items() if value is not None}
+    given |= {"processor": processor, "batch_size": batch_size}
+    return adapt_copa(model, support_images, support_labels, class_names, **given)
 
 
-def _classes(labels: Sequence[Any] | Tensor) -> tuple[list[Any], Tensor]:
-    """Return the classes in order, and the index of each image's class."""
-    row = isinstance(labels, Iterable) and not isinstance(labels, str | bytes | Mapping | set | frozenset)
-    if not row or getattr(labels, "ndim", 1) != 1:
-        raise ValueError("support_labels must be a list of labels, one for each image.")
-    names = [label.item() if hasattr(label, "item") else label for label in labels]
-    kinds = {type(name) for name in names}
-    if len(kinds) > 1 or not kinds <= {int, str, bool}:
-        found = ", ".join(sorted(kind.__name__ for kind in kinds))
-        raise TypeError(f"support_labels must be all whole numbers or all words, got {found}.")
-    classes = sorted(set(names))
-    if len(classes) < 2:
-        raise ValueError(f"Classification needs at least two classes, got {short_repr(classes)}.")
-    places = {name: i for i, name in enumerate(classes)}
-    return classes, torch.tensor([places[name] for name in names])
-
-
-@contextmanager
-def _training_adapter(model: nn.Module) -> Iterator[None]:
-    """Let gradients reach the active adapter alone, and restore its weights if adapting fails or is stopped."""
-    before = copa_weights(model)
-    needed = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    try:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in before)
-        yield
-    except BaseException:
-        with torch.no_grad():
-            for name, value in before.items():
-                model.get_parameter(name).copy_(value)
-        raise
-    finally:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(needed[name])
-            if name in before:
-                parameter.grad = None
+def _refuse(arguments: Mapping[str, Any], reason: str) -> None:
+    """Raise if one of these arguments is given."""
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name}={short_repr(value)} {reason}.")

@@ -37,6 +37,7 @@ from .size_limit import SizeLimit
 from .text_setting_file import TEXT_FILES, read_text_setting
 
 PROTOTYPES = "prototypes.safetensors"
+HEAD = "head.safetensors"  # a head on cached features, which needs no adapter
 PROCESSOR_FILES = (
     "processor_config.json",
     "preprocessor_config.json",
@@ -151,18 +152,18 @@ def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, 
     return model
 
 
-def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str | None = None) -> Path:
-    """Return the folder that holds the adapter: the given one, or the cached one from the Hub, all of one commit.
+def fetch_files(repo_id: str | Path, revision: str | None = None, token: str | None = None) -> Path:
+    """Return the folder that holds the files of an adapter or a head, which may lack any of them.
 
     Raises:
-        OSError, ValueError: as [`load_adapter`].
+        OSError, TypeError, ValueError: no such folder or repository.
     """
     if not isinstance(repo_id, str | os.PathLike):
         raise TypeError(f"repo_id must be a folder or a repository of the Hub, got {type(repo_id).__name__}.")
     folder = Path(repo_id)
     if revision or not folder.is_dir():  # a folder has no revisions, so the Hub is asked for one
         # only the adapter's files, never the gigabytes of a whole model
-        wanted = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, CLASS_NAMES, PROTOTYPES, *TEXT_FILES, *PROCESSOR_FILES]
+        wanted = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, CLASS_NAMES, PROTOTYPES, HEAD, *TEXT_FILES, *PROCESSOR_FILES]
         try:
             at = f" at revision {revision}" if revision else ""
             with hub_errors(f"The adapter {repo_id}{at} cannot be loaded"):
@@ -173,6 +174,16 @@ def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str |
             raise OSError(
                 f"{repo_id} is neither a folder nor the id of a repository on the Hub; check its spelling."
             ) from error
+    return folder
+
+
+def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str | None = None) -> Path:
+    """Return the folder that holds the adapter: the given one, or the cached one from the Hub, all of one commit.
+
+    Raises:
+        OSError, ValueError: as [`load_adapter`].
+    """
+    folder = fetch_files(repo_id, revision, token)
     for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise ValueError(
