@@ -186,6 +186,10 @@ class FewShotClassifier:
                 prototypes; or a head's file is damaged, or belongs to another model than `base_model`.
         """
         folder = fetch_files(repo_id, revision, token)
+        if (folder / HEAD).is_file() and (folder / CONFIG_NAME).is_file():
+            raise ValueError(
+                f"{repo_id} holds both a head ({HEAD}) and an adapter ({CONFIG_NAME}); take one of them out."
+            )
         if (folder / HEAD).is_file():
             return HeadClassifier._load(folder, repo_id, base_model, processor, token)
         folder = fetch_adapter(repo_id, revision, token)

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from torch import nn
 
 from ..classifiers.few_shot import FewShotClassifier
+from ..classifiers.heads import HEADS
 from ..markdown import code_cell, escape, literal, table
 from ..models.base_model import is_folder
 from .card_tables import (
@@ -85,6 +86,7 @@ def create_card(
         record = record_few_shot(model) if isinstance(model, FewShotClassifier) else record_model(model)
     runs = list(runs) or record.runs
     check_runs(runs)
+    is_head = record.kind == "cached"
     hub_id = base_model_id or (None if is_folder(record.base_model) else record.base_model)
     base = hub_id or Path(record.base_model or "its base model").name
     rows = results_rows(record, runs)
@@ -92,14 +94,16 @@ def create_card(
     where = literal(repo_id) + (f", revision={literal(revision)}" if revision else "")
     data = ModelCardData(
         base_model=hub_id,
-        base_model_relation=None if hub_id is None else "adapter",
-        library_name="peft",
+        base_model_relation=None if hub_id is None or is_head else "adapter",
+        library_name="peft_ncgeo" if is_head else "peft",
         pipeline_tag=record.task,
         license=license,
         language=language if language is None or isinstance(language, str) else list(language),
         datasets=[datasets] if isinstance(datasets, str) else list(datasets or []) or None,
         metrics=["accuracy"] if rows else None,
-        tags=list(dict.fromkeys(["peft_ncgeo", *([f"base_model:adapter:{hub_id}"] if hub_id else []), *tags])),
+        tags=list(
+            dict.fromkeys(["peft_ncgeo", *([f"base_model:adapter:{hub_id}"] if hub_id and not is_head else []), *tags])
+        ),
         model_name=title if rows else None,
         eval_results=eval_results(record, rows, datasets, dataset_name) or None,
     )
@@ -147,13 +151,20 @@ def _summary(record: TrainingRecord, base: str) -> str:
     count = sum(record.class_counts)
     images = f" ({count:,} image{'s' if count > 1 else ''})" if count else ""
     images = f" ({record.unlabelled:,} unlabelled images)" if record.unlabelled else images
-    was_trained = record.class_names and (record.steps or record.kind == "few-shot")
+    was_trained = record.class_names and (record.steps or record.kind in ("few-shot", "cached"))
     on = f" on {len(record.class_names):,} classes{images}" if was_trained else ""
     on = f", trained{on}" if on and not trained else on
-    names = " It reads class names as text, so other names can be given at any time." if record.template else ""
+    names = (
+        " It reads class names as text, so other names can be given at any time." if _takes_new_names(record) else ""
+    )
     if record.class_rows:
         names += " Its own classes have trained rows of weights in place of their texts."
     return f"{what[:1].upper()}{what[1:]} for {link}{trained}{on}.{names}"
+
+
+def _takes_new_names(record: TrainingRecord) -> bool:
+    head = HEADS.get(record.adapter.name)
+    return bool(record.template) and (head is None or head.takes_new_names)
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -219,7 +230,7 @@ def _limits(record: TrainingRecord, base: str, runs: Runs) -> list[str]:
                 f'On the classes of "{escape(name)}", not trained, accuracy fell from {before:.1f} to {after:.1f}.'
             )
     if (
-        record.template
+        _takes_new_names(record)
         and all(_trained(name, entry) for name, entry in sets.items())
         and not any("new" in run for run in runs)
     ):

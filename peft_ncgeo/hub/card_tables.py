@@ -67,7 +67,8 @@ def results_rows(record: TrainingRecord, runs: Runs) -> Rows:
 
 def results_table(record: TrainingRecord, rows: Rows) -> str:
     """Return the table of accuracies in percent: before, after, and over seeds."""
-    columns = {"before": before_title(record), "after": "this adapter", "over_seeds": "mean over seeds"}
+    this = "this head" if record.kind == "cached" else "this adapter"
+    columns = {"before": before_title(record), "after": this, "over_seeds": "mean over seeds"}
     present = {key: title for key, title in columns.items() if any(key in row for row in rows.values())}
     head = ["accuracy in %", *present.values()]
     lines = [[_row_title(record, name), *(_cell(row.get(key)) for key in present)] for name, row in rows.items()]

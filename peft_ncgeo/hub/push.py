@@ -10,10 +10,11 @@ from huggingface_hub import CommitInfo, HfApi, ModelInfo
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import CONFIG_NAME
 from torch import nn
 from transformers import AutoConfig
 
-from ..classifiers.few_shot import FewShotClassifier
+from ..classifiers.few_shot import FewShotClassifier, HeadClassifier
 from ..loading.hub_errors import hub_errors
 from ..loading.load import holds_head
 from ..models.adapters import unwrap
@@ -21,7 +22,7 @@ from ..models.base_model import base_name, is_folder
 from ..models.heads import linear_classifier, saved_head
 from ..models.image_classifier import ImageClassifierConfig
 from .record import TrainingRecord, record_model
-from .save import OPTIONAL, save_adapter, tuned_model
+from .save import OPTIONAL, published_model, save_adapter
 from .secrets import refuse_secrets
 
 _TOWERS = ("text_config", "vision_config")
@@ -43,7 +44,7 @@ def push_adapter(
     """Push the active adapter, its processor and a card, in one commit: completely or not at all.
 
     Args:
-        model: a `PeftModel`, or a [`~peft_ncgeo.FewShotClassifier`] around one.
+        model: a `PeftModel`, or a [`~peft_ncgeo.FewShotClassifier`] around one, or with a head on cached features.
         repo_id: "user/name", or the name alone; created if it does not exist.
         processor: saved beside the adapter. Default: loaded from the base model's name or path.
         base_model_id: Hub id of the base model, written into config and card. Default: the id that the model was
@@ -80,7 +81,7 @@ def push_adapter(
     with TemporaryDirectory() as folder:
         save_adapter(model, folder, processor, base.id, record, repo_id=repo_id, **card)
         texts = {"commit_message": commit_message, "revision": revision, "repo_id": repo_id}
-        refuse_secrets(Path(folder), base_name(tuned_model(model)), token, texts)
+        refuse_secrets(Path(folder), base_name(published_model(model)), token, texts)
         with hub_errors(f"{repo_id} was not pushed"):
             api.create_repo(repo_id, private=private, exist_ok=True)
             if revision is not None and not create_pr:
@@ -103,7 +104,7 @@ def check_push(
     Returns:
         The base model on the Hub, and the full id of the repository.
     """
-    tuned = tuned_model(model)
+    tuned = published_model(model)
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -115,8 +116,11 @@ def check_push(
         user = api.whoami()["name"]
         repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
         holds_model = api.file_exists(repo_id, "config.json")
+        holds_adapter = isinstance(model, HeadClassifier) and api.file_exists(repo_id, CONFIG_NAME)
     if holds_model:  # the push would replace its tokenizer
         raise ValueError(f"{repo_id} holds a model (config.json); push the adapter to a repository of its own.")
+    if holds_adapter:
+        raise ValueError(f"{repo_id} holds an adapter ({CONFIG_NAME}); push the head to a repository of its own.")
     return base, repo_id
 
 
@@ -138,7 +142,7 @@ def _base_on_hub(name: str, given: bool, token: str | None) -> ModelInfo:
         raise
 
 
-def _check_base(model: PeftModel, base_model_id: str, token: str | None) -> None:
+def _check_base(model: nn.Module, base_model_id: str, token: str | None) -> None:
     """Check that the adapter fits the model that others will load under that id, as far as its config tells."""
     own = unwrap(model).config
     with hub_errors(f"base_model_id={base_model_id!r} holds no model"):
@@ -149,7 +153,7 @@ def _check_base(model: PeftModel, base_model_id: str, token: str | None) -> None
     differing = [name for name in ("hidden_size", "num_hidden_layers", "projection_dim") if _differs(own, base, name)]
     if own.model_type == base.model_type and differing:
         raise ValueError(f"base_model_id={base_model_id!r} differs from the model in {', '.join(differing)}.")
-    if record_model(model).kind != "head":
+    if not isinstance(model, PeftModel) or record_model(model).kind != "head":
         return
     head = linear_classifier(model)
     brought = holds_head(get_peft_model_state_dict(model), model)

@@ -65,7 +65,8 @@ class TrainingRecord:
 
     Attributes:
         task: the Hub's pipeline tag.
-        kind: how the adapter is used: "text" (it reads class names), "head", "few-shot" or "features".
+        kind: how the adapter is used: "text" (it reads class names), "head", "few-shot",
+            "cached" (a head on cached features) or "features".
         adapter: the PEFT config.
         base_model: source of the base model, a Hub id or the absolute path of a folder.
         template: text around a class name; None for an image classifier.
@@ -192,7 +193,7 @@ def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingR
         template=setting.template if names_as_text else None,
         class_rows=setting.rows is not None,
         dtype=str(next(unwrap(model).parameters()).dtype).removeprefix("torch."),
-        versions={"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        versions=library_versions(),
     )
 
 
@@ -202,6 +203,11 @@ def describe_teacher(model: Any) -> str:
     name = base if base and not is_folder(base) else type(unwrap(model)).__name__
     adapters = [type(config).__name__ for config in getattr(model, "peft_config", {}).values()]
     return f"{name}, tuned by {' and '.join(adapters)}" if adapters else name
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that results depend on."""
+    return {"Python": platform.python_version(), **{name: version(name) for name in LIBRARIES}}
 
 
 def describe(owner: Any, aside: Container[str] = ()) -> Component:

@@ -12,12 +12,12 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from torch import nn
 
-from ..classifiers.few_shot import FewShotClassifier
+from ..classifiers.few_shot import FewShotClassifier, HeadClassifier
 from ..data.head_names import CLASS_NAMES, count_outputs, head_names, write_class_names
 from ..data.processors import find_processor
 from ..files import file_name, writing
 from ..loading.adapter_folder import refuse_model_folder, writing_adapter
-from ..loading.load import PROCESSOR_FILES, PROTOTYPES
+from ..loading.load import HEAD, PROCESSOR_FILES, PROTOTYPES
 from ..loading.text_setting_file import TEXT_FILES, write_text_setting
 from ..models.base_model import base_name, is_folder
 from ..models.text_setting import text_setting
@@ -26,7 +26,7 @@ from .few_shot_record import record_few_shot
 from .record import TrainingRecord, check_peft_model, record_model
 
 # files that an adapter of another kind may have left
-OPTIONAL = (CLASS_NAMES, PROTOTYPES, *TEXT_FILES, FIGURE, *PROCESSOR_FILES)
+OPTIONAL = (CLASS_NAMES, PROTOTYPES, HEAD, *TEXT_FILES, FIGURE, *PROCESSOR_FILES)
 
 
 def save_adapter(
@@ -42,7 +42,7 @@ def save_adapter(
     A base model that was loaded from a folder is not named in it; pass base_model_id, or pass the model when loading.
 
     Args:
-        model: a `PeftModel`, or a [`~peft_ncgeo.FewShotClassifier`] around one.
+        model: a `PeftModel`, or a [`~peft_ncgeo.FewShotClassifier`] around one, or with a head on cached features.
         folder: it holds the new adapter completely, or its old content. Files of an adapter that was there before are
             replaced; other files stay.
         processor, base_model_id, record, card: see [`push_adapter`].
@@ -54,7 +54,11 @@ def save_adapter(
         ValueError: an adapter name that cannot be a folder name; or the folder holds a model.
         OSError: the folder cannot be written.
     """
-    tuned, folder = tuned_model(model), Path(folder)
+    published, folder = published_model(model), Path(folder)
+    if isinstance(model, HeadClassifier):
+        _save_head(model, folder, processor, base_model_id, record, card)
+        return
+    tuned = check_peft_model(published)
     name: Any = model.adapter_name if isinstance(model, FewShotClassifier) else tuned.active_adapter
     file_name(name or "default", "an adapter")  # PEFT names a folder after it
     refuse_model_folder(folder)
@@ -106,12 +110,36 @@ def draw_geometry(record: TrainingRecord, folder: str | Path) -> str | None:
     return FIGURE
 
 
-def tuned_model(model: Any) -> PeftModel:
-    """Return the `PeftModel`, or the one inside a few-shot classifier.
+def _save_head(
+    model: HeadClassifier,
+    folder: Path,
+    processor: Any,
+    base_model_id: str | None,
+    record: TrainingRecord | None,
+    card: dict[str, Any],
+) -> None:
+    """Write head, processor and card; see [`save_adapter`]."""
+    with writing(folder):
+        model.save_pretrained(folder)
+        (processor or model.processor).save_pretrained(str(folder))
+        base_model_id = None if is_folder(base_model_id) else base_model_id
+        create_card(model, record, base_model_id=base_model_id, **card).save(folder / "README.md")
+
+
+def published_model(model: Any) -> nn.Module:
+    """Return the model whose adapter or head is written: a `PeftModel`, or the plain one below a head.
 
     Raises:
         TypeError: there is no `PeftModel`.
+        ValueError: a head on the features of a tuned model, which others could not load from one folder.
     """
+    if isinstance(model, HeadClassifier):
+        if isinstance(model.model, PeftModel):
+            raise ValueError(
+                "The head was fitted on a tuned model; save its adapter with save_adapter(classifier.model, ...) and "
+                "the head beside it with classifier.save_pretrained, each into a folder of its own."
+            )
+        return model.model
     return check_peft_model(model.model if isinstance(model, FewShotClassifier) else model)
 
 
