@@ -186,11 +186,9 @@ class FewShotClassifier:
                 prototypes; or a head's file is damaged, or belongs to another model than `base_model`.
         """
         folder = fetch_files(repo_id, revision, token)
-        if (folder / HEAD).is_file() and (folder / CONFIG_NAME).is_file():
-            raise ValueError(
-                f"{repo_id} holds both a head ({HEAD}) and an adapter ({CONFIG_NAME}); take one of them out."
-            )
         if (folder / HEAD).is_file():
+            if (folder / CONFIG_NAME).is_file():
+                raise ValueError(f"{repo_id} holds both {HEAD} and {CONFIG_NAME}; take the head or the adapter out.")
             return HeadClassifier._load(folder, repo_id, base_model, processor, token)
         folder = fetch_adapter(repo_id, revision, token)
         with unchanged_on_error(base_model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,27 +16,19 @@ from .cached import fit_cached
 from .copa import adapt_copa
 from .episodes import ADAPTER_LR
 
-_OF_COPA = {  # published for all data
-    "steps": 50,
-    "lr": 1e-3,
-    "weight_decay": 0.1,
-    "optimizer": torch.optim.Adam,
-    "adapter_lr": ADAPTER_LR,
-}
-
 
 @torch.inference_mode(False)
 def adapt(
     model: nn.Module,
     support_images: Any,
     support_labels: Sequence[Any] | Tensor,
-    steps: int | None = None,
-    lr: float | None = None,
-    weight_decay: float | None = None,
+    steps: int = 50,
+    lr: float = 1e-3,
+    weight_decay: float = 0.1,
     *,
     processor: Any = None,
-    optimizer: Callable[..., torch.optim.Optimizer] | None = None,
-    adapter_lr: float | None = None,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
+    adapter_lr: float = ADAPTER_LR,
     batch_size: int = 64,
     class_names: Sequence[str] | None = None,
     head: CoPA | FeatureHead | None = None,
@@ -61,12 +54,14 @@ def adapt(
         support_images: N PIL images, or pixels (N, C, H, W).
         support_labels: N labels, numbers or words, of at least two classes. The classifier predicts these, or
             class_names.
-        steps, lr, weight_decay: settings of CoPA's optimiser; by default the published 50, 1e-3 and 0.1 for all data.
-            URL uses `steps=40, weight_decay=0, optimizer=torch.optim.Adadelta` and an lr of 0.1 to 1.
+        steps, lr, weight_decay: settings of CoPA's optimiser, by default the published ones for all data.
+            URL uses
+            `steps=40, weight_decay=0, optimizer=torch.optim.Adadelta` and an lr of 0.1 to 1. With other heads they are
+            refused unless at their defaults, as are optimizer and adapter_lr.
         processor: the backbone's image processor, for heads other than CoPA with its tokenizer. Default: loaded from
             the base model's name or path.
-        optimizer: for CoPA, any torch optimiser that steps without a closure. Default: Adam.
-        adapter_lr: learning rate of CoPA's residual adapters, as a share of `lr`. Default: 0.1.
+        optimizer: for CoPA, any torch optimiser that steps without a closure.
+        adapter_lr: learning rate of CoPA's residual adapters, as a share of `lr`.
         batch_size: images that go through the backbone at once, also while residual adapters are trained: activations
             of one batch are kept, the others are recomputed.
         class_names: names of the classes, each with an image. Labels that are numbers are positions in it, words are
@@ -101,31 +96,22 @@ def adapt(
     """
     if head is not None and not isinstance(head, CoPA | FeatureHead):
         raise TypeError(f"head={short_repr(head)} must be a head such as TipAdapter(), from peft_ncgeo.few_shot.")
-    of_copa = {
-        "steps": steps,
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "optimizer": optimizer,
-        "adapter_lr": adapter_lr,
-    }
-    of_cached = {"num_views": num_views, "template": template, "seed": seed}
+    of_copa: Any = {"steps": steps, "lr": lr, "weight_decay": weight_decay, "optimizer": optimizer}
+    of_copa["adapter_lr"] = adapter_lr
+    of_cached: Any = {"num_views": num_views, "template": template, "seed": seed}
+    others: Any = {"processor": processor, "batch_size": batch_size}
     if isinstance(head, FeatureHead):
         _refuse(of_copa, f"serves CoPA alone; set the fields of {type(head).__name__} instead")
-        drawn: Any = {
-            **of_cached,
-            "seed": 0 if seed is None else seed,
-            "processor": processor,
-            "batch_size": batch_size,
-        }
-        return fit_cached(model, head, support_images, support_labels, class_names, **drawn)
+        others |= {**of_cached, "seed": 0 if seed is None else seed}
+        return fit_cached(model, head, support_images, support_labels, class_names, **others)
     _refuse(of_cached, "is for heads on cached features, such as head=TipAdapter(); leave it out for CoPA")
-    given: Any = _OF_COPA | {name: value for name, value in of_copa.items() if value is not None}
-    given |= {"processor": processor, "batch_size": batch_size}
-    return adapt_copa(model, support_images, support_labels, class_names, **given)
+    return adapt_copa(model, support_images, support_labels, class_names, **of_copa, **others)
 
 
 def _refuse(arguments: Mapping[str, Any], reason: str) -> None:
-    """Raise if one of these arguments is given."""
+    """Raise if one of these arguments of [`adapt`] is not at its default."""
+    parameters = inspect.signature(adapt).parameters
     for name, value in arguments.items():
-        if value is not None:
+        default = parameters[name].default
+        if value is not default and value != default:
             raise ValueError(f"{name}={short_repr(value)} {reason}.")

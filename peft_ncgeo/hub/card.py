@@ -88,22 +88,21 @@ def create_card(
     check_runs(runs)
     is_head = record.kind == "cached"
     hub_id = base_model_id or (None if is_folder(record.base_model) else record.base_model)
+    relation = None if is_head or not hub_id else "adapter"
     base = hub_id or Path(record.base_model or "its base model").name
     rows = results_rows(record, runs)
     title = repo_id.split("/")[-1]
     where = literal(repo_id) + (f", revision={literal(revision)}" if revision else "")
     data = ModelCardData(
         base_model=hub_id,
-        base_model_relation=None if hub_id is None or is_head else "adapter",
+        base_model_relation=relation,
         library_name="peft_ncgeo" if is_head else "peft",
         pipeline_tag=record.task,
         license=license,
         language=language if language is None or isinstance(language, str) else list(language),
         datasets=[datasets] if isinstance(datasets, str) else list(datasets or []) or None,
         metrics=["accuracy"] if rows else None,
-        tags=list(
-            dict.fromkeys(["peft_ncgeo", *([f"base_model:adapter:{hub_id}"] if hub_id and not is_head else []), *tags])
-        ),
+        tags=list(dict.fromkeys(["peft_ncgeo", *([f"base_model:{relation}:{hub_id}"] if relation else []), *tags])),
         model_name=title if rows else None,
         eval_results=eval_results(record, rows, datasets, dataset_name) or None,
     )
@@ -154,9 +153,8 @@ def _summary(record: TrainingRecord, base: str) -> str:
     was_trained = record.class_names and (record.steps or record.kind in ("few-shot", "cached"))
     on = f" on {len(record.class_names):,} classes{images}" if was_trained else ""
     on = f", trained{on}" if on and not trained else on
-    names = (
-        " It reads class names as text, so other names can be given at any time." if _takes_new_names(record) else ""
-    )
+    any_names = " It reads class names as text, so other names can be given at any time."
+    names = any_names if _takes_new_names(record) else ""
     if record.class_rows:
         names += " Its own classes have trained rows of weights in place of their texts."
     return f"{what[:1].upper()}{what[1:]} for {link}{trained}{on}.{names}"

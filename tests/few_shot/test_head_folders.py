@@ -104,7 +104,7 @@ def test_other_models_are_refused(folder):
         model.text_model.embeddings.token_embedding.weight.normal_()
     assert "text features" in message(lambda: load(folder, model))
     assert "width 24" in message(lambda: load(folder, siglip(), siglip_processor()))
-    assert "no text features" in message(lambda: load(folder, tiny_vit()))
+    assert "neither text features" in message(lambda: load(folder, tiny_vit()))
     assert load(folder, tiny_clip().to(torch.bfloat16)).predict_proba(OTHERS).isfinite().all()
     assert "names no base model" in message(lambda: FewShotClassifier.from_pretrained(folder, None, PROCESSOR))
     with pytest.raises(OSError, match="pass base_model"):

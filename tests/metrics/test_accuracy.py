@@ -158,7 +158,7 @@ def test_images_are_decoded_batch_by_batch_and_names_encoded_once(monkeypatch):
     predict = classifier.predict_proba
 
     def watched(images, *args, **kwargs):
-        events.append((len(images), len(decoded), classifier.text_features(args[0]).data_ptr()))
+        events.append((len(images), len(decoded), classifier.text_features(kwargs["class_names"]).data_ptr()))
         return predict(images, *args, **kwargs)
 
     monkeypatch.setattr(classifier, "predict_proba", watched)
