@@ -54,10 +54,9 @@ def adapt(
         support_images: N PIL images, or pixels (N, C, H, W).
         support_labels: N labels, numbers or words, of at least two classes. The classifier predicts these, or
             class_names.
-        steps, lr, weight_decay: settings of CoPA's optimiser, by default the published ones for all data.
-            URL uses
-            `steps=40, weight_decay=0, optimizer=torch.optim.Adadelta` and an lr of 0.1 to 1. With other heads they are
-            refused unless at their defaults, as are optimizer and adapter_lr.
+        steps, lr, weight_decay: settings of CoPA's optimiser, by default the published ones for all data. URL uses
+            `steps=40, weight_decay=0, optimizer=torch.optim.Adadelta` and an lr of 0.1 to 1. Other heads refuse values
+            that are not the defaults, and those of optimizer and adapter_lr.
         processor: the backbone's image processor, for heads other than CoPA with its tokenizer. Default: loaded from
             the base model's name or path.
         optimizer: for CoPA, any torch optimiser that steps without a closure.
