@@ -85,6 +85,7 @@ def test_what_the_trainer_saves_loads_in_every_way(tmp_path):
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "geometry.json",
         "training_args.bin",
     ]
     expected = ZeroShotClassifier(run.model, tiny_processor()).predict_proba(images["image"][:], NAMES)
