@@ -20,11 +20,14 @@ class FeatureExtractor(nn.Module):
 
     The result has `image_features` (B, d) and `text_features` (K, d) for a CLIP-like model, `image_features` and
     `logits` (B, K) for a classification model. Features of a classification model are the input of its head.
+
+    Args:
+        text_batch_size: texts that are encoded at a time, see [`~peft_ncgeo.models.encode_texts`].
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, text_batch_size: int | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.text_batch_size = model, text_batch_size
 
     def train(self, mode: bool = True) -> FeatureExtractor:
         """Set training mode, but keep the statistics of frozen batch norms, which adapter files do not store."""
@@ -59,7 +62,7 @@ class FeatureExtractor(nn.Module):
         elif pixel_values is not None:
             out["image_features"], out["logits"] = encode_and_classify(self.model, pixel_values, **beside_pixels)
         if input_ids is not None:
-            out["text_features"] = encode_texts(self.model, input_ids, attention_mask)
+            out["text_features"] = encode_texts(self.model, input_ids, attention_mask, self.text_batch_size)
         return out
 
 

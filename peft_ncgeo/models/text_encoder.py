@@ -1,23 +1,31 @@
-"""Encoder of class texts, used by the whole library. It packs many texts into a row where that is exact."""
+"""Encoder of class texts, used by the whole library: packed into rows where that is exact, in pieces if many."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .adapters import unwrap
 from .devices import is_offloaded
 from .families import find_text_reading
 from .substitution import substitute
-from .text_packing import Layout, Slots, read_texts
+from .text_packing import Slots, read_texts
 from .text_reading import EndOfText, check_full_length
 
+_WHOLE = 4096  # tokens that are encoded in one piece, unless the caller says how many texts
+_PIECE = 1024  # tokens of a piece otherwise
 
-def encode_texts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+
+def encode_texts(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, batch_size: int | None = None
+) -> Tensor:
     """Return the projected, unnormalised features (K, d) of texts (K, L), as `get_text_features` gives them.
 
     [`~peft_ncgeo.data.class_prompts`] writes the texts of a model as its tower reads them.
@@ -27,7 +35,14 @@ def encode_texts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | N
     `pack_text`. Other texts are encoded one in a row. In training, dropout draws one mask for the words that texts
     share.
 
+    Many texts are encoded in pieces. With gradients, each piece is encoded again in the backward pass, with the same
+    dropout, so that activations of one piece are kept at a time: memory grows with the texts by their features and ids
+    alone. Features are the same to rounding.
+
     All state of a pass is in its arguments, so threads do not disturb each other.
+
+    Args:
+        batch_size: texts in a piece, about. Default: all of them up to 4,096 tokens, else about 1,024 tokens.
 
     Raises:
         ValueError: SigLIP's texts are not padded to its full length, or come with a mask.
@@ -36,19 +51,44 @@ def encode_texts(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | N
     reading = find_text_reading(base.text_model) if hasattr(base, "text_model") else None
     if reading is not None and reading.full_length:
         check_full_length(base, input_ids, attention_mask)
-    layout = None if reading is None or reading.end_of_text is None else _lay_out(base, input_ids, reading.end_of_text)
-    if layout is None:
-        return text_features(model, input_ids, attention_mask)
+    packed = None
+    if reading is not None and reading.end_of_text is not None:
+        packed = _pack(base, input_ids, reading.end_of_text, batch_size)
+    if packed is None:
+        texts = len(input_ids)
+        ids = input_ids.split(_piece_size(texts, input_ids.numel(), texts, batch_size))
+        masks = [None] * len(ids) if attention_mask is None else attention_mask.split(len(ids[0]))
+        return _in_pieces([partial(text_features, model, *piece) for piece in zip(ids, masks, strict=True)])
+    pieces, order = packed
     tower = base.text_model
     if not isinstance(tower.embeddings, BaseTunerLayer):  # the tower's own embeddings refuse rows longer than one text
         tower = substitute(tower, {"embeddings": _PackedEmbeddings(tower.embeddings)})
-    out = tower(
-        input_ids=layout.input_ids,
-        position_ids=layout.positions,
-        attention_mask=layout.attention_mask(tower.config._attn_implementation, _dtype(tower)),
-        return_dict=True,
-    )
-    return base.text_projection(out.last_hidden_state.flatten(0, 1).index_select(0, layout.ends))
+    features = _in_pieces([partial(_encode_rows, tower, base.text_projection, *piece) for piece in pieces])
+    return features if len(pieces) == 1 else features.index_select(0, order)
+
+
+def _encode_rows(
+    tower: Any, projection: Any, input_ids: Tensor, positions: Tensor, mask: Tensor, ends: Tensor
+) -> Tensor:
+    """Return the features of the texts that end at `ends` in packed rows (R, T)."""
+    out = tower(input_ids=input_ids, position_ids=positions, attention_mask=mask, return_dict=True)
+    return projection(out.last_hidden_state.flatten(0, 1).index_select(0, ends))
+
+
+def _piece_size(rows: int, tokens: int, texts: int, batch_size: int | None) -> int:
+    """Return the number of rows of a piece."""
+    if batch_size is not None:
+        return max(1, round(rows * batch_size / texts))
+    return rows if tokens <= _WHOLE else max(1, rows * _PIECE // tokens)
+
+
+def _in_pieces(pieces: list[Callable[[], Tensor]]) -> Tensor:
+    """Return what the pieces give, one after the other; of several, activations are not kept for the backward pass."""
+    if len(pieces) == 1:
+        return pieces[0]()
+    if not torch.is_grad_enabled():
+        return torch.cat([piece() for piece in pieces])
+    return torch.cat([checkpoint(piece, use_reentrant=False) for piece in pieces])
 
 
 def text_features(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -56,19 +96,30 @@ def text_features(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | 
     return unwrap(model).get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
 
 
-def _lay_out(base: Any, input_ids: Tensor, end_of_text: EndOfText) -> Layout | None:
-    """Return a layout by which texts (K, L) share rows of this model's tower, or None if they cannot."""
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # reads values, so it runs before what is compiled
+def _pack(
+    base: Any, input_ids: Tensor, end_of_text: EndOfText, batch_size: int | None
+) -> tuple[list[tuple[Tensor, Tensor, Tensor, Tensor]], Tensor] | None:
+    """Return texts (K, L) as pieces of packed rows, and the place of each among them; None if they cannot share rows.
+
+    A piece is ids, positions and mask of rows, and the ends of their texts, see [`Layout.split`].
+    """
     tower: Any = base.text_model
-    if not hasattr(base, "text_projection") or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not hasattr(base, "text_projection") or torch.jit.is_tracing():
         return None
     takes_positions = "position_ids" in inspect.signature(tower.forward).parameters
-    if not takes_positions or tower.config._attn_implementation not in ("eager", "sdpa"):
+    attention = tower.config._attn_implementation
+    if not takes_positions or attention not in ("eager", "sdpa"):
         return None
     prompted = isinstance(tower.embeddings, BaseTunerLayer)
     slots: Slots | None = tower.embeddings.slots() if prompted else Slots()
     if slots is None or not all(map(_keeps_tokens_apart, tower.modules())) or (not prompted and is_offloaded(tower)):
         return None
-    return read_texts(input_ids, end_of_text, *slots, packed=True).layout
+    layout = read_texts(input_ids, end_of_text, *slots, packed=True).layout
+    if layout is None:
+        return None
+    size = _piece_size(len(layout.input_ids), layout.input_ids.numel(), len(input_ids), batch_size)
+    return layout.split(size, attention, tower.embeddings.token_embedding.weight.dtype), layout.order(size)
 
 
 def _keeps_tokens_apart(module: nn.Module) -> bool:
@@ -76,10 +127,6 @@ def _keeps_tokens_apart(module: nn.Module) -> bool:
     if not isinstance(module, BaseTunerLayer) or getattr(module, "keeps_tokens_apart", False):
         return True
     return isinstance(module.get_base_layer(), nn.Linear | nn.Embedding | nn.LayerNorm)
-
-
-def _dtype(tower: Any) -> torch.dtype:
-    return tower.embeddings.token_embedding.weight.dtype
 
 
 class _PackedEmbeddings(nn.Module):

@@ -7,6 +7,7 @@ positions that it has in a row of its own. The tower's layers are not changed; f
 
 from __future__ import annotations
 
+import heapq
 import threading
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -38,6 +39,7 @@ class Layout:
         mask: (R, 1, T, T), True where a token attends to another.
         ends: (K,), position of each text's [EOT] in the flattened rows.
         added: dtype -> additive mask in that dtype, made on first use.
+        pieces: rows of a piece -> the texts in each piece, made on first use.
     """
 
     input_ids: Tensor
@@ -45,6 +47,7 @@ class Layout:
     mask: Tensor
     ends: Tensor
     added: dict[torch.dtype, Tensor] = field(default_factory=dict)
+    pieces: dict[int, tuple[list[Tensor], Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Layout:
         """Return a copy on another device."""
@@ -66,6 +69,36 @@ class Layout:
                 self.added.setdefault(dtype, added)
         return self.added[dtype]
 
+    def split(self, size: int, implementation: str, dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Return pieces of `size` rows: ids, positions, mask, and the ends of their texts in the flattened rows.
+
+        The texts of all pieces, one after the other, are in the order of [`order`].
+        """
+        mask = self.attention_mask(implementation, dtype)
+        parts = (self.input_ids.split(size), self.positions.split(size), mask.split(size), self._texts(size)[0])
+        return list(zip(*parts, strict=True))
+
+    def order(self, size: int) -> Tensor:
+        """Return the place (K,) of each text among the texts of all pieces."""
+        return self._texts(size)[1]
+
+    @torch.inference_mode(False)
+    def _texts(self, size: int) -> tuple[list[Tensor], Tensor]:
+        if size not in self.pieces:
+            width = size * self.input_ids.shape[1]
+            count = -(-len(self.input_ids) // size)
+            if count == 1:
+                made = [self.ends], torch.arange(len(self.ends), device=self.ends.device)
+            else:
+                piece = (self.ends // width).cpu()
+                by_piece = piece.argsort(stable=True)
+                texts = by_piece.split(piece.bincount(minlength=count).tolist())
+                ends = [self.ends[own.to(self.ends.device)] - i * width for i, own in enumerate(texts)]
+                made = ends, by_piece.argsort().to(self.ends.device)
+            with _LOCK:
+                self.pieces.setdefault(size, made)
+        return self.pieces[size]
+
 
 def lay_out(input_ids: Tensor, ends: list[int], context: int) -> Layout | None:
     """Put K texts with the same first `context` tokens into rows; return None if that saves no tokens.
@@ -77,10 +110,12 @@ def lay_out(input_ids: Tensor, ends: list[int], context: int) -> Layout | None:
     own = [end + 1 - context for end in ends]
     members: list[list[int]] = [[] for _ in range(min(len(ends), max(1, round(sum(own) / _TOKENS))))]
     filled = [0] * len(members)
+    space = [(0, row) for row in range(len(members))]  # a heap: tokens in a row, and its number
     for k in sorted(range(len(ends)), key=lambda k: -own[k]):  # longest first, each into the row with most space
-        row = filled.index(min(filled))
+        _, row = space[0]
         members[row].append(k)
         filled[row] += own[k]
+        heapq.heapreplace(space, (filled[row], row))
     width = context + max(filled)
     if len(members) * width >= input_ids.numel():
         return None

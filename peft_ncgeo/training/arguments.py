@@ -53,6 +53,9 @@ class GeometryTrainingArguments(TrainingArguments):
         num_views: number of views of each image that augmentation draws, used in turn; 0: a new view in every epoch.
             With a number, features that do not change (the frozen model's, and those of a tuned CLIP whose image tower
             is not trained) are computed once for each view; without augmentation, once for each image.
+        text_batch_size: class texts encoded at a time, about. Their activations are made again in backward, so
+            that memory grows with the classes by their features alone, and the text tower's time by half. Default: all
+            texts up to 4,096 tokens, else about 1,024 tokens.
         num_test_views: number of views of each image that is evaluated or predicted: 1, the image itself, or 5, the
             corners and the centre of the image resized to 248 / 224 of the model's size, as in LIFT. Logits are the
             mean over the views, and so are the features that the geometry is measured on. It takes five times as long.
@@ -73,6 +76,9 @@ class GeometryTrainingArguments(TrainingArguments):
     augmentation: str = field(default="none", metadata={"help": "'none' or 'crop_flip'."})
     num_views: int = field(
         default=0, metadata={"help": "Views of each image that augmentation draws; 0: a new one each epoch."}
+    )
+    text_batch_size: int | None = field(
+        default=None, metadata={"help": "Class texts that are encoded at a time. Default: by their number of tokens."}
     )
     num_test_views: int = field(
         default=1, metadata={"help": "Views of each image that is evaluated, whose logits are averaged: 1 or 5."}
@@ -122,6 +128,8 @@ class GeometryTrainingArguments(TrainingArguments):
         if self.augmentation not in ("none", "crop_flip"):
             raise ValueError(f"augmentation={short_repr(self.augmentation)} must be 'none' or 'crop_flip'.")
         self.num_views = check_int("num_views", self.num_views, least=0)
+        if self.text_batch_size is not None:
+            self.text_batch_size = check_int("text_batch_size", self.text_batch_size, least=1)
         self.num_test_views = check_num_test_views(self.num_test_views)
         self.class_balanced_sampling = check_bool("class_balanced_sampling", self.class_balanced_sampling)
         started = int(os.environ.get("WORLD_SIZE", 1))

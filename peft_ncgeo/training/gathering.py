@@ -16,6 +16,10 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def process_index() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def batch_sizes(labels: Tensor) -> list[int]:
     """Return the number of rows of the batch that count on each process, in order of rank.
 

@@ -183,7 +183,7 @@ class GeometryTrainer(EvaluatingTrainer):
             if dataset is not None:
                 self.task.names(dataset, self.class_names)
         self._measurements = Measurements()
-        self.extractor = FeatureExtractor(model)
+        self.extractor = FeatureExtractor(model, args.text_batch_size)
         self._required = {field for term in terms for field in getattr(term, "requires", ())}
         check_templates(args, self._required)
         self._templates = list(args.student_templates or []) if "template_features" in self._required else []

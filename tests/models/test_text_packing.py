@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
+from torch.utils.flop_counter import FlopCounterMode
 
 from peft_ncgeo import NPTConfig
 from peft_ncgeo.models.adapters import unwrap
@@ -205,13 +206,19 @@ def test_a_text_alike_to_its_end_with_others():
 
 
 def compiled_features(model, texts):
-    return torch.compile(lambda **inputs: encode_texts(model, **inputs), backend="eager")(**texts)
+    return torch.compile(lambda **inputs: encode_texts(model, **inputs), backend="aot_eager")(**texts)
 
 
-def test_compiled_it_pads():
-    model = prompted(CONFIGS["deep_text"], True).eval()
-    texts = class_texts()
-    with torch.no_grad(), warnings.catch_warnings():
+def compiled(kind: str, pack: bool = True):
+    return prompted(CONFIGS["deep_text"], pack) if kind == "prompts" else adapted(kind, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["prompts", "plain", "lora", "layer norms"])
+def test_compiled_it_packs_too(kind):
+    """The same features and gradients, of as many operations."""
+    texts, model = class_texts(), compiled(kind)
+    model.requires_grad_(True)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:
             compiled_features(tiny_clip(), texts)
@@ -219,5 +226,17 @@ def test_compiled_it_pads():
             pytest.skip(
                 f"torch {torch.__version__} does not compile CLIP without prompts either: {type(error).__name__}"
             )
-        expected = encode_texts(prompted(CONFIGS["deep_text"], False).eval(), **texts)
-        torch.testing.assert_close(compiled_features(model, texts), expected)
+        found, operations = [], []
+        for encode in (encode_texts, lambda model, **texts: compiled_features(model, texts)):
+            encode(model, **texts)  # compiles
+            model.zero_grad()
+            with FlopCounterMode(display=False) as counter:
+                features = encode(model, **texts)
+                features.square().sum().backward()
+            operations.append(counter.get_total_flops())
+            found.append((features.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)
+    assert operations[1] == operations[0]
+    with FlopCounterMode(display=False) as counter:
+        text_features(model, **texts)
+    assert operations[0] < 3 * counter.get_total_flops(), "packed"

@@ -44,12 +44,12 @@ from .runs import whole_family as family
 BATCH = 12  # of all processes: 6 on each of two, 4 on each of three
 
 
-def images(count: int):
+def images(count: int, names: list[str] = NAMES):
     """The last batch is short: with 3 samples in it, none is left for the last of several processes.
 
     The first class has one sample, which only one process sees.
     """
-    many = tiny_images(2 * count)
+    many = tiny_images(2 * count, names)
     kept = [i for i, label in enumerate(many["label"]) if label][: count - 1]
     return many.select([0, *kept])
 
@@ -167,6 +167,13 @@ ALONE: dict[str, Any] = {
         losses=lambda: [Distillation(weight=20.0)],
     ),
     "OTPreservation, memory": alone(losses=lambda: [OTPreservation(**MEMORY)]),
+    # the last of three processes has no text of its own
+    "CrossEntropy, two classes": alone(
+        losses=ot_and_budget, classification_loss=CrossEntropy, names=lambda: NAMES[:2]
+    ),
+    "CrossEntropy, texts in pieces": alone(
+        losses=ot_and_budget, classification_loss=CrossEntropy, text_batch_size=lambda: 1
+    ),
     "PromptAveraging": alone(classification_loss=CrossEntropy, callbacks=lambda: [PromptAveraging(mean=1, std=1)]),
     "GradientProjection": alone(classification_loss=CrossEntropy, callbacks=lambda: [GradientProjection()]),
     "SlerpAlignment": alone(
@@ -184,13 +191,14 @@ def runs_of(world: int) -> dict[str, Any]:
 def run(name: str, options: dict[str, Any], output_dir: Path, world: int) -> None:
     gradients = Gradients()
     options["callbacks"] = [*options.get("callbacks", []), gradients]
-    train = images(27)
+    names = options.pop("names", NAMES)
+    train = images(27, names)
     if options.pop("unlabelled", False):
         train, options["class_names"] = train.remove_columns("label"), NAMES
     training = trainer(
         output_dir,
         train=train,
-        eval_dataset=tiny_images(9, NAMES),
+        eval_dataset=tiny_images(9, names),
         per_device_train_batch_size=BATCH // world,
         **{"augmentation": "crop_flip", "num_train_epochs": 2, **options},
     )

@@ -239,7 +239,7 @@ def test_another_adapter_is_read_with_its_own_slots(tmp_path):
     run = trainer(tmp_path, model, max_steps=1)
     model.set_adapter("b")
     run.train()
-    assert run.features.texts["input_ids"][0, :8].tolist() == [1, 5, 5, 5, 5, 5, 9, 11]
+    assert run.features.texts.own["input_ids"][0, :8].tolist() == [1, 5, 5, 5, 5, 5, 9, 11]
 
 
 def test_requiring_what_every_batch_has(tmp_path):

@@ -15,13 +15,15 @@ from ...models.towers import reads_text
 from ..arguments import GeometryTrainingArguments
 from .teacher import FrozenTeacher
 from .teacher_model import TeacherModel
+from .text_share import TextShare
 from .views import ViewFeatures, never_changes
 
 
 class StepFeatures:
     """Features of micro-batches: the student's, and the frozen model's and a teacher's if a loss asks for them.
 
-    - Texts do not depend on images: one pass serves all micro-batches of an optimiser step.
+    - Texts do not depend on images: one pass serves all micro-batches of an optimiser step, and each process encodes
+      its share of them.
     - The frozen model's and the teacher's texts are read once.
     - Where images are shown in views that come again, the frozen model and the teacher see each view once. So does the
       student where nothing in its image tower is trained; images are not even decoded then.
@@ -48,7 +50,7 @@ class StepFeatures:
 
     def begin(self, texts: dict[str, Tensor]) -> None:
         """Start a training on these texts, and drop features of images and of an unfinished step."""
-        self.texts = texts
+        self.texts = TextShare(texts)
         self.forget_step()
         self.student_views: ViewFeatures | None = None
         self.frozen_views: ViewFeatures | None = None
@@ -71,11 +73,13 @@ class StepFeatures:
                 features are known.
             is_last: whether the optimiser steps after this micro-batch.
         """
-        new = {} if self.step_text is not None else dict(self.texts)
+        new = {} if self.step_text is not None else dict(self.texts.own)
         if "pixel_values" in inputs:
             new |= image_inputs(inputs)
         with rows_that_count(inputs["labels"] != FILLER):
             out: dict[str, Tensor] = model(**new) if new else {}
+        if "text_features" in out:
+            out["text_features"] = self.texts.gather(out["text_features"])
         if self.student_views is not None:
             out["image_features"] = self.student_views.of(inputs["views"], inputs["labels"].device)
         if self.step_text is not None:

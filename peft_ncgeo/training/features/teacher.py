@@ -10,6 +10,7 @@ from transformers import BatchEncoding
 
 from ...models.adapters import adapter_layers, adapters_off, change_of_base
 from ...models.feature_extractor import FeatureExtractor, extract_features
+from .text_share import TextShare
 
 
 class FrozenTeacher:
@@ -41,8 +42,9 @@ class FrozenTeacher:
         """Return the text features (K, d), the mean over the templates, computed once."""
         if self._text_features is None:
             with adapters_off(self.extractor):
+                shares = [TextShare(dict(texts.to(device))) for texts in self.texts]
                 features = [
-                    extract_features(self.extractor, **texts.to(device))["text_features"] for texts in self.texts
+                    share.gather(extract_features(self.extractor, **share.own)["text_features"]) for share in shares
                 ]
             self._text_features = torch.stack(features, dim=1).mean(dim=1)
         return self._text_features

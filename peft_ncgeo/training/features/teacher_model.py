@@ -19,6 +19,7 @@ from ...models.towers import logit_bias, logit_scale, reads_text
 from ...validation import short_repr
 from ..arguments import GeometryTrainingArguments
 from ..task import ClassificationTask
+from .text_share import TextShare
 
 
 class TeacherModel:
@@ -81,7 +82,7 @@ class TeacherModel:
         self.image_processor = None if makes_same_pixels(processor, student.image_processor) else processor
         self.class_names = list(class_names)
         dispatched = is_offloaded(model) or getattr(unwrap(model), "hf_device_map", None)
-        self.extractor = FeatureExtractor(model if dispatched else model.to(args.device))
+        self.extractor = FeatureExtractor(model if dispatched else model.to(args.device), args.text_batch_size)
         self.forget_texts()
 
     def forget_texts(self) -> None:
@@ -96,8 +97,8 @@ class TeacherModel:
         if not self.task.reads_text:
             return out["logits"]
         if self._text_features is None:
-            texts = self.task.texts(self.class_names).to(device)
-            self._text_features = extract_features(self.extractor, **texts)["text_features"]
+            share = TextShare(dict(self.task.texts(self.class_names).to(device)))
+            self._text_features = share.gather(extract_features(self.extractor, **share.own)["text_features"])
         with torch.no_grad():
             return cosine_logits(out["image_features"], self._text_features, logit_scale(model), logit_bias(model))
 

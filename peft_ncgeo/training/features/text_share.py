@@ -1,0 +1,54 @@
+"""Class texts dealt over processes, each of which encodes its share."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..gathering import gather_batch, process_index, world_size
+
+
+class TextShare:
+    """Share of texts that this process encodes; features of all processes come together in the order of the texts.
+
+    Texts are dealt by length, the longest first, each to the process with the fewest tokens so far. A process without
+    a text encodes one that does not count, since all processes take part in each pass of the model.
+
+    Args:
+        texts: `input_ids` (K, L), and an `attention_mask` (K, L) unless all texts are of full length.
+
+    Attributes:
+        own: the texts of this process.
+    """
+
+    def __init__(self, texts: dict[str, Tensor]) -> None:
+        self.own, self.sizes = texts, [0]
+        self._order: Tensor | None = None
+        if world_size() == 1 or not texts:
+            return
+        ids = texts["input_ids"]
+        lengths = texts["attention_mask"].sum(1).tolist() if "attention_mask" in texts else [ids.shape[1]] * len(ids)
+        shares = deal(lengths, world_size())
+        mine = torch.tensor(shares[process_index()] or [0], device=ids.device)
+        self.own = {name: value[mine] for name, value in texts.items()}
+        self.sizes = [len(share) for share in shares]
+        places = torch.tensor([k for share in shares for k in share], device=ids.device)
+        self._order = places.argsort()
+
+    def gather(self, features: Tensor) -> Tensor:
+        """Return the features (K, d) of all texts, from those of this process's, differentiable."""
+        return features if self._order is None else gather_batch(features, self.sizes).index_select(0, self._order)
+
+
+def deal(lengths: Sequence[int], processes: int) -> list[list[int]]:
+    """Return the numbers of the texts of each process, in their order."""
+    shares: list[list[int]] = [[] for _ in range(processes)]
+    load = [(0, process) for process in range(processes)]  # a heap: tokens, and the process
+    for k in sorted(range(len(lengths)), key=lambda k: -lengths[k]):
+        tokens, process = load[0]
+        shares[process].append(k)
+        heapq.heapreplace(load, (tokens + lengths[k], process))
+    return [sorted(share) for share in shares]
