@@ -40,13 +40,13 @@ from peft_ncgeo.geometry.sphere import cosine_logits
 from peft_ncgeo.losses import CrossEntropy, GeometryBatch
 from peft_ncgeo.models.adapters import adapters_off, unwrap
 from peft_ncgeo.models.image_encoder import encode_images
-from peft_ncgeo.models.text_encoder import encode_texts
+from peft_ncgeo.models.text_encoder import encode_texts, text_features
 from peft_ncgeo.models.towers import max_text_length
 from peft_ncgeo.training import Recipe
 from peft_ncgeo.training.features.half_weights import HalfWeights
 
 RECIPES = Path(__file__).parent / "recipes"
-PROMPT_OT, COOP = Recipe.read(RECIPES / "prompt_ot.yaml"), Recipe.read(RECIPES / "coop.yaml")
+PROMPT_OT, COOP, CLIP_LORA = (Recipe.read(RECIPES / f"{name}.yaml") for name in ("prompt_ot", "coop", "clip_lora"))
 # Tokens of names with the full stop. With [BOS], 4 slots and [EOT] a text has 9, 12 at most, as ImageNet's have.
 NAME_LENGTHS = (3, 2, 4, 1, 5, 2, 3, 4, 2, 6, 3, 1, 4, 2, 3, 5, 1, 4, 2, 3)
 CHUNK = 100  # classes whose activations the reference keeps at a time
@@ -96,20 +96,22 @@ def vit_b16() -> CLIPModel:
     return CLIPModel._from_config(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict()))
 
 
-def prompted(base: CLIPModel, recipe: Recipe, dtype: torch.dtype = torch.float32) -> tuple[PeftModel, PeftModel]:
-    """Return two copies of the model with the same prompts from the recipe: the reference, and ours."""
+def tuned(base: CLIPModel, recipe: Recipe, dtype: torch.dtype = torch.float32) -> tuple[PeftModel, PeftModel]:
+    """Return two copies of the model with the recipe's adapter, without dropout: the reference, and ours."""
     reference, ours = copy.deepcopy(base), copy.deepcopy(base).to(dtype)
     models = []
     for model, attention, pack in ((reference, "eager", False), (ours, "sdpa", True)):
         model.set_attn_implementation(attention)
         torch.manual_seed(1)
-        models.append(get_peft_model(model, replace(recipe.config(), pack_text=pack)).train())
+        config = recipe.config()
+        own = {"pack_text": pack} if hasattr(config, "pack_text") else {"lora_dropout": 0.0}  # masks would differ
+        models.append(get_peft_model(model, replace(config, **own)).train())
     return models[0], models[1]
 
 
 def class_texts(base: CLIPModel, recipe: Recipe, classes: int) -> tuple[Tensor, Tensor]:
     """Return random names behind the recipe's slots (K, L): padded to the tower's length, and cut to the longest."""
-    config, slots = base.config.text_config, recipe.config().num_text_tokens
+    config, slots = base.config.text_config, getattr(recipe.config(), "num_text_tokens", 4)
     rows = torch.randint(100, 1000, (classes, max_text_length(base)), generator=torch.Generator().manual_seed(0))
     rows[:, 0], rows[:, 1 : 1 + slots] = config.bos_token_id, torch.arange(10, 10 + slots)
     ends = torch.tensor([1 + slots + NAME_LENGTHS[k % len(NAME_LENGTHS)] for k in range(classes)])[:, None]
@@ -134,7 +136,7 @@ def step(model: PeftModel, loss: Callable[..., Tensor], *inputs: Any) -> float:
 
 def text_tower(base: CLIPModel, classes: int) -> Work:
     """Return the work of a forward and backward pass through the prompted text tower alone."""
-    reference, ours = prompted(base, PROMPT_OT)
+    reference, ours = tuned(base, PROMPT_OT)
     padded, short = class_texts(base, PROMPT_OT, classes)
     direction = torch.randn(base.config.projection_dim, generator=torch.Generator().manual_seed(0))
 
@@ -147,7 +149,7 @@ def text_tower(base: CLIPModel, classes: int) -> Work:
 
 def prompt_ot(base: CLIPModel, classes: int, dtype: torch.dtype = torch.float32) -> Work:
     """Return the work of a Prompt-OT step, batch 4, on fixed image views. Both sides know the frozen texts."""
-    reference, ours = prompted(base, PROMPT_OT, dtype)
+    reference, ours = tuned(base, PROMPT_OT, dtype)
     padded, short = class_texts(base, PROMPT_OT, classes)
     pixels, labels = images(base, 4, classes)
     own_pixels, loss_of = pixels.to(dtype), prompt_ot_loss(base, labels)
@@ -190,7 +192,7 @@ def autocast(base: CLIPModel, classes: int) -> Work:
     Here the reference is plain autocast, which casts the frozen weights in each of the three passes; our side has cast
     them before.
     """
-    model = prompted(base, PROMPT_OT)[1]
+    model = tuned(base, PROMPT_OT)[1]
     short = class_texts(base, PROMPT_OT, classes)[1]
     pixels, labels = images(base, 4, classes)
     loss_of = prompt_ot_loss(base, labels)
@@ -230,7 +232,7 @@ def chunked(model: PeftModel, ids: Tensor, gradient: Tensor) -> Tensor:
 
 def text_only(base: CLIPModel, classes: int, batch_size: int) -> Work:
     """Return the work of a CoOp step; our side trains on image features that are computed once."""
-    reference, ours = prompted(base, COOP)
+    reference, ours = tuned(base, COOP)
     padded, short = class_texts(base, COOP, classes)
     pixels, labels = images(base, batch_size, classes)
     with torch.no_grad():
@@ -244,9 +246,25 @@ def text_only(base: CLIPModel, classes: int, batch_size: int) -> Work:
     return Work(name, [Part(partial(step, reference, loss, padded))], [Part(partial(step, ours, loss, short, known))])
 
 
+def lora(base: CLIPModel, classes: int, batch_size: int) -> Work:
+    """Return the work of a CLIP-LoRA step; the reference encodes one text in a row of 77 tokens."""
+    reference, ours = tuned(base, CLIP_LORA)
+    padded, short = class_texts(base, CLIP_LORA, classes)
+    pixels, labels = images(base, batch_size, classes)
+
+    def loss(model: PeftModel, encode: Callable[..., Tensor], ids: Tensor) -> Tensor:
+        return F.cross_entropy(
+            cosine_logits(encode_images(model, pixels), encode(model, ids), base.logit_scale), labels
+        )
+
+    name = f"CLIP-LoRA step, {classes} classes, batch {batch_size}"
+    sides = (reference, loss, text_features, padded), (ours, loss, encode_texts, short)
+    return Work(name, *([Part(partial(step, *side))] for side in sides))
+
+
 def evaluation(base: CLIPModel, classes: int, batches: int, batch_size: int) -> Work:
     """Return the work of an evaluation; our side encodes the classes once. One batch is timed for all equal ones."""
-    reference, ours = (model.eval() for model in prompted(base, PROMPT_OT))
+    reference, ours = (model.eval() for model in tuned(base, PROMPT_OT))
     padded, short = class_texts(base, PROMPT_OT, classes)
     pixels, labels = images(base, batch_size, classes)
     encode = torch.no_grad()(encode_texts)
@@ -299,7 +317,7 @@ def memory(base: CLIPModel) -> list[dict]:
     name = f"peak of the process above {peaks[0]:.0f} MiB before: {work.name}"
     found = [(name, peaks[2] - peaks[0], peaks[1] - peaks[0])]
     for classes in (100, 200):
-        models, texts = prompted(base, PROMPT_OT), class_texts(base, PROMPT_OT, classes)
+        models, texts = tuned(base, PROMPT_OT), class_texts(base, PROMPT_OT, classes)
         name = f"activations that the text tower keeps for backward, {classes} classes"
         found.append((name, *map(kept_mib, models, texts)))
     return [
@@ -330,6 +348,8 @@ ROWS: dict[str, Callable[[CLIPModel, bool], Work]] = {
     "ot-100": lambda base, quick: prompt_ot(base, 100),
     "ot-500": lambda base, quick: prompt_ot(base, 500),
     "text-only": lambda base, quick: text_only(base, 100, 32),
+    "lora-4": lambda base, quick: lora(base, 100, 4),
+    "lora-32": lambda base, quick: lora(base, 100, 32),
     "evaluation": lambda base, quick: evaluation(base, 200, 5, 20) if quick else evaluation(base, 1000, 5, 100),
 }
 

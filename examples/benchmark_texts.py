@@ -59,11 +59,9 @@ def step(model: Any, ids: torch.Tensor, batch_size: int | None) -> None:
 
 
 def memory(classes: int, batch_size: int | None) -> dict[str, float]:
-    """Return the peak above the model, in MiB, of a first and a second pass, and the seconds of the second."""
+    """Return the peak above the model, in MiB, and the seconds of a pass."""
     model, ids = tuned(), texts(classes)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step(model, ids, batch_size)
-    start = time.perf_counter()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     step(model, ids, batch_size)
     seconds = time.perf_counter() - start
     return {"MiB": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, "seconds": seconds}

@@ -17,6 +17,7 @@ FEWER = {
     "ot-50-autocast": 0.99,
     "ot-500": 5.3,
     "text-only": 5.6,
+    "lora-4": 2.0,
     "evaluation": 8.8,
 }
 
