@@ -75,15 +75,15 @@ def in_a_process(classes: int, batch_size: int | None) -> dict[str, float]:
 
 
 def times(classes: int, repeats: int) -> float:
-    """Return the time of pieces, as chosen, relative to one piece: medians of passes that take turns."""
+    """Return the CPU time of pieces, as chosen, relative to one piece: medians of passes that take turns."""
     model, ids = tuned(), texts(classes)
     seconds: dict[int | None, list[float]] = {classes: [], None: []}
     for round_ in range(repeats + 1):
         for batch_size in seconds:
-            start = time.perf_counter()
+            start = time.process_time()
             step(model, ids, batch_size)
             if round_:  # the first round lays the texts out
-                seconds[batch_size].append(time.perf_counter() - start)
+                seconds[batch_size].append(time.process_time() - start)
     return statistics.median(seconds[None]) / statistics.median(seconds[classes])
 
 
