@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from peft.utils import CONFIG_NAME
 from torch import Tensor, nn
 
 from ..data.class_prompts import list_names
+from ..data.crops import check_num_test_views
 from ..data.head_names import CLASS_NAMES
 from ..data.processors import find_processor
 from ..files import file_name
@@ -22,7 +23,7 @@ from ..loading.load import HEAD, PROTOTYPES, fetch_adapter, fetch_files, load_ad
 from ..models.adapters import evaluation_mode, unwrap
 from ..models.snapshots import unchanged_on_error
 from ..tuners.copa import CoPAConfig, CoPALayer, Residual
-from ..validation import short_repr
+from ..validation import check_int, short_repr
 from .head_files import HeadFile, fixed_image, load_named_base, read_head, write_head
 from .heads.base import FeatureHead, State
 from .image_features import ImageFeatures, ProjectedFeatures, check_rows
@@ -116,33 +117,60 @@ class FewShotClassifier:
         return maps
 
     @torch.no_grad()
-    def predict_proba(self, images: Any, batch_size: int = 64, *, class_names: Sequence[str] | None = None) -> Tensor:
+    def predict_proba(
+        self,
+        images: Any,
+        batch_size: int = 64,
+        *,
+        class_names: Sequence[str] | None = None,
+        num_test_views: int = 1,
+    ) -> Tensor:
         """Return class probabilities (N, K), `softmax_c(cos(x Theta_I, P_c Theta_P) / tau)`, float32 on the CPU.
 
         Args:
-            class_names: see [`predict`].
+            class_names, num_test_views: see [`predict`].
         """
-        return (self._scores(images, batch_size, class_names) / self.temperature).softmax(-1).float().cpu()
+        scores = self._scores(images, batch_size, class_names, num_test_views)
+        return (scores / self.temperature).softmax(-1).float().cpu()
 
     @torch.no_grad()
-    def predict(self, images: Any, batch_size: int = 64, *, class_names: Sequence[str] | None = None) -> list[Any]:
+    def predict(
+        self,
+        images: Any,
+        batch_size: int = 64,
+        *,
+        class_names: Sequence[str] | None = None,
+        num_test_views: int = 1,
+    ) -> list[Any]:
         """Return the most probable class for each image; for CoPA, the class with the nearest prototype.
 
         Args:
             class_names: names to choose among, in place of the trained classes; only for a head that reads texts.
+            num_test_views: 1, or 5: scores are the mean over corners and centre of a PIL image.
         """
         names = self.classes if class_names is None else list_names(class_names)
-        return [names[i] for i in self._scores(images, batch_size, class_names).argmax(-1).tolist()]
+        return [names[i] for i in self._scores(images, batch_size, class_names, num_test_views).argmax(-1).tolist()]
 
-    def _scores(self, images: Any, batch_size: int, class_names: Sequence[str] | None) -> Tensor:
-        """Return scores (N, K); divided by the temperature they are logits."""
+    def _scores(self, images: Any, batch_size: int, class_names: Sequence[str] | None, num_test_views: int) -> Tensor:
+        """Return scores (N, K), means over the test views of an image; divided by the temperature they are logits."""
+        score = self._scorer(class_names)
+        if check_num_test_views(num_test_views) == 1:
+            return score(self.features(images, batch_size))
+        images, batch_size = self._encoder.listed(images), check_int("batch_size", batch_size, least=1)
+        parts = []
+        for start in range(0, len(images), batch_size):
+            views = self._encoder.test_views(images[start : start + batch_size], start, num_test_views)
+            parts.append(torch.stack([score(self.features(view, batch_size)) for view in views]).mean(0))
+        return torch.cat(parts)
+
+    def _scorer(self, class_names: Sequence[str] | None) -> Callable[[Tensor], Tensor]:
+        """Return the function of features (N, d) that gives their scores."""
         if class_names is not None:
             raise ValueError(
                 "CoPA's prototypes are of the classes of the support set alone; leave out class_names, or adapt with "
                 "head=TipAdapter() or head=GaussianDiscriminant()."
             )
-        features = self.features(images, batch_size)
-        return self.heads.scores(features.to(self.prototypes.dtype), self.prototypes)
+        return lambda features: self.heads.scores(features.to(self.prototypes.dtype), self.prototypes)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a PEFT adapter, which [`from_pretrained`] and `PeftModel.from_pretrained` read, and the prototypes.
@@ -265,11 +293,14 @@ class HeadClassifier(FewShotClassifier):
             found = self._texts.text_features(class_names).cpu()
         return found.to(torch.promote_types(found.dtype, torch.float32))
 
-    def _scores(self, images: Any, batch_size: int, class_names: Sequence[str] | None) -> Tensor:
+    def _scorer(self, class_names: Sequence[str] | None) -> Callable[[Tensor], Tensor]:
         state = self.state if class_names is None else self._state_for(list_names(class_names))
         kept = next(value.dtype for value in state.values() if value.is_floating_point())
-        features = self.features(images, batch_size).to("cpu", kept)
-        return torch.cat([self.head.logits(state, part) for part in features.split(_ROWS)])
+
+        def score(features: Tensor) -> Tensor:
+            return torch.cat([self.head.logits(state, part) for part in features.to("cpu", kept).split(_ROWS)])
+
+        return score
 
     def _state_for(self, names: list[str]) -> State:
         """Return the head's state for these names."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
+from ..data.crops import view_inputs
 from ..data.images import list_images, rgb_images
 from ..data.processors import find_processor, image_processor
 from ..models.adapters import check_adapter_weights, evaluation_mode, unwrap
@@ -94,6 +95,17 @@ class ImageFeatures(nn.Module):
             return {"pixel_values": images}
         rgb = rgb_images(images, first)
         return image_inputs(self._image_processor()(images=rgb, return_tensors="pt"))
+
+    def test_views(self, images: Any, first: int, num_test_views: int) -> list[Tensor]:
+        """Return the pixels (N, C, H, W) of each test view of PIL images, see [`~peft_ncgeo.data.crops.view_inputs`].
+
+        Raises:
+            TypeError, ValueError: pixels, which cannot be cropped; or a processor that cannot take crops as they are.
+        """
+        if isinstance(images, Tensor):
+            raise ValueError(f"num_test_views={num_test_views} needs PIL images to crop; pixels have one view.")
+        views = view_inputs(self._image_processor(), rgb_images(images, first), num_test_views)
+        return [view["pixel_values"] for view in views]
 
     def listed(self, images: Any) -> list[Image.Image] | Tensor:
         """Return one or several PIL images as a list, and pixels (N, C, H, W) unchanged.
