@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..validation import check_int
 from .checks import check_tensor
-from .simplex import simplex_distance
+from .pairs import block_rows, mean_cosine_deviation
+from .simplex import fewer_rows, simplex_distance_of_product
 from .sphere import scale_extreme_rows
 
 CUT = 1e-10  # eigenvalues of the Gram matrix below this share of the largest count as rounding
@@ -22,7 +23,7 @@ class NeuralCollapse:
     """Streaming class statistics in float64, and the numbers NC1-NC4 computed from them.
 
     It keeps counts (K,), sums (K, d) and one second moment (d, d), on the device of the first features (for MPS, which
-    has no float64, on the CPU): O(Kd + d^2) for any number of samples. With `keep_samples` it also keeps the features,
+    has no float64, on the CPU): O(Kd + d^2) for any number of samples, also while [`compute`] runs. With `keep_samples` it also keeps the features,
     on the CPU in their own dtype, only for NC4.
 
     Args:
@@ -209,21 +210,20 @@ class NeuralCollapse:
             warnings.warn(f"Neural collapse is undefined, every value is nan: {why}.", stacklevel=3)
             return dict.fromkeys(names, math.nan)
 
-        gram = centered @ centered.T
         lengths = centered.norm(dim=1)
         directions = centered / lengths[:, None]
-        pairs = (directions @ directions.T)[~torch.eye(k, dtype=torch.bool, device=gram.device)]
         within = (self._second - sums.T @ means) / n
-        # S_B^+ = K' Z^T Z, Z = L^-1 U^T M for G = U L U^T: this decomposes K' x K' instead of d x d
-        values, vectors = torch.linalg.eigh(gram)
+        # S_B^+ = K' Z^T Z, Z = L^-1 U^T R for R R^T = U L U^T and M = Q R: of two sizes, this decomposes the smaller
+        rows = fewer_rows(centered)
+        values, vectors = torch.linalg.eigh(rows @ rows.T)
         kept = values > CUT * values[-1]
-        z = (vectors[:, kept].T @ centered) / values[kept, None]
+        z = (vectors[:, kept].T @ rows) / values[kept, None]
         results = [
             ((z @ within) * z).sum().clamp_min(0),
-            within.trace().clamp_min(0) / (gram.trace() / k),
-            simplex_distance(gram),
+            within.trace().clamp_min(0) / (centered.square().sum() / k),
+            simplex_distance_of_product(centered, centered),
             lengths.std(correction=0) / lengths.mean(),
-            (pairs + 1 / (k - 1)).abs().mean(),
+            mean_cosine_deviation(directions),
         ]
         if weights is not None:
             w = weights[present]
@@ -231,8 +231,9 @@ class NeuralCollapse:
             if center_weights:
                 w = _centered(w, w.norm(dim=1).max())
             cosines = (w * directions).sum(1) / w.norm(dim=1)
-            product = w @ centered.T
-            results += [simplex_distance(product) if product.any() else w.new_tensor(math.nan), cosines.mean()]
+            related = (w @ rows.T).any()  # as W M^T is 0 or not
+            nc3 = simplex_distance_of_product(w, centered) if related else w.new_tensor(math.nan)
+            results += [nc3, cosines.mean()]
             if self.keep_samples:
                 results.append(self._agreement(weights, bias, means, present))
         numbers = dict(zip(names, map(float, results), strict=True))
@@ -247,7 +248,7 @@ class NeuralCollapse:
         classes = present.nonzero().flatten()
         tally = torch.zeros(2, dtype=torch.float64, device=means.device)
         for samples in self._samples:
-            for chunk in samples.split(4096):  # bounds the memory of the (N, K) scores
+            for chunk in samples.split(block_rows(len(weights))):  # bounds the memory of the (N, K) scores
                 x = chunk.to(means.device).double()
                 scores = x @ weights.T if bias is None else x @ weights.T + bias
                 # means are relative to the origin; ||x - mu||^2 = ||x||^2 - 2 (<x, mu> - ||mu||^2 / 2)

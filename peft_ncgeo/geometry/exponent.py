@@ -10,6 +10,7 @@ from torch import Tensor
 from ..validation import check_float, check_int
 from .alignment import seen_classes
 from .checks import check_tensor, refuse_unless
+from .pairs import boundary, least_distance, nearest_rivals
 from .sphere import rounding
 
 
@@ -18,8 +19,9 @@ def class_exponents(means: Tensor, weights: Tensor, bias: Tensor | None = None) 
 
     For features `x = mu_c + sigma * noise` with standard normal noise, `-sigma^2 log P(x is misclassified)` tends to
     `min_{c' != c} ([<w_c - w_c', mu_c> + b_c - b_c']_+)^2 / (2 ||w_c - w_c'||^2)` as sigma falls to 0; a pair of equal
-    rows counts 0. Differences of rows are computed pair by pair: expanded squares would lose the digits of nearly
-    equal rows. O(K^2 d) time, O(K d) memory without gradients.
+    rows counts 0. The nearest rival is found by matrix products, which rule a pair out only beyond their rounding; the
+    rest is computed from differences of rows, so that nearly equal rows keep their digits. O(K^2 d) time, O(K d)
+    memory. Where two rivals are equally near, one of them gets the gradient.
 
     Args:
         means: (K, d), not centred here; rows wholly nan are absent classes, which are ignored, also as c'.
@@ -45,15 +47,8 @@ def class_exponents(means: Tensor, weights: Tensor, bias: Tensor | None = None) 
     result = torch.full((len(means),), math.nan, dtype=wide, device=means.device)
     if len(mu) < 2:
         return result
-    values = []
-    for c in range(len(mu)):
-        others = torch.arange(len(mu), device=mu.device) != c
-        difference = w[c] - w[others]
-        distance = torch.linalg.vector_norm(difference, dim=1)
-        margin = (difference * mu[c]).sum(1) + b[c] - b[others]
-        reach = margin.clamp_min(0) / distance.where(distance > 0, torch.ones_like(distance))
-        values.append(reach.where(distance > 0, torch.zeros_like(reach)).min().square() / 2)
-    return result.masked_scatter(present, _within_range(torch.stack(values)))
+    reach = boundary(mu, w, b, torch.arange(len(mu), device=mu.device), nearest_rivals(mu, w, b))
+    return result.masked_scatter(present, _within_range(reach.square() / 2))
 
 
 def error_exponent(means: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -182,8 +177,7 @@ def _least_distance(means: Tensor) -> Tensor:
     mu = means[seen_classes(means)].to(_computing(means))
     if len(mu) < 2:
         return mu.new_tensor(math.nan)
-    nearest = [torch.linalg.vector_norm(mu[c] - mu[c + 1 :], dim=1).min() for c in range(len(mu) - 1)]
-    return torch.stack(nearest).min()
+    return least_distance(mu)
 
 
 def _rows(name: str, tensor: Tensor, shape: torch.Size, present: Tensor) -> Tensor:

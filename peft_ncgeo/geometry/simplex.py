@@ -124,7 +124,8 @@ def clustered_etf_deviation(points: Tensor, clusters: Tensor, reduction: str = "
 def gram_distance(a: Tensor, b: Tensor) -> Tensor:
     """Return the distance between the shapes of two sets of K points, independent of rotation, scale and width.
 
-    `|| G_a/||G_a||_F - G_b/||G_b||_F ||_F` with `G_a = a a^T`; the points are not centred.
+    `|| G_a/||G_a||_F - G_b/||G_b||_F ||_F` with `G_a = a a^T`; the points are not centred. Without gradients and for
+    K > d + d', no K x K matrix is formed; see [`fewer_rows`].
 
     Args:
         a, b: points `(K, d)` and `(K, d')`.
@@ -148,6 +149,11 @@ def gram_distance(a: Tensor, b: Tensor) -> Tensor:
         check_finite(name, points)
     if len(a) != len(b):
         raise ValueError(f"gram_distance needs equally many points in a and b, got {len(a)} and {len(b)}.")
+    if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
+        return torch.linalg.norm(_unit_gram(a) - _unit_gram(b))
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    both = fewer_rows(torch.cat([_moderate(a.to(dtype)), _moderate(b.to(dtype))], 1))
+    a, b = both.split([a.shape[1], b.shape[1]], 1)
     return torch.linalg.norm(_unit_gram(a) - _unit_gram(b))
 
 
@@ -174,6 +180,32 @@ def simplex_distance(gram: Tensor, kept: Tensor | None = None) -> Tensor:
     simplex = (torch.eye(len(gram), dtype=gram.dtype, device=gram.device) - 1 / k) / (k - 1).sqrt()
     simplex = simplex.masked_fill(~(kept[:, None] & kept), 0)
     return torch.linalg.norm(_scaled(gram) - simplex)
+
+
+def simplex_distance_of_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return [`simplex_distance`] of `a b^T` for rows (K, d) of the same classes, in O(Kd) memory where K > d + 1.
+
+    There, with G of rank d at most, its square `2 - 2 <G/||G||_F, (I - 11^T/K)/sqrt(K-1)>` is at least about `1/(d+1)`,
+    so the difference keeps its digits; `<a b^T, I - 11^T/K> = sum_c <a_c, b_c> - <sum_c a_c, sum_c b_c>/K`.
+    """
+    k, d = a.shape
+    if k <= d + 1:
+        return simplex_distance(a @ b.T)
+    a, b = _moderate(a), _moderate(b)
+    norm = torch.linalg.norm(a @ fewer_rows(b).T)
+    inner = (a * b).sum() - a.sum(0) @ b.sum(0) / k
+    square = 2 - 2 * inner / (norm * (k - 1) ** 0.5)
+    return square.clamp_min(0).sqrt().where(norm > 0, 1)
+
+
+def fewer_rows(points: Tensor) -> Tensor:
+    """Return R (d, d) of `points = Q R`, with Q's columns orthonormal, if there are more points than d, else `points`.
+
+    R's inner products of columns are those of the points, and so are the singular values, and norms of products
+    `||a p^T||_F = ||a R^T||_F` and of weighted products `||p D p^T||_F = ||R D R^T||_F`.
+    """
+    with torch.autocast(points.device.type, enabled=False):
+        return torch.linalg.qr(points, mode="r").R if len(points) > points.shape[1] else points
 
 
 def centred_directions(points: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -203,12 +235,16 @@ def _diagonal(square: Tensor) -> Tensor:
 
 def _unit_gram(points: Tensor) -> Tensor:
     with torch.autocast(points.device.type, enabled=False):
-        points = points.to(torch.promote_types(points.dtype, torch.float32))
-        points = scale_extreme_rows(points.flatten()).view_as(points)
+        points = _moderate(points.to(torch.promote_types(points.dtype, torch.float32)))
         return _scaled(points @ points.T)
+
+
+def _moderate(matrix: Tensor) -> Tensor:
+    """Scale a matrix whose squares would be infinite or 0."""
+    return scale_extreme_rows(matrix.flatten()).view_as(matrix)
 
 
 def _scaled(matrix: Tensor) -> Tensor:
     # equal points are 0 after centring: 0 stays 0
-    matrix = scale_extreme_rows(matrix.flatten()).view_as(matrix)
+    matrix = _moderate(matrix)
     return matrix / torch.linalg.norm(matrix).clamp_min(torch.finfo(matrix.dtype).tiny)

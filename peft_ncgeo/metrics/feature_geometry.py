@@ -10,7 +10,7 @@ from torch import Tensor
 from ..geometry.alignment import alignment
 from ..geometry.collapse import NeuralCollapse
 from ..geometry.exponent import class_exponents, least_exponent, share_of_best
-from ..geometry.simplex import gram_distance, simplex_distance
+from ..geometry.simplex import gram_distance, simplex_distance_of_product
 from ..geometry.sphere import l2_normalize
 
 
@@ -88,5 +88,5 @@ class FeatureGeometry:
             centre = (counts[:, None] * means.nan_to_num()).sum(0) / counts.sum()
             centred = weights - weights.mean(0)
             metrics["modality_gap"] = float(torch.linalg.vector_norm(centre - weights.mean(0)))
-            metrics["text_nc2"] = float(simplex_distance(centred @ centred.T))
+            metrics["text_nc2"] = float(simplex_distance_of_product(centred, centred))
         return metrics
