@@ -23,8 +23,8 @@ class NeuralCollapse:
     """Streaming class statistics in float64, and the numbers NC1-NC4 computed from them.
 
     It keeps counts (K,), sums (K, d) and one second moment (d, d), on the device of the first features (for MPS, which
-    has no float64, on the CPU): O(Kd + d^2) for any number of samples, also while [`compute`] runs. With `keep_samples` it also keeps the features,
-    on the CPU in their own dtype, only for NC4.
+    has no float64, on the CPU): O(Kd + d^2) for any number of samples, also while [`compute`] runs. With
+    `keep_samples` it also keeps the features, on the CPU in their own dtype, only for NC4.
 
     Args:
         num_classes: K; labels are 0..K-1.

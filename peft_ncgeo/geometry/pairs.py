@@ -1,12 +1,13 @@
 """Numbers over all pairs of K classes, by matrix products of one block of rows at a time: O(Kd) memory.
 
-The nearest of all pairs is exact. Products of rows cost digits where rows are nearly equal, so they only rule pairs out,
-by a bound on their rounding; what is left, usually one pair a class, is computed from differences of rows.
+The nearest of all pairs is exact. Products of rows lose digits where rows are nearly equal, so they only rule pairs
+out, by a bound on their rounding; what is left, usually one pair a class, is computed from differences of rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,8 +57,8 @@ def _block_rivals(
     square_error = (eps * reach.square() + torch.finfo(rows.dtype).tiny)[:, None]
 
     unclear = ~(square > square_error)  # perhaps equal rows
-    ratio = (margin.clamp_min(0).square_() / square).masked_fill_(unclear, 0)
-    ratio.scatter_(1, block[:, None], torch.inf)
+    ratio = (margin.clamp_min(0).square_() / square).masked_fill_(unclear, 0).clamp_max_(torch.finfo(rows.dtype).max)
+    ratio.scatter_(1, block[:, None], torch.inf)  # no class is its own rival
     rivals = ratio.argmin(1)
     found = boundary(means, weights, bias, block, rivals)
     lowest = margin.sub_(margin_error).clamp_min_(0).square_()
@@ -66,7 +67,7 @@ def _block_rivals(
     left.scatter_(1, block[:, None], False)
 
     of, others = left.nonzero(as_tuple=True)
-    values = _in_parts(lambda i, j: boundary(means, weights, bias, block[i], j), of, others, rows.shape[1])
+    values = _in_parts(partial(boundary, means, weights, bias), block[of], others, rows.shape[1])
     found.scatter_reduce_(0, of, values, "amin")
     best = values == found[of]
     rivals[of[best]] = others[best]
@@ -100,7 +101,7 @@ def least_distance(points: Tensor) -> Tensor:
             start = block[place // before][None], torch.tensor([place % before], device=rows.device)
             least = min(least, float(_distance(points, *start)))
             of, others = (~(square - error > least**2)).logical_and_(below).nonzero(as_tuple=True)
-            values = _in_parts(lambda i, j, block=block: _distance(points, block[i], j), of, others, rows.shape[1])
+            values = _in_parts(partial(_distance, points), block[of], others, rows.shape[1])
             if len(values) and values.min() <= least:
                 place = int(values.argmin())
                 pair, least = torch.stack([block[of[place]], others[place]])[:, None], float(values[place])

@@ -152,8 +152,7 @@ def gram_distance(a: Tensor, b: Tensor) -> Tensor:
     if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
         return torch.linalg.norm(_unit_gram(a) - _unit_gram(b))
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    both = fewer_rows(torch.cat([_moderate(a.to(dtype)), _moderate(b.to(dtype))], 1))
-    a, b = both.split([a.shape[1], b.shape[1]], 1)
+    a, b = fewer_rows(torch.cat([a.to(dtype), b.to(dtype)], 1)).split([a.shape[1], b.shape[1]], 1)
     return torch.linalg.norm(_unit_gram(a) - _unit_gram(b))
 
 
@@ -185,8 +184,8 @@ def simplex_distance(gram: Tensor, kept: Tensor | None = None) -> Tensor:
 def simplex_distance_of_product(a: Tensor, b: Tensor) -> Tensor:
     """Return [`simplex_distance`] of `a b^T` for rows (K, d) of the same classes, in O(Kd) memory where K > d + 1.
 
-    There, with G of rank d at most, its square `2 - 2 <G/||G||_F, (I - 11^T/K)/sqrt(K-1)>` is at least about `1/(d+1)`,
-    so the difference keeps its digits; `<a b^T, I - 11^T/K> = sum_c <a_c, b_c> - <sum_c a_c, sum_c b_c>/K`.
+    Its square is `2 - 2 <G/||G||_F, (I - 11^T/K)/sqrt(K-1)>`, there at least about `1/(d+1)`, since G has rank d at
+    most, so the difference keeps its digits; `<G, I - 11^T/K> = sum_c <a_c, b_c> - <sum_c a_c, sum_c b_c>/K`.
     """
     k, d = a.shape
     if k <= d + 1:

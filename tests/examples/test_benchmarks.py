@@ -198,3 +198,10 @@ def test_import_benchmark_compares_what_comes_on_top_of_an_empty_process(capsys,
     host, plugin, ratio = (line.split() for line in capsys.readouterr().out.splitlines())
     assert (float(host[0]), float(plugin[0]), float(ratio[0])) == (4.0, 5.0, 1.25)
     assert script["cpu_seconds"]("sum(range(10**6))") > 0
+
+
+def test_geometry_benchmark_measures_each_size_in_its_own_process(monkeypatch, capfd):
+    run_example("benchmark_geometry.py", "--classes", "40", "70", "--dim", "16", monkeypatch=monkeypatch)
+    rows = [line.split("|")[1:-1] for line in capfd.readouterr().out.splitlines()]
+    assert [row[0].strip() for row in rows] == ["classes", "---", "40", "70"]
+    assert all(float(cell.replace(",", "")) >= 0 for row in rows[2:] for cell in row)
