@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..models.adapters import AdapterSnapshot
 
 _MOST_LISTS = 64
-_MOST_BYTES = 2**27  # of all lists' features together: 65,536 names at 512 numbers each
+_MOST_BYTES = 2**29  # of all lists' features together: 262,144 names at 512 numbers each
 
 
 class TextFeatureCache:

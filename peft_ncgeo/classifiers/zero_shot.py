@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,8 +27,11 @@ from ..models.text_setting import active_text_setting
 from ..models.towers import check_encoders, logit_bias, logit_scale, reads_text
 from ..tuners.prompt_config import active_prompt_config
 from ..validation import check_int, short_repr
+from .best_names import best_names
 from .image_features import check_rows
 from .text_cache import TextFeatureCache
+
+_CHUNK = 256  # texts in a pass, whose activations are held
 
 
 class ZeroShotClassifier:
@@ -39,7 +42,7 @@ class ZeroShotClassifier:
         processor: its processor, such as `CLIPProcessor`.
         template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
 
-    Text features of the last 64 lists of names (at most 128 MiB) are kept until an adapter's weights or the active
+    Text features of the last 64 lists of names (at most 512 MiB) are kept until an adapter's weights or the active
     adapter change. Several threads may use one classifier, but not while the model is trained or its adapters are
     switched.
 
@@ -139,21 +142,69 @@ class ZeroShotClassifier:
     def _logits(
         self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int, views: int
     ) -> Tensor:
-        batch_size = check_int("batch_size", batch_size, least=1)
-        images, text = list_images(images), self.text_features(class_names)
-        starts = range(0, len(images), batch_size)
-        logits = [text.new_zeros(0, len(text), dtype=torch.float32)]
+        batches, text = self._image_features(images, batch_size, views), self.text_features(class_names)
+        logits = torch.cat(
+            [text.new_zeros(0, len(text), dtype=torch.float32), *(self._scores(batch, text) for batch in batches)]
+        )
+        check_rows(logits, "logits of image", range(len(logits)))  # once: each check waits for the device
+        return logits
+
+    def _image_features(
+        self, images: Image.Image | Sequence[Image.Image], batch_size: int, views: int
+    ) -> Iterator[list[Tensor]]:
+        """Check the images, and return an iterator of the raw features (B, d) of every view of a batch."""
+        batch_size, images = check_int("batch_size", batch_size, least=1), list_images(images)
+        return self._encode_images(images, range(0, len(images), batch_size), views)
+
+    def _encode_images(self, images: list[Image.Image], starts: range, views: int) -> Iterator[list[Tensor]]:
         for start in tqdm(starts, desc="Classifying", disable=len(starts) < 10):
-            batch = rgb_images(images[start : start + batch_size], start)
-            scores = []
+            batch, features = rgb_images(images[start : start + starts.step], start), []
             for view in view_inputs(self.processor.image_processor, batch, views):
                 with one_at_a_time(self.model):
-                    features = encode_images(self.model, **image_inputs(view, self._device))
-                scores.append(cosine_logits(features, text, logit_scale(self.model), logit_bias(self.model)).float())
-            logits.append(torch.stack(scores).mean(0))
-        found = torch.cat(logits)
-        check_rows(found, "logits of image", range(len(images)))  # once: each check waits for the device
-        return found
+                    features.append(encode_images(self.model, **image_inputs(view, self._device)))
+            yield features
+
+    def _scores(self, views: Sequence[Tensor], text: Tensor) -> Tensor:
+        """Return the logits (B, K) of images, the mean over the features (B, d) of their views."""
+        scale, bias = logit_scale(self.model), logit_bias(self.model)
+        return torch.stack([cosine_logits(features, text, scale, bias).float() for features in views]).mean(0)
+
+    def top_k(
+        self,
+        images: Image.Image | Sequence[Image.Image],
+        class_names: Sequence[str] | None = None,
+        k: int = 5,
+        batch_size: int = 64,
+        num_test_views: int = 1,
+    ) -> list[list[tuple[str, float]]]:
+        """Return the k most probable names of each image with their probabilities, the most probable first.
+
+        They are those of [`predict_proba`] over all K names, but no matrix (N, K) is held.
+
+        Args:
+            k: names for each image; all K if there are fewer.
+            images, class_names, batch_size, num_test_views: see [`predict_proba`].
+
+        Raises:
+            ValueError: `k` is less than 1, or as [`predict_proba`] does.
+        """
+        k, names = check_int("k", k, least=1), self._names(class_names)
+        numbers, probabilities = (found.tolist() for found in self._best(images, names, k, batch_size, num_test_views))
+        return [[(names[i], p) for i, p in zip(*row, strict=True)] for row in zip(numbers, probabilities, strict=True)]
+
+    @torch.no_grad()
+    def _best(
+        self, images: Image.Image | Sequence[Image.Image], names: Sequence[str], k: int, batch_size: int, views: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return numbers and probabilities, (N, k), of the k best names of each image."""
+        batches, text = self._image_features(images, batch_size, views), self.text_features(names)
+        k = min(k, len(text))
+        none = text.new_zeros(0, k, dtype=torch.float32)
+        found = [(none, none.long(), none)]
+        found += [best_names(partial(self._scores, batch), text, len(batch[0]), k) for batch in batches]
+        logits, numbers, probabilities = (torch.cat(part) for part in zip(*found, strict=True))
+        check_rows(logits, "logits of image", range(len(logits)))
+        return numbers, probabilities
 
     def predict(
         self,
@@ -162,11 +213,10 @@ class ZeroShotClassifier:
         batch_size: int = 64,
         num_test_views: int = 1,
     ) -> list[str]:
-        """Return the most probable name for each image; see [`predict_proba`]."""
+        """Return the most probable name for each image; see [`predict_proba`]. No matrix (N, K) is held."""
         names = self._names(class_names)
-        # logits differ even where rounded probabilities do not
-        best = self._logits(images, names, batch_size, num_test_views).argmax(dim=-1)
-        return [names[i] for i in best.tolist()]
+        best, _ = self._best(images, names, 1, batch_size, num_test_views)
+        return [names[i] for i in best[:, 0].tolist()]
 
     def _names(self, class_names: Sequence[str] | None) -> list[str]:
         if class_names is None and not self.class_names:
@@ -176,6 +226,9 @@ class ZeroShotClassifier:
     @torch.no_grad()
     def text_features(self, class_names: Sequence[str]) -> Tensor:
         """Return raw text features (K, d) of the names in the template, computed once for each list of names.
+
+        Names are encoded 256 at a time, with a progress bar for many. Texts of a chunk share rows, so features depend
+        on the other names of the list, to rounding.
 
         Classes for which the active adapter has trained rows, see [`~peft_ncgeo.training.train_stages`], have these.
         """
@@ -192,8 +245,17 @@ class ZeroShotClassifier:
         slots = config.num_text_tokens if config else 0
         texts = class_prompts(names, self.template, slots, self.processor.tokenizer, model=self.model)
         self.model.eval()  # only after the names are accepted
-        with one_at_a_time(self.model):
-            features = encode_texts(self.model, **texts.to(self._device))
+        features, starts = None, range(0, len(names), _CHUNK)
+        for start in tqdm(starts, desc="Encoding names", disable=len(starts) < 10):
+            chunk = {name: rows[start : start + _CHUNK] for name, rows in texts.items()}
+            if "attention_mask" in chunk:  # without padding beyond the chunk's longest text
+                longest = int(chunk["attention_mask"].sum(1).max())
+                chunk = {name: rows[:, :longest] for name, rows in chunk.items()}
+            with one_at_a_time(self.model):
+                part = encode_texts(self.model, **{name: rows.to(self._device) for name, rows in chunk.items()})
+            features = part.new_empty(len(names), part.shape[1]) if features is None else features
+            features[start : start + len(part)] = part
+        assert features is not None  # there are at least two names
         check_rows(features, "text features of class", names)
         return features
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
@@ -19,6 +20,8 @@ from ..validation import check_int, short_repr
 
 _CLIP = TextReading(EndOfText(None))
 _SPECIAL = ("bos", "eos", "pad", "cls", "sep")
+_TOKENISED = 1024  # texts in a call of the tokenizer
+_HALF_A_LETTER = re.compile("[\ud800-\udfff]")
 _LOCK = threading.Lock()  # a fast tokenizer changes its settings in a call, which fails if another thread reads them
 
 
@@ -87,8 +90,7 @@ def class_prompts(
         raise ValueError(f"num_text_tokens={num_text_tokens} leaves no room for a name among {limit} slots.")
     with _LOCK:
         padded = padded_template(template, num_text_tokens, tokenizer)
-        # replace, not format: a name or template may hold other braces
-        nameless, *rows = tokenizer([padded.replace("{}", name.replace("_", " ")) for name in ["", *names]]).input_ids
+        nameless = _token_ids([""], padded, tokenizer)[0]
         expected = placeholder_ids(template, num_text_tokens, tokenizer)
     first, special = reading.front, {getattr(tokenizer, f"{name}_token_id") for name in _SPECIAL}
     if (num_text_tokens or model is not None) and (len(nameless) > 1 and nameless[0] in special) != first:
@@ -98,13 +100,13 @@ def class_prompts(
             "as SigLIP, pass model and its own tokenizer."
         )
     first_with: dict[tuple[int, ...], str] = {}
-    for name, row in zip(names, rows, strict=True):
+    for name, row in _rows(names, padded, tokenizer):
         if len(row) > limit:
             raise ValueError(
                 f"Class name {short_repr(name)} would be cut off: its text has {len(row)} tokens and the model takes "
                 f"{limit}; shorten the name or the template, or use fewer text tokens."
             )
-        if list(row[first : first + num_text_tokens]) != expected:
+        if row[first : first + num_text_tokens] != expected:
             raise ValueError(
                 f"Class name {short_repr(name)} would be overwritten by prompts: the tokenizer joins it with the word "
                 f"before it in {short_repr(template)}; put a space before '{{}}'."
@@ -118,18 +120,37 @@ def class_prompts(
                 f"Class name {short_repr(name)} or {short_repr(template)} holds a token that begins or ends a text, "
                 "so the model would not read all of it; remove it."
             )
-        if tuple(row) in first_with:
-            other = short_repr(first_with[tuple(row)])
+        if (key := tuple(row)) in first_with:
             raise ValueError(
-                f"Duplicate class names: {other} and {short_repr(name)} give the same text and cannot separate; "
-                "rename one."
+                f"Duplicate class names: {short_repr(first_with[key])} and {short_repr(name)} give the same text and "
+                "cannot separate; rename one."
             )
-        first_with[tuple(row)] = name
-    length: dict[str, Any] = {"padding": "max_length", "max_length": limit} if reading.full_length else {}
-    mask = not reading.full_length
-    return tokenizer.pad(
-        {"input_ids": rows}, padding_side="right", return_tensors="pt", return_attention_mask=mask, **length
+        first_with[key] = name
+    if tokenizer.pad_token_id is None:
+        raise ValueError("The tokenizer has no padding token; set tokenizer.pad_token, as the model was trained.")
+    lengths = torch.tensor([len(row) for row in first_with])
+    width = limit if reading.full_length else int(lengths.max())
+    mask = torch.arange(width) < lengths[:, None]
+    input_ids = torch.full((len(names), width), tokenizer.pad_token_id)
+    input_ids[mask] = torch.tensor([token for row in first_with for token in row])
+    return BatchEncoding(
+        {"input_ids": input_ids} if reading.full_length else {"input_ids": input_ids, "attention_mask": mask.long()}
     )
+
+
+def _rows(names: Sequence[str], template: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[int]]]:
+    """Yield each name with the token ids of its text. What a tokenizer keeps of a text is large, so few at a time."""
+    for start in range(0, len(names), _TOKENISED):
+        part = names[start : start + _TOKENISED]
+        with _LOCK:
+            rows = _token_ids(part, template, tokenizer)
+        yield from zip(part, rows, strict=True)
+
+
+def _token_ids(names: Sequence[str], template: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    # replace, not format: a name or template may hold other braces
+    texts = [template.replace("{}", name.replace("_", " ")) for name in names]
+    return tokenizer(texts, return_attention_mask=False, return_token_type_ids=False).input_ids
 
 
 def is_number(name: str) -> bool:
@@ -152,6 +173,6 @@ def list_names(names: Any) -> list[str]:
     for i, name in enumerate(names):
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"Class {i} has the name {short_repr(name)}; names must be non-empty strings.")
-        if any("\ud800" <= letter <= "\udfff" for letter in name):
+        if _HALF_A_LETTER.search(name):
             raise ValueError(f"Class {i} has the name {short_repr(name)} with half a letter in it; write it again.")
     return names

@@ -176,13 +176,13 @@ def test_what_could_not_be_encoded_is_not_kept(kind):
     assert known.get(("cat",), nn.Identity(), (), encode) == 1
 
 
-@pytest.mark.parametrize("width", [512, 4096])
+@pytest.mark.parametrize("width", [4096, 16384])
 def test_few_lists_are_kept(width):
-    """Of 300 lists of 1,000 names no more than 128 MiB; the last one is among them, and so are small ones."""
+    """Of 300 lists of 1,000 names no more than 512 MiB; the last one is among them, and so are small ones."""
     known, held = TextFeatureCache(), []
 
     def features():
-        made = torch.zeros(1000, width)
+        made = torch.zeros(1).expand(1000, width)
         held.append(ref(made))
         return made
 
@@ -191,14 +191,22 @@ def test_few_lists_are_kept(width):
         found = known.get(names, nn.Identity(), (), features)
         assert known.get(names, nn.Identity(), (), lambda: torch.ones(1)) is found
     alive = sum(tensor().nbytes for tensor in held if tensor() is not None)
-    assert 2**26 < alive <= 2**27
+    assert 2**28 < alive <= 2**29
     small = [known.get((str(i),), nn.Identity(), (), lambda: torch.zeros(1, width)) for i in range(100)]
     assert known.get(("99",), nn.Identity(), (), features) is small[-1]
     del found
     assert sum(tensor() is not None for tensor in held) == 0
 
 
+def test_a_hundred_thousand_names_stay_beside_short_lists():
+    known, names = TextFeatureCache(), tuple(map(str, range(100_000)))
+    found = known.get(names, nn.Identity(), (), lambda: torch.zeros(1).expand(100_000, 1024))
+    for i in range(20):
+        known.get(("cat", str(i)), nn.Identity(), (), lambda: torch.zeros(2, 1024))
+    assert known.get(names, nn.Identity(), (), lambda: torch.ones(1)) is found
+
+
 def test_a_list_that_is_larger_than_all_that_is_kept():
     known, names = TextFeatureCache(), tuple(map(str, range(100)))
-    found = known.get(names, nn.Identity(), (), lambda: torch.zeros(100, 2**19))
+    found = known.get(names, nn.Identity(), (), lambda: torch.zeros(1).expand(100, 2**21))
     assert known.get(names, nn.Identity(), (), lambda: torch.ones(1)) is found

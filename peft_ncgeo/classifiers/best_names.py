@@ -1,0 +1,38 @@
+"""The best few of many names for each image, without a matrix of images and names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_ENTRIES = 2**22  # logits in memory at a time
+
+
+def best_names(logits: Callable[[Tensor], Tensor], text: Tensor, images: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the k largest logits of each image, (B, k), the largest first, their names' numbers and probabilities.
+
+    Names come block by block. The probabilities are those of a softmax over all K names, `exp(logit - logsumexp)`,
+    with the sum carried from block to block.
+
+    Args:
+        logits: a function that returns the logits (B, n) of n text features (n, d), float32.
+        text: (K, d).
+        images: B, their number.
+        k: at most K.
+    """
+    values = text.new_empty(images, 0, dtype=torch.float32)
+    numbers = torch.empty(images, 0, dtype=torch.int64, device=text.device)
+    total = text.new_full((images,), -torch.inf, dtype=torch.float32)
+    start = 0
+    for part in text.split(max(1, _ENTRIES // max(1, images))):
+        block = logits(part)
+        total = torch.logaddexp(total, block.logsumexp(1))
+        best = block.topk(min(k, len(part)))
+        values = torch.cat([values, best.values], 1)
+        numbers = torch.cat([numbers, best.indices + start], 1)
+        values, places = values.topk(min(k, values.shape[1]))
+        numbers = numbers.gather(1, places)
+        start += len(part)
+    return values, numbers, (values - total[:, None]).exp()
