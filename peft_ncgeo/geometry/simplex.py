@@ -80,13 +80,20 @@ def etf_floor(num_classes: int, dim: int) -> float:
 def etf_deviation(points: Tensor) -> Tensor:
     """Return the mean squared difference between pairwise cosines and those of a simplex ETF.
 
-    `1/(K(K-1)) sum_{i != j} (cos(p_i, p_j) + 1/(K-1))^2` for `points` (K, d), K >= 2; a scalar.
+    `1/(K(K-1)) sum_{i != j} (cos(p_i, p_j) + 1/(K-1))^2` for `points` (K, d), K >= 2; a scalar. For K > 2d it takes
+    O(Kd) memory: with unit rows P, `sum_ij cos_ij^2 = ||P^T P||_F^2` and `sum_ij cos_ij = ||sum_i p_i||^2`, which keep
+    their digits there, since the Welch bound leaves the result at least half of the first term.
     """
     check_shape("points", points, "K", "d")
     check_finite("points", points)
     k = len(points)
     if k < 2:
         raise ValueError("A simplex ETF needs at least 2 classes, got 1.")
+    if k > 2 * points.shape[1]:
+        with torch.autocast(points.device.type, enabled=False):
+            p = l2_normalize(points)
+            every = (p.T @ p).square().sum() + 2 / (k - 1) * p.sum(0).square().sum() + (k / (k - 1)) ** 2
+            return (every - (p.square().sum(1) + 1 / (k - 1)).square().sum()) / (k * (k - 1))
     deviation = _cosines(points) + 1 / (k - 1)
     return deviation.square().masked_fill(_diagonal(deviation), 0).sum() / (k * (k - 1))
 

@@ -11,7 +11,7 @@ import torch
 from peft_ncgeo.geometry import gram_distance, optimal_exponent, simplex_etf
 from peft_ncgeo.geometry.exponent import class_exponents
 from peft_ncgeo.geometry.pairs import block_rows
-from peft_ncgeo.geometry.simplex import simplex_distance_of_product
+from peft_ncgeo.geometry.simplex import etf_deviation, etf_floor, simplex_distance_of_product
 from peft_ncgeo.metrics.feature_geometry import FeatureGeometry
 
 from .collapse_problems import STATISTICS, streamed
@@ -165,6 +165,19 @@ def test_gram_distance(k):
         want = np.linalg.norm(grams[0] - grams[1])
         assert float(gram_distance(a, b)) == pytest.approx(want, rel=1e-7, abs=1e-14)
         assert float(gram_distance(a.float(), (b / b.abs().max()).float())) == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize(("k", "d"), [(10, 5), (11, 5), (1100, 6)])
+def test_deviation_of_more_points_than_dimensions(k, d):
+    x = points(k, d)
+    x[3] = 0
+    u = np.where(x.numpy().any(1, keepdims=True), unit_rows(np.where(x.numpy().any(1, keepdims=True), x, 1)), 0)
+    expected = ((u @ u.T + 1 / (k - 1)) ** 2)[~np.eye(k, dtype=bool)].mean()
+    assert float(etf_deviation(x)) == pytest.approx(expected, rel=1e-12)
+    assert float(etf_deviation(x.float())) == pytest.approx(expected, rel=1e-5)
+    assert torch.autograd.gradcheck(etf_deviation, (points(11, 5).requires_grad_(),))
+    tight = torch.cat([torch.eye(d), -torch.eye(d)] * 2).double()  # which reaches the lower limit
+    assert float(etf_deviation(tight)) == pytest.approx(etf_floor(4 * d, d), rel=1e-12)
 
 
 @pytest.mark.parametrize(("k", "d"), [(5, 5), (6, 5), (7, 5), (60, 5)])
