@@ -28,7 +28,7 @@ MANY = [" ".join(words) for n in (1, 2, 3) for words in product(WORDS[5:17], rep
 def tuned(config):
     torch.manual_seed(0)
     model = get_peft_model(tiny_clip(), config).eval()
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.3)
     return model
@@ -65,7 +65,7 @@ def test_a_damaged_name_of_a_later_chunk_is_named():
     model = MODELS["prompts, not packed"][0]()  # a row of several texts is damaged as a whole
     with torch.no_grad():
         model.get_base_model().text_model.embeddings.token_embedding.weight[5 + WORDS.index("fish")] = torch.nan
-    names = [name for name in MANY if "fish" not in name][:300] + ["white fish", "fish"]
+    names = [*[name for name in MANY if "fish" not in name][:300], "white fish", "fish"]
     with pytest.raises(ValueError, match="class 'white fish' are not finite"):
         ZeroShotClassifier(model, tiny_processor()).text_features(names)
 

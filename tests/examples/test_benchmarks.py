@@ -205,3 +205,13 @@ def test_geometry_benchmark_measures_each_size_in_its_own_process(monkeypatch, c
     rows = [line.split("|")[1:-1] for line in capfd.readouterr().out.splitlines()]
     assert [row[0].strip() for row in rows] == ["classes", "---", "40", "70"]
     assert all(float(cell.replace(",", "")) >= 0 for row in rows[2:] for cell in row)
+
+
+def test_names_benchmark_measures_on_top_of_the_model(monkeypatch, capfd):
+    run_example("benchmark_names.py", "--names", "400", "--layers", "1", monkeypatch=monkeypatch)
+    row = capfd.readouterr().out.splitlines()[-1].split("|")[1:-1]
+    names, a_thousand, ranked, above, model = (float(cell.replace(",", "")) for cell in row)
+    assert names == 400
+    assert a_thousand > 0 <= ranked
+    assert 0 < above < 1024
+    assert model > 100
