@@ -123,6 +123,19 @@ def mean_cosine_deviation(directions: Tensor) -> Tensor:
     return total / (k * (k - 1) / 2)
 
 
+@torch.no_grad()
+def most_alike(directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest cosine of two of K >= 2 unit rows, and the numbers of the two, (2,)."""
+    best, pair = directions.new_tensor(-torch.inf), torch.tensor([0, 1], device=directions.device)
+    for below, block in _lower_blocks(len(directions), directions.device):
+        before = int(block[-1])
+        cosines = (directions[block] @ directions[:before].T).masked_fill_(~below, -torch.inf)
+        place = cosines.argmax()
+        here, found = torch.stack([place % before, block[place // before]]), cosines.flatten()[place]
+        pair, best = here.where(found > best, pair), found.maximum(best)
+    return best, pair
+
+
 def _lower_blocks(k: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield blocks of row numbers 1..K-1, with masks of the columns left of the diagonal, up to the last row's."""
     for block in torch.arange(1, k, device=device).split(block_rows(k)):

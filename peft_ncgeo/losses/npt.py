@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..geometry.pairs import most_alike
 from ..geometry.simplex import (
     centred_directions,
     etf_deviation,
@@ -29,10 +30,11 @@ class _TextSimplex(Regularizer):
         if self._looked:
             return
         self._looked = True
-        points = l2_normalize(text.detach())
-        cosines = (points @ points.T).fill_diagonal_(-1)
-        if len(cosines) > 1 and cosines.max() > 1 - 1e-6:
-            first, second = divmod(int(cosines.argmax()), len(cosines))
+        if len(text) < 2:
+            return
+        cosine, pair = most_alike(l2_normalize(text.detach()))
+        if cosine > 1 - 1e-6:
+            first, second = pair.tolist()
             warnings.warn(
                 f"{self.name}: classes {first} and {second} have the same text features; equal texts get equal "
                 "gradients and never separate.",

@@ -10,7 +10,7 @@ import torch
 
 from peft_ncgeo.geometry import gram_distance, optimal_exponent, simplex_etf
 from peft_ncgeo.geometry.exponent import class_exponents
-from peft_ncgeo.geometry.pairs import block_rows
+from peft_ncgeo.geometry.pairs import block_rows, most_alike
 from peft_ncgeo.geometry.simplex import etf_deviation, etf_floor, simplex_distance_of_product
 from peft_ncgeo.metrics.feature_geometry import FeatureGeometry
 
@@ -219,3 +219,12 @@ def test_feature_geometry(k, d):
     with ThreadPoolExecutor(3) as pool:
         for got in pool.map(logged, (19, 100, len(x))):
             assert {name: got[name] for name in want} == pytest.approx(want, rel=1e-7, abs=1e-12)
+
+
+@pytest.mark.parametrize(("k", "pair"), [(2, (0, 1)), (30, (4, 29)), (1100, (3, 1099)), (1100, (5, 6))])
+def test_most_alike(k, pair):
+    x = torch.from_numpy(unit_rows(points(k, 20).numpy()))
+    x[pair[1]] = x[pair[0]]
+    cosine, found = most_alike(x)
+    assert float(cosine) == pytest.approx(1)
+    assert tuple(found.tolist()) == pair
