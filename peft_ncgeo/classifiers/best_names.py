@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_ENTRIES = 2**22  # logits in memory at a time
+_ENTRIES = 2**22  # logits in memory at a time, and numbers of text features
 
 
 def best_names(logits: Callable[[Tensor], Tensor], text: Tensor, images: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -26,7 +26,7 @@ def best_names(logits: Callable[[Tensor], Tensor], text: Tensor, images: int, k:
     numbers = torch.empty(images, 0, dtype=torch.int64, device=text.device)
     total = text.new_full((images,), -torch.inf, dtype=torch.float32)
     start = 0
-    for part in text.split(max(1, _ENTRIES // max(1, images))):
+    for part in text.split(max(1, _ENTRIES // max(images, text.shape[1]))):
         block = logits(part)
         total = torch.logaddexp(total, block.logsumexp(1))
         best = block.topk(min(k, len(part)))

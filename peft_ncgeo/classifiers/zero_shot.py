@@ -253,10 +253,10 @@ class ZeroShotClassifier:
                 chunk = {name: rows[:, :longest] for name, rows in chunk.items()}
             with one_at_a_time(self.model):
                 part = encode_texts(self.model, **{name: rows.to(self._device) for name, rows in chunk.items()})
+            check_rows(part, "text features of class", names[start : start + _CHUNK])
             features = part.new_empty(len(names), part.shape[1]) if features is None else features
             features[start : start + len(part)] = part
         assert features is not None  # there are at least two names
-        check_rows(features, "text features of class", names)
         return features
 
     @property

@@ -72,7 +72,7 @@ def test_a_damaged_name_of_a_later_chunk_is_named():
 
 @pytest.mark.parametrize(("images", "names", "k"), [(1, 3, 2), (5, 17, 17), (64, 140_003, 6), (1, 4_200_000, 3)])
 def test_best_of_blocks(images, names, k):
-    """Against a softmax over all names in float64; the last two have three and two blocks."""
+    """Against a softmax over all names in float64; the last two have three blocks."""
     generator = torch.Generator().manual_seed(0)
     text, image = (torch.randn(n, 2, generator=generator) for n in (names, images))
     logits = (image @ text.T).double()
