@@ -1,0 +1,64 @@
+"""The check of a GPU, on a CPU: every part of it runs, and what is wrong is said."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+
+import pytest
+
+from peft_ncgeo import losses
+
+from .test_examples import ROOT
+
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]
+SCRIPT = ROOT / "benchmarks" / "check_gpu.py"
+
+
+def run(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--device", "cpu", *arguments])
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def test_every_check_is_good_or_says_why_it_has_no_verdict(tmp_path, monkeypatch, capsys):
+    run(monkeypatch, "--output", str(tmp_path / "gpu.json"))
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    assert report["failed"] == []
+    assert "CPU" in report["device"]
+    assert "torch" in report["device"]
+    by_name = {row["check"]: row for row in report["rows"]}
+    for loss in set(losses.__all__) - {"GeometryBatch", "Regularizer"}:
+        assert any(name.startswith(f"loss and gradients: {loss}") for name in by_name), loss
+    for start in ("step in bf16", "compiled steps", "text tower", "Prompt-OT step", "two processes"):
+        assert {row["good"] for name, row in by_name.items() if name.startswith(start)} == {True}, start
+    for start in ("step in fp16", "waits of the host", "memory of text tower"):
+        found = [row for name, row in by_name.items() if name.startswith(start)]
+        assert found, start
+        assert all(row["good"] is None and "CPU" in row["result"] for row in found), start
+    out = capsys.readouterr().out
+    assert all(f"| {name} |" in out for name in by_name)
+
+
+def test_what_failed_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(losses, "__all__", [*losses.__all__, "NewTerm"])
+    with pytest.raises(SystemExit, match=r"failed: every loss") as ended:
+        run(monkeypatch, "--checks", "losses", "--output", str(tmp_path / "gpu.json"))
+    assert ended.value.code not in (0, None)
+    assert json.loads((tmp_path / "gpu.json").read_text())["failed"] == ["every loss has a setting here"]
+    out = capsys.readouterr().out
+    assert "| NewTerm | yes | **failed** |" in out
+    assert out.count("**failed**") == 1
+
+
+def test_an_error_is_a_row_and_other_checks_still_run(monkeypatch, capsys):
+    def refuse(self, batch):
+        raise ValueError("not today")
+
+    monkeypatch.setattr(losses.LDAM, "forward", refuse)
+    with pytest.raises(SystemExit, match=r"failed: losses: error"):
+        run(monkeypatch, "--checks", "losses", "speed")
+    out = capsys.readouterr().out
+    assert "ValueError: not today" in out
+    assert "Prompt-OT step" in out
