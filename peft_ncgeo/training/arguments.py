@@ -6,6 +6,7 @@ import atexit
 import gc
 import os
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 from transformers import TrainingArguments
@@ -116,11 +117,19 @@ class GeometryTrainingArguments(TrainingArguments):
                     "several processes with examples/accelerate/gpu_multi.yaml."
                 )
 
+    def _start_process_group(self) -> None:
+        """Start the process group of CPUs with `ddp_timeout`, which Transformers passes on for accelerators alone."""
+        on_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        started = int(os.environ.get("WORLD_SIZE", 1)) > 1 and {"RANK", "MASTER_ADDR"} <= os.environ.keys()
+        if on_cpu and started and self.ddp_backend in (None, "gloo") and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=self.ddp_timeout))
+
     def __post_init__(self) -> None:
         self._refuse_shards()  # before Transformers asks for packages that do not help here
         # Must precede super(): if the first state is built for another device, each of two processes runs alone.
         if not (torch.accelerator.is_available() and torch.accelerator.device_count()):
             self.use_cpu = True
+        self._start_process_group()
         super().__post_init__()
         if self.world_size > 1:
             atexit.unregister(_end_process_group)  # once, and before everything registered until now

@@ -13,15 +13,23 @@ FOLDER = Path(__file__).parents[2] / "examples" / "accelerate"
 
 
 @pytest.mark.parametrize(
-    ("name", "processes", "use_cpu"),
-    [("cpu_1proc", 1, True), ("cpu_2proc", 2, True), ("gpu_1proc", 1, False), ("gpu_multi", 2, False)],
+    ("name", "processes", "use_cpu", "machines"),
+    [
+        ("cpu_1proc", 1, True, 1),
+        ("cpu_2proc", 2, True, 1),
+        ("cpu_2nodes", 2, True, 2),
+        ("gpu_1proc", 1, False, 1),
+        ("gpu_multi", 2, False, 1),
+        ("gpu_2nodes", 2, False, 2),
+    ],
 )
-def test_fields(name, processes, use_cpu):
+def test_fields(name, processes, use_cpu, machines):
     config = load_config_from_file(str(FOLDER / f"{name}.yaml"))
     assert (config.num_processes, config.use_cpu, config.mixed_precision) == (processes, use_cpu, "no")
     assert config.distributed_type == ("MULTI_GPU" if processes > 1 else "NO")
-    assert getattr(config, "gpu_ids", None) == {"gpu_1proc": "0", "gpu_multi": "all"}.get(name)
-    assert len(list(FOLDER.glob("*.yaml"))) == 4
+    assert config.num_machines == machines
+    assert getattr(config, "gpu_ids", None) == (None if use_cpu else "0" if processes == 1 else "all")
+    assert len(list(FOLDER.glob("*.yaml"))) == 6
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import signal
+import sys
 import threading
 import warnings
 from pathlib import Path
@@ -64,10 +65,13 @@ STEPS = 14
 
 
 class Killer(TrainerCallback):
-    """SIGKILL for this process, so many seconds after a step has begun, or has ended: checkpoints are written then."""
+    """SIGKILL for this process, or another signal, so many seconds after a step has begun, or has ended.
 
-    def __init__(self, step: int, delay: float, at_end: bool) -> None:
-        self.step, self.delay, self.at_end = step, delay, at_end
+    Checkpoints are written at the end of steps.
+    """
+
+    def __init__(self, step: int, delay: float, at_end: bool, sent: signal.Signals = signal.SIGKILL) -> None:
+        self.step, self.delay, self.at_end, self.sent = step, delay, at_end, sent
 
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.step and not self.at_end:
@@ -78,7 +82,7 @@ class Killer(TrainerCallback):
             self._kill()
 
     def _kill(self) -> None:
-        threading.Timer(self.delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        threading.Timer(self.delay, os.kill, (os.getpid(), self.sent)).start()
 
 
 class FileLimit(TrainerCallback):
@@ -108,12 +112,14 @@ def train(
     at_end: bool = False,
     rank: int = 0,
     limit: int | None = None,
+    sent: signal.Signals = signal.SIGKILL,
+    **arguments: Any,
 ) -> None:
     """Start a training, or go on with it. What it comes to is written when it has ended."""
     warnings.simplefilter("ignore", UserWarning)
     options = CASES[case]()
     if int(os.environ.get("RANK", 0)) == rank:
-        options["callbacks"].append(Killer(kill_at, delay, at_end))
+        options["callbacks"].append(Killer(kill_at, delay, at_end, sent))
     if limit is not None:
         options["callbacks"].append(FileLimit(limit))
     processes = int(os.environ.get("WORLD_SIZE", 1))
@@ -121,7 +127,14 @@ def train(
     run = trainer(
         output_dir,
         augmentation="crop_flip",
-        **{"train": tiny_images(30), "save_strategy": "steps", "save_steps": 2, "max_steps": STEPS, **options},
+        **{
+            "train": tiny_images(30),
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "max_steps": STEPS,
+            **options,
+            **arguments,
+        },
     )
     run.train(
         resume_from_checkpoint=any(not why_not_resumable(folder) for folder in Path(output_dir).glob("checkpoint-*"))
@@ -135,3 +148,25 @@ def train(
     }
     if run.args.should_save:
         torch.save(result, Path(output_dir) / "result.pt")
+
+
+def train_cut_off(case: str, output_dir: str, cut_at: int, sent: int, timeout: int) -> None:
+    """From this step on nothing is heard of process 1. What the other one says of it is left in a file."""
+    try:
+        train(case, output_dir, cut_at, 0.03, rank=1, sent=signal.Signals(sent), ddp_timeout=timeout)
+    except ConnectionError as error:
+        Path(output_dir, "error.txt").write_text(str(error))
+        raise
+
+
+def resume_apart(folder: str) -> None:
+    """Each process has an output folder of its own, as on machines that share no disk."""
+    own = Path(folder, os.environ["RANK"])
+    try:
+        trainer(own).train(resume_from_checkpoint=True)
+    except ValueError as error:
+        Path(own, "error.txt").write_text(str(error))
+
+
+if __name__ == "__main__":  # one process of a machine, started by `accelerate launch --module`
+    train_cut_off(*sys.argv[1:3], *map(int, sys.argv[3:]))

@@ -23,6 +23,7 @@ from ...files import is_of_writing, writing
 from ...validation import one_line
 from ..sharing import SharingTrainer
 from .files import FILE_NAME, load_state, save_state
+from .lost_process import agree, saying_who_is_lost
 from .retry import TrainingSnapshot
 
 
@@ -98,11 +99,12 @@ class CheckpointingTrainer(SharingTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_resumable(str(self.args.output_dir))
+            resume_from_checkpoint = agree(lambda: last_resumable(str(self.args.output_dir)))
         elif resume_from_checkpoint and (problem := why_not_resumable(resume_from_checkpoint)):
             raise ValueError(f"Cannot resume from {resume_from_checkpoint}: {problem}.")
         try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            with saying_who_is_lost(lambda: self.state, lambda: last_resumable(str(self.args.output_dir))):
+                return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self._start = None
 
