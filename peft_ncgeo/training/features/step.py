@@ -124,9 +124,8 @@ class StepFeatures:
             return
 
         def embed(encoder: Callable[..., Tensor], collate: Callable[..., dict[str, Any]] = collate) -> ViewFeatures:
-            return ViewFeatures(
-                images, collate, encoder, args.device, args.eval_batch_size, quiet=bool(args.disable_tqdm)
-            )
+            sizes = args.eval_batch_size, args.dataloader_num_workers
+            return ViewFeatures(images, collate, encoder, args.device, *sizes, quiet=bool(args.disable_tqdm))
 
         sample = collate([images.fixed_view(0)])
         if "views" not in sample:

@@ -40,6 +40,7 @@ class ViewFeatures:
         encode: `pixel_values` (B, C, H, W), and what the model needs beside them, to features (B, d).
         device: of the encoder.
         batch_size: of the passes.
+        workers: number of processes that read and collate images, as `dataloader_num_workers`.
         quiet: no progress bar.
     """
 
@@ -50,10 +51,11 @@ class ViewFeatures:
         encode: Callable[..., Tensor],
         device: torch.device,
         batch_size: int,
+        workers: int = 0,
         quiet: bool = False,
     ) -> None:
         rank, processes = (torch.distributed.get_rank(), world_size()) if world_size() > 1 else (0, 1)
-        loader = DataLoader(FixedViews(images, rank, processes), batch_size, collate_fn=collate)
+        loader = DataLoader(FixedViews(images, rank, processes), batch_size, num_workers=workers, collate_fn=collate)
         # one more than its own where a process has none, for the width
         batches = loader if len(loader) else [collate([images.fixed_view(0)])]
         own = torch.cat(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.utils.data import get_worker_info
 from torch.utils.flop_counter import FlopCounterMode
 
 from peft_ncgeo import NPTConfig
-from peft_ncgeo.data.images import LabelledImages
+from peft_ncgeo.data.images import ImageCollator, LabelledImages
 from peft_ncgeo.losses import OTPreservation
 from peft_ncgeo.training.features.views import FixedViews, never_changes
 
-from ...conftest import CHECKPOINTING, NAMES, tiny_clip, tiny_images
+from ...conftest import CHECKPOINTING, NAMES, tiny_clip, tiny_images, tiny_processor
 from ..runs import Pointwise, lora_clip, prompted_clip, trainer, vit, weights
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]
@@ -196,3 +197,29 @@ def test_backward_stops_at_the_first_prompt_also_under_checkpointing(tmp_path, f
     assert again == backward > 0
     assert plain < checkpointed < 1.35 * plain
     assert checkpointed < whole  # by how much depends on whether Transformers asks for gradients of the inputs
+
+
+class Workers(ImageCollator):
+    """A collator that refuses batches outside of worker processes, but for one sample that is looked at before."""
+
+    def __call__(self, samples):
+        assert len(samples) == 1 or get_worker_info() is not None
+        return super().__call__(samples)
+
+
+def test_images_read_by_workers_give_the_same(tmp_path):
+    """Views that are encoded once, batches that are trained on, predictions and what a card tells."""
+    found, told = [], []
+    for workers in (0, 2):
+        options = {"augmentation": "crop_flip", "num_views": 2, "num_train_epochs": 4, "num_test_views": 5}
+        run = trainer(tmp_path, losses=[Pointwise(weight=1.0)], dataloader_num_workers=workers, **options)
+        if workers:
+            run.data_collator = Workers(tiny_processor().image_processor)
+        run.train()
+        assert run.features.frozen_views is not None
+        measured = run.measure(tiny_images(9, seed=2))
+        told.append(measured.summary.compute(measured.text_features))
+        predicted = run.predict(tiny_images(11, seed=1)).predictions
+        found.append((weights(run.model), run.features.frozen_views.features, predicted))
+    torch.testing.assert_close(found[1], found[0], atol=0, rtol=0)
+    assert told[1] == told[0]
