@@ -17,7 +17,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,14 @@ class Clock:
             self._note()
             self._inside.pop()
 
-    def watch(self, owner: Any, method: str, name: str) -> None:
-        """Count every call of a method as this part."""
+    def watch(self, owner: Any, method: str, name: str, within: str | None = None) -> None:
+        """Count calls of a method as this part; with `within`, only those from inside that part."""
         called = getattr(owner, method)
 
         @wraps(called)
         def counted(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
+            counts = within in (None, self._inside[-1])
+            with self.part(name) if counts else nullcontext():
                 return called(*args, **kwargs)
 
         setattr(owner, method, counted)
@@ -137,7 +138,6 @@ def run(quick: bool, steps: int, output_dir: Path) -> tuple[Clock, dict[str, Any
     with watched_classes(clock):
         for owner, method, name in (
             (trainer, "compute_loss", "losses"),
-            (trainer.extractor, "forward", "towers, forward"),
             (trainer.frozen, "image_features", "frozen towers"),
             (trainer.frozen, "text_features", "frozen towers"),
             (trainer.accelerator, "backward", "towers and losses, backward"),
@@ -146,6 +146,7 @@ def run(quick: bool, steps: int, output_dir: Path) -> tuple[Clock, dict[str, Any
             (trainer, "save_model", "saving"),
         ):
             clock.watch(owner, method, name)
+        clock.watch(trainer.extractor, "forward", "towers, forward", within="losses")  # of training
         with clock.part("the rest"):
             trainer.train()
             trainer.evaluate()
