@@ -1,7 +1,7 @@
 """Time and memory of `ZeroShotClassifier` with many class names.
 
     python examples/benchmark_names.py                 5,000 names for seconds
-    python examples/benchmark_names.py --names 100000  all of them, ten minutes on one core
+    python examples/benchmark_names.py --names 100000  all of them, ten minutes and more on one core
 
 Made-up names of two to six tokens, on a text tower of ViT-B/16's size with random weights, and four images. It runs in
 a process of its own, on one thread; seconds are CPU time. The peak of memory is what comes on top of the process with
