@@ -159,12 +159,15 @@ class CheckpointingTrainer(SharingTrainer):
             peft.load_adapter(resume_from_checkpoint, name, is_trainable=name in peft.active_adapters)
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()  # it loads the active adapter alone
+        adapters = getattr(self.model, "peft_config", {})
+        if not adapters or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+            return
         model: Any = self.model
-        for name in set(getattr(model, "peft_config", {})) - set(getattr(model, "active_adapters", ())):
-            folder = Path(str(self.state.best_model_checkpoint)) / name
-            if folder.is_dir():
-                model.load_adapter(str(folder), name)
+        for name in adapters:  # Transformers would load "default" alone, into the active adapter
+            folder = Path(str(self.state.best_model_checkpoint)) / (name if name != "default" else "")
+            if (folder / CONFIG_NAME).is_file():
+                model.load_adapter(str(folder), name, is_trainable=name in model.active_adapters)
 
     def _stateful(self) -> list[Any]:
         """Return all objects with a name and a state: losses, class means, a teacher and some callbacks."""
