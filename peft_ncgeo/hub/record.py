@@ -20,7 +20,7 @@ from ..metrics.accuracy import harmonic_mean
 from ..models.adapters import unwrap
 from ..models.base_model import base_name, is_folder
 from ..models.heads import classification_head
-from ..models.text_setting import text_setting
+from ..models.text_setting import adapter_text_setting
 from ..models.towers import find_towers, reads_text
 from ..tuners.copa import CoPAConfig
 
@@ -178,7 +178,7 @@ def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingR
     """
     model = check_peft_model(model)
     config: Any = model.peft_config[adapter_name or model.active_adapter]
-    setting = text_setting(config)
+    setting = adapter_text_setting(model, adapter_name or model.active_adapter)
     text = find_towers(unwrap(model)).get("text") if reads_text(model) else None
     names_as_text = text is not None and text.reading is not None
     task = "image-feature-extraction"

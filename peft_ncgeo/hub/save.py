@@ -20,7 +20,7 @@ from ..loading.adapter_folder import refuse_model_folder, writing_adapter
 from ..loading.load import HEAD, PROCESSOR_FILES, PROTOTYPES
 from ..loading.text_setting_file import TEXT_FILES, write_text_setting
 from ..models.base_model import base_name, is_folder
-from ..models.text_setting import text_setting
+from ..models.text_setting import adapter_text_setting
 from .card import FIGURE, create_card
 from .few_shot_record import record_few_shot
 from .record import TrainingRecord, check_peft_model, record_model
@@ -79,7 +79,7 @@ def save_adapter(
             (part / name).rmdir()
         _write_config(part / CONFIG_NAME, base_model_id, other_base=not is_folder(base) and base_model_id != base)
         if record.kind == "text":
-            known = text_setting(tuned.peft_config[name])
+            known = adapter_text_setting(tuned, name)
             names = known.class_names or tuple(record.class_names)
             write_text_setting(part, replace(known, template=known.template or record.template, class_names=names))
         if record.kind == "head":

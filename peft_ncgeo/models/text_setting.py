@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -80,8 +80,21 @@ def active_text_setting(model: nn.Module) -> TextSetting:
         ValueError: the adapters have different templates.
     """
     configs = getattr(model, "peft_config", {})
-    active = [configs[name] for name in _active_adapters(model) if name in configs]
-    known = _known(active) or _known(config for config in configs.values() if type(config) in set(map(type, active)))
+    return _setting_of([name for name in _active_adapters(model) if name in configs], configs)
+
+
+def adapter_text_setting(model: Any, adapter: str) -> TextSetting:
+    """Return the setting of one adapter, as [`active_text_setting`] gives it; an empty one where others differ."""
+    try:
+        return _setting_of([adapter], model.peft_config)
+    except ValueError:
+        return TextSetting()
+
+
+def _setting_of(adapters: Sequence[str], configs: Mapping[str, Any]) -> TextSetting:
+    asked = [configs[name] for name in adapters]
+    own = _known(asked)
+    known = own or _known(config for config in configs.values() if type(config) in set(map(type, asked)))
     templates = list(dict.fromkeys(setting.template for setting in known if setting.template is not None))
     of_names = {setting.class_names: setting.rows for setting in known if setting.class_names}
     if len(templates) > 1:
@@ -90,7 +103,8 @@ def active_text_setting(model: nn.Module) -> TextSetting:
             "adapter at a time."
         )
     names, rows = next(iter(of_names.items())) if len(of_names) == 1 else ((), None)
-    return TextSetting(templates[0] if templates else None, names, rows if len(active) == 1 == len(known) else None)
+    # rows belong to the weights of one adapter, so another one does not take them over
+    return TextSetting(templates[0] if templates else None, names, rows if len(asked) == 1 == len(own) else None)
 
 
 def _active_adapters(model: nn.Module) -> Sequence[str]:

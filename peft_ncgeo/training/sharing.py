@@ -23,7 +23,7 @@ from ..loading.hub_errors import hub_errors
 from ..loading.load import PROTOTYPES
 from ..loading.text_setting_file import TEXT_FILES, write_text_setting
 from ..models.heads import classification_head
-from ..models.text_setting import text_setting
+from ..models.text_setting import adapter_text_setting
 from ..models.towers import reads_text
 from .card_record import record_training
 
@@ -55,12 +55,12 @@ class SharingTrainer(Trainer):
         """Write class names, and the template of an adapter, which [`~peft_ncgeo.hub.load_adapter`] reads."""
         model: Any = self.model
         heads = not reads_text(model) and classification_head(model) is not None and head_names(model)
-        for name, config in getattr(model, "peft_config", {}).items():
+        for name in getattr(model, "peft_config", {}):
             place = folder if name == "default" else folder / name  # as PEFT does
             if (place / CONFIG_NAME).is_file():
                 if heads:
                     write_class_names(place, head_names(model))
-                write_text_setting(place, text_setting(config))
+                write_text_setting(place, adapter_text_setting(model, name))
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         with hub_errors(f"The repository {self._repo_id} cannot be made"):

@@ -106,6 +106,34 @@ def test_a_combination_reads_the_template_that_its_parts_share():
     assert ZeroShotClassifier(model, tiny_processor()).template == TEMPLATE
 
 
+def test_a_saved_combination_keeps_the_template_that_its_parts_share(tmp_path):
+    model = two_adapters(TEMPLATE, TEMPLATE)
+    model.add_weighted_adapter(["default", "second"], [0.5, 0.5], "mean", combination_type="linear")
+    model.set_adapter("mean")
+    save_adapter(model, tmp_path / "shared", tiny_processor())
+    trainer(tmp_path / "run", model).save_model()
+    for folder in (tmp_path / "shared", tmp_path / "run" / "mean"):
+        assert ZeroShotClassifier(load_adapter(folder, tiny_clip()), tiny_processor()).template == TEMPLATE
+        assert hypothesis_template(folder) == TEMPLATE
+
+
+def test_a_combination_of_adapters_with_different_templates_is_saved_without_one(tmp_path):
+    model = two_adapters(TEMPLATE, "blue {}")
+    model.add_weighted_adapter(["default", "second"], [0.5, 0.5], "mean", combination_type="linear")
+    model.set_adapter("mean")
+    save_adapter(model, tmp_path, tiny_processor())
+    assert active_text_setting(load_adapter(tmp_path, tiny_clip())) == TextSetting()
+
+
+def test_another_adapter_does_not_take_rows_over():
+    """They were trained on the features of one adapter alone."""
+    model = two_adapters(TEMPLATE, None)
+    remember_text_setting(model, TextSetting(TEMPLATE, tuple(NAMES), torch.ones(5, 24)), ["default"])
+    assert active_text_setting(model).rows is not None
+    model.set_adapter("second")
+    assert active_text_setting(model).rows is None
+
+
 def test_a_combination_of_adapters_with_different_templates_asks_for_one():
     model = two_adapters(TEMPLATE, "blue {}")
     model.add_weighted_adapter(["default", "second"], [0.5, 0.5], "mean", combination_type="linear")
