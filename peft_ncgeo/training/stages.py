@@ -19,6 +19,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..classifiers.fixed_classes import fixed_classifier, refuse_vision_prompts
 from ..classifiers.zero_shot import ZeroShotClassifier
+from ..data.checks import class_names
+from ..data.head_names import same_names
 from ..files import read_json, write_whole
 from ..geometry.sphere import l2_normalize
 from ..loading.load import load_adapter
@@ -57,7 +59,8 @@ def train_stages(
     Args:
         recipe: a recipe with `stages`.
         model: a CLIP-like model without adapters.
-        train_dataset, processing_class, eval_dataset: see [`GeometryTrainer`].
+        train_dataset, processing_class, eval_dataset: see [`GeometryTrainer`]. While rows are trained, the sets that
+            have the classes of the training are evaluated.
         output_dir: a new folder; stage i writes its checkpoints into `output_dir/stage-i`, and the result is saved
             in `output_dir`.
         args: arguments of every stage, which override the recipe's; `batch_size` counts all processes.
@@ -70,8 +73,8 @@ def train_stages(
 
     Raises:
         FileExistsError: the folder is not empty, without `resume`.
-        ValueError: a recipe without stages; a model that is no dual encoder; a run of another recipe to resume; what
-            [`GeometryTrainer`] refuses.
+        ValueError: a recipe without stages; a model that is no dual encoder; a run of another recipe to resume; rows
+            to evaluate without a set of their classes; what [`GeometryTrainer`] refuses.
 
     Reference: M. Farina et al., CVPR 2025, arXiv 2503.11609.
 
@@ -94,6 +97,7 @@ def train_stages(
     arguments = [
         _arguments(recipe, stage, place, args or {}) for stage, place in zip(recipe.stages, places, strict=True)
     ]
+    of_rows = _sets_of_rows(recipe, arguments, train_dataset, eval_dataset)
     if arguments[0].should_save:
         _claim(folder, recipe, args or {}, resume)
     tuned = _first_adapter(recipe, model, places, arguments[0])
@@ -102,7 +106,7 @@ def train_stages(
     for stage, place, own in zip(recipe.stages, places, arguments, strict=True):
         set_seed(own.seed)
         if stage.rows:
-            _train_rows(first, stage, place, own, common, callbacks)
+            _train_rows(first, stage, place, own, {**common, "eval_dataset": of_rows}, callbacks)
             continue
         trainer = _trainer(stage, own, callbacks, model=tuned, eval_dataset=eval_dataset, **common)
         _train_or_restore(trainer, place)
@@ -119,6 +123,32 @@ def _arguments(recipe: Recipe, stage: Recipe, place: Path, given: Mapping[str, A
     if size is not None:
         arguments.share_batch(size)
     return arguments
+
+
+def _sets_of_rows(
+    recipe: Recipe,
+    arguments: Sequence[GeometryTrainingArguments],
+    train_dataset: Dataset,
+    eval_dataset: Dataset | dict[str, Dataset] | None,
+) -> Dataset | dict[str, Dataset] | None:
+    """Return the evaluation sets that have the classes of the training, as rows have; None: there are none."""
+    column = arguments[0].label_column
+
+    def has_rows(dataset: Dataset) -> bool:
+        return same_names(class_names(dataset, column), class_names(train_dataset, column))
+
+    found: Any = None
+    if isinstance(eval_dataset, dict):
+        found = {name: part for name, part in eval_dataset.items() if has_rows(part)} or None
+    elif eval_dataset is not None and has_rows(eval_dataset):
+        found = eval_dataset
+    for stage, own in zip(recipe.stages, arguments, strict=True):
+        if stage.rows and own.eval_strategy != "no" and found is None:
+            raise ValueError(
+                f"{stage.name}: its eval_strategy needs an evaluation set with the classes of "
+                "the training, which alone have rows; pass one as eval_dataset, or set eval_strategy='no'."
+            )
+    return found
 
 
 def _claim(folder: Path, recipe: Recipe, args: Mapping[str, Any], resume: bool) -> None:

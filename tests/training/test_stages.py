@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from peft_ncgeo import ZeroShotClassifier
 from peft_ncgeo.classifiers.exported_classifier import ExportedClassifier
@@ -235,6 +235,23 @@ def test_a_stage_can_train_the_adapter_further(tmp_path):
         run(tmp_path / "killed", setting, callbacks=[Stop(2, 1)])
     again = state(run(tmp_path / "killed", setting, resume=True))
     assert all(torch.equal(again[name], value) for name, value in expected.items())
+
+
+def test_each_stage_is_evaluated_on_the_sets_that_it_can_classify(tmp_path):
+    sets = {"base": tiny_images(10), "new": tiny_images(10, OTHERS)}
+    every = {"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True}
+    every |= {"metric_for_best_model": "eval_base_accuracy"}
+    trainer = run(tmp_path / "run", args=every, eval_dataset=sets)
+    assert {"eval_base_accuracy", "eval_new_accuracy"} <= trainer.evaluate().keys()
+    logged = []
+    for stage in (1, 2):
+        history = TrainerState.load_from_json(str(tmp_path / "run" / f"stage-{stage}" / "trainer_state.json"))
+        logged.append({name for entry in history.log_history for name in entry if name.endswith("_accuracy")})
+    assert {"eval_base_accuracy", "eval_new_accuracy"} <= logged[0]
+    assert {name for name in logged[1] if "balanced" not in name} == {"eval_base_accuracy"}
+    with pytest.raises(ValueError, match="stage 2.*eval_strategy"):
+        run(tmp_path / "other", args=every, eval_dataset=sets["new"])
+    assert not (tmp_path / "other").exists()
 
 
 def test_another_run_is_not_mixed_in(whole, tmp_path):

@@ -35,7 +35,8 @@ def test_the_best_weights_of_the_active_adapter(tmp_path, adapters, active):
     trainer.train()
     assert trainer.state.best_global_step < 3
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained and all(f".{active}." in name for name in trained)
+    assert trained
+    assert all(f".{active}." in name for name in trained)
     found = model.state_dict()
     for name in adapters:
         folder = tmp_path / f"checkpoint-{trainer.state.best_global_step}" / (name if name != "default" else "")
