@@ -61,7 +61,8 @@ def input_size(image_processor: Any) -> tuple[int, int]:
     if isinstance(timm := getattr(image_processor, "data_config", None), dict):  # timm's, in Transformers' wrapper
         _, height, width = timm["input_size"]
         return width, height
-    for field in ("crop_size", "size"):
+    crops = getattr(image_processor, "do_center_crop", True)  # without it, crop_size may be a default without use
+    for field in ("crop_size", "size") if crops else ("size",):
         size = getattr(image_processor, field, None) or {}
         if "height" in size and "width" in size:
             return size["width"], size["height"]

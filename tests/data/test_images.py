@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
+from transformers import CLIPImageProcessor
 from transformers.image_utils import load_image
 
 from peft_ncgeo import ZeroShotClassifier, adapt
@@ -127,6 +128,9 @@ def test_array_formats_are_undone_and_transforms_kept():
 
 def test_input_size():
     assert input_size(tiny_processor().image_processor) == (16, 16)
+    uncut = CLIPImageProcessor(size={"height": 16, "width": 12}, do_center_crop=False)  # its crop_size stays 224
+    inputs = uncut(tiny_images(1)["image"][:], return_tensors="pt")["pixel_values"]
+    assert input_size(uncut) == (inputs.shape[3], inputs.shape[2]) == (12, 16)
 
 
 def test_collator():
