@@ -222,7 +222,7 @@ def sweep_alignment(
         One row for each fraction: `fraction`, `accuracy`, `balanced_accuracy`, `cosine` (mean over classes of
         `cos(w_c, mu_c)`).
     """
-    check_fractions(fractions)
+    fractions = check_fractions(fractions)
     encoder = SetEncoder(model, processing_class, image_column, label_column, batch_size, template)
     trained, judged = encoder.collect(dataset, keep=False), encoder.collect(validation)
     judged.check_names(trained)
@@ -242,10 +242,13 @@ def sweep_alignment(
     return results
 
 
-def check_fractions(fractions: Sequence[float]) -> None:
+def check_fractions(fractions: Iterable[float]) -> list[float]:
+    """Return fractions as a list; raise a ValueError for one that is not 0 to 1."""
+    fractions = list(fractions)
     for fraction in fractions:
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction={fraction} must be 0 to 1.")
+    return fractions
 
 
 @dataclass

@@ -22,6 +22,7 @@ from ..loading.adapter_folder import refuse_model_folder, writing_adapter
 from ..loading.load import HEAD, PROTOTYPES, fetch_adapter, fetch_files, load_adapter
 from ..models.adapters import evaluation_mode, unwrap
 from ..models.snapshots import unchanged_on_error
+from ..models.templates import spelled
 from ..tuners.copa import CoPAConfig, CoPALayer, Residual
 from ..validation import check_int, short_repr
 from .head_files import HeadFile, fixed_image, load_named_base, read_head, write_head
@@ -148,8 +149,9 @@ class FewShotClassifier:
             class_names: names to choose among, in place of the trained classes; only for a head that reads texts.
             num_test_views: 1, or 5: scores are the mean over corners and centre of a PIL image.
         """
-        names = self.classes if class_names is None else list_names(class_names)
-        return [names[i] for i in self._scores(images, batch_size, class_names, num_test_views).argmax(-1).tolist()]
+        asked = class_names if class_names is None else list_names(class_names)
+        names = self.classes if asked is None else asked
+        return [names[i] for i in self._scores(images, batch_size, asked, num_test_views).argmax(-1).tolist()]
 
     def _scores(self, images: Any, batch_size: int, class_names: Sequence[str] | None, num_test_views: int) -> Tensor:
         """Return scores (N, K), means over the test views of an image; divided by the temperature they are logits."""
@@ -304,14 +306,14 @@ class HeadClassifier(FewShotClassifier):
 
     def _state_for(self, names: list[str]) -> State:
         """Return the head's state for these names."""
-        places = {name: i for i, name in enumerate(self.classes)}
-        new = [name for name in names if name not in places]
+        places = {spelled(name): i for i, name in enumerate(self.classes)}
+        new = [name for name in names if spelled(name) not in places]
         if new and not self.head.takes_new_names:
             raise ValueError(
                 f"{type(self.head).__name__} has a weight for each trained class alone and cannot take the new name "
                 f"{short_repr(new[0])}; use TipAdapter or GaussianDiscriminant."
             )
-        trained = torch.tensor([places.get(name, -1) for name in names])
+        trained = torch.tensor([places.get(spelled(name), -1) for name in names])
         return self.head.for_names(self.state, trained, self.text_features(names))
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -117,7 +117,7 @@ def sweep_interpolation(
     Returns:
         One row for each fraction: `fraction`, `accuracy`, `balanced_accuracy`.
     """
-    check_fractions(fractions)
+    fractions = check_fractions(fractions)
     encoder = SetEncoder(model, processing_class, image_column, label_column, batch_size, template)
     rows = []
     for fraction in tqdm(fractions, desc="Interpolating", unit="fraction"):

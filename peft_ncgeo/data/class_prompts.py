@@ -13,7 +13,7 @@ from torch import nn
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from ..models.adapters import unwrap
-from ..models.templates import padded_template, placeholder_ids
+from ..models.templates import padded_template, placeholder_ids, spelled
 from ..models.text_reading import EndOfText, TextReading
 from ..models.towers import text_tower
 from ..validation import check_int, short_repr
@@ -149,7 +149,7 @@ def _rows(names: Sequence[str], template: str, tokenizer: PreTrainedTokenizerBas
 
 def _token_ids(names: Sequence[str], template: str, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     # replace, not format: a name or template may hold other braces
-    texts = [template.replace("{}", name.replace("_", " ")) for name in names]
+    texts = [template.replace("{}", spelled(name)) for name in names]
     return tokenizer(texts, return_attention_mask=False, return_token_type_ids=False).input_ids
 
 

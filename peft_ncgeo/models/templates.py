@@ -25,6 +25,11 @@ def find_tokenizer(name_or_path: str | None, revision: str | None = None) -> Pre
     return tokenizer if len(tokenizer) > len(tokenizer.all_special_ids) else None
 
 
+def spelled(name: str) -> str:
+    """Return a class name as texts have it: an underscore is read as a space."""
+    return name.replace("_", " ")
+
+
 def check_template(template: Any, name: str = "template") -> None:
     """Refuse all but texts that hold "{}", the place of the class name, exactly once."""
     if not isinstance(template, str) or template.count("{}") != 1:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..validation import short_repr
 from .adapters import adapter_layers
+from .templates import spelled
 
 _ATTRIBUTE = "ncgeo_text_setting"  # of a PEFT config: no field, so PEFT neither writes nor compares it
 
@@ -41,17 +42,13 @@ class TextSetting:
                 f"The adapter's class rows have {self.rows.shape[1]} numbers, the model's text features "
                 f"{features.shape[1]}; load it onto the model that it was trained on."
             )
-        places = {_spelled(name): i for i, name in enumerate(self.class_names)}
-        found = [(k, places[_spelled(name)]) for k, name in enumerate(names) if _spelled(name) in places]
+        places = {spelled(name): i for i, name in enumerate(self.class_names)}
+        found = [(k, places[spelled(name)]) for k, name in enumerate(names) if spelled(name) in places]
         features = features.clone()
         if found:
             to, of = zip(*found, strict=True)
             features[list(to)] = self.rows[list(of)].to(features)
         return features
-
-
-def _spelled(name: str) -> str:
-    return name.replace("_", " ")  # as texts are written
 
 
 def remember_text_setting(model: Any, setting: TextSetting, adapters: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
+from ..data.class_prompts import list_names
 from ..data.crops import check_crops, five_crops
 from ..data.images import ImageCollator, LabelledImages, crop_flip
 from ..data.long_tails import class_counts
@@ -124,7 +125,7 @@ class GeometryTrainer(EvaluatingTrainer):
         check_arguments(args, {**source, "eval_dataset": eval_dataset, "compute_metrics": compute_metrics, **kwargs})
         self.args, self.processing_class = args, processing_class
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        self._given_names = class_names
+        self._given_names = None if class_names is None else list_names(class_names)
         self._given_teacher: tuple[Any, Any] = teacher, teacher_processor
         self._checks = DeferredChecks()
         self._given_losses = LossFactory(losses, classification_loss, copied=model_init is not None)

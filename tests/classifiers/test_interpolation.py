@@ -148,7 +148,8 @@ def test_saved_loaded_and_exported_as_it_is(tmp_path):
 def test_a_sweep_says_what_each_fraction_gives(make):
     model, images, processor = make(), tiny_images(20), tiny_processor()
     before = copy.deepcopy(model.state_dict())
-    rows = sweep_interpolation(model, images, (0.0, 0.5, 1.0), processor)
+    rows = sweep_interpolation(model, images, iter([0.0, 0.5, 1.0]), processor)
+    assert [row["fraction"] for row in rows] == [0.0, 0.5, 1.0]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     labels = np.array(images["label"])
     for row in rows:

@@ -171,6 +171,17 @@ def test_new_names(head):
     torch.testing.assert_close(permuted, classifier.predict_proba(OTHERS).flip(1), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_names_are_those_of_texts_and_may_come_one_by_one(name):
+    """An underscore is read as a space, so it makes no new class; a generator can be read only once."""
+    classifier = fitted(HEADS[name])
+    written = [name.replace(" ", "_") for name in NAMES]
+    expected = classifier.predict_proba(OTHERS, class_names=NAMES)
+    torch.testing.assert_close(classifier.predict_proba(OTHERS, class_names=written), expected, atol=0, rtol=0)
+    found = classifier.predict(OTHERS, class_names=iter(written))
+    assert found == [written[i] for i in expected.argmax(1)]
+
+
 @pytest.mark.parametrize("name", ["lp", "clap"])
 def test_heads_without_texts_take_trained_names_alone(name):
     classifier = fitted(HEADS[name])

@@ -49,6 +49,12 @@ def distilled(tmp_path, train, named, losses=None, **options):
     return trainer(tmp_path, losses=losses, train=train, class_names=NAMES if named else None, **options)
 
 
+def test_names_may_come_one_by_one(tmp_path):
+    train, options = SETS["no column"][0](), {"teacher": larger_clip(), "classify": False}
+    run = trainer(tmp_path, losses=[Distillation()], train=train, class_names=iter(NAMES), **options)
+    assert run.class_names == NAMES
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_labels_make_no_difference(tmp_path, name):
     make, named = SETS[name]
