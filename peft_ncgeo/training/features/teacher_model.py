@@ -15,6 +15,7 @@ from ...geometry.sphere import cosine_logits
 from ...models.adapters import unwrap
 from ...models.devices import execution_device, is_offloaded
 from ...models.feature_extractor import FeatureExtractor, extract_features
+from ...models.text_setting import active_text_setting
 from ...models.towers import logit_bias, logit_scale, reads_text
 from ...validation import short_repr
 from ..arguments import GeometryTrainingArguments
@@ -26,7 +27,8 @@ class TeacherModel:
     """Logits of another model on the training images, without gradient and in evaluation mode.
 
     A dual encoder reads the class names in the template of its own adapter, else in that of the arguments, once for
-    each training: `exp(logit_scale) cos(f, g)`. An image classifier must have the same classes in the same order.
+    each training: `exp(logit_scale) cos(f, g)`. Classes for which its adapter has trained rows have these. An image
+    classifier must have the same classes in the same order.
 
     Its weights are not part of the trained model, so they are neither trained nor saved. A checkpoint holds a
     fingerprint of them: a training does not resume with another teacher.
@@ -98,7 +100,8 @@ class TeacherModel:
             return out["logits"]
         if self._text_features is None:
             share = TextShare(dict(self.task.texts(self.class_names).to(device)))
-            self._text_features = share.gather(extract_features(self.extractor, **share.own)["text_features"])
+            texts = share.gather(extract_features(self.extractor, **share.own)["text_features"])
+            self._text_features = active_text_setting(model).put_rows(texts, self.class_names)
         with torch.no_grad():
             return cosine_logits(out["image_features"], self._text_features, logit_scale(model), logit_bias(model))
 
@@ -106,7 +109,10 @@ class TeacherModel:
         """Return a fingerprint of its weights and template, of exact sums, so the same on every device."""
         found = hashlib.blake2b(digest_size=8)
         found.update((self.task.template if self.task.reads_text else "").encode())
-        for name, value in (*self.extractor.model.named_parameters(), *self.extractor.model.named_buffers()):
+        model: Any = self.extractor.model
+        rows = active_text_setting(model).rows
+        trained = [] if rows is None else [("rows", rows)]
+        for name, value in (*model.named_parameters(), *model.named_buffers(), *trained):
             found.update(f"{name} {value.dtype} {tuple(value.shape)} {_sum_of_bits(value)}".encode())
         return {"fingerprint": torch.tensor(int.from_bytes(found.digest(), "big", signed=True))}
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, ImageClassifier, NPTConfig
+from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, ImageClassifier, NPTConfig, ZeroShotClassifier
 from peft_ncgeo.losses import Distillation, Regularizer
+from peft_ncgeo.models.text_setting import TextSetting, remember_text_setting
 from peft_ncgeo.training.features.teacher_model import TeacherModel
 
 from ...conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
@@ -35,6 +36,21 @@ class Seen(Regularizer):
 def distilled(tmp_path, teacher=None, model=None, losses=None, **options):
     losses = [Distillation(weight=5.0)] if losses is None else losses
     return trainer(tmp_path, model, losses, classify=False, teacher=teacher or larger_clip(), **options)
+
+
+def test_a_teacher_with_trained_rows_classifies_by_them(tmp_path):
+    """As it predicts elsewhere; and a training does not resume with other rows."""
+    teacher, processor = get_peft_model(tiny_clip(), LoraConfig(r=2, target_modules=["q_proj"])), tiny_processor()
+    rows = torch.randn(len(NAMES), 24, generator=torch.Generator().manual_seed(1))
+    remember_text_setting(teacher, TextSetting(None, tuple(NAMES), rows), ["default"])
+    run = distilled(tmp_path, teacher.eval(), teacher_processor=processor)
+    images = tiny_images(6)["image"][:]
+    found = run.teacher.logits(**processor.image_processor(images=images, return_tensors="pt")).softmax(-1)
+    torch.testing.assert_close(found, ZeroShotClassifier(teacher, processor).predict_proba(images, NAMES))
+    before = run.teacher.state_dict()
+    remember_text_setting(teacher, TextSetting(None, tuple(NAMES), rows + 1), ["default"])
+    with pytest.raises(ValueError, match="another teacher"):
+        run.teacher.load_state_dict(before)
 
 
 def adapted(model):
