@@ -41,11 +41,14 @@ class FeatureExtractor(nn.Module):
     def spare_lower_layers(self, args: Any) -> None:
         """Stop the backward pass at the first prompt, under gradient checkpointing too.
 
-        Transformers lets the towers' inputs require gradients, which only reentrant checkpointing needs.
+        Only reentrant checkpointing needs inputs of the towers that require gradients. Transformers lets those of
+        texts do so, also for other checkpointing, and leaves image models out, whose adapters would not be trained.
         """
         options = getattr(args, "activation_checkpointing_kwargs", None) or {}
-        if not options.get("use_reentrant", False):
-            unwrap(self.model).disable_input_require_grads()
+        model = unwrap(self.model)
+        model.disable_input_require_grads()
+        if options.get("use_reentrant", False) and model.is_gradient_checkpointing:
+            model.enable_input_require_grads()
 
     def forward(
         self,

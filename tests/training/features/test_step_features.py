@@ -14,7 +14,7 @@ from peft_ncgeo.losses import OTPreservation
 from peft_ncgeo.training.features.views import FixedViews, never_changes
 
 from ...conftest import CHECKPOINTING, NAMES, tiny_clip, tiny_images, tiny_processor
-from ..runs import Pointwise, lora_clip, prompted_clip, trainer, vit, weights
+from ..runs import Gradients, Pointwise, lora_clip, lora_vit, prompted_clip, trainer, vit, weights
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]
 
@@ -223,3 +223,19 @@ def test_images_read_by_workers_give_the_same(tmp_path):
         found.append((weights(run.model), run.features.frozen_views.features, predicted))
     torch.testing.assert_close(found[1], found[0], atol=0, rtol=0)
     assert told[1] == told[0]
+
+
+@pytest.mark.parametrize("make", [lora_vit, vit, lora_clip], ids=["LoRA", "prompts", "texts too"])
+def test_reentrant_checkpointing_reaches_all_adapters(tmp_path, make):
+    """Also those of an image classifier, whose pixels require no gradient."""
+    found = []
+    for reentrant in (False, True):
+        options = {CHECKPOINTING: True, f"{CHECKPOINTING}_kwargs": {"use_reentrant": reentrant}}
+        gradients = Gradients()
+        run = trainer(tmp_path, make(), max_steps=1, **options)
+        run.add_callback(gradients)
+        run.train()
+        found.append(gradients.steps[0])
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-4)
