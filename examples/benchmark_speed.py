@@ -38,9 +38,9 @@ from peft_ncgeo.data import load_demo
 from peft_ncgeo.files import write_whole
 from peft_ncgeo.geometry.sphere import cosine_logits
 from peft_ncgeo.losses import CrossEntropy, GeometryBatch
+from peft_ncgeo.models import text_encoder
 from peft_ncgeo.models.adapters import adapters_off, unwrap
 from peft_ncgeo.models.image_encoder import encode_images
-from peft_ncgeo.models.text_encoder import encode_texts, text_features
 from peft_ncgeo.models.towers import max_text_length
 from peft_ncgeo.training import Recipe
 from peft_ncgeo.training.features.half_weights import HalfWeights
@@ -88,6 +88,10 @@ class Work:
     ours: list[Part]
     dtype: torch.dtype = torch.float32  # dtype of our side
     long: bool = False  # a third of the rounds suffices
+
+
+def encode_texts(model: PeftModel, ids: Tensor) -> Tensor:
+    return text_encoder.encode_texts(model, ids, batch_size=len(ids))  # in one piece on both sides
 
 
 def vit_b16() -> CLIPModel:
@@ -258,7 +262,7 @@ def lora(base: CLIPModel, classes: int, batch_size: int) -> Work:
         )
 
     name = f"CLIP-LoRA step, {classes} classes, batch {batch_size}"
-    sides = (reference, loss, text_features, padded), (ours, loss, encode_texts, short)
+    sides = (reference, loss, text_encoder.text_features, padded), (ours, loss, encode_texts, short)
     return Work(name, *([Part(partial(step, *side))] for side in sides))
 
 

@@ -213,5 +213,5 @@ def test_names_benchmark_measures_on_top_of_the_model(monkeypatch, capfd):
     names, a_thousand, ranked, above, model = (float(cell.replace(",", "")) for cell in row)
     assert names == 400
     assert a_thousand > 0 <= ranked
-    assert 0 < above < 1024
+    assert 0 <= above < 1024  # 0 where making the model took more
     assert model > 100
