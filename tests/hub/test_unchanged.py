@@ -101,6 +101,8 @@ def stopped(call, at):
             call()
     except KeyboardInterrupt:
         return seen.count == at
+    finally:
+        torch.set_grad_enabled(True)  # the line may be one of torch's own, on the way out of no_grad
     return False
 
 
