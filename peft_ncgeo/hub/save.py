@@ -90,9 +90,8 @@ def save_adapter(
             warnings.warn("No processor was found to save beside the adapter; pass processor.", stacklevel=2)
         else:
             processor.save_pretrained(str(part))
-            if not any(
-                (part / file).exists() for file in PROCESSOR_FILES
-            ):  # timm's is part of the base model's config
+            # timm's processor has no file: it is part of the base model's config
+            if not any((part / file).exists() for file in PROCESSOR_FILES):
                 card.setdefault("processor_id", base_model_id)
         card.setdefault("figure", draw_geometry(record, part))
         create_card(model, record, base_model_id=base_model_id, **card).save(part / "README.md")

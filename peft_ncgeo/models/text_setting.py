@@ -1,4 +1,4 @@
-"""What belongs to an adapter beside its weights and its config: template, class names, and rows trained for these."""
+"""Setting that an adapter keeps beside its weights and config: template, class names, and rows trained for these."""
 
 from __future__ import annotations
 

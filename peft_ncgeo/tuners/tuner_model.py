@@ -58,6 +58,10 @@ class TunerModel(BaseTuner):
         with unchanged_on_error(model):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
 
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
+        """Return the config unchanged; PEFT would require target_modules, but the tuners find the modules."""
+        return peft_config
+
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """Cast the adapter as PEFT does, and modules trained as a whole too, which PEFT does not cast."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)

@@ -19,9 +19,6 @@ class AdaptFormerModel(TunerModel):
 
     prefix = "ncgeo_adaptformer_"
 
-    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
-        return peft_config
-
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         self._places = find_mlp_norms(model)
         self._width = find_towers(model)["vision"].width

@@ -17,9 +17,6 @@ class CoPAModel(TunerModel):
 
     prefix = "ncgeo_copa_"
 
-    def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
-        return peft_config
-
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         self._pooling = find_pooling(model)
         width = self._pooling.width
