@@ -67,9 +67,7 @@ def encode_texts(
     return features if len(pieces) == 1 else features.index_select(0, order)
 
 
-def _encode_rows(
-    tower: Any, projection: Any, input_ids: Tensor, positions: Tensor, mask: Tensor, ends: Tensor
-) -> Tensor:
+def _encode_rows(tower: Any, projection: Any, input_ids: Tensor, positions: Tensor, mask: Any, ends: Tensor) -> Tensor:
     """Return the features of the texts that end at `ends` in packed rows (R, T)."""
     out = tower(input_ids=input_ids, position_ids=positions, attention_mask=mask, return_dict=True)
     return projection(out.last_hidden_state.flatten(0, 1).index_select(0, ends))
@@ -99,7 +97,7 @@ def text_features(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # reads values, so it runs before what is compiled
 def _pack(
     base: Any, input_ids: Tensor, end_of_text: EndOfText, batch_size: int | None
-) -> tuple[list[tuple[Tensor, Tensor, Tensor, Tensor]], Tensor] | None:
+) -> tuple[list[tuple[Tensor, Tensor, Any, Tensor]], Tensor] | None:
     """Return texts (K, L) as pieces of packed rows, and the place of each among them; None if they cannot share rows.
 
     A piece is ids, positions and mask of rows, and the ends of their texts, see [`Layout.split`].
@@ -109,7 +107,7 @@ def _pack(
         return None
     takes_positions = "position_ids" in inspect.signature(tower.forward).parameters
     attention = tower.config._attn_implementation
-    if not takes_positions or attention not in ("eager", "sdpa"):
+    if not takes_positions or attention not in ("eager", "sdpa", "flex_attention"):
         return None
     prompted = isinstance(tower.embeddings, BaseTunerLayer)
     slots: Slots | None = tower.embeddings.slots() if prompted else Slots()

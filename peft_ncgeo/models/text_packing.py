@@ -10,10 +10,11 @@ from __future__ import annotations
 import heapq
 import threading
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from .text_reading import EndOfText
 
@@ -39,6 +40,7 @@ class Layout:
         mask: (R, 1, T, T), True where a token attends to another.
         ends: (K,), position of each text's [EOT] in the flattened rows.
         added: dtype -> additive mask in that dtype, made on first use.
+        blocks: rows of a piece -> the masks of the pieces for flex attention, made on first use.
         pieces: rows of a piece -> the texts in each piece, made on first use.
     """
 
@@ -47,6 +49,7 @@ class Layout:
     mask: Tensor
     ends: Tensor
     added: dict[torch.dtype, Tensor] = field(default_factory=dict)
+    blocks: dict[int, list[BlockMask]] = field(default_factory=dict)
     pieces: dict[int, tuple[list[Tensor], Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> Layout:
@@ -69,13 +72,23 @@ class Layout:
                 self.added.setdefault(dtype, added)
         return self.added[dtype]
 
-    def split(self, size: int, implementation: str, dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    @torch.inference_mode(False)
+    def block_masks(self, size: int) -> list[BlockMask]:
+        """Return the mask of each piece of `size` rows in the form of flex attention."""
+        if size not in self.blocks:
+            made = [_block_mask(mask) for mask in self.mask[:, 0].split(size)]
+            with _LOCK:
+                self.blocks.setdefault(size, made)
+        return self.blocks[size]
+
+    def split(self, size: int, implementation: str, dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Any, Tensor]]:
         """Return pieces of `size` rows: ids, positions, mask, and the ends of their texts in the flattened rows.
 
         The texts of all pieces, one after the other, are in the order of [`order`].
         """
-        mask = self.attention_mask(implementation, dtype)
-        parts = (self.input_ids.split(size), self.positions.split(size), mask.split(size), self._texts(size)[0])
+        flex = implementation == "flex_attention"
+        masks = self.block_masks(size) if flex else self.attention_mask(implementation, dtype).split(size)
+        parts = (self.input_ids.split(size), self.positions.split(size), masks, self._texts(size)[0])
         return list(zip(*parts, strict=True))
 
     def order(self, size: int) -> Tensor:
@@ -98,6 +111,17 @@ class Layout:
             with _LOCK:
                 self.pieces.setdefault(size, made)
         return self.pieces[size]
+
+
+def _block_mask(mask: Tensor) -> BlockMask:
+    """Return a mask (R, T, T) in the form of flex attention, which reads whole blocks of 128 tokens."""
+    rows, tokens, _ = mask.shape
+    blocks = nn.functional.pad(mask, (0, -tokens % 128, 0, -tokens % 128))
+
+    def attends(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return blocks[row, query, key]
+
+    return create_block_mask(attends, rows, None, tokens, tokens, device=mask.device)
 
 
 def lay_out(input_ids: Tensor, ends: list[int], context: int) -> Layout | None:

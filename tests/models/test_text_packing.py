@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -157,6 +158,22 @@ def test_texts_of_plain_models_and_other_adapters_are_packed(kind, attention):
         if name in gradients:
             torch.testing.assert_close(gradients.pop(name), parameter.grad, atol=10 * close, rtol=close)
     assert not gradients
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, while it starts its compiler
+@pytest.mark.parametrize("kind", ["prompts", "plain", "lora"])
+@torch.no_grad()
+def test_flex_attention_packs_too(kind):
+    """Without its kernels, which take long to compile, and without gradients, which it does not have on a CPU."""
+    texts = class_texts()
+    make = partial(prompted, CONFIGS["ivlp"], True) if kind == "prompts" else partial(adapted, kind)
+    expected = text_features(make(dtype=torch.float64), **texts)
+    model = make(attention="flex_attention", dtype=torch.float64)
+    with torch.compiler.set_stance("force_eager"):
+        assert is_packed(model, texts, None if kind == "prompts" else unwrap(model).text_model.encoder.layers[0])
+        for size in (None, 5):
+            features = encode_texts(model, **texts, batch_size=size)
+            torch.testing.assert_close(features, expected, atol=1e-12, rtol=1e-12)
 
 
 def test_reasons_to_pad():
