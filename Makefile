@@ -14,6 +14,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## Prompt-OT on the built-in images: table and adapters in outputs/prompt_ot
 	OMP_NUM_THREADS=2 $(BIN)/accelerate launch --config_file examples/accelerate/cpu_1proc.yaml examples/train_prompt_ot.py
 
+# Tests start many processes. Where Python is told to keep no bytecode, each would compile the package once more.
+test test-fast coverage promises: export PYTHONDONTWRITEBYTECODE :=
+
 # One process a core, of one thread each: tests of one file stay together. Where PEFT's own tests or timm cannot be had
 # (the `-` in front), those alone are skipped, and say why.
 test: $(INSTALLED)

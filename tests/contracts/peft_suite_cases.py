@@ -79,14 +79,15 @@ class Case:
 
 
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", "num_labels": 3}
+SHALLOW = {"num_hidden_layers": 2}  # enough for prompts that end below the last layer, and half of the time
 CONFIGS: dict[type[OneTensor], PreTrainedConfig] = {
-    OneTensorCLIP: CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=24),
-    OneTensorViT: ViTConfig(**VIT),
+    OneTensorCLIP: CLIPConfig(text_config={**TEXT, **SHALLOW}, vision_config={**VISION, **SHALLOW}, projection_dim=24),
+    OneTensorViT: ViTConfig(**{**VIT, **SHALLOW}),
     OneTensorResNet: ResNetConfig(**RESNET),
 }
 PHRASE = [6, 7, 8, 9]  # token ids: tiny models have no tokenizer
 BOTH = {"num_text_tokens": 4, "num_vision_tokens": 4, "text_init": PHRASE, "init_std": 0.3}
-VISION_ONLY = {"num_vision_tokens": 4, "vision_depth": 2, "init_std": 0.3}
+VISION_ONLY = {"num_vision_tokens": 4, "vision_depth": 1, "init_std": 0.3}
 # Points that do not sum to 0, as an ETF's do: the tests train on the sum of all outputs.
 POINTS = {"projection_dim": 8, "temperature": 0.5, "geometry": "minority_margin"}
 KEPT = {"modules_to_save": ["normalization"]}  # of a ResNet, whose running means move in training
@@ -95,14 +96,14 @@ CASES = [
         "NPT-clip",
         NPTConfig,
         OneTensorCLIP,
-        {**BOTH, "text_depth": 2, "vision_depth": 3},
+        {**BOTH, "text_depth": 1, "vision_depth": 2},
         ("visual_projection", "text_projection"),
     ),
     Case(
         "NPT-clip-coupled",
         NPTConfig,
         OneTensorCLIP,
-        {**BOTH, "text_depth": 3, "vision_depth": 2, "coupling": "coupled"},
+        {**BOTH, "text_depth": 2, "vision_depth": 1, "coupling": "coupled"},
         ("visual_projection", "text_projection"),
     ),
     Case("NPT-clip-vision", NPTConfig, OneTensorCLIP, VISION_ONLY, ("visual_projection", "text_projection")),

@@ -19,8 +19,15 @@ pytestmark = pytest.mark.slow
 LOADER = """
 import sys, warnings
 warnings.simplefilter("ignore", UserWarning)
-import torch, transformers, peft_ncgeo
+import peft, torch, transformers
 from pathlib import Path
+try:
+    peft.PeftConfig.from_pretrained(next(Path(sys.argv[1]).iterdir()) / "adapter")
+except KeyError as error:
+    assert "NCGEO_" in str(error)
+else:
+    raise AssertionError("The types are known before the package is imported.")
+import peft_ncgeo
 for folder in sorted(Path(sys.argv[1]).iterdir()):
     expected = torch.load(folder / "expected.pt")
     cls = getattr(transformers, expected["class"])
@@ -44,6 +51,7 @@ def first_output(out) -> torch.Tensor:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_every_model_trains_and_loads_in_a_fresh_process(tmp_path):
+    """Before `import peft_ncgeo`, with which README and cards open, a user sees a KeyError with the type's name."""
     for name, case in TUNERS.items():
         case.build().save_pretrained(tmp_path / "bases" / name)
         torch.manual_seed(1)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -20,6 +18,7 @@ from peft_ncgeo.hub.few_shot_record import record_few_shot
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_vit
 from ..errors import message
+from ..launching import launch_script
 from .test_cached import HEADS, LABELS, OTHERS, PICTURES, PROCESSOR, fitted, lora, siglip, siglip_processor
 
 HEAD = "head.safetensors"
@@ -79,7 +78,8 @@ def test_a_fresh_process_says_the_same(tmp_path):
     tiny_clip().save_pretrained(tmp_path / "base")
     classifier = fitted(HEADS["gda"], CLIPModel.from_pretrained(tmp_path / "base").eval())
     classifier.save_pretrained(tmp_path / "head")
-    subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], check=True)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    launch_script(tmp_path / "program.py", str(tmp_path), out=tmp_path, processes=1)
     expected = classifier.predict_proba(OTHERS, class_names=["red tree", "red cat"])
     torch.testing.assert_close(torch.load(tmp_path / "said"), expected, atol=1e-6, rtol=0)
     assert str(tmp_path) not in (tmp_path / "head" / "README.md").read_text()

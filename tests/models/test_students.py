@@ -172,6 +172,7 @@ with torch.no_grad():
 """
 
 
+@pytest.mark.slow
 def test_an_export_needs_neither_package_nor_peft(tmp_path):
     student, x = with_statistics(student_of(larger_clip())), pixels()
     names = [NAMES[3], NAMES[0], NAMES[4]]  # some of its own, in any order

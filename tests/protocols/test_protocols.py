@@ -303,6 +303,7 @@ def test_groups_go_by_name_not_by_place(tmp_path):
         run(long_tail, train, tiny_images(5, [*NAMES[:4], "tree"]), output_dir=tmp_path / "c", imbalance_factors=(5,))
 
 
+@pytest.mark.slow
 def test_two_processes_share_cells_and_rows(tmp_path):
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]

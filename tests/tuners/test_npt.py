@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import subprocess
-import sys
 import warnings
 
 import pytest
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from peft_ncgeo import NPTConfig
@@ -255,24 +253,6 @@ def test_adapter_of_another_architecture_is_named(tmp_path):
     wide = CLIPModel(CLIPConfig(text_config={"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3}))
     with pytest.raises(ValueError, match=r"is \(4, 32\), the model takes \(4, 64\)"):
         PeftModel.from_pretrained(wide, tmp_path)
-
-
-@pytest.mark.slow
-def test_an_unknown_type_is_a_key_error_without_the_import(tmp_path):
-    """What a user who forgot `import peft_ncgeo` sees; README and cards open with the import."""
-    get_peft_model(tiny_clip(), NPTConfig(num_text_tokens=2)).save_pretrained(tmp_path)
-    assert isinstance(PeftConfig.from_pretrained(tmp_path), NPTConfig)
-    code = f"""
-import peft
-try:
-    peft.PeftConfig.from_pretrained({str(tmp_path)!r})
-except KeyError as error:
-    print(error)
-import peft_ncgeo
-print(type(peft.PeftConfig.from_pretrained({str(tmp_path)!r})).__name__)
-"""
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.split() == ["'NCGEO_NPT'", "NPTConfig"]
 
 
 def test_registering_twice_changes_nothing():
