@@ -89,15 +89,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the support images")
     parser.add_argument("--num_views", type=int, help="views of each image; default: each head's own")
     parser.add_argument("--benchmark", action="store_true", help="seconds on made-up features instead")
+    parser.add_argument("--classes", type=int, default=100, help="of the benchmark")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     if args.benchmark:
         print("| method | seconds |\n| --- | --- |")
-        for method, seconds in benchmark().items():
+        for method, seconds in benchmark(args.classes).items():
             print(f"| {method} | {seconds:.1f} |")
         print(
-            f"\n100 classes of 16 images, width 512; torch {torch.__version__}, {torch.get_num_threads()} thread(s)."
+            f"\n{args.classes} classes of 16 images, width 512; torch {torch.__version__}, "
+            f"{torch.get_num_threads()} thread(s)."
         )
         return
     runs = [compare(args.shots, seed, args.num_views) for seed in args.seeds]

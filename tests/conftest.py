@@ -173,6 +173,12 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=3, help="how often each training of test_interruptions.py is killed")
 

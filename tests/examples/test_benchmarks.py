@@ -73,11 +73,11 @@ def test_longer_recipes_hold_what_the_search_chose():
 
 @pytest.mark.slow
 def test_base_new_on_the_demo(tmp_path, monkeypatch, capsys):
-    arguments = ["--recipes", str(DEMO / "npt_v1.yaml"), str(DEMO / "budget.yaml"), "--seeds", "1"]
+    arguments = ["--recipes", str(DEMO / "budget.yaml"), "--seeds", "1"]
     arguments += ["--tails", "tau=0.06", "--split", "development", "--num_train_epochs", "1"]
     run_example("benchmark_base_new.py", *arguments, "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
-    assert [(row["method"], row["seed"]) for row in rows] == [(m, 1) for m in ("zero-shot", "npt_v1", "budget")]
+    assert [(row["method"], row["seed"]) for row in rows] == [(m, 1) for m in ("zero-shot", "budget")]
     assert all(0 < row[c] < 100 for row in rows for c in ("base", "new", "H", "many", "medium", "few", "kept"))
     assert rows[0]["realised_imbalance_factor"] == 16
     out = capsys.readouterr().out
@@ -158,8 +158,8 @@ def test_npt_on_two_processes_ends_and_reports(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("protocol", "own"),
-    [("cross_dataset", True), ("domain_generalisation", False), ("long_tail", False), ("long_tail", True)],
-    ids=["cross_dataset, own", "domain_generalisation, demo", "long_tail, demo", "long_tail, own"],
+    [("cross_dataset", True), ("domain_generalisation", False), ("long_tail", True)],
+    ids=["cross_dataset, own", "domain_generalisation, demo", "long_tail, own"],
 )
 def test_transfer(protocol, own, own_set, tmp_path, monkeypatch, capsys):
     arguments = [protocol, "--recipes", str(DEMO / "ivlp.yaml"), "--seeds", "1", "--num_train_epochs", "1"]
@@ -169,8 +169,7 @@ def test_transfer(protocol, own, own_set, tmp_path, monkeypatch, capsys):
         arguments += ["--source", str(own_set[1]), "--targets", str(own_set[1])]
     run_example("benchmark_transfer.py", *arguments, monkeypatch=monkeypatch)
     rows = json.loads((tmp_path / protocol / "results.json").read_text())["rows"]
-    settings = 2 if protocol == "long_tail" and not own else 1  # the demo's two tails, the set's own one
-    assert sorted(row["method"] for row in rows) == sorted(["zero-shot", "ivlp"] * settings)
+    assert sorted(row["method"] for row in rows) == ["ivlp", "zero-shot"]
     column = "all" if protocol == "long_tail" else "average"
     assert all(0 < row[column] < 100 for row in rows)
     assert "| ivlp |" in capsys.readouterr().out

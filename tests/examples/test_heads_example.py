@@ -23,6 +23,6 @@ def test_table(monkeypatch, capsys):
 
 
 def test_benchmark(monkeypatch, capsys):
-    run_example("adapt_heads.py", "--benchmark", monkeypatch=monkeypatch)
+    run_example("adapt_heads.py", "--benchmark", "--classes", "5", monkeypatch=monkeypatch)
     rows = re.findall(r"^\| ([\w+-]+) \| ([\d.]+) \|$", capsys.readouterr().out, flags=re.M)
     assert [row[0] for row in rows] == METHODS[1:]

@@ -24,7 +24,7 @@ def cells() -> list[str]:
 
 def run(user, cells) -> str:
     text = "\n".join(cells)
-    return user.fresh(
+    return user.run(
         f"""
 import contextlib, io
 printed = io.StringIO()

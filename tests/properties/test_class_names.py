@@ -141,12 +141,12 @@ def counted(classes: int, each: int) -> Dataset:
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_classes():
-    many = counted(100_000, 2)
+def test_twenty_thousand_classes():
+    many = counted(20_000, 2)
     assert (class_counts(many) == 2).all()
     episode = EpisodeSampler(many, ways=50, shots=1)[0]
     assert (episode.support // 2 == episode.classes).all()
     some = few_shot(counted(5_000, 2), 1)
     assert some["label"][:] == list(range(5_000))
-    rows = class_prompts([f"{i}" for i in range(100_000)], "a {}.", 2, TOKENIZERS["bytes"])["input_ids"]
-    assert len(rows) == 100_000
+    rows = class_prompts([f"{i}" for i in range(20_000)], "a {}.", 2, TOKENIZERS["bytes"])["input_ids"]
+    assert len(rows) == 20_000

@@ -30,7 +30,7 @@ def model():
     return lora_clip()
 
 
-@cases(2)
+@cases(0.7)
 @given(name=st.sampled_from(PARTS + SETTINGS), value=wild)
 @example(name="classification_loss", value=5)
 @example(name="frozen_templates", value="a {}.")

@@ -42,7 +42,6 @@ def run(tmp_path, case, at=0, backward=False, **arguments):
 
 
 FAILURES = {  # the call that runs out of memory, in its forward or backward pass, and the micro-batches of a step
-    "first": (1, False, 1),
     "second micro-batch": (2, False, 2),
     "backward": (1, True, 2),
     "second backward": (2, True, 3),
@@ -53,7 +52,6 @@ FAILURES = {  # the call that runs out of memory, in its forward or backward pas
 @pytest.mark.parametrize(
     ("case", "failure"),
     [
-        ("clip", "first"),
         ("clip", "second micro-batch"),
         ("clip", "third step"),
         ("views", "backward"),
