@@ -38,6 +38,7 @@ class GeometryBatch:
     image_features: Tensor | None = field(default=None, metadata={"axes": "Bd"})
     text_features: Tensor | None = field(default=None, metadata={"axes": "Kd", "of_text": True})
     labels: Tensor | None = field(default=None, metadata={"axes": "B"})  # integers
+    multi_hot: Tensor | None = field(default=None, metadata={"axes": "BK"})  # 0 or 1, for any number of labels
     logits: Tensor | None = field(default=None, metadata={"axes": "BK"})
     logit_scale: Tensor | None = field(default=None, metadata={"of_text": True})  # its exp multiplies the cosines
     frozen_image_features: Tensor | None = field(default=None, metadata={"axes": "Bd"})
