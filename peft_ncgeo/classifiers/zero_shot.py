@@ -106,6 +106,11 @@ class ZeroShotClassifier:
         """Names of the classes that the active adapter was trained on; empty if they are not known."""
         return list(active_text_setting(self.model).class_names)
 
+    @property
+    def _is_multi_label(self) -> bool:
+        """True if the active adapter was trained on images with any number of labels."""
+        return active_text_setting(self.model).multi_label
+
     def predict_proba(
         self,
         images: Image.Image | Sequence[Image.Image],
@@ -134,7 +139,7 @@ class ZeroShotClassifier:
         if activation not in (None, "softmax", "sigmoid"):
             raise ValueError(f"activation={activation!r} must be 'softmax' or 'sigmoid'.")
         if activation is None:
-            activation = "sigmoid" if active_text_setting(self.model).multi_label else "softmax"
+            activation = "sigmoid" if self._is_multi_label else "softmax"
         if activation == "sigmoid" and logit_bias(self.model) is None:
             raise ValueError(
                 f"{type(unwrap(self.model)).__name__} has no logit_bias, so its scores are no probabilities of single "
@@ -209,7 +214,7 @@ class ZeroShotClassifier:
         found += [best_names(partial(self._scores, batch), text, len(batch[0]), k) for batch in batches]
         logits, numbers, probabilities = (torch.cat(part) for part in zip(*found, strict=True))
         check_rows(logits, "logits of image", range(len(logits)))
-        return numbers, probabilities
+        return numbers, logits.sigmoid() if self._is_multi_label else probabilities
 
     def predict(
         self,

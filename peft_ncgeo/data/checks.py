@@ -34,21 +34,19 @@ def class_names(dataset: Dataset, label_column: str = "label", reader: str = "")
         )
     feature = dataset.features[label_column]
     if not isinstance(feature, ClassLabel):
-        asked = f"{reader} reads one label an image, but column" if reader else "Column"
-        raise ValueError(
-            f"{asked} {label_column!r} is not a ClassLabel but {_kind_and_advice(feature, label_column)}."
-        )
+        kind = _kind_and_advice(feature, label_column, reader)
+        raise ValueError(f"Column {label_column!r} is not a ClassLabel but {kind}.")
     if not feature.names:
         raise ValueError(f"Column {label_column!r} names no classes; give its ClassLabel the names.")
     return list_names(feature.names)
 
 
-def _kind_and_advice(feature: Any, label_column: str) -> str:
+def _kind_and_advice(feature: Any, label_column: str, reader: str) -> str:
     """Describe a label column that is not a `ClassLabel`, and how to convert it."""
     if isinstance(feature, list) or hasattr(feature, "feature"):  # `datasets` has had several types of lists
         return (
-            "a list, so this is a multi-label set; GeometryTrainer trains it with "
-            "classification_loss=MultiLabelLoss(), and without terms that read one label an image"
+            f"a list, so this is a multi-label set, but {reader or 'this'} reads one label an image; GeometryTrainer "
+            "trains on lists with classification_loss=MultiLabelLoss()"
         )
     kind = getattr(feature, "dtype", type(feature).__name__)
     if kind in ("string", "large_string"):

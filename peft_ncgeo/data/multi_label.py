@@ -27,8 +27,8 @@ def list_parts(feature: Any) -> tuple[Any, int] | None:
 
 def is_multi_label(dataset: Any, label_column: str) -> bool:
     """Return True if the column of labels holds a list for each image."""
-    features = dataset.features if isinstance(dataset, Dataset) else {}
-    return list_parts(features.get(label_column)) is not None
+    known = isinstance(dataset, Dataset) and label_column in dataset.column_names
+    return known and list_parts(dataset.features[label_column]) is not None
 
 
 class MultiHotReader:
@@ -114,7 +114,8 @@ def multi_label_names(dataset: Dataset, label_column: str, given: Sequence[str] 
     own = list_names(feature[0].names) if feature and read.lists_classes else None
     if own is None and given is None:
         raise ValueError(
-            f"Column {label_column!r} holds rows of {read.classes} numbers 0 and 1 without names; pass class_names."
+            f"Column {label_column!r} holds rows of {read.classes} numbers 0 and 1 without names; pass class_names "
+            "beside the training set, or convert the column to lists of ClassLabel."
         )
     names = own if given is None else list_names(given)
     if own not in (None, names) or len(names or ()) != read.classes:

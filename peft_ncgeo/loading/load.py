@@ -99,8 +99,8 @@ def load_adapter(
             )
         if names:
             write_head_names(model, names)
-        if setting.multi_label and head_path(model) is not None:
-            write_label_kind(model, multi_label=True)
+        if head_path(model) is not None:
+            write_label_kind(model, setting.multi_label)
         remember_text_setting(model, setting, [model.active_adapter])
         return model.eval()
 

@@ -62,7 +62,7 @@ def measure_logit_bias(
         for start in range(0, len(rows), args.eval_batch_size):
             batch = collate([images[i] for i in rows[start : start + args.eval_batch_size]])
             features = extract_features(extractor, **image_inputs(batch, args.device))["image_features"]
-            logits.append(cosine_logits(features, texts, logit_scale(model)).double().cpu())
+            logits.append(cosine_logits(features, texts, logit_scale(model)).cpu().double())
     z, share = torch.cat(logits).numpy(), float(multi_hot(dataset, args.label_column).mean(dtype=np.float64))
     reach = abs(z).max() + 50
     return round(float(brentq(lambda b: expit(z + b).mean() - share, -reach, reach)), 2)

@@ -86,6 +86,8 @@ def test_texts(tmp_path):
     for row, found in zip(chance, classifier.predict_labels(OTHERS["image"], threshold=threshold), strict=True):
         assert found == [NAMES[k] for k in np.argsort(-row) if row[k] >= threshold]
     assert classifier.predict_labels(OTHERS["image"][0], threshold=1.0) == [[]]
+    [[(best, share)]] = classifier.top_k(OTHERS["image"][0], k=1)
+    assert (best, share) == (NAMES[chance[0].argmax()], pytest.approx(chance[0].max(), abs=1e-5))
     with pytest.raises(ValueError, match="MultiLabelLoss"):
         export_classifier(classifier.model, NAMES, tmp_path / "export", tiny_processor())
     with pytest.raises(ValueError, match="logit_bias"):
