@@ -41,6 +41,7 @@ from peft_ncgeo.losses import (
     LanguageCollapse,
     LogitAdjustment,
     ModalityIsomorphism,
+    MultiLabelLoss,
     OTPreservation,
     PointwisePreservation,
     PrototypeImageContrast,
@@ -67,6 +68,7 @@ class Loss:
 
 
 LOGITS = ("logits", "labels")
+LISTS = ("logits", "multi_hot")
 COUNTED = (*LOGITS, "class_counts")
 IMAGE, TEXTS = ("image_features", "labels"), ("text_features",)
 FROZEN = ("frozen_image_features", "frozen_text_features")
@@ -86,6 +88,10 @@ FORMULAS: dict[str, Loss] = {
     "LogitAdjustment(tau 0.5)": Loss(LogitAdjustment, {"tau": 0.5}, COUNTED),
     "LDAM(margin 0.3, scale 4)": Loss(LDAM, {"max_margin": 0.3, "scale": 4.0}, COUNTED),
     "LDAM(re-weighted)": Loss(LDAM, {"reweight_after": 0.8}, (*COUNTED, "progress")),
+    "MultiLabelLoss()": Loss(MultiLabelLoss, {}, LISTS),
+    "MultiLabelLoss(asymmetric, gamma_pos 1, pos_weight 2)": Loss(
+        MultiLabelLoss, {"asymmetric": True, "gamma_pos": 1.0, "pos_weight": 2.0}, LISTS
+    ),
     **{
         f"OTPreservation({modality}, exact)": Loss(
             OTPreservation, {"weight": 1.0, "modality": modality, "solver": "exact"}, TRANSPORTED[modality]

@@ -115,7 +115,7 @@ def test_every_import_is_declared():
     declared = {name.lower() for name in re.findall(r'^    "([A-Za-z0-9_-]+)>=', project, flags=re.MULTILINE)}
     extras = {"canvas": {"matplotlib"}}  # file -> what an extra of its own installs
     assert 'plot = ["matplotlib' in project
-    names = {"PIL": "pillow", "ot": "pot", "yaml": "pyyaml"}
+    names = {"PIL": "pillow", "ot": "pot", "yaml": "pyyaml", "sklearn": "scikit-learn"}
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []

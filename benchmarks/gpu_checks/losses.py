@@ -20,6 +20,8 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     "BalancedSoftmax": losses.BalancedSoftmax,
     "LogitAdjustment": partial(losses.LogitAdjustment, tau=0.5),
     "LDAM": partial(losses.LDAM, max_margin=0.3, scale=4.0, reweight_after=0.8),
+    "MultiLabelLoss": losses.MultiLabelLoss,
+    "MultiLabelLoss, asymmetric": partial(losses.MultiLabelLoss, asymmetric=True),
     "OTPreservation, exact": partial(OTPreservation, weight=1.0),
     "OTPreservation, entropic": partial(OTPreservation, weight=1.0, solver="entropic", epsilon=0.5),
     "PointwisePreservation": partial(losses.PointwisePreservation, weight=1.0),
@@ -85,6 +87,7 @@ def random_batch(device: torch.device, dtype: torch.dtype) -> GeometryBatch:
         **{name: value.to(device, dtype).requires_grad_() for name, value in trained.items()},
         **{name: value.to(device, dtype) for name, value in fixed.items()},
         labels=(torch.arange(12) % 5).to(device),
+        multi_hot=(torch.arange(60).view(12, 5) % 4 == 0).long().to(device),
         class_counts=torch.tensor([40, 20, 10, 5, 1], device=device),
         progress=0.9,
     )

@@ -26,7 +26,7 @@ from ..models.text_encoder import encode_texts
 from ..models.text_setting import active_text_setting
 from ..models.towers import check_encoders, logit_bias, logit_scale, reads_text
 from ..tuners.prompt_config import active_prompt_config
-from ..validation import check_int, short_repr
+from ..validation import check_float, check_int, short_repr
 from .best_names import best_names
 from .image_features import check_rows
 from .text_cache import TextFeatureCache
@@ -106,21 +106,29 @@ class ZeroShotClassifier:
         """Names of the classes that the active adapter was trained on; empty if they are not known."""
         return list(active_text_setting(self.model).class_names)
 
+    @property
+    def _is_multi_label(self) -> bool:
+        """True if the active adapter was trained on images with any number of labels."""
+        return active_text_setting(self.model).multi_label
+
     def predict_proba(
         self,
         images: Image.Image | Sequence[Image.Image],
         class_names: Sequence[str] | None = None,
         batch_size: int = 64,
-        activation: str = "softmax",
+        activation: str | None = None,
         num_test_views: int = 1,
     ) -> Tensor:
         """Return class probabilities, `softmax_k(exp(logit_scale) * cos(f_i, g_k))`: (N, K) float32 on the CPU.
 
+        Those of an adapter that was trained with [`~peft_ncgeo.losses.MultiLabelLoss`] are of each class alone.
+
         Args:
             class_names: K names. Default: those of the classes that the adapter was trained on.
             activation: "softmax": one of the classes is right, for every model. "sigmoid": each class alone is right
-                or wrong, `sigmoid(exp(logit_scale) * cos(f_i, g_k) + logit_bias)`, as SigLIP was trained and as
-                Transformers' pipeline shows its scores.
+                or wrong, `sigmoid(exp(logit_scale) * cos(f_i, g_k) + logit_bias)`, as SigLIP and multi-label adapters
+                were trained, and as Transformers' pipeline shows SigLIP's scores. Default: "sigmoid" for a multi-label
+                adapter, else "softmax".
             num_test_views: 1, or 5: the logits are the mean over corners and centre of an image, see
                 [`~peft_ncgeo.GeometryTrainingArguments`].
 
@@ -128,12 +136,14 @@ class ZeroShotClassifier:
             TypeError, ValueError: fewer than two names, or names that [`class_prompts`] refuses; an input that is not
                 an image or cannot be read, named by its number; features or a `logit_scale` that are not finite.
         """
-        if activation not in ("softmax", "sigmoid"):
+        if activation not in (None, "softmax", "sigmoid"):
             raise ValueError(f"activation={activation!r} must be 'softmax' or 'sigmoid'.")
+        if activation is None:
+            activation = "sigmoid" if self._is_multi_label else "softmax"
         if activation == "sigmoid" and logit_bias(self.model) is None:
             raise ValueError(
                 f"{type(unwrap(self.model)).__name__} has no logit_bias, so its scores are no probabilities of single "
-                "classes; use activation='softmax'."
+                "classes; use activation='softmax' (predict names one class), or train an adapter with MultiLabelLoss."
             )
         logits = self._logits(images, self._names(class_names), batch_size, num_test_views)
         return (logits.sigmoid() if activation == "sigmoid" else logits.softmax(dim=-1)).cpu()
@@ -204,7 +214,7 @@ class ZeroShotClassifier:
         found += [best_names(partial(self._scores, batch), text, len(batch[0]), k) for batch in batches]
         logits, numbers, probabilities = (torch.cat(part) for part in zip(*found, strict=True))
         check_rows(logits, "logits of image", range(len(logits)))
-        return numbers, probabilities
+        return numbers, logits.sigmoid() if self._is_multi_label else probabilities
 
     def predict(
         self,
@@ -217,6 +227,30 @@ class ZeroShotClassifier:
         names = self._names(class_names)
         best, _ = self._best(images, names, 1, batch_size, num_test_views)
         return [names[i] for i in best[:, 0].tolist()]
+
+    def predict_labels(
+        self,
+        images: Image.Image | Sequence[Image.Image],
+        class_names: Sequence[str] | None = None,
+        batch_size: int = 64,
+        num_test_views: int = 1,
+        threshold: float = 0.5,
+    ) -> list[list[str]]:
+        """Return the names of all classes in each image, none to K, the most probable first.
+
+        Args:
+            threshold: a class is there from this probability on, of [`predict_proba`] with `activation="sigmoid"`.
+
+        Raises:
+            ValueError: the model's scores are no probabilities of single classes: it is neither SigLIP nor tuned with
+                [`~peft_ncgeo.losses.MultiLabelLoss`]; or as [`predict_proba`] does.
+        """
+        threshold = check_float("threshold", threshold, "a probability, 0 to 1", lambda share: 0 <= share <= 1)
+        names = self._names(class_names)
+        probabilities = self.predict_proba(images, names, batch_size, "sigmoid", num_test_views)
+        order = probabilities.argsort(dim=1, descending=True, stable=True)
+        found = (probabilities.gather(1, order) >= threshold).sum(1).tolist()
+        return [[names[k] for k in row[:count]] for row, count in zip(order.tolist(), found, strict=True)]
 
     def _names(self, class_names: Sequence[str] | None) -> list[str]:
         if class_names is None and not self.class_names:

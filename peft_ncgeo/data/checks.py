@@ -13,8 +13,11 @@ from .class_prompts import list_names
 from .white_level import column_white_level
 
 
-def class_names(dataset: Dataset, label_column: str = "label") -> list[str]:
+def class_names(dataset: Dataset, label_column: str = "label", reader: str = "") -> list[str]:
     """Return the names of the set's `ClassLabel` column.
+
+    Args:
+        reader: name of what reads one label an image, for the error message.
 
     Raises:
         TypeError, ValueError: the column is missing or not a `ClassLabel`; the message says what to do.
@@ -31,16 +34,20 @@ def class_names(dataset: Dataset, label_column: str = "label") -> list[str]:
         )
     feature = dataset.features[label_column]
     if not isinstance(feature, ClassLabel):
-        raise ValueError(f"Column {label_column!r} is not a ClassLabel but {_kind_and_advice(feature, label_column)}.")
+        kind = _kind_and_advice(feature, label_column, reader)
+        raise ValueError(f"Column {label_column!r} is not a ClassLabel but {kind}.")
     if not feature.names:
         raise ValueError(f"Column {label_column!r} names no classes; give its ClassLabel the names.")
     return list_names(feature.names)
 
 
-def _kind_and_advice(feature: Any, label_column: str) -> str:
+def _kind_and_advice(feature: Any, label_column: str, reader: str) -> str:
     """Describe a label column that is not a `ClassLabel`, and how to convert it."""
     if isinstance(feature, list) or hasattr(feature, "feature"):  # `datasets` has had several types of lists
-        return "a list, so this is a multi-label set; only one label for each image can be learned"
+        return (
+            f"a list, so this is a multi-label set, but {reader or 'this'} reads one label an image; GeometryTrainer "
+            "trains on lists with classification_loss=MultiLabelLoss()"
+        )
     kind = getattr(feature, "dtype", type(feature).__name__)
     if kind in ("string", "large_string"):
         return f'{kind}; convert it with dataset.class_encode_column("{label_column}")'
@@ -73,9 +80,9 @@ def check_dataset(
         TypeError, ValueError: a column is missing or of another type, the set is empty, there are fewer than two
             classes, a label is outside the names, a class has no samples, or grey images have an unknown white level.
     """
-    names = class_names(dataset, label_column)
-    _check_images(dataset, image_column)
-    _check_number(names, label_column)
+    names = class_names(dataset, label_column, reader)
+    check_images(dataset, image_column)
+    check_number(names, label_column)
     labels = _labels(dataset, label_column)
     outside = [i for i, label in enumerate(labels) if label is None or not 0 <= label < len(names)]
     if outside:
@@ -130,8 +137,8 @@ def check_training_set(
         )
     if reader or not missing:
         return check_dataset(dataset, image_column, label_column, reader=reader), True
-    _check_images(dataset, image_column)
-    _check_number(names, label_column)
+    check_images(dataset, image_column)
+    check_number(names, label_column)
     outside = [i for i, label in enumerate(labels) if label is not None and not -1 <= label < len(names)]
     if outside:
         raise ValueError(
@@ -149,12 +156,14 @@ def _labels(dataset: Any, label_column: str) -> list[Any]:
     return list(dataset.with_format(None)[label_column][:])
 
 
-def _check_number(names: Sequence[str], label_column: str) -> None:
+def check_number(names: Sequence[str], label_column: str) -> None:
+    """Refuse a column of fewer than two classes."""
     if len(names) < 2:
         raise ValueError(f"Column {label_column!r} has {len(names)} class; classification needs at least two.")
 
 
-def _check_images(dataset: Dataset, image_column: str) -> None:
+def check_images(dataset: Dataset, image_column: str) -> None:
+    """Refuse a set without images, or whose column of images is missing or of another type."""
     if image_column not in dataset.column_names:
         columns = f"{short_repr(image_column)} among {short_repr(dataset.column_names)}"
         raise ValueError(f"No image column {columns}; name it in image_column.")

@@ -159,7 +159,7 @@ class EpisodeSampler:
 
 def _rows_of_classes(dataset: Dataset, label_column: str) -> list[np.ndarray]:
     """Return the rows of each class, ascending; refuse labels outside the names."""
-    names, labels = class_names(dataset, label_column), label_array(dataset, label_column)
+    names, labels = class_names(dataset, label_column, "EpisodeSampler"), label_array(dataset, label_column)
     outside = np.flatnonzero(labels < 0)
     if len(outside):
         raise ValueError(

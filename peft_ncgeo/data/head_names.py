@@ -12,6 +12,7 @@ from ..models.adapters import unwrap
 from ..models.heads import linear_classifier
 from ..validation import short_repr
 
+_MULTI_LABEL = "multi_label_classification"  # as Transformers calls it
 CLASS_NAMES = "class_names.json"  # beside an image classifier's adapter: the names of its outputs
 
 
@@ -36,6 +37,18 @@ def write_head_names(model: nn.Module, names: Sequence[str]) -> None:
     """Write the names of the outputs into the model's config, from which pipelines and saved models read them."""
     config = unwrap(model).config
     config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+
+
+def write_label_kind(model: nn.Module, multi_label: bool) -> None:
+    """Write into the model's config whether an image has any number of labels, which pipelines and other models read.
+
+    Outputs then go through a sigmoid each, and not through a softmax.
+    """
+    config = unwrap(model).config
+    if multi_label:
+        config.problem_type = _MULTI_LABEL
+    elif getattr(config, "problem_type", None) == _MULTI_LABEL:
+        config.problem_type = "single_label_classification"
 
 
 def write_class_names(folder: Path, names: Sequence[str]) -> None:

@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from datasets import Dataset
 from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
 
 from ..models.image_encoder import image_inputs
 from ..validation import one_line
 from .crops import crop_inputs
+from .multi_label import MultiHotReader, is_multi_label, multi_hot
 from .sampling import label_array
 from .white_level import column_white_level, lacks_white_level, white_level
 
@@ -112,6 +114,13 @@ def list_images(images: Any, kinds: str = "PIL images") -> list[Image.Image]:
 
 FILLER = -100  # label of a row that only fills up a batch
 TEACHER = "teacher_"  # before the names of inputs that are a teacher's, where its pixels are others
+
+
+def counted_rows(labels: Tensor) -> Tensor:
+    """Return a mask (B,) of the rows that do not only fill up a batch, from labels (B,) or (B, K)."""
+    return (labels if labels.dim() == 1 else labels[:, 0]) != FILLER
+
+
 Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
@@ -121,6 +130,8 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
     So all processes, all workers and a resumed run get the same views. A sampler that draws an image several times in
     an epoch uses the key (index, draw), which gives each draw its own view. The key None gives a sample that only
     fills a batch: the first image, with a label of -100.
+
+    Labels of a multi-label column are rows (K,) of 0 and 1.
 
     Args:
         label_column: column of the labels; None: none is read, and each is -1.
@@ -143,6 +154,8 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
         self.given = dataset
         self.dataset = dataset if dataset.format["type"] == "custom" else dataset.with_format(None)
         self.image_column, self.label_column = image_column, label_column
+        lists = label_column is not None and is_multi_label(dataset, label_column)
+        self._read_labels = MultiHotReader(dataset, str(label_column)) if lists else None
         self.augment, self.seed, self.crop = augment, seed, crop
         self.num_views = num_views if augment else 1
         self._white = column_white_level(dataset, image_column)
@@ -173,12 +186,16 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, key: int | tuple[int, int] | None) -> dict[str, Any]:
         if key is None:
-            return {**self[0], "label": FILLER}
+            first = self[0]
+            return {**first, "label": FILLER if self._read_labels is None else np.full_like(first["label"], FILLER)}
         index, draw = key if isinstance(key, tuple) else (key, 0)
         if not self.num_views:
             return self._sample(index, (int(self._epoch), index, *([draw] if draw else [])))
         view = self.num_views * index + (int(self._epoch) + draw) % self.num_views
-        return self.fixed_view(view) if self._shows else {"label": int(self.labels[index]), "view": view}
+        if self._shows:
+            return self.fixed_view(view)
+        label = self.labels[index]
+        return {"label": int(label) if self._read_labels is None else label, "view": view}
 
     def fixed_view(self, view: int) -> dict[str, Any]:
         """Return the sample with this number of a view; it is the same in all epochs."""
@@ -187,15 +204,18 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Labels (N,), read without decoding an image."""
+        """Labels (N,), or (N, K) of a multi-label column, read without decoding an image."""
         if self.label_column is None:
             return np.full(len(self.dataset), -1)
+        if self._read_labels is not None:
+            return multi_hot(self.dataset, self.label_column)
         return label_array(self.dataset, self.label_column)
 
     def _sample(self, index: int, drawn_from: tuple[int, ...]) -> dict[str, Any]:
         try:
             sample = self.dataset[index]
             image, label = sample[self.image_column], -1 if self.label_column is None else sample[self.label_column]
+            label = label if self._read_labels is None else self._read_labels(label)
             image = to_rgb(image, self._white)
         except Exception as error:
             raise ValueError(
@@ -209,7 +229,9 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class ImageCollator:
-    """Collator of [`LabelledImages`] samples into `pixel_values` (B, C, H, W), `labels` (B,) and a list `views`.
+    """Collator of [`LabelledImages`] samples into `pixel_values` (B, C, H, W), `labels` and a list `views`.
+
+    Labels are (B,), or (B, K) of a multi-label column.
 
     What a model needs beside them is handed on, see [`~peft_ncgeo.models.image_encoder.image_inputs`]. There are no
     `pixel_values` for samples without images, and no `views` for samples without fixed views. Samples of V crops each
@@ -225,7 +247,8 @@ class ImageCollator:
         self.image_processor, self.teacher_processor = image_processor, teacher_processor
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = {"labels": torch.tensor([sample["label"] for sample in samples], dtype=torch.int64)}
+        labels = np.array([sample["label"] for sample in samples], dtype=np.int64)
+        batch: dict[str, Any] = {"labels": torch.from_numpy(labels)}
         if "image" in samples[0]:
             images = [sample["image"] for sample in samples]
             batch |= image_inputs(self.image_processor(images=images, return_tensors="pt"))

@@ -15,7 +15,7 @@ from .sampling import draw, label_array
 
 def class_counts(dataset: Dataset, label_column: str = "label") -> np.ndarray:
     """Count the samples of each class: (K,) int64. Rows without a label (None or -1) are ignored."""
-    classes = len(class_names(dataset, label_column))
+    classes = len(class_names(dataset, label_column, "class_counts"))
     labels = label_array(dataset, label_column)
     return np.bincount(labels[labels >= 0], minlength=classes).astype(np.int64)
 
@@ -78,7 +78,7 @@ def long_tailed(
         last, whole = 1 / imbalance("imbalance_factor", imbalance_factor), int
     else:
         raise ValueError("long_tailed needs exactly one of tau and imbalance_factor.")
-    classes, n_max = _sizes(dataset, n_max, label_column)
+    classes, n_max = _sizes(dataset, n_max, label_column, "long_tailed")
     counts = [whole(_tidy(n_max * last ** (k / (classes - 1)))) for k in range(classes)]
     return _draw_tail(dataset, counts, seed, shuffle_classes, label_column)
 
@@ -104,7 +104,7 @@ def step_imbalanced(
         ValueError: an argument is out of range, there are fewer than two classes, or a class has too few samples.
     """
     ratio = imbalance("ratio", ratio)
-    classes, n_max = _sizes(dataset, n_max, label_column)
+    classes, n_max = _sizes(dataset, n_max, label_column, "step_imbalanced")
     large = math.ceil(classes / 2)
     counts = [n_max] * large + [int(_tidy(n_max / ratio))] * (classes - large)
     return _draw_tail(dataset, counts, seed, shuffle_classes, label_column)
@@ -129,9 +129,9 @@ def _tidy(number: float) -> float:
     return round(number, 6)
 
 
-def _sizes(dataset: Dataset, n_max: int | None, label_column: str) -> tuple[int, int]:
+def _sizes(dataset: Dataset, n_max: int | None, label_column: str, reader: str) -> tuple[int, int]:
     """Return the number of classes, and the largest size: `n_max`, or if None the size of the smallest class."""
-    names = class_names(dataset, label_column)
+    names = class_names(dataset, label_column, reader)
     if len(names) < 2:
         raise ValueError(f"Column {label_column!r} has {len(names)} class; imbalance needs at least two.")
     if n_max is None:
@@ -140,7 +140,7 @@ def _sizes(dataset: Dataset, n_max: int | None, label_column: str) -> tuple[int,
 
 
 def _counts_without_gaps(dataset: Dataset, label_column: str) -> np.ndarray:
-    names, counts = class_names(dataset, label_column), class_counts(dataset, label_column)
+    names, counts = class_names(dataset, label_column, "an imbalance factor"), class_counts(dataset, label_column)
     if not counts.all():
         raise ValueError(f"Class {short_repr(names[counts.argmin()])} has no samples; leave it out of the ClassLabel.")
     return counts

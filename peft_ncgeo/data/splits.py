@@ -14,7 +14,7 @@ from .sampling import draw, label_array
 
 def select_classes(dataset: Dataset, classes: Sequence[int], label_column: str = "label") -> Dataset:
     """Select the samples of `classes` (indices), renumbered 0.. in the given order, with only their names."""
-    names = class_names(dataset, label_column)
+    names = class_names(dataset, label_column, "select_classes")
     new_number = {c: i for i, c in enumerate(classes)}
     labels = label_array(dataset, label_column).tolist()
     kept = [i for i, label in enumerate(labels) if label in new_number]
@@ -47,7 +47,7 @@ def base_new_split(dataset: Dataset, label_column: str = "label") -> DatasetDict
     >>> halves["new"]["label"][:]
     [0, 1, 1]
     """
-    count = len(class_names(dataset, label_column))
+    count = len(class_names(dataset, label_column, "base_new_split"))
     if count < 4:
         raise ValueError(f"A base/new split needs at least 4 classes, two in each half; the data set has {count}.")
     half = math.ceil(count / 2)
@@ -71,5 +71,5 @@ def few_shot(dataset: Dataset, shots: int, seed: int = 0, label_column: str = "l
         ValueError: shots is below 1, seed is below 0, a class has too few samples, or a file cannot be read.
     """
     shots, seed = check_int("shots", shots, least=1), check_int("seed", seed, least=0)
-    counts = [shots] * len(class_names(dataset, label_column))
+    counts = [shots] * len(class_names(dataset, label_column, "few_shot"))
     return draw(dataset, counts, seed, label_column, advice="lower shots")

@@ -24,6 +24,7 @@ from .card_tables import (
     eval_results,
     geometry_note,
     geometry_table,
+    metric_title,
     results_note,
     results_rows,
     results_table,
@@ -101,7 +102,7 @@ def create_card(
         license=license,
         language=language if language is None or isinstance(language, str) else list(language),
         datasets=[datasets] if isinstance(datasets, str) else list(datasets or []) or None,
-        metrics=["accuracy"] if rows else None,
+        metrics=[record.metric] if rows else None,
         tags=list(dict.fromkeys(["peft_ncgeo", *([f"base_model:{relation}:{hub_id}"] if relation else []), *tags])),
         model_name=title if rows else None,
         eval_results=eval_results(record, rows, datasets, dataset_name) or None,
@@ -113,12 +114,13 @@ def create_card(
         title=escape(title),
         summary=_summary(record, base),
         kind=record.kind,
+        multi_label=record.multi_label,
         own_type=record.adapter.name in _OWN,
         where=where,
         processor=processor_id and literal(processor_id),
         plain_call=code_cell(f"PeftModel.from_pretrained(base, {where})"),
-        # a pipeline would look for this revision in the base model too, and knows no trained rows
-        with_pipeline=revision is None and not record.class_rows,
+        # a pipeline would look for this revision in the base model too, and knows neither trained rows nor biases
+        with_pipeline=revision is None and not record.class_rows and not record.multi_label,
         example_names=_example_names(record),
         results=results_table(record, rows),
         results_note=results_note(record, rows, runs),
@@ -148,7 +150,8 @@ def _summary(record: TrainingRecord, base: str) -> str:
     terms = [reference.phrase for reference in term_references(record)] if record.steps else []
     trained = f", trained with {_listed(terms)}" if terms else ""
     count = sum(record.class_counts)
-    images = f" ({count:,} image{'s' if count > 1 else ''})" if count else ""
+    unit = "label" if record.multi_label else "image"
+    images = f" ({count:,} {unit}{'s' if count > 1 else ''})" if count else ""
     images = f" ({record.unlabelled:,} unlabelled images)" if record.unlabelled else images
     was_trained = record.class_names and (record.steps or record.kind in ("few-shot", "cached"))
     on = f" on {len(record.class_names):,} classes{images}" if was_trained else ""
@@ -221,18 +224,19 @@ def _limits(record: TrainingRecord, base: str, runs: Runs) -> list[str]:
         replaced = f" The first {escape(tokens)} tokens of it are replaced by learned vectors." if tokens else ""
         limits.append(f'Class names are read inside "{escape(record.template)}".{replaced}')
     for name, entry in sets.items():
-        snapshots = [entry.get(moment, {}).get("accuracy") for moment in ("before", "after")]
+        snapshots = [entry.get(moment, {}).get(record.metric) for moment in ("before", "after")]
         if not _trained(name, entry) and record.template and None not in snapshots and snapshots[1] < snapshots[0]:
             before, after = (100 * moment for moment in snapshots)
             limits.append(
-                f'On the classes of "{escape(name)}", not trained, accuracy fell from {before:.1f} to {after:.1f}.'
+                f'On the classes of "{escape(name)}", not trained, {metric_title(record)} fell from {before:.1f} '
+                f"to {after:.1f}."
             )
     if (
         _takes_new_names(record)
         and all(_trained(name, entry) for name, entry in sets.items())
         and not any("new" in run for run in runs)
     ):
-        limits.append("Accuracy on classes other than those of training was not measured.")
+        limits.append(f"{metric_title(record).capitalize()} on classes other than those of training was not measured.")
     if record.class_counts and min(record.class_counts) < 10:
         fewest = min(record.class_counts)
         limits.append(f"The rarest class has {fewest} training image{'s' if fewest > 1 else ''}.")

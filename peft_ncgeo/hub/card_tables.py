@@ -70,7 +70,7 @@ def results_table(record: TrainingRecord, rows: Rows) -> str:
     this = "this head" if record.kind == "cached" else "this adapter"
     columns = {"before": before_title(record), "after": this, "over_seeds": "mean over seeds"}
     present = {key: title for key, title in columns.items() if any(key in row for row in rows.values())}
-    head = ["accuracy in %", *present.values()]
+    head = [f"{metric_title(record)} in %", *present.values()]
     lines = [[_row_title(record, name), *(_cell(row.get(key)) for key in present)] for name, row in rows.items()]
     return table(head, lines, "l" + "r" * len(present)) if rows else ""
 
@@ -89,6 +89,9 @@ def results_note(record: TrainingRecord, rows: Rows, runs: Runs) -> str:
             if record.kind == "few-shot"
             else "Before training the head is the one that training began with, often an untrained one."
         )
+    left_out = {n: e["after"].get("left_out") for n, e in record.sets.items() if e.get("after", {}).get("left_out")}
+    for name, count in left_out.items():
+        notes.append(f'{count:.0f} of the classes have no image in "{escape(name)}" and are left out of its mean.')
     if record.unlabelled:
         notes.append("Transductive: it was trained on unlabelled images of all classes.")
     if len(record.sets) > 1:
@@ -114,13 +117,18 @@ def eval_results(
             task_type=record.task,
             dataset_type=first or "imagefolder",
             dataset_name=name,
-            metric_type="harmonic_mean" if row == "H" else "accuracy",
-            metric_name=_METRICS.get(row, f"{row} accuracy"),
+            metric_type="harmonic_mean" if row == "H" else record.metric,
+            metric_name=_METRICS.get(row, f"{row} {metric_title(record)}"),
             metric_value=round(value / 100, 4),
         )
         for row, value in values.items()
         if value is not None
     ]
+
+
+def metric_title(record: TrainingRecord) -> str:
+    """Return the name of the metric in the results."""
+    return "mean average precision" if record.multi_label else "accuracy"
 
 
 def before_title(record: TrainingRecord) -> str:

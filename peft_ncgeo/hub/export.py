@@ -30,6 +30,7 @@ from ..models.adapters import evaluation_mode, unwrap
 from ..models.cosine_head import CosineHead
 from ..models.heads import classifier
 from ..models.image_classifier import ImageClassifierModel
+from ..models.text_setting import active_text_setting
 from ..models.towers import find_towers, reads_text
 from ..tuners.prompt_layer import PromptLayer
 from ..validation import short_repr
@@ -116,6 +117,11 @@ def _check(model: nn.Module, processor: Any) -> None:
         raise ValueError(
             f"{name} reads no text, so there is nothing to export; save it with save_pretrained, after "
             "merge_and_unload where its adapter can be merged."
+        )
+    if active_text_setting(model).multi_label:
+        raise ValueError(
+            f"The adapter of {name} was trained with MultiLabelLoss, and an export has no place for its logit_bias; "
+            "predict with ZeroShotClassifier.predict_labels."
         )
     if not isinstance(unwrap(model), CLIPModel):
         refuse_vision_prompts(model)

@@ -84,6 +84,8 @@ class TrainingRecord:
         thresholds: of many / medium / few, see [`~peft_ncgeo.metrics.accuracy.class_groups`]; None for equal counts.
         dtype: of the base model's weights.
         runs: metrics of several seeds, each with its `seed`.
+        multi_label: True if an image may have any number of labels; `class_counts` then count each label, and the
+            metrics are those of [`~peft_ncgeo.metrics.multi_label.multi_label_scores`].
         class_rows: True if rows of weights were trained for the classes, which stand in place of their texts.
         snapshots: class means and classifier weights (K, d) before and after training, for a figure; not kept in JSON.
     """
@@ -114,6 +116,7 @@ class TrainingRecord:
     snapshots: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     kind: str = ""
     class_rows: bool = False
+    multi_label: bool = False
 
     def __post_init__(self) -> None:
         if not self.kind:  # records of version 0.1.0 do not have it
@@ -121,14 +124,19 @@ class TrainingRecord:
             few_shot = self.task == "image-classification" and self.adapter.name == CoPAConfig.__name__
             self.kind = "few-shot" if few_shot else kinds.get(self.task, "features")
 
+    @property
+    def metric(self) -> str:
+        """Name of the metric in `sets` that tables show."""
+        return "map" if self.multi_label else "accuracy"
+
     def row(self, moment: str = "after") -> dict[str, float]:
         """Return accuracies in percent: of each set, "H" of base and new, many / medium / few; unknown: absent.
 
-        It has "seed" too, so a card's `runs` can be the rows of several runs. A set whose name is one of these other
-        keys gets " (set)" after its name.
+        Of multi-label sets they are mean average precisions. It has "seed" too, so a card's `runs` can be the rows of
+        several runs. A set whose name is one of these other keys gets " (set)" after its name.
         """
         shares: dict[str, Any] = {
-            f"{name} (set)" if name in ("H", "seed", *GROUPS) else name: entry.get(moment, {}).get("accuracy")
+            f"{name} (set)" if name in ("H", "seed", *GROUPS) else name: entry.get(moment, {}).get(self.metric)
             for name, entry in self.sets.items()
         }
         if shares.get("base") is not None and shares.get("new") is not None:
@@ -192,6 +200,7 @@ def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingR
         base_model=base_name(model) or config.base_model_name_or_path,
         template=setting.template if names_as_text else None,
         class_rows=setting.rows is not None,
+        multi_label=setting.multi_label,
         dtype=str(next(unwrap(model).parameters()).dtype).removeprefix("torch."),
         versions=library_versions(),
     )

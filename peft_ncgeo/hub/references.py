@@ -24,6 +24,7 @@ _PROMPTS = {  # (text, vision) -> the adapter
     (False, True): Reference("visual prompts", ("jia2022vpt",)),
 }
 _COPA = Reference("a head each for prototypes and images (CoPA)", ("tian2024copa",))
+_ASYMMETRIC = Reference("the asymmetric loss of each class (ASL)", ("ridnik2021asl",))
 _PARTS = {  # config, loss or callback -> its phrase and papers
     "LoraConfig": Reference("low-rank updates", ("hu2022lora",)),
     "AdaptFormerConfig": Reference(
@@ -50,6 +51,7 @@ _PARTS = {  # config, loss or callback -> its phrase and papers
     "CLAP": Reference("a linear probe held to the texts (CLAP)", ("silvarodriguez2024clap",)),
     "LogitAdjustment": Reference("logit adjustment", ("menon2021logit",)),
     "BalancedSoftmax": Reference("balanced softmax", ("ren2020balanced",)),
+    "MultiLabelLoss": Reference("binary cross-entropy of each class"),
     "LDAM": Reference("label-distribution-aware margins", ("cao2019ldam",)),
 }
 
@@ -75,7 +77,11 @@ def adapter_reference(adapter: Component) -> Reference:
 
 def term_references(record: TrainingRecord) -> list[Reference]:
     """Return the references of the losses and callbacks that are known here."""
-    return [_PARTS[term.name] for term in record.terms if term.name in _PARTS]
+    return [
+        _ASYMMETRIC if term.settings.get("asymmetric") else _PARTS[term.name]
+        for term in record.terms
+        if term.name in _PARTS
+    ]
 
 
 def bibtex(record: TrainingRecord) -> list[str]:

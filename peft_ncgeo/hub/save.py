@@ -85,6 +85,8 @@ def save_adapter(
         if record.kind == "head":
             generic = [f"LABEL_{i}" for i in range(count_outputs(tuned))]
             write_class_names(part, record.class_names or head_names(tuned) or generic)
+            if record.multi_label:
+                write_text_setting(part, replace(adapter_text_setting(tuned, name), template=None))
         processor = processor or find_processor(tuned) or find_processor(tuned, base_model_id)
         if processor is None:
             warnings.warn("No processor was found to save beside the adapter; pass processor.", stacklevel=2)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..data.class_prompts import list_names
-from ..data.head_names import CLASS_NAMES, write_head_names
+from ..data.head_names import CLASS_NAMES, write_head_names, write_label_kind
 from ..files import read_json
 from ..models.adapters import adapter_parameters, base_change_of, check_adapter_weights
 from ..models.devices import is_offloaded
@@ -99,6 +99,8 @@ def load_adapter(
             )
         if names:
             write_head_names(model, names)
+        if head_path(model) is not None:
+            write_label_kind(model, setting.multi_label)
         remember_text_setting(model, setting, [model.active_adapter])
         return model.eval()
 

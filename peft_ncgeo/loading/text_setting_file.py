@@ -1,4 +1,4 @@
-"""Files beside an adapter: template and class names of its training, and rows that were trained for these classes."""
+"""Files beside an adapter: template, class names and kind of labels of its training, and rows for these classes."""
 
 from __future__ import annotations
 
@@ -15,20 +15,26 @@ from ..files import read_json
 from ..models.templates import check_template
 from ..models.tensor_files import check_tensors, read_shapes
 from ..models.text_setting import TextSetting
-from ..validation import one_line, short_repr
+from ..validation import check_bool, check_float, one_line, short_repr
 from .adapter_folder import weights_digest
 
 TEXT_SETTING, CLASS_ROWS = "geometry.json", "class_rows.safetensors"
 TEXT_FILES = (TEXT_SETTING, CLASS_ROWS)
-_KEYS = {"template", "class_names"}
+_KEYS = {"template", "class_names", "multi_label", "logit_bias"}
 _LARGEST = 2**24  # bytes; a hundred thousand names
 _ADAPTER = "adapter_sha256"  # key in the rows' header: digest of the adapter that they belong to
 
 
 def write_text_setting(folder: Path, setting: TextSetting) -> None:
     """Write what is known of the adapter in this folder; nothing is known: no file."""
-    known = {"template": setting.template, "class_names": list(setting.class_names)}
-    content = {name: value for name, value in known.items() if value}
+    known = {
+        "template": setting.template,
+        "class_names": list(setting.class_names),
+        "multi_label": setting.multi_label,
+    }
+    content: dict[str, Any] = {name: value for name, value in known.items() if value}
+    if setting.logit_bias is not None:
+        content["logit_bias"] = setting.logit_bias
     if content:
         text = json.dumps(content, indent=1, ensure_ascii=False)
         (folder / TEXT_SETTING).write_text(f"{text}\n", encoding="utf-8")
@@ -51,7 +57,8 @@ def read_text_setting(folder: Path) -> TextSetting:
             raise ValueError(f"{TEXT_SETTING} beside the adapter is damaged: {one_line(error)}") from error
     names = tuple(content.get("class_names", ()))
     rows = _read_rows(folder, len(names)) if (folder / CLASS_ROWS).is_file() else None
-    return TextSetting(content.get("template"), names, rows)
+    kind = content.get("multi_label", False), content.get("logit_bias")
+    return TextSetting(content.get("template"), names, rows, *kind)
 
 
 def _read_content(file: Path) -> dict[str, Any]:
@@ -61,6 +68,9 @@ def _read_content(file: Path) -> dict[str, Any]:
     if "template" in content:
         check_template(content["template"])
     list_names(content.get("class_names", []))
+    check_bool("multi_label", content.get("multi_label", False))
+    if "logit_bias" in content:
+        check_float("logit_bias", content["logit_bias"])
     return content
 
 

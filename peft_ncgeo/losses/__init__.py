@@ -6,6 +6,7 @@ from .cpt import ClusterCollapse, RotationStabilization
 from .distillation import Distillation
 from .fixed_prototypes import PrototypeSupCon
 from .long_tail import LDAM, BalancedSoftmax, CrossEntropy, LogitAdjustment
+from .multi_label import MultiLabelLoss
 from .npt import GeometricDebiasing, LanguageCollapse, ModalityIsomorphism
 from .prompt_ot import OTPreservation
 from .promptsrc import PointwisePreservation
@@ -22,6 +23,7 @@ __all__ = [
     "LanguageCollapse",
     "LogitAdjustment",
     "ModalityIsomorphism",
+    "MultiLabelLoss",
     "OTPreservation",
     "PointwisePreservation",
     "PrototypeImageContrast",

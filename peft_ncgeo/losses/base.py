@@ -48,6 +48,7 @@ class GeometryBatch:
     class_means: Tensor | None = field(default=None, metadata={"axes": "Kd"})  # rows of nan: classes not seen yet
     class_counts: Tensor | None = field(default=None, metadata={"axes": "K"})
     progress: float | None = None  # share of training done, 0 to 1
+    multi_hot: Tensor | None = field(default=None, metadata={"axes": "BK"})  # 0 or 1, for any number of labels
 
     def need(self, *names: str) -> list[Any]:
         """Return the values of the named fields, with labels as int64.

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import metrics
 from .accuracy import accuracy, balanced_accuracy, evaluate_groups
 from .feature_geometry import FeatureGeometry
 
@@ -44,14 +45,30 @@ class SetSummary:
             class_counts, thresholds: see [`evaluate_groups`]; without thresholds there are no group accuracies.
         """
         predicted, labels = (torch.cat(parts).numpy() for parts in (self._predicted, self._labels))
-        metrics: dict[str, float | None] = {
+        found: dict[str, float | None] = {
             "accuracy": accuracy(predicted, labels),
             "balanced_accuracy": balanced_accuracy(predicted, labels),
             **finite(self.geometry.compute(text, head)),
         }
         if thresholds is not None:
-            metrics.update(evaluate_groups(predicted, labels, class_counts, thresholds))
-        return metrics
+            found.update(evaluate_groups(predicted, labels, class_counts, thresholds))
+        return found
+
+
+class MultiLabelSummary(SetSummary):
+    """Summary of a pass over images with any number of labels, of which no geometry is measured."""
+
+    def update(self, features: Tensor, predicted: Tensor, labels: Tensor, classes: int, reads_text: bool) -> None:
+        """Add a batch: probabilities (B, K) of single classes, and labels (B, K)."""
+        self._predicted.append(predicted.float().cpu())
+        self._labels.append(labels.cpu())
+
+    def compute(
+        self, text: Tensor | None, head: Any = None, class_counts: Any = None, thresholds: Any = None
+    ) -> dict[str, float | None]:
+        """Return the metrics of [`~peft_ncgeo.metrics.multi_label.multi_label_scores`]."""
+        probabilities, labels = (torch.cat(parts).numpy() for parts in (self._predicted, self._labels))
+        return finite(metrics.multi_label_scores(probabilities, labels))
 
 
 def finite(metrics: dict[str, Any]) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""Setting that an adapter keeps beside its weights and config: template, class names, and rows trained for these."""
+"""Setting that an adapter keeps beside its weights and config: template, class names, rows, and its kind of labels."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ _ATTRIBUTE = "ncgeo_text_setting"  # of a PEFT config: no field, so PEFT neither
 
 @dataclass(frozen=True)
 class TextSetting:
-    """Template and class names that an adapter was trained with, and what was trained for each class.
+    """Template, class names and kind of labels that an adapter was trained with, and what was trained for each class.
 
     Attributes:
         template: text around a class name; None if the adapter's own config has it.
         class_names: names of the K classes of training, in the order of its labels; empty if they are not known.
         rows: (K, d), weights that were trained in place of the texts of these classes; None: there are none.
+        multi_label: True if an image could have any number of labels, so that each class has a probability of its own.
+        logit_bias: number that was added to the logits of a dual encoder without one; None: there is none.
     """
 
     template: str | None = None
     class_names: tuple[str, ...] = ()
     rows: Tensor | None = field(default=None, compare=False, repr=False)
+    multi_label: bool = False
+    logit_bias: float | None = None
 
     def put_rows(self, features: Tensor, names: Sequence[str]) -> Tensor:
         """Return text features (K', d) of any names, with the trained rows in the places of trained classes.
@@ -71,13 +75,21 @@ def active_text_setting(model: nn.Module) -> TextSetting:
     """Return the setting of the active adapters; an empty one without adapters or with all of them off.
 
     For an adapter of which nothing is known, such as a combination that PEFT made of others, it is the setting that
-    the model's other adapters of its kind share. Class names that differ from adapter to adapter are left out.
+    the model's other adapters of its kind share. What differs from adapter to adapter is left out, but for templates.
 
     Raises:
         ValueError: the adapters have different templates.
     """
     configs = getattr(model, "peft_config", {})
     return _setting_of([name for name in _active_adapters(model) if name in configs], configs)
+
+
+def active_logit_bias(model: nn.Module) -> float | None:
+    """Return the `logit_bias` of the active adapters; None where there is none, or where they differ."""
+    try:
+        return active_text_setting(model).logit_bias
+    except ValueError:
+        return None
 
 
 def adapter_text_setting(model: Any, adapter: str) -> TextSetting:
@@ -101,7 +113,10 @@ def _setting_of(adapters: Sequence[str], configs: Mapping[str, Any]) -> TextSett
         )
     names, rows = next(iter(of_names.items())) if len(of_names) == 1 else ((), None)
     # rows belong to the weights of one adapter, so another one does not take them over
-    return TextSetting(templates[0] if templates else None, names, rows if len(asked) == 1 == len(own) else None)
+    kinds = {(setting.multi_label, setting.logit_bias) for setting in known}
+    kind = next(iter(kinds)) if len(kinds) == 1 else (False, None)
+    rows = rows if len(asked) == 1 == len(own) else None
+    return TextSetting(templates[0] if templates else None, names, rows, *kind)
 
 
 def _active_adapters(model: nn.Module) -> Sequence[str]:

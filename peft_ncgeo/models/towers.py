@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from .families import (
 from .heads import classification_head
 from .image_classifier import ImageClassifierModel
 from .text_reading import TextReading
+from .text_setting import active_logit_bias
 
 _TABLES = ("token_embedding", "word_embeddings")  # names of the embeddings of tokens
 
@@ -344,13 +346,18 @@ def logit_scale(model: nn.Module) -> Tensor:
 
 
 def logit_bias(model: nn.Module) -> Tensor | None:
-    """Return the number (1,) that SigLIP adds to its logits, or None for other dual encoders.
+    """Return the number that SigLIP adds to its logits, or the active adapter's own, of a multi-label training.
+
+    None: there is neither, as in CLIP.
 
     Raises:
         ValueError: it is offloaded.
     """
     base = unwrap(model)
-    return _scalar(base, "logit_bias") if hasattr(base, "logit_bias") else None
+    if hasattr(base, "logit_bias"):
+        return _scalar(base, "logit_bias")
+    own = active_logit_bias(model) if reads_text(model) else None
+    return None if own is None else torch.tensor(own, dtype=torch.float64)
 
 
 def _scalar(model: nn.Module, name: str) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..data.crops import check_num_test_views
-from ..validation import check_bool, check_int, short_repr
+from ..validation import check_bool, check_float, check_int, short_repr
 
 # the argument and the variable of `accelerate launch` that turn it on
 SHARDED = {
@@ -41,13 +41,19 @@ class GeometryTrainingArguments(TrainingArguments):
 
     Args:
         image_column: column of the data sets that holds images.
-        label_column: column that holds labels, a `ClassLabel`.
+        label_column: column that holds labels, a `ClassLabel`, or lists of them for
+            [`~peft_ncgeo.losses.MultiLabelLoss`].
         template: text around a class name. Default: the adapter's own, else "a photo of a {}."; another template than
             the adapter's own is an error.
         frozen_templates: texts that the frozen teacher reads, averaged for each class. Default: the template.
         student_templates: texts that the tuned model reads for losses on several texts of a class
             (`GeometryBatch.template_features`), with its prompts in front of all words. Default: the template alone,
             whose first words the prompts replace.
+        logit_bias: number added to the logits of a dual encoder without a bias of its own, such as CLIP, under
+            [`~peft_ncgeo.losses.MultiLabelLoss`]; it is saved with the adapter, and not trained. Default: the
+            adapter's own, else the one with which the frozen model's mean probability is the share of ones among the
+            training labels (as the bias of a detector is set to a prior in Lin et al., arXiv 1708.02002), measured on
+            up to 512 training images and rounded to two decimals. A softmax over classes does not change with it.
         class_balanced_sampling: draw classes evenly, with replacement inside a class; an epoch is as long as before.
         augmentation: "none", or "crop_flip": a random crop of 8 to 100 % of the area and a horizontal flip, as in
             CoOp. It depends on seed, epoch and sample only, so processes and resumed runs see the same views.
@@ -72,6 +78,9 @@ class GeometryTrainingArguments(TrainingArguments):
     )
     student_templates: list[str] | None = field(
         default=None, metadata={"help": "Texts of each class for losses that read several. Default: the template."}
+    )
+    logit_bias: float | None = field(
+        default=None, metadata={"help": "Added to a CLIP's logits under MultiLabelLoss. Default: measured."}
     )
     class_balanced_sampling: bool = field(default=False, metadata={"help": "Draw every class equally often."})
     augmentation: str = field(default="none", metadata={"help": "'none' or 'crop_flip'."})
@@ -140,6 +149,8 @@ class GeometryTrainingArguments(TrainingArguments):
         if self.text_batch_size is not None:
             self.text_batch_size = check_int("text_batch_size", self.text_batch_size, least=1)
         self.num_test_views = check_num_test_views(self.num_test_views)
+        if self.logit_bias is not None:
+            self.logit_bias = check_float("logit_bias", self.logit_bias)
         self.class_balanced_sampling = check_bool("class_balanced_sampling", self.class_balanced_sampling)
         started = int(os.environ.get("WORLD_SIZE", 1))
         if started > 1 and self.world_size == 1:

@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from ..data.head_names import same_names
 from ..data.long_tails import class_counts
+from ..data.multi_label import multi_hot
 from ..hub.record import (
     TrainingRecord,
     describe,
@@ -39,8 +40,11 @@ def record_training(trainer: Any, measure: bool = True) -> TrainingRecord:
     if trainer.teacher is not None:
         record.teacher = describe_teacher(trainer.teacher.extractor.model)
     record.class_names = list(trainer.class_names)
+    record.multi_label = trainer.task.multi_label
     if not trainer.labelled:
         record.unlabelled = len(trainer.train_dataset)
+    elif record.multi_label and trainer.train_dataset is not None:
+        record.class_counts = multi_hot(trainer.train_dataset, args.label_column).sum(0, dtype=int).tolist()
     elif trainer.train_dataset is not None:
         counts = class_counts(trainer.train_dataset, args.label_column)
         record.class_counts = counts.tolist()
@@ -55,7 +59,7 @@ def _measure(trainer: Any, record: TrainingRecord) -> None:
     model = trainer.extractor.model
     record.base_changed = change_of_base(model)
     for name, dataset in trainer.evaluation_sets.items():
-        names = list(dataset.features[trainer.args.label_column].names)
+        names = trainer.task.names(dataset, trainer.class_names)
         trained = same_names(names, record.class_names)
         entry: dict[str, Any] = {"size": len(dataset), "classes": len(names), "trained": trained}
         snapshots = []

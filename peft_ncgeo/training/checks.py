@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.trainer_utils import HubStrategy
 
+from ..data.images import FILLER
 from ..geometry.checks import refuse_unless
 from ..losses import GeometryBatch, Regularizer
 from ..models.adapters import adapter_layers, check_adapter_weights, unwrap
@@ -23,6 +24,7 @@ from ..models.templates import check_template
 from ..models.towers import reads_text
 from ..validation import short_repr
 from .arguments import GeometryTrainingArguments
+from .label_kinds import reads_one_label
 
 # arguments of Transformers' Trainer that would do nothing here or fail once training has begun -> why, and the mend
 NO_PLACE = {
@@ -149,12 +151,7 @@ def check_teacher(teacher: Any, teacher_processor: Any, terms: Sequence[Any]) ->
 
 def find_label_reader(args: GeometryTrainingArguments, terms: Sequence[Any]) -> str:
     """Return the name of a term or argument that reads labels, or an empty text if none does."""
-    made_of_labels = {"labels", "class_means", "class_counts"}
-    readers = [
-        getattr(term, "name", "ce")
-        for term in terms
-        if getattr(term, "reads_labels", True) or made_of_labels.intersection(getattr(term, "requires", ()))
-    ]
+    readers = [getattr(term, "name", "ce") for term in terms if reads_one_label(term)]
     return next(iter([*readers, *(["class_balanced_sampling"] if args.class_balanced_sampling else [])]), "")
 
 
@@ -227,24 +224,34 @@ def _check_classification_loss(loss: Any) -> None:
 
 
 class CheckedCollator:
-    """Data collator of the user's, with a check that batches are images with one class each."""
+    """Data collator of the user's, with a check that batches are images with labels of the right kind.
 
-    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
-        self.collate = collate
+    Args:
+        multi_label: True if labels are (B, K), of 0 and 1; else each image has one class.
+    """
+
+    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], multi_label: bool = False) -> None:
+        self.collate, self.multi_label = collate, multi_label
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collate(samples)
-        _check_batch(batch)
+        _check_batch(batch, self.multi_label)
         return batch
 
 
-def _check_batch(inputs: dict[str, Any]) -> None:
+def _check_batch(inputs: dict[str, Any], multi_label: bool) -> None:
     labels, images = inputs.get("labels"), inputs.get("pixel_values", inputs.get("views"))
     if images is None or not isinstance(labels, Tensor):
         raise ValueError(
             f"data_collator must give 'pixel_values' (B, C, H, W) and 'labels' (B,), got {sorted(inputs)}."
         )
-    if labels.dim() != 1 or labels.is_floating_point():
+    if multi_label:
+        if labels.dim() != 2 or not ((labels == 0) | (labels == 1) | (labels == FILLER)).all():
+            raise ValueError(
+                f"labels of a multi-label set must be 0 or 1, of shape (B, K), got {labels.dtype} "
+                f"{tuple(labels.shape)}; leave mixup and CutMix out of data_collator, since soft labels are not read."
+            )
+    elif labels.dim() != 1 or labels.is_floating_point():
         raise ValueError(
             f"labels must be integers of shape (B,), got {labels.dtype} {tuple(labels.shape)}. Soft labels, of mixup "
             "or CutMix, are not read, since every image belongs to one class here: give a mixed image the class with "

@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import EvalPrediction
 
+from .. import metrics
 from ..data.crops import split_views
 from ..geometry.sphere import cosine_logits
 from ..metrics.accuracy import accuracy, balanced_accuracy, harmonic_mean
@@ -22,6 +23,7 @@ from ..models.text_setting import active_text_setting
 from ..models.towers import logit_bias, logit_scale
 from .arguments import GeometryTrainingArguments
 from .callbacks.monitor import GeometryMonitor
+from .label_kinds import check_multi_label_callbacks
 from .measurement import Measurement, Measurements
 from .state.checkpoints import CheckpointingTrainer
 from .task import ClassificationTask
@@ -29,12 +31,25 @@ from .task import ClassificationTask
 
 def accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Return `accuracy` and `balanced_accuracy` of logits (N, K) against labels (N,)."""
+    logits, labels = _whole(prediction)
+    if labels.ndim > 1:
+        raise ValueError("accuracy reads one label an image, but these are several; leave compute_metrics out.")
+    predicted = logits.argmax(axis=-1)
+    return {"accuracy": accuracy(predicted, labels), "balanced_accuracy": balanced_accuracy(predicted, labels)}
+
+
+def multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Return the metrics of [`~peft_ncgeo.metrics.multi_label.multi_label_scores`], of logits and labels (N, K)."""
+    logits, labels = _whole(prediction)
+    return metrics.multi_label_scores(torch.from_numpy(logits).double().sigmoid().numpy(), labels)
+
+
+def _whole(prediction: EvalPrediction) -> tuple[np.ndarray, np.ndarray]:
     logits, labels = (
         np.concatenate(value) if isinstance(value, list) else np.asarray(value)  # eval_do_concat_batches=False
         for value in (prediction.predictions, prediction.label_ids)
     )
-    predicted = logits.argmax(axis=-1)
-    return {"accuracy": accuracy(predicted, labels), "balanced_accuracy": balanced_accuracy(predicted, labels)}
+    return logits, labels
 
 
 class EvaluatingTrainer(CheckpointingTrainer):
@@ -109,6 +124,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
             raise ValueError("There is nothing to evaluate: pass eval_dataset.")
         if self.model is None:
             raise ValueError("A search keeps no model; set its best values on trainer.args and call train() first.")
+        check_multi_label_callbacks(self.callback_handler.callbacks, self.task.multi_label)
         names, features = self.task.names(dataset, self.class_names), None
         if self.task.reads_text:
             template = template or self.task.template
@@ -116,8 +132,8 @@ class EvaluatingTrainer(CheckpointingTrainer):
             with self.accelerator.autocast():
                 features = extract_features(self.extractor, **texts)["text_features"]
             features = active_text_setting(self.extractor.model).put_rows(features, names)
-        model, views = self.extractor.model, self.args.num_test_views
-        self._measurement = Measurement(dataset, model, template, features, collect, views)
+        model, views, lists = self.extractor.model, self.args.num_test_views, self.task.multi_label
+        self._measurement = Measurement(dataset, model, template, features, collect, views, lists)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Run Transformers' loop, and add the metrics of each [`GeometryMonitor`]."""
@@ -169,13 +185,16 @@ class EvaluatingTrainer(CheckpointingTrainer):
             scores = [cosine_logits(own, text, logit_scale(base), logit_bias(base)) for own in features]
         logits = torch.stack(scores).mean(0)
         labels, classes = inputs["labels"], logits.shape[1]
-        summary = self._measurement.summary
+        summary, lists = self._measurement.summary, self.task.multi_label
         if summary is not None or self._monitors:
-            found = (torch.stack(features).mean(0), logits.argmax(-1), labels)
+            found = (torch.stack(features).mean(0), logits.sigmoid() if lists else logits.argmax(-1), labels)
             means, predicted, seen = self.accelerator.gather_for_metrics(found)
             if summary is not None:
                 summary.update(means, predicted, seen, classes, self.task.reads_text)
             for monitor in self._monitors:
                 monitor.update(means, seen, classes, self.task.reads_text)
-        loss = nn.functional.cross_entropy(logits.float(), labels)
+        if lists:
+            loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
+        else:
+            loss = nn.functional.cross_entropy(logits.float(), labels)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..data.images import FILLER
+from ..data.images import counted_rows
 
 
 def world_size() -> int:
@@ -24,7 +24,7 @@ def batch_sizes(labels: Tensor) -> list[int]:
     """Return the number of rows of the batch that count on each process, in order of rank.
 
     Args:
-        labels: (B_own,); -100 in the last rows if they only fill up the batch, see [`EvenBatches`].
+        labels: (B_own,) or (B_own, K); -100 in the last rows if they only fill up the batch, see [`EvenBatches`].
     """
     return step_sizes([labels])[0]
 
@@ -33,7 +33,7 @@ def step_sizes(labels: Sequence[Tensor]) -> list[list[int]]:
     """Return [`batch_sizes`] of all micro-batches of a step, with one exchange between processes."""
     if world_size() == 1:
         return [[len(own)] for own in labels]
-    own = torch.stack([(rows != FILLER).sum() for rows in labels])
+    own = torch.stack([counted_rows(rows).sum() for rows in labels])
     sizes = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(sizes, own)
     return torch.stack(sizes, dim=1).tolist()

@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 from torch import Tensor, nn
 
-from ..metrics.set_summary import SetSummary
+from ..metrics.set_summary import MultiLabelSummary, SetSummary
 from ..models.adapters import AdapterSnapshot
 
 
@@ -30,10 +30,12 @@ class Measurement:
         text_features: Tensor | None,
         collect: bool,
         num_test_views: int,
+        multi_label: bool = False,
     ) -> None:
         self.dataset, self.template, self.text_features = dataset, template, text_features
         self.snapshot = AdapterSnapshot(model, template, num_test_views)
-        self.summary = SetSummary() if collect else None
+        kind = MultiLabelSummary if multi_label else SetSummary
+        self.summary = kind() if collect else None
 
 
 class Measurements:

@@ -39,7 +39,7 @@ from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
 from .. import losses as loss_names
 from ..files import read_yaml
 from ..loading.patterns import check_patterns
-from ..losses import CrossEntropy, Regularizer
+from ..losses import CrossEntropy, MultiLabelLoss, Regularizer
 from ..tuners.adaptformer import AdaptFormerConfig
 from ..tuners.npt import NPTConfig
 from ..tuners.prototype import PrototypeConfig
@@ -59,7 +59,7 @@ _CONFIGS = {
 }
 _ALL_LOSSES = {name: getattr(loss_names, name) for name in loss_names.__all__}
 _LOSSES = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, Regularizer) and c is not Regularizer}
-_CLASSIFICATION = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, CrossEntropy)}
+_CLASSIFICATION = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, CrossEntropy | MultiLabelLoss)}
 _CALLBACKS = {c.__name__: c for c in (GeometryMonitor, GradientProjection, PromptAveraging, SlerpAlignment)}
 
 

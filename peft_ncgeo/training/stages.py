@@ -135,7 +135,7 @@ def _sets_of_rows(
     column = arguments[0].label_column
 
     def has_rows(dataset: Dataset) -> bool:
-        return same_names(class_names(dataset, column), class_names(train_dataset, column))
+        return same_names(*(class_names(part, column, "train_stages") for part in (dataset, train_dataset)))
 
     found: Any = None
     if isinstance(eval_dataset, dict):

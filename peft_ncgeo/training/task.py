@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from transformers import BatchEncoding
 
 from ..data.checks import check_dataset, check_training_set
 from ..data.class_prompts import class_prompts
-from ..data.head_names import check_head_names, check_same_classes, write_head_names
+from ..data.head_names import check_head_names, check_same_classes, write_head_names, write_label_kind
+from ..data.multi_label import check_multi_label_set
 from ..data.processors import image_processor
 from ..models.heads import classification_head
 from ..models.templates import DEFAULT_TEMPLATE, behind_prompts, placeholder_ids
@@ -20,6 +22,7 @@ from ..models.text_setting import TextSetting, active_text_setting, remember_tex
 from ..models.towers import check_encoders, reads_text
 from ..tuners.prompt_config import active_prompt_config
 from .arguments import GeometryTrainingArguments
+from .label_kinds import check_label_kind
 
 
 class ClassificationTask:
@@ -29,15 +32,19 @@ class ClassificationTask:
         model: plain or under PEFT.
         processing_class: the model's processor; for a classification model its image processor.
         args: arguments with the names of columns, and templates.
+        multi_label: True if labels are lists, False if each image has one.
 
     Raises:
         ValueError: the model has neither text nor a head, or the processor cannot read text.
     """
 
-    def __init__(self, model: nn.Module, processing_class: Any, args: GeometryTrainingArguments) -> None:
+    def __init__(
+        self, model: nn.Module, processing_class: Any, args: GeometryTrainingArguments, multi_label: bool = False
+    ) -> None:
         if processing_class is None:
             raise ValueError("GeometryTrainer needs processing_class, the model's processor.")
-        self.model, self.args = model, args
+        self.model, self.args, self.multi_label = model, args, multi_label
+        self._given_names: Sequence[str] | None = None  # of rows of 0 and 1
         self.tokenizer: Any = getattr(processing_class, "tokenizer", None)
         self.image_processor = image_processor(processing_class)
         self.reads_text = reads_text(model)
@@ -64,7 +71,12 @@ class ClassificationTask:
         Args:
             training_names: names of the training set; empty if nothing is trained.
         """
-        names = check_dataset(dataset, self.args.image_column, self.args.label_column, every_class=False)
+        columns = self.args.image_column, self.args.label_column
+        check_label_kind(dataset, columns[1], self.multi_label, "an evaluation")
+        if self.multi_label:
+            names = check_multi_label_set(dataset, *columns, self._given_names, every_class=False)
+        else:
+            names = check_dataset(dataset, *columns, every_class=False)
         self._check_names(names, training=training_names != [])
         if training_names and not self.reads_text:
             check_same_classes(names, training_names, self.args.label_column)
@@ -74,10 +86,16 @@ class ClassificationTask:
         """Check the training set as [`names`] does; return its class names, and whether all images have labels.
 
         Args:
-            given: class names for a set without labels.
+            given: class names for a set without labels, or with rows of 0 and 1.
             reader: name of what reads labels; empty: nothing does, so they may be missing.
         """
-        names, labelled = check_training_set(dataset, self.args.image_column, self.args.label_column, given, reader)
+        columns = self.args.image_column, self.args.label_column
+        check_label_kind(dataset, columns[1], self.multi_label, reader)
+        if self.multi_label:
+            names, labelled = check_multi_label_set(dataset, *columns, given), True
+            self._given_names = given
+        else:
+            names, labelled = check_training_set(dataset, *columns, given, reader)
         self._check_names(names, training=True)
         return names, labelled
 
@@ -89,14 +107,21 @@ class ClassificationTask:
         learns = training and any(parameter.requires_grad for parameter in head.parameters())
         check_head_names(self.model, names, self.args.label_column, training=learns)
 
-    def write_names(self, names: Sequence[str]) -> None:
-        """Name what will be trained after the training set's classes: a head's outputs, or the active adapters."""
+    def write_names(self, names: Sequence[str], logit_bias: float | None = None) -> None:
+        """Name what will be trained after the training set's classes: a head's outputs, or the active adapters.
+
+        Args:
+            logit_bias: see [`~peft_ncgeo.models.text_setting.TextSetting`].
+        """
         if not names:
             return
         if not self.reads_text:
             write_head_names(self.model, names)
-        elif isinstance(self.model, PeftModel):
-            remember_text_setting(self.model, TextSetting(self.template, tuple(names)), self.model.active_adapters)
+            write_label_kind(self.model, self.multi_label)
+        if isinstance(self.model, PeftModel) and (self.reads_text or self.multi_label):
+            known = (self.template, tuple(names)) if self.reads_text else ()
+            setting = replace(TextSetting(*known), multi_label=self.multi_label, logit_bias=logit_bias)
+            remember_text_setting(self.model, setting, self.model.active_adapters)
 
     def texts(self, names: Sequence[str], templates: Sequence[str] = (), template: str | None = None) -> BatchEncoding:
         """Return the names in the template, with slots for the active adapter's prompts: (K, L).

@@ -39,12 +39,14 @@ from .checks import (
     check_weights,
     find_label_reader,
 )
-from .evaluating import EvaluatingTrainer, accuracy_metrics
+from .evaluating import EvaluatingTrainer, accuracy_metrics, multi_label_metrics
 from .features.half_weights import HalfWeights, autocast_dtype
 from .features.step import StepFeatures
 from .features.teacher import FrozenTeacher
 from .features.teacher_model import TeacherModel
 from .gathering import batch_sizes, gather_batch, step_sizes
+from .label_kinds import check_multi_label, check_multi_label_callbacks, reads_lists
+from .logit_bias import choose_logit_bias
 from .measurement import Measurements
 from .objective import objective
 from .sampling import ClassBalancedSampler, check_batches, count_samples_once, drop_last_only
@@ -65,20 +67,21 @@ class GeometryTrainer(EvaluatingTrainer):
     Args:
         model: a `PeftModel`.
         args: [`GeometryTrainingArguments`].
-        train_dataset: a `datasets.Dataset` with an image and a `ClassLabel` column.
+        train_dataset: a `datasets.Dataset` with an image and a `ClassLabel` column; for
+            [`~peft_ncgeo.losses.MultiLabelLoss`], lists of `ClassLabel`, or of K numbers 0 and 1, see `class_names`.
         eval_dataset: one such set, or a dict of them; each is classified over its own names. A dict with "base" and
             "new" also gives their harmonic mean. A head is evaluated on the classes of training only, in their order.
         processing_class: the model's processor (for a classification model: its image processor).
         losses: [`Regularizer`] terms with different names, or one.
         classification_loss: None leaves the classification term out.
-        compute_metrics: default: accuracy and balanced accuracy.
+        compute_metrics: default: accuracy and balanced accuracy; mean average precision and F1 of multi-label sets.
         model_init: in place of `model`, a function that makes one for each training, so for each trial of
             `hyperparameter_search` too; it may take the trial, None outside a search. `losses` and
             `classification_loss` may then be such functions; where they are given as they are, each training gets
             copies (`trainer.losses`). Callbacks begin each training with the state that they had at first.
         data_collator: default: the processor's pixels. On several processes it meets labels of -100 in the last batch,
             in rows that only fill it up.
-        class_names: class names for a training set without labels. Where no term reads labels
+        class_names: class names for a training set without labels, or with rows of 0 and 1. Where no term reads labels
             (`classification_loss=None` and terms such as [`~peft_ncgeo.losses.Distillation`]), the label column may
             be absent, or hold -1 or None for some images. Evaluation sets need labels.
         teacher: another model whose logits on the training images a loss reads, over the same class names: a larger
@@ -145,10 +148,10 @@ class GeometryTrainer(EvaluatingTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=CheckedCollator(collator)
+            data_collator=CheckedCollator(collator, self.task.multi_label)
             if collator
             else ImageCollator(self.task.image_processor, teachers),
-            compute_metrics=compute_metrics or accuracy_metrics,
+            compute_metrics=compute_metrics or (multi_label_metrics if self.task.multi_label else accuracy_metrics),
             **kwargs,
         )
         self.model_init = model_init  # Trainer would have called it once more
@@ -166,15 +169,16 @@ class GeometryTrainer(EvaluatingTrainer):
     def _adopt(self, model: nn.Module, trial: Any = None) -> None:
         """Create everything that belongs to one model, including its losses."""
         args = self.args
-        self.task = ClassificationTask(model, self.processing_class, args)
+        self.losses, self.classification_loss = self._given_losses.for_trial(trial)
+        terms = [*self.losses, *([] if self.classification_loss is None else [self.classification_loss])]
+        self.task = ClassificationTask(model, self.processing_class, args, reads_lists(terms))
         if args.num_test_views > 1:
             check_crops(self.task.image_processor)
         hold_in_float32(model)
         check_weights(model)
-        self.losses, self.classification_loss = self._given_losses.for_trial(trial)
         check_losses(model, self.losses, self.classification_loss)
+        check_multi_label(args, model, terms, self.task.multi_label)
         check_metric_inputs(args, self.task.reads_text)
-        terms = [*self.losses, *([] if self.classification_loss is None else [self.classification_loss])]
         check_teacher(*self._given_teacher, terms)
         self.class_names, self.labelled = [], True
         if self.train_dataset is not None:
@@ -248,7 +252,8 @@ class GeometryTrainer(EvaluatingTrainer):
         """Start a training; `auto_find_batch_size` calls this again after memory ran out."""
         check_trainable(self.extractor.model)
         hold_in_float32(self.extractor.model)  # another adapter may have become active, or the model been cast
-        self.task.write_names(self.class_names)
+        bias = choose_logit_bias(self.task, self.extractor, self.train_dataset, self.class_names)
+        self.task.write_names(self.class_names, bias)
         texts: dict[str, Tensor] = {}
         if self.task.reads_text and self.class_names:  # read now: another adapter may have become active
             texts = dict(self.task.texts(self.class_names, self._templates).to(self.args.device))
@@ -266,6 +271,7 @@ class GeometryTrainer(EvaluatingTrainer):
             loss.bind(linear_classifier(self.extractor.model))
 
     def _bind_callbacks(self) -> None:
+        check_multi_label_callbacks(self.callback_handler.callbacks, self.task.multi_label)
         callbacks: list[Any] = [c for c in self.callback_handler.callbacks if hasattr(c, "bind")]
         if callbacks and not self.labelled:
             raise ValueError(f"{type(callbacks[0]).__name__} reads labels, which not all images have; leave it out.")
@@ -294,7 +300,7 @@ class GeometryTrainer(EvaluatingTrainer):
             frozen = self.features.frozen_texts(device)
         text = out.pop("text_features", None)  # the same on every process, so not gathered
         if self.labelled:
-            out["labels"] = inputs["labels"]
+            out["multi_hot" if self.task.multi_label else "labels"] = inputs["labels"]
         gathered: dict[str, Any] = {key: gather_batch(value, sizes) for key, value in out.items()}
         if self.class_means is not None:
             gathered["class_means"] = self.class_means.update(gathered["image_features"], gathered["labels"])

@@ -23,6 +23,7 @@ def random_batch(
         image_features=draw(b, dim, grad=True),
         text_features=draw(classes, dim, grad=True),
         labels=torch.tensor(labels),
+        multi_hot=(torch.arange(b)[:, None] * torch.arange(1, classes + 1) % 3 == 0).long(),
         logits=draw(b, classes, grad=True),
         logit_scale=torch.tensor(2.0, dtype=dtype),
         frozen_image_features=draw(b, dim),

@@ -20,7 +20,7 @@ from .batches import random_batch
 
 # the plan of a Sinkhorn term is a constant, so the numerical gradient of the value is another one
 CONSTANT_PLANS = {name for name in FORMULAS if "epsilon" in name}
-OF_SAMPLES = ("image_features", "labels", "logits", "frozen_image_features", "teacher_logits")
+OF_SAMPLES = ("image_features", "labels", "multi_hot", "logits", "frozen_image_features", "teacher_logits")
 INPUTS = ("image_features", "text_features", "template_features", "logits", "classifier_weight", "class_means")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from scipy.special import logsumexp
+from scipy.special import expit, logsumexp
 
 from .tensors import unit_rows
 
@@ -24,6 +24,16 @@ def ldam(b, max_margin, scale, beta=None):
     margins = n**-0.25 / (n**-0.25).max() * max_margin
     z[np.arange(len(y)), y] -= (scale * margins)[y]
     return cross_entropy(z, y, None if beta is None else -(1 - beta) / np.expm1(n * np.log1p(-(1 - beta))))
+
+
+def multi_label(b, gamma_pos, weight, gamma_neg, clip):
+    """ASL as it is written: of no exponents and no margin it is the binary cross-entropy."""
+    z, y = b["logits"], b["multi_hot"]
+    absent, present = expit(-z), expit(z)
+    shifted = np.maximum(present - clip, 0)
+    log_absent = np.log1p(-shifted) if clip else -np.logaddexp(0, z)
+    ones = weight * absent**gamma_pos * -np.logaddexp(0, -z)
+    return -(y * ones + (1 - y) * shifted**gamma_neg * log_absent).mean()
 
 
 def assignment(u, v):

@@ -48,6 +48,9 @@ ORACLES: dict[Any, Callable[..., float]] = {
     losses.LDAM: lambda b, _, max_margin=0.5, scale=1.0, reweight_after=2.0: oracles.ldam(
         b, max_margin, scale, 0.9999 if b.get("progress", 0) >= reweight_after else None
     ),
+    losses.MultiLabelLoss: lambda b, _, asymmetric=False, gamma_pos=0.0, pos_weight=1.0: oracles.multi_label(
+        b, gamma_pos, pos_weight, *((4.0, 0.05) if asymmetric else (0.0, 0.0))
+    ),
     losses.OTPreservation: lambda b, _, modality="joint", epsilon=None, **others: oracles.transport(
         b, modality, epsilon
     ),
@@ -104,6 +107,9 @@ def batches(draw, term: Term, **like: Any) -> GeometryBatch:
             if term.lowest_label == -1 and draw(st.booleans()):
                 fields[field] = fields[field].long()
                 fields[field][draw(st.integers(0, n - 1))] = -1
+        elif field == "multi_hot":
+            rows = draw(st.lists(st.lists(st.integers(0, 1), min_size=k, max_size=k), min_size=n, max_size=n))
+            fields[field] = torch.tensor(rows, dtype=draw(st.sampled_from(FLOATS)))
         elif field == "class_counts":
             counts = draw(st.lists(st.sampled_from([1, 2, 20, 500, 10**6, 10**12]), min_size=k, max_size=k))
             fields[field] = torch.tensor(counts, dtype=draw(st.sampled_from([torch.int64, torch.float64])))
@@ -126,7 +132,7 @@ def batches(draw, term: Term, **like: Any) -> GeometryBatch:
             and value.is_floating_point()
             and not field.startswith(("frozen", "teacher"))
         ):
-            value.requires_grad_(field not in ("logit_scale", "class_counts"))
+            value.requires_grad_(field not in ("logit_scale", "class_counts", "multi_hot"))
     return GeometryBatch(**fields)
 
 

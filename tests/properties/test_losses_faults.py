@@ -26,6 +26,7 @@ AXES = {
     "frozen_text_features": "Kd",
     "labels": "B",
     "logits": "BK",
+    "multi_hot": "BK",
     "template_features": "KTd",
     "classifier_weight": "Kd",
     "class_means": "Kd",

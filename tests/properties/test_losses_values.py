@@ -41,7 +41,7 @@ def test_the_value_is_the_formulas_and_its_gradient_finite(name, data):
 def test_the_order_of_the_samples_does_not_matter(data, name):
     term = TERMS[name]
     batch, loss = data.draw(batches(term)), term.make()
-    by_sample = ("labels", "logits", "image_features", "frozen_image_features")
+    by_sample = ("labels", "multi_hot", "logits", "image_features", "frozen_image_features")
     n = next((len(getattr(batch, f)) for f in by_sample if getattr(batch, f) is not None), 0)
     order = torch.from_numpy(np.random.default_rng(data.draw(seeds)).permutation(n))
     moved = {f: getattr(batch, f)[order] for f in by_sample if getattr(batch, f) is not None}

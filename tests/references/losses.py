@@ -48,6 +48,7 @@ def batch(phase: float = 0.0) -> GeometryBatch:
         image_features=images + draw(len(LABELS), DIM, at=5.0, scale=0.8),
         text_features=texts + draw(CLASSES, DIM, at=6.0, scale=0.8),
         labels=torch.tensor(LABELS),
+        multi_hot=(draw(len(LABELS), CLASSES, at=12.0) > 0.3).long(),
         logits=draw(len(LABELS), CLASSES, at=7.0, scale=3.0),
         logit_scale=torch.tensor(2.0, dtype=torch.float64),
         frozen_image_features=images,

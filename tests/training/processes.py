@@ -34,6 +34,7 @@ from .runs import (
     other_processor,
     prompted_clip,
     prototypes,
+    several_labels,
     student_of,
     trainer,
     vit,
@@ -134,6 +135,8 @@ def alone(**options: Any):
 def loss_alone(loss: Loss):
     """A training by this loss, on a model that has what it reads."""
     options: dict[str, Any] = {"losses": lambda: [loss()]}
+    if "multi_hot" in loss.reads:  # evaluated too
+        return alone(classification_loss=loss, lists=lambda: True)
     if "teacher_logits" in loss.reads:
         options["teacher"] = larger_clip
     elif "logits" in loss.reads:
@@ -152,6 +155,7 @@ SETTINGS = (
     *("OTPreservation(joint, exact)", "PointwisePreservation(published)", "GeometricDebiasing(anchor True)"),
     *("LanguageCollapse()", "ModalityIsomorphism(mean)", "ModalityIsomorphism(sinkhorn, epsilon 0.5)"),
     *("ClusterCollapse(2 clusters, sum)", "RotationStabilization()", "SpaceAlignment(detach False, center False)"),
+    *("MultiLabelLoss()",),
     *("PrototypeImageContrast(default)", "PrototypeSupCon(of the head)", "Distillation(temperature 2)"),
 )
 STEPS = {"accumulated": 2, "drop_last": 4, "CrossEntropy, accumulated": 1}  # others: 3 an epoch
@@ -195,10 +199,11 @@ def run(name: str, options: dict[str, Any], output_dir: Path, world: int) -> Non
     train = images(27, names)
     if options.pop("unlabelled", False):
         train, options["class_names"] = train.remove_columns("label"), NAMES
+    lists = several_labels if options.pop("lists", False) else lambda dataset: dataset
     training = trainer(
         output_dir,
-        train=train,
-        eval_dataset=tiny_images(9, names),
+        train=lists(train),
+        eval_dataset=lists(tiny_images(9, names)),
         per_device_train_batch_size=BATCH // world,
         **{"augmentation": "crop_flip", "num_train_epochs": 2, **options},
     )
@@ -212,7 +217,7 @@ def run(name: str, options: dict[str, Any], output_dir: Path, world: int) -> Non
         "factors": [loss.factor() for loss in training.losses],
         "log": [entry for entry in training.state.log_history if "loss" in entry],
     }
-    if name in WHOLE or name == "GeometryMonitor":
+    if name in WHOLE or name in ("GeometryMonitor", "MultiLabelLoss()"):
         # Transformers' loss of the last, shorter batch counts as a full one; the rest are speeds
         metrics = training.evaluate().items()
         result["metrics"] = {k: v for k, v in metrics if not k.endswith(("time", "second", "eval_loss"))}

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...data.images import FILLER, TEACHER, ImageCollator, LabelledImages
+from ...data.images import TEACHER, ImageCollator, LabelledImages, counted_rows
 from ...models.batch_norm import rows_that_count
 from ...models.feature_extractor import FeatureExtractor, extract_features
 from ...models.image_encoder import image_inputs
@@ -76,7 +76,7 @@ class StepFeatures:
         new = {} if self.step_text is not None else dict(self.texts.own)
         if "pixel_values" in inputs:
             new |= image_inputs(inputs)
-        with rows_that_count(inputs["labels"] != FILLER):
+        with rows_that_count(counted_rows(inputs["labels"])):
             out: dict[str, Tensor] = model(**new) if new else {}
         if "text_features" in out:
             out["text_features"] = self.texts.gather(out["text_features"])

@@ -1,0 +1,94 @@
+"""Checks that data, terms and callbacks agree on one label an image, or on any number of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from ..data.multi_label import is_multi_label
+from ..models.adapters import unwrap
+from ..models.towers import reads_text
+from .arguments import GeometryTrainingArguments
+from .callbacks.monitor import GeometryMonitor
+
+_MADE_OF_LABELS = {"labels", "class_means", "class_counts"}
+
+
+def reads_one_label(term: Any) -> bool:
+    """Return True for a term that reads one label an image, or what is made of such labels."""
+    requires = _MADE_OF_LABELS.intersection(getattr(term, "requires", ()))
+    return getattr(term, "reads_labels", True) or bool(requires)
+
+
+def reads_lists(terms: Iterable[Any]) -> bool:
+    """Return True if a term reads any number of labels an image, as `MultiLabelLoss` does."""
+    return any("multi_hot" in getattr(term, "requires", ()) for term in terms)
+
+
+def check_label_kind(dataset: Any, label_column: str, multi_label: bool, reader: str) -> None:
+    """Refuse a set whose column of labels is of another kind than what the terms read.
+
+    Args:
+        multi_label: True if the terms read any number of labels an image.
+        reader: name of what reads one label, for the error message; empty: nothing does.
+
+    Raises:
+        ValueError: as above.
+    """
+    lists = is_multi_label(dataset, label_column)
+    if lists and not multi_label:
+        reader = f"{reader} reads one label an image" if reader else "no term reads lists of labels"
+        raise ValueError(
+            f"Column {label_column!r} holds lists, so this is a multi-label set, but {reader}; pass "
+            "classification_loss=MultiLabelLoss(), and leave out what reads one label."
+        )
+    if multi_label and not lists and label_column in (getattr(dataset, "column_names", None) or ()):
+        raise ValueError(
+            f"MultiLabelLoss reads a list of labels an image, but column {label_column!r} is no list; pass "
+            "classification_loss=CrossEntropy() for one label an image, or make it a "
+            "datasets.Sequence(datasets.ClassLabel(names=[...]))."
+        )
+
+
+def check_multi_label(
+    args: GeometryTrainingArguments, model: nn.Module, terms: Sequence[Any], multi_label: bool
+) -> None:
+    """Refuse terms and arguments that do not go with the kind of labels.
+
+    Raises:
+        ValueError: beside a term that reads lists, one that reads one label an image; or a `logit_bias` that nothing
+            reads, or for which the model has no place.
+    """
+    name, text = type(unwrap(model)).__name__, reads_text(model)
+    own_bias = text and hasattr(unwrap(model), "logit_bias")
+    if args.logit_bias is not None and (not multi_label or not text or own_bias):
+        why = "a softmax over classes does not change with it; leave it out, or pass MultiLabelLoss()"
+        if multi_label:
+            why = f"{name} has a bias of its own; leave it out" if own_bias else f"{name} has a head; leave it out"
+        raise ValueError(f"logit_bias={args.logit_bias} has no place: {why}.")
+    if not multi_label:
+        return
+    readers = [getattr(term, "name", type(term).__name__) for term in terms if reads_one_label(term)]
+    readers += ["class_balanced_sampling"] if args.class_balanced_sampling else []
+    if readers:
+        raise ValueError(
+            f"{readers[0]} reads one label an image, but MultiLabelLoss trains on any number of them; leave "
+            f"{readers[0]} out."
+        )
+    if text and not own_bias and not hasattr(model, "peft_config"):
+        raise ValueError(
+            f"MultiLabelLoss adds a logit_bias to {name}, which is saved with an adapter; wrap the model with "
+            "get_peft_model(model, config)."
+        )
+
+
+def check_multi_label_callbacks(callbacks: Iterable[Any], multi_label: bool) -> None:
+    """Refuse callbacks that read one label an image in a training on any number of them, by their names."""
+    for callback in callbacks if multi_label else ():
+        if isinstance(callback, GeometryMonitor) or hasattr(callback, "bind"):
+            raise ValueError(
+                f"{type(callback).__name__} reads one label an image, for the means of classes, but MultiLabelLoss "
+                "trains on any number of them; leave it out."
+            )
