@@ -20,6 +20,7 @@ from ..metrics.accuracy import harmonic_mean
 from ..models.adapters import unwrap
 from ..models.base_model import base_name, is_folder
 from ..models.heads import classification_head
+from ..models.post_hoc import changes_after_training
 from ..models.text_setting import adapter_text_setting
 from ..models.towers import find_towers, reads_text
 from ..tuners.copa import CoPAConfig
@@ -84,6 +85,7 @@ class TrainingRecord:
         thresholds: of many / medium / few, see [`~peft_ncgeo.metrics.accuracy.class_groups`]; None for equal counts.
         dtype: of the base model's weights.
         runs: metrics of several seeds, each with its `seed`.
+        post_hoc: changes of the adapter after its training, in words, with how their strength was chosen.
         class_rows: True if rows of weights were trained for the classes, which stand in place of their texts.
         snapshots: class means and classifier weights (K, d) before and after training, for a figure; not kept in JSON.
     """
@@ -114,6 +116,7 @@ class TrainingRecord:
     snapshots: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     kind: str = ""
     class_rows: bool = False
+    post_hoc: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.kind:  # records of version 0.1.0 do not have it
@@ -192,6 +195,7 @@ def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingR
         base_model=base_name(model) or config.base_model_name_or_path,
         template=setting.template if names_as_text else None,
         class_rows=setting.rows is not None,
+        post_hoc=changes_after_training(config),
         dtype=str(next(unwrap(model).parameters()).dtype).removeprefix("torch."),
         versions=library_versions(),
     )
