@@ -30,7 +30,7 @@ LIBRARIES = ("peft_ncgeo", "peft", "transformers", "torch", "accelerate", "datas
 # Arguments about logging, storage and devices, not about learning; some hold paths or tokens.
 _ASIDE = re.compile(
     "accelerator_config|dataloader_(?!drop_last)|ddp|deepspeed|disable_tqdm|do_|eval|fsdp|hub|ignore_data|include_|"
-    "label_names|local_|log|output|parallelism|past_|per_device_eval|prediction_loss|project|push|remove_unused|report|"
+    "label_names|local_|log|model_init|output|parallelism|past_|per_device_eval|prediction_loss|project|push|remove_unused|report|"
     "restore_|resume_|run|save|skip_|torch_|trackio|use_|_"
 )
 # Arguments that readers look for, with or without their default.

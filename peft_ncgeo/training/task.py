@@ -36,7 +36,10 @@ class ClassificationTask:
 
     def __init__(self, model: nn.Module, processing_class: Any, args: GeometryTrainingArguments) -> None:
         if processing_class is None:
-            raise ValueError("GeometryTrainer needs processing_class, the model's processor.")
+            raise ValueError(
+                "GeometryTrainer needs processing_class, the model's processor: none is found where the model was "
+                "loaded from."
+            )
         self.model, self.args = model, args
         self.tokenizer: Any = getattr(processing_class, "tokenizer", None)
         self.image_processor = image_processor(processing_class)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftConfig
 from torch import Tensor, nn
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
@@ -46,6 +47,7 @@ from .features.teacher import FrozenTeacher
 from .features.teacher_model import TeacherModel
 from .gathering import batch_sizes, gather_batch, step_sizes
 from .measurement import Measurements
+from .model_maker import ModelMaker
 from .objective import objective
 from .sampling import ClassBalancedSampler, check_batches, count_samples_once, drop_last_only
 from .state.accumulation import Accumulation
@@ -63,12 +65,14 @@ class GeometryTrainer(EvaluatingTrainer):
     Works with this package's configs and with PEFT's own (LoRA and others).
 
     Args:
-        model: a `PeftModel`.
+        model: a `PeftModel`, or a model for `peft_config`. It may be a name or a folder: of a dual encoder, or of an
+            image classifier, whose head is new where it has not an output for each class.
         args: [`GeometryTrainingArguments`].
         train_dataset: a `datasets.Dataset` with an image and a `ClassLabel` column.
         eval_dataset: one such set, or a dict of them; each is classified over its own names. A dict with "base" and
             "new" also gives their harmonic mean. A head is evaluated on the classes of training only, in their order.
-        processing_class: the model's processor (for a classification model: its image processor).
+        processing_class: the model's processor (for a classification model: its image processor). Default: the one
+            found where the model was loaded from.
         losses: [`Regularizer`] terms with different names, or one.
         classification_loss: None leaves the classification term out.
         compute_metrics: default: accuracy and balanced accuracy.
@@ -87,6 +91,7 @@ class GeometryTrainer(EvaluatingTrainer):
             `num_views`) pass through it once.
         teacher_processor: its processor. Default: the one found where it was loaded from. Where its pixels differ from
             the student's, images are processed for both.
+        peft_config: config of the adapter that the model gets, and each model that `model_init` makes.
 
     Logged while training: `loss/ce`, and for each term `loss/<name>`, `lambda/<name>` (its factor) and the scalars it
     notes itself, each the mean since the last log.
@@ -106,7 +111,7 @@ class GeometryTrainer(EvaluatingTrainer):
 
     def __init__(
         self,
-        model: nn.Module | None = None,
+        model: nn.Module | str | None = None,
         args: GeometryTrainingArguments | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
@@ -118,6 +123,7 @@ class GeometryTrainer(EvaluatingTrainer):
         class_names: Sequence[str] | None = None,
         teacher: nn.Module | None = None,
         teacher_processor: Any = None,
+        peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
         args = GeometryTrainingArguments() if args is None else args
@@ -130,11 +136,13 @@ class GeometryTrainer(EvaluatingTrainer):
         self._checks = DeferredChecks()
         self._given_losses = LossFactory(losses, classification_loss, copied=model_init is not None)
         self._callback_states = CallbackStates()
+        self._make_model = ModelMaker(peft_config, args, train_dataset, self._given_names)
+        enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
         if model is None:
             self.model_init: Any = model_init
-            enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
             model = self.call_model_init()
         else:
+            model = self._make_model(model)
             self._adopt(model)
         collator, teachers = kwargs.pop("data_collator", None), self.teacher and self.teacher.image_processor
         if collator and teachers:
@@ -144,7 +152,7 @@ class GeometryTrainer(EvaluatingTrainer):
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class,
+            processing_class=self.processing_class,
             data_collator=CheckedCollator(collator)
             if collator
             else ImageCollator(self.task.image_processor, teachers),
@@ -159,13 +167,14 @@ class GeometryTrainer(EvaluatingTrainer):
         self.add_callback(LookAhead(self._look_ahead))
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        model: nn.Module = super().call_model_init(trial)
+        model = self._make_model(super().call_model_init(trial))
         self._adopt(model, trial)
         return model
 
     def _adopt(self, model: nn.Module, trial: Any = None) -> None:
         """Create everything that belongs to one model, including its losses."""
         args = self.args
+        self.processing_class = self.processing_class or self._make_model.find_processor(model)
         self.task = ClassificationTask(model, self.processing_class, args)
         if args.num_test_views > 1:
             check_crops(self.task.image_processor)
