@@ -50,6 +50,8 @@ _PARTS = {  # config, loss or callback -> its phrase and papers
     "CLAP": Reference("a linear probe held to the texts (CLAP)", ("silvarodriguez2024clap",)),
     "LogitAdjustment": Reference("logit adjustment", ("menon2021logit",)),
     "BalancedSoftmax": Reference("balanced softmax", ("ren2020balanced",)),
+    "MixUp": Reference("mixed images (mixup)", ("zhang2018mixup",)),
+    "CutMix": Reference("mixed images (CutMix)", ("yun2019cutmix",)),
     "LDAM": Reference("label-distribution-aware margins", ("cao2019ldam",)),
 }
 

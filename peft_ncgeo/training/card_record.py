@@ -29,7 +29,12 @@ def record_training(trainer: Any, measure: bool = True) -> TrainingRecord:
     """
     record, args = record_model(trainer.extractor.model), trainer.args
     callbacks = [c for c in trainer.callback_handler.callbacks if hasattr(c, "bind") or hasattr(c, "name")]
-    terms = [trainer.classification_loss, *trainer.losses, *callbacks]  # only callbacks that take part in training
+    terms = [
+        trainer.classification_loss,
+        *trainer.losses,
+        trainer.mixing,
+        *callbacks,
+    ]  # only callbacks that take part in training
     record.terms = [describe(term) for term in terms if term is not None]
     record.arguments, record.changed = describe_arguments(args)
     record.seed, record.processes, record.device = args.seed, args.world_size, args.device.type

@@ -117,7 +117,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
                 features = extract_features(self.extractor, **texts)["text_features"]
             features = active_text_setting(self.extractor.model).put_rows(features, names)
         model, views = self.extractor.model, self.args.num_test_views
-        self._measurement = Measurement(dataset, model, template, features, collect, views)
+        self._measurement = Measurement(dataset, names, model, template, features, collect, views)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Run Transformers' loop, and add the metrics of each [`GeometryMonitor`]."""

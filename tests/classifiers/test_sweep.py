@@ -33,6 +33,7 @@ def test_a_sweep_chooses_by_balanced_accuracy_and_says_on_what():
         Sweep(ROWS, "accuracy", [90, 4], ["fish", "crab"])
 
 
+@pytest.mark.slow
 def test_an_unbalanced_validation_set_does_not_choose_for_its_largest_class(tmp_path):
     """The sweep's choice is the argmax of the mean of recalls that are counted here, image by image."""
     model, train, processor = lora_vit(), tiny_images(40), tiny_processor()
@@ -66,6 +67,7 @@ def test_an_unbalanced_validation_set_does_not_choose_for_its_largest_class(tmp_
     assert "5 to 12" not in str(create_card(model))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The fraction")
 def test_an_interpolation_of_a_sweep_and_what_is_refused():
     model, images, processor = lora_vit(), tiny_images(20), tiny_processor()

@@ -113,6 +113,7 @@ def trainer(
     class_names=None,
     teacher=None,
     teacher_processor=None,
+    peft_config=None,
     **arguments,
 ):
     defaults = {
@@ -140,6 +141,7 @@ def trainer(
         class_names=class_names,
         teacher=teacher,
         teacher_processor=teacher_processor or (teacher and tiny_processor()),
+        peft_config=peft_config,
     )
 
 

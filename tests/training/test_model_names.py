@@ -51,6 +51,7 @@ def make(output_dir, model=None, peft_config=None, train=None, model_init=None, 
     )
 
 
+@pytest.mark.slow
 def test_a_named_dual_encoder_is_the_model_loaded_by_hand(folder, tmp_path):
     config = lora()
     named = make(tmp_path, folder / "clip", config, model_init_kwargs='{"dtype": "float32"}')
@@ -94,6 +95,7 @@ def test_a_new_head_is_trained_and_saved_with_a_warning(folder, tmp_path):
         make(tmp_path, folder / "vit", lora(), tiny_images(10, NAMES[::-1]))
 
 
+@pytest.mark.slow
 def test_what_is_not_known_is_refused(folder, tmp_path):
     tiny_clip().vision_model.save_pretrained(tmp_path / "tower")
     get_peft_model(tiny_clip(), lora()).save_pretrained(tmp_path / "adapter")
