@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import transformers
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from peft.utils import CONFIG_NAME
 from torch import nn
 from transformers import (
@@ -74,15 +76,24 @@ def load_base_model(
 
     Raises:
         OSError: there is no such model, or its files cannot be read.
-        ValueError: a model of another kind, an adapter, weights beside the head that are missing, or an option that
-            the model does not know.
+        ValueError: no name, a model of another kind, an adapter, weights beside the head that are missing, or an
+            option that the model does not know.
     """
     options = check_options(options or {})
+    if not (name and Path(name).is_dir()):
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise ValueError(
+                f"model={short_repr(name)} is neither a folder nor the id of a repository on the Hub; check it."
+            ) from error
     if (Path(name) / CONFIG_NAME).is_file():
         raise ValueError(
             f"{name} holds an adapter ({CONFIG_NAME}); name the base model, or load both with "
             "PeftModel.from_pretrained(base, folder, is_trainable=True) and pass that."
         )
+    if options.get("revision") and Path(name).is_dir():
+        raise ValueError(f"The folder {name} has no revisions; leave out revision={options['revision']!r}.")
     of_files = {key: value for key, value in options.items() if key in _OF_FILES}
     config = _load(f"The model {name}", AutoConfig, name, of_files)
     if _reads_texts_and_images(config):

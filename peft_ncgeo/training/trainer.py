@@ -179,7 +179,8 @@ class GeometryTrainer(EvaluatingTrainer):
     def _adopt(self, model: nn.Module, trial: Any = None) -> None:
         """Create everything that belongs to one model, including its losses."""
         args = self.args
-        self.processing_class = self.processing_class or self._make_model.find_processor(model)
+        if self.processing_class is None:
+            self.processing_class = self._make_model.find_processor(model)
         self.task = ClassificationTask(model, self.processing_class, args)
         if args.num_test_views > 1:
             check_crops(self.task.image_processor)

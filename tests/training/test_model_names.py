@@ -101,15 +101,18 @@ def test_what_is_not_known_is_refused(folder, tmp_path):
     get_peft_model(tiny_clip(), lora()).save_pretrained(tmp_path / "adapter")
     nameless = json.loads((folder / "clip" / "config.json").read_text()) | {"architectures": None}
     (tmp_path / "nameless").mkdir()
+    (tmp_path / "empty").mkdir()
     (tmp_path / "nameless" / "config.json").write_text(json.dumps(nameless))
     clip, options = folder / "clip", {"model_init_kwargs": {"dtype": "float32"}}
     for error, words, arguments in (
         (ValueError, "CLIPVisionModel.*load the model yourself", {"model": tmp_path / "tower"}),
         (ValueError, "without architectures", {"model": tmp_path / "nameless"}),
+        (OSError, "empty", {"model": tmp_path / "empty"}),
         (ValueError, "holds an adapter", {"model": tmp_path / "adapter"}),
-        (OSError, "nowhere", {"model": tmp_path / "nowhere"}),
+        (ValueError, "nowhere", {"model": tmp_path / "nowhere"}),
         (ValueError, "dtyp'", {"model": clip, "model_init_kwargs": {"dtyp": "float32"}}),
         (ValueError, "trust_remote_code", {"model": clip, "model_init_kwargs": {"trust_remote_code": True}}),
+        (ValueError, "no revisions", {"model": clip, "model_init_kwargs": {"revision": "main"}}),
         (ValueError, "must be a dict", {"model": clip, "model_init_kwargs": [1]}),
         (ValueError, "given by its name", {"model": tiny_clip(), **options}),
         (ValueError, "has an adapter", {"model": get_peft_model(tiny_clip(), lora()), "peft_config": lora()}),
