@@ -1,4 +1,4 @@
-"""A data set and a model of the user's own, or the demo's, for the examples on image classifiers."""
+"""A data set, a model and a loss of the user's own, or the defaults, for the examples on images."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, load_dataset
+from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from peft_ncgeo.data import load_image_demo
+from peft_ncgeo.data import class_counts, load_image_demo
+from peft_ncgeo.losses import CrossEntropy, LogitAdjustment
+from peft_ncgeo.training import Recipe
+
+LOSS_HELP = "ce, or balanced (logit adjustment). Default: the recipe's; where it names none, balanced on a tail."
 
 
 def load_parts(dataset_name: str | None, label_column: str) -> DatasetDict:
@@ -51,3 +56,19 @@ def load_model(name: str | None, class_names: list[str]) -> tuple[Any, Any]:
         name, id2label=labels, label2id={label: i for i, label in labels.items()}, ignore_mismatched_sizes=True
     )
     return model, AutoImageProcessor.from_pretrained(name)
+
+
+def choose_loss(name: str | None, recipe: Recipe, train: Dataset, label_column: str) -> nn.Module | None:
+    """Return the classification loss that is named, else the recipe's own, else a balanced one if classes have a tail.
+
+    Args:
+        name: "ce", "balanced" or None.
+        train: the training images; they have a tail if a class has twice the images of another.
+    """
+    losses = {"ce": CrossEntropy, "balanced": LogitAdjustment}
+    if name is not None and name not in losses:
+        raise SystemExit(f"--loss {name} must be one of {', '.join(losses)}.")
+    counts = class_counts(train, label_column)
+    if name is None and ("classification_loss" in recipe.source or counts.max() < 2 * counts.min()):
+        return recipe.classification_loss()
+    return losses[name or "balanced"]()

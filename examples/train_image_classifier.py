@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from own_images import load_parts
+from own_images import LOSS_HELP, choose_loss, load_parts
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoProcessor, HfArgumentParser, PrinterCallback, set_seed
 
@@ -52,6 +52,7 @@ class ScriptArguments:
     adapter: str = field(default="lora", metadata={"help": "lora or prompts; a recipe names its own."})
     recipe: str | None = field(default=None, metadata={"help": "YAML file with adapter, losses and arguments."})
     imbalance_factor: float = field(default=0.0, metadata={"help": "Largest class over smallest; 0: all images."})
+    loss: str | None = field(default=None, metadata={"help": LOSS_HELP})
     batch_size: int = field(default=60, metadata={"help": "Training images a step, over all processes."})
 
 
@@ -118,7 +119,7 @@ def main() -> None:
         eval_dataset=parts["test"],
         processing_class=processor,
         losses=recipe.losses(),
-        classification_loss=recipe.classification_loss(),
+        classification_loss=choose_loss(script.loss, recipe, parts["train"], args.label_column),
         callbacks=recipe.callbacks(),
     )
     trainer.remove_callback(PrinterCallback)

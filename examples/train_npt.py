@@ -19,6 +19,7 @@ from pathlib import Path
 
 import transformers
 from datasets import Dataset, load_dataset
+from own_images import LOSS_HELP, choose_loss
 from peft import get_peft_model
 from transformers import AutoModel, AutoProcessor, HfArgumentParser, PrinterCallback, set_seed
 
@@ -37,6 +38,7 @@ class ScriptArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "Hub data set or image folder."})
     tau: float = field(default=0.06, metadata={"help": "The smallest class's share of the largest; 1: balanced."})
     shots: int = field(default=16, metadata={"help": "Training images of the largest class."})
+    loss: str | None = field(default=None, metadata={"help": LOSS_HELP})
     batch_size: int = field(default=60, metadata={"help": "Training images a step, over all processes."})
 
 
@@ -81,7 +83,7 @@ def main() -> None:
         eval_dataset=test,
         processing_class=processor,
         losses=recipe.losses(),
-        classification_loss=recipe.classification_loss(),
+        classification_loss=choose_loss(script.loss, recipe, train, args.label_column),
         callbacks=[GeometryMonitor(), *recipe.callbacks()],
     )
     trainer.remove_callback(PrinterCallback)

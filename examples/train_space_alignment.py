@@ -2,7 +2,10 @@
 
     accelerate launch examples/train_space_alignment.py
         the built-in photographs at imbalance factor 100 (250 images of the largest class, 2 of the smallest), the
-        demo's ViT with LoRA, about a minute: accuracy and alignment before and after, and a figure.
+        demo's ViT with LoRA and a balanced loss, a minute: accuracy and alignment before and after, and a figure.
+
+    accelerate launch examples/train_space_alignment.py --loss ce
+        the same with cross-entropy, for which alignment makes up in part.
 
     accelerate launch examples/train_space_alignment.py --align slerp
         the same with one of the paper's three methods during training: reg, slerp or proj.
@@ -22,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import transformers
-from own_images import load_model, load_parts
+from own_images import LOSS_HELP, choose_loss, load_model, load_parts
 from peft import get_peft_model
 from transformers import HfArgumentParser, PrinterCallback, set_seed
 
@@ -57,6 +60,8 @@ class ScriptArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "Hub data set or image folder with a test part."})
     imbalance_factor: float = field(default=100.0, metadata={"help": "Largest class over smallest; 0: all images."})
     n_max: int | None = field(default=None, metadata={"help": "Images of the largest class. Default: all."})
+    loss: str | None = field(default=None, metadata={"help": LOSS_HELP})
+    metric: str = field(default="balanced_accuracy", metadata={"help": "By which validation chooses, or accuracy."})
     batch_size: int = field(default=64, metadata={"help": "Training images a step, over all processes."})
 
 
@@ -93,7 +98,7 @@ def main() -> None:
         eval_dataset=images["test"],
         processing_class=processor,
         losses=[*recipe.losses(), *extra.get("losses", [])],
-        classification_loss=recipe.classification_loss(),
+        classification_loss=choose_loss(script.loss, recipe, images["train"], args.label_column),
         callbacks=[GeometryMonitor(), *recipe.callbacks(), *extra.get("callbacks", [])],
     )
     trainer.remove_callback(PrinterCallback)
@@ -109,13 +114,15 @@ def main() -> None:
     columns = {"trained": measure()}
     columns_of = {"image_column": args.image_column, "label_column": args.label_column}
     sweep = sweep_alignment(
-        trainer.model, images["train"], images["validation"], processing_class=processor, **columns_of
+        trainer.model,
+        images["train"],
+        images["validation"],
+        processing_class=processor,
+        metric=script.metric,
+        **columns_of,
     )
-    best = max(sweep, key=lambda row: (row["accuracy"], -row["fraction"]))
-    aligned = align_classifier(
-        trainer.model, images["train"], best["fraction"], processor, images["validation"], **columns_of
-    )
-    columns[f"aligned by {best['fraction']:g}"] = measure()
+    aligned = align_classifier(trainer.model, images["train"], sweep, processor, images["validation"], **columns_of)
+    columns[f"aligned by {sweep.fraction:g}"] = measure()
     trainer.save_model()  # saves the aligned head
     if not args.should_save:
         return
@@ -126,8 +133,9 @@ def main() -> None:
     for key in columns["trained"]:
         cells = ["-" if column[key] is None else f"{column[key]:.3f}" for column in columns.values()]
         print(f"| {key} | {' | '.join(cells)} |")
-    print(f"Validation accuracy {aligned.accuracy_before:.3f}, aligned {aligned.accuracy_after:.3f}; over fractions:")
-    print(", ".join(f"{row['fraction']:g}: {row['accuracy']:.3f}" for row in sweep))
+    print(f"Validation accuracy {aligned.accuracy_before:.3f}, aligned {aligned.accuracy_after:.3f}.")
+    print(f"The fraction {sweep.fraction:g} was {sweep.basis}:")
+    print(", ".join(f"{row['fraction']:g}: {row[script.metric]:.3f}" for row in sweep))
     figure = Path(args.output_dir) / "alignment.png"
     plot_alignment((aligned.means, aligned.original), (aligned.means, aligned.weight), figure, names)
     print(f"Adapter and figure in {args.output_dir}")

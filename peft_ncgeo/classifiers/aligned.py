@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,16 +25,18 @@ from ..data.processors import find_processor, image_processor
 from ..geometry.alignment import alignment, rotate_towards_means
 from ..geometry.collapse import NeuralCollapse
 from ..geometry.sphere import l2_normalize
-from ..metrics.accuracy import accuracy, balanced_accuracy
+from ..metrics.accuracy import accuracy
 from ..models.adapters import adapter_layers, adapter_parameters, check_adapter_weights, evaluation_mode
 from ..models.cosine_head import CosineHead
 from ..models.devices import execution_device
 from ..models.feature_extractor import FeatureExtractor, extract_features
 from ..models.heads import classifier, head_path, linear_classifier, linear_parameter, saved_head
 from ..models.image_encoder import image_inputs
+from ..models.post_hoc import forget_change, remember_change
 from ..models.towers import check_encoders, reads_text
 from ..validation import short_repr
 from .image_features import check_rows
+from .sweep import Sweep, read_fraction
 
 
 @dataclass
@@ -49,26 +52,39 @@ class AlignedClassifier:
         accuracy_before, accuracy_after: in 0..1, on the validation set, or on the data set if there is none.
         cosine_before, cosine_after: mean over classes of `cos(w_c, mu_c)`.
         class_names: names of the rows, if the data set has them.
+        fraction: of the angle by which the rows were turned.
+        basis: words on how a sweep chose the fraction, with the number of validation images a class; else empty.
     """
 
-    weight: Tensor
-    original: Tensor
-    means: Tensor
-    bias: Tensor | None
+    weight: Tensor = field(repr=False)
+    original: Tensor = field(repr=False)
+    means: Tensor = field(repr=False)
+    bias: Tensor | None = field(repr=False)
     accuracy_before: float
     accuracy_after: float
     cosine_before: float
     cosine_after: float
     class_names: list[str] | None
-    _encoder: SetEncoder
-    _parameter: nn.Parameter | None = None
-    _before: Tensor | None = None
+    _encoder: SetEncoder = field(repr=False)
+    _parameter: nn.Parameter | None = field(default=None, repr=False)
+    _before: Tensor | None = field(default=None, repr=False)
+    fraction: float = 0.0
+    basis: str = ""
+    _adapter: str | None = field(default=None, repr=False)  # that holds the head
 
     @torch.no_grad()
     def undo(self) -> None:
         """Restore the rows of the model's head. A CLIP-like model was never changed."""
         if self._parameter is not None and self._before is not None:
             self._parameter.copy_(self._before)
+        if self._adapter is not None:
+            forget_change(self._encoder.model, self._adapter, self._change)
+
+    @property
+    def _change(self) -> str:
+        return f"the head was turned by {self.fraction:g} of the angle to the class means" + (
+            f", {self.basis}" if self.basis else ""
+        )
 
     def predict(
         self, images: Image.Image | Sequence[Image.Image], batch_size: int = 64, num_test_views: int = 1
@@ -90,7 +106,7 @@ class AlignedClassifier:
 def align_classifier(
     model: nn.Module,
     dataset: Dataset | Iterable[dict[str, Tensor]],
-    fraction: float,
+    fraction: float | Sweep,
     processing_class: Any = None,
     validation: Dataset | Iterable[dict[str, Tensor]] | None = None,
     center: bool = True,
@@ -114,7 +130,8 @@ def align_classifier(
         model: plain or under PEFT.
         dataset: labelled training images, or batches with `pixel_values` (B, C, H, W) and `labels` (B,), and what else
             the model's image processor returns.
-        fraction: 0 (no change) to 1 (weights parallel to the means). [`sweep_alignment`] helps to choose it.
+        fraction: 0 (no change) to 1 (weights parallel to the means), or the result of
+            [`~peft_ncgeo.training.sweep_alignment`], which chooses it.
         processing_class: the model's (image) processor. Default: loaded from the base model's name or path.
         validation: images to report accuracy on. Default: `dataset`, whose features are then kept, (N, d) float32.
         center: False uses class means without subtracting their mean.
@@ -130,31 +147,33 @@ def align_classifier(
     Example:
 
     ```python
-    aligned = align_classifier(model, train, fraction=0.5, processing_class=processor, validation=validation)
-    print(aligned.accuracy_before, aligned.accuracy_after)
+    sweep = sweep_alignment(model, train, validation, processing_class=processor)
+    aligned = align_classifier(model, train, sweep, processor, validation)
+    print(aligned)  # accuracy before and after, and how the fraction was chosen
     aligned.undo()
     ```
     """
-    check_fractions([fraction])
+    fraction, basis = read_fraction(fraction)
     encoder = SetEncoder(model, processing_class, image_column, label_column, batch_size, template)
     trained = encoder.collect(dataset, keep=validation is None)
     judged = trained if validation is None else encoder.collect(validation)
     judged.check_names(trained)
     original, bias = encoder.rows(trained)
     aligned = rotate_towards_means(original, trained.means, fraction, center=center).to(original)
-    parameter = None if reads_text(model) else linear_parameter(model)
+    parameter, held = None if reads_text(model) else linear_parameter(model), False
     kept = None if parameter is None else parameter.detach().clone()
     try:
         if parameter is not None:
             aligned = _turn(parameter, aligned - original, encoder, trained)
-            if adapter_layers(model) and not any(p is parameter for p in adapter_parameters(model)):
+            held = any(p is parameter for p in adapter_parameters(model))
+            if adapter_layers(model) and not held:
                 warnings.warn(
                     "The head belongs to the base model, so the adapter's file will not hold its aligned weights; "
                     f"train it with {saved_head(model)}, or save the whole model.",
                     stacklevel=2,
                 )
         before, after = (judged.accuracy(encoder, rows, bias) for rows in (original, aligned))
-        return AlignedClassifier(
+        result = AlignedClassifier(
             weight=aligned,
             original=original,
             means=trained.means,
@@ -164,15 +183,21 @@ def align_classifier(
             cosine_before=float(alignment(original, trained.means, center).nanmean()),
             cosine_after=float(alignment(aligned, trained.means, center).nanmean()),
             class_names=trained.names,
+            fraction=fraction,
+            basis=basis,
             _encoder=encoder,
             _parameter=parameter,
             _before=kept,
+            _adapter=model.active_adapter if held and isinstance(model, PeftModel) else None,
         )
     except BaseException:  # also Ctrl-C: without a result the caller cannot undo it
         if parameter is not None and kept is not None:
             with torch.no_grad():
                 parameter.copy_(kept)
         raise
+    if result._adapter is not None:
+        remember_change(model, result._adapter, result._change)
+    return result
 
 
 @torch.no_grad()
@@ -194,61 +219,6 @@ def _turn(parameter: nn.Parameter, change: Tensor, encoder: SetEncoder, trained:
             f"train the head with {saved_head(encoder.model)}."
         )
     return reached
-
-
-def sweep_alignment(
-    model: nn.Module,
-    dataset: Dataset | Iterable[dict[str, Tensor]],
-    validation: Dataset | Iterable[dict[str, Tensor]],
-    fractions: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
-    processing_class: Any = None,
-    center: bool = True,
-    image_column: str = "image",
-    label_column: str = "label",
-    batch_size: int = 64,
-    template: str | None = None,
-) -> list[dict[str, float]]:
-    """Return the results that [`align_classifier`] would give for each fraction, without changing the model.
-
-    Every image is encoded once.
-
-    Args:
-        validation: images to measure accuracies on; not the training images, which the head fits already.
-        fractions: each 0 to 1.
-        model, dataset, processing_class, center, image_column, label_column, batch_size, template: see
-            [`align_classifier`].
-
-    Returns:
-        One row for each fraction: `fraction`, `accuracy`, `balanced_accuracy`, `cosine` (mean over classes of
-        `cos(w_c, mu_c)`).
-    """
-    fractions = check_fractions(fractions)
-    encoder = SetEncoder(model, processing_class, image_column, label_column, batch_size, template)
-    trained, judged = encoder.collect(dataset, keep=False), encoder.collect(validation)
-    judged.check_names(trained)
-    rows, bias = encoder.rows(trained)
-    results = []
-    for fraction in fractions:
-        turned = rotate_towards_means(rows, trained.means, fraction, center=center)
-        predicted = encoder.scores(judged.features, turned, bias).argmax(-1)
-        results.append(
-            {
-                "fraction": float(fraction),
-                "accuracy": accuracy(predicted, judged.labels),
-                "balanced_accuracy": balanced_accuracy(predicted.numpy(), judged.labels.numpy()),
-                "cosine": float(alignment(turned, trained.means, center).nanmean()),
-            }
-        )
-    return results
-
-
-def check_fractions(fractions: Iterable[float]) -> list[float]:
-    """Return fractions as a list; raise a ValueError for one that is not 0 to 1."""
-    fractions = list(fractions)
-    for fraction in fractions:
-        if not 0 <= fraction <= 1:
-            raise ValueError(f"fraction={fraction} must be 0 to 1.")
-    return fractions
 
 
 @dataclass

@@ -17,10 +17,11 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..metrics.accuracy import accuracy, balanced_accuracy
 from ..models.adapters import adapter_layers, base_change_of, check_adapter_weights
+from ..models.post_hoc import forget_change, remember_change
 from ..models.text_setting import text_setting
-from .aligned import SetEncoder, check_fractions
+from .aligned import SetEncoder
+from .sweep import Sweep, check_fractions, check_metric, count_classes, read_fraction, score
 
 
 @dataclass
@@ -30,21 +31,32 @@ class Interpolation:
     Attributes:
         fraction: of the way from the frozen to the tuned model.
         adapter_name: the adapter that was changed.
+        basis: words on how a sweep chose the fraction, with the number of validation images a class; else empty.
     """
 
     fraction: float
     adapter_name: str
     _tuned: list[tuple[Tensor, Tensor]] = field(repr=False)
+    basis: str = ""
+    _model: Any = field(default=None, repr=False)
 
     @torch.no_grad()
     def undo(self) -> None:
         """Restore the adapter's weights."""
         for tensor, tuned in self._tuned:
             tensor.copy_(tuned)
+        if self._model is not None:
+            forget_change(self._model, self.adapter_name, self._change)
+
+    @property
+    def _change(self) -> str:
+        return f"the adapter was moved to {self.fraction:g} of the way from the frozen model" + (
+            f", {self.basis}" if self.basis else ""
+        )
 
 
 @torch.no_grad()
-def interpolate(model: nn.Module, fraction: float, adapter_name: str | None = None) -> Interpolation:
+def interpolate(model: nn.Module, fraction: float | Sweep, adapter_name: str | None = None) -> Interpolation:
     r"""Move a tuned model back towards the frozen one (WiSE-FT): `theta(a) = (1 - a) theta_0 + a theta_1`.
 
     LoRA is scaled, `W + a s B A`, by its matrices B. Layer norms of PEFT's `LNTuningConfig` and modules in
@@ -55,7 +67,7 @@ def interpolate(model: nn.Module, fraction: float, adapter_name: str | None = No
     Args:
         model: a `PeftModel`.
         fraction: a, 0 (the frozen model) to 1 (no change); the paper recommends 0.5. A second call starts from the
-            result of the first. [`sweep_interpolation`] helps to choose it.
+            result of the first. The result of [`sweep_interpolation`] chooses it.
         adapter_name: Default: the active adapter.
 
     Raises:
@@ -68,13 +80,12 @@ def interpolate(model: nn.Module, fraction: float, adapter_name: str | None = No
     Example:
 
     ```python
-    rows = sweep_interpolation(model, validation, processing_class=processor)
-    best = max(rows, key=lambda row: row["balanced_accuracy"])
-    mixed = interpolate(model, best["fraction"])
+    sweep = sweep_interpolation(model, validation, processing_class=processor)
+    mixed = interpolate(model, sweep)
     mixed.undo()
     ```
     """
-    check_fractions([fraction])
+    fraction, basis = read_fraction(fraction)
     if not isinstance(model, PeftModel):
         raise TypeError(f"interpolate needs a PeftModel, got {type(model).__name__}; make one with get_peft_model.")
     name = _find_adapter(model, adapter_name)
@@ -88,7 +99,9 @@ def interpolate(model: nn.Module, fraction: float, adapter_name: str | None = No
     except BaseException:  # also Ctrl-C: without a result the caller cannot undo it
         Interpolation(fraction, name, tuned).undo()
         raise
-    return Interpolation(fraction, name, tuned)
+    mixed = Interpolation(fraction, name, tuned, basis, model)
+    remember_change(model, name, mixed._change)
+    return mixed
 
 
 def sweep_interpolation(
@@ -101,7 +114,8 @@ def sweep_interpolation(
     label_column: str = "label",
     batch_size: int = 64,
     template: str | None = None,
-) -> list[dict[str, float]]:
+    metric: str = "balanced_accuracy",
+) -> Sweep:
     """Return the accuracy that [`interpolate`] would give for each fraction; the model is as before afterwards.
 
     Every image is encoded once for each fraction.
@@ -113,11 +127,15 @@ def sweep_interpolation(
         model, adapter_name: see [`interpolate`].
         processing_class, image_column, label_column, batch_size, template: see
             [`~peft_ncgeo.training.align_classifier`].
+        metric: "balanced_accuracy" or "accuracy", by which the best fraction is chosen.
 
     Returns:
-        One row for each fraction: `fraction`, `accuracy`, `balanced_accuracy`.
+        A list of one row for each fraction: `fraction`, `accuracy`, `balanced_accuracy`. Its `best` is the chosen row,
+        and `class_counts` says on how many images of each class.
+
+    Warns: if a class has fewer than 5 validation images.
     """
-    fractions = check_fractions(fractions)
+    fractions, metric, counts, names = check_fractions(fractions), check_metric(metric), [], None
     encoder = SetEncoder(model, processing_class, image_column, label_column, batch_size, template)
     rows = []
     for fraction in tqdm(fractions, desc="Interpolating", unit="fraction"):
@@ -127,14 +145,9 @@ def sweep_interpolation(
             predicted = encoder.scores(judged.features, *encoder.rows(judged)).argmax(-1)
         finally:
             mixed.undo()
-        rows.append(
-            {
-                "fraction": float(fraction),
-                "accuracy": accuracy(predicted, judged.labels),
-                "balanced_accuracy": balanced_accuracy(predicted.numpy(), judged.labels.numpy()),
-            }
-        )
-    return rows
+        rows.append({"fraction": float(fraction), **score(predicted, judged.labels)})
+        counts, names = count_classes(judged.labels, len(judged.means)), judged.names
+    return Sweep(rows, metric, counts, names)
 
 
 def _find_adapter(model: PeftModel, name: str | None) -> str:

@@ -5,15 +5,18 @@ from .demo import load_demo
 from .domains import FewShotDomain, load_few_shot_domains
 from .episodes import Episode, EpisodeSampler
 from .long_tails import class_counts, long_tailed, realised_imbalance_factor, step_imbalanced
+from .mixing import CutMix, MixUp
 from .photographs import load_image_demo
 from .sources import DatasetSource
 from .splits import base_new_split, few_shot
 
 __all__ = [
+    "CutMix",
     "DatasetSource",
     "Episode",
     "EpisodeSampler",
     "FewShotDomain",
+    "MixUp",
     "base_new_split",
     "class_counts",
     "class_prompts",

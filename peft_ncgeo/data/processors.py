@@ -19,7 +19,11 @@ def image_processor(processor: Any) -> Any:
 
 
 def find_processor(
-    model: nn.Module, *places: str | Path | None, images_only: bool = False, token: str | None = None
+    model: nn.Module,
+    *places: str | Path | None,
+    images_only: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
 ) -> Any:
     """Return the processor from the first of these places that has one, else from the base model's origin, or None.
 
@@ -30,13 +34,14 @@ def find_processor(
         places: folders or Hub repositories, in the order of the search.
         images_only: True if an image processor is enough, even for a model that reads text.
         token: Hub token for private repositories.
+        revision: of the base model. Default: the one that its adapters name, else "main".
     """
     kind: Any = AutoProcessor if reads_text(model) and not images_only else AutoImageProcessor
-    found = [(place, "main") for place in places] + [(base_name(model), base_revision(model) or "main")]
-    for place, revision in found:
+    found = [(place, "main") for place in places]
+    for place, at in [*found, (base_name(model), revision or base_revision(model) or "main")]:
         with suppress(OSError, ValueError):
             if place:
-                return kind.from_pretrained(place, revision=revision, token=token, trust_remote_code=False)
+                return kind.from_pretrained(place, revision=at, token=token, trust_remote_code=False)
     return None
 
 

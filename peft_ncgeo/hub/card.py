@@ -178,13 +178,14 @@ def _example_names(record: TrainingRecord) -> str:
 
 
 def _run_note(record: TrainingRecord) -> str:
+    after = [f"After training, {escape('; '.join(record.post_hoc))}."] if record.post_hoc else []
     if not record.steps:
-        return ""
+        return " ".join(after)
     processes = f"{record.processes} processes" if record.processes > 1 else "one process"
     steps = f"{record.steps:,} step{'s' if record.steps > 1 else ''}"
-    teacher = f" Teacher: {escape(record.teacher)}." if record.teacher else ""
+    teacher = [f"Teacher: {escape(record.teacher)}."] if record.teacher else []
     run = f"{steps} ({record.epochs:.3g} epochs), seed {escape(record.seed)}, {processes} ({escape(record.device)})."
-    return run + teacher
+    return " ".join([run, *teacher, *after])
 
 
 def _call(part: Component) -> str:

@@ -20,6 +20,7 @@ from ..metrics.accuracy import harmonic_mean
 from ..models.adapters import unwrap
 from ..models.base_model import base_name, is_folder
 from ..models.heads import classification_head
+from ..models.post_hoc import changes_after_training
 from ..models.text_setting import adapter_text_setting
 from ..models.towers import find_towers, reads_text
 from ..tuners.copa import CoPAConfig
@@ -29,7 +30,7 @@ LIBRARIES = ("peft_ncgeo", "peft", "transformers", "torch", "accelerate", "datas
 # Arguments about logging, storage and devices, not about learning; some hold paths or tokens.
 _ASIDE = re.compile(
     "accelerator_config|dataloader_(?!drop_last)|ddp|deepspeed|disable_tqdm|do_|eval|fsdp|hub|ignore_data|include_|"
-    "label_names|local_|log|output|parallelism|past_|per_device_eval|prediction_loss|project|push|remove_unused|report|"
+    "label_names|local_|log|model_init|output|parallelism|past_|per_device_eval|prediction_loss|project|push|remove_unused|report|"
     "restore_|resume_|run|save|skip_|torch_|trackio|use_|_"
 )
 # Arguments that readers look for, with or without their default.
@@ -86,6 +87,7 @@ class TrainingRecord:
         runs: metrics of several seeds, each with its `seed`.
         multi_label: True if an image may have any number of labels; `class_counts` then count each label, and the
             metrics are those of [`~peft_ncgeo.metrics.multi_label.multi_label_scores`].
+        post_hoc: changes of the adapter after its training, in words, with how their strength was chosen.
         class_rows: True if rows of weights were trained for the classes, which stand in place of their texts.
         snapshots: class means and classifier weights (K, d) before and after training, for a figure; not kept in JSON.
     """
@@ -117,6 +119,7 @@ class TrainingRecord:
     kind: str = ""
     class_rows: bool = False
     multi_label: bool = False
+    post_hoc: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.kind:  # records of version 0.1.0 do not have it
@@ -201,6 +204,7 @@ def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingR
         template=setting.template if names_as_text else None,
         class_rows=setting.rows is not None,
         multi_label=setting.multi_label,
+        post_hoc=changes_after_training(config),
         dtype=str(next(unwrap(model).parameters()).dtype).removeprefix("torch."),
         versions=library_versions(),
     )

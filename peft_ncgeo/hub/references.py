@@ -52,6 +52,8 @@ _PARTS = {  # config, loss or callback -> its phrase and papers
     "LogitAdjustment": Reference("logit adjustment", ("menon2021logit",)),
     "BalancedSoftmax": Reference("balanced softmax", ("ren2020balanced",)),
     "MultiLabelLoss": Reference("binary cross-entropy of each class"),
+    "MixUp": Reference("mixed images (mixup)", ("zhang2018mixup",)),
+    "CutMix": Reference("mixed images (CutMix)", ("yun2019cutmix",)),
     "LDAM": Reference("label-distribution-aware margins", ("cao2019ldam",)),
 }
 

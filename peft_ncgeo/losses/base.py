@@ -37,7 +37,8 @@ class GeometryBatch:
 
     image_features: Tensor | None = field(default=None, metadata={"axes": "Bd"})
     text_features: Tensor | None = field(default=None, metadata={"axes": "Kd", "of_text": True})
-    labels: Tensor | None = field(default=None, metadata={"axes": "B"})  # integers
+    labels: Tensor | None = field(default=None, metadata={"axes": "B"})  # integers; None where images are mixed
+    targets: Tensor | None = field(default=None, metadata={"axes": "BK"})  # shares of the classes in mixed images
     logits: Tensor | None = field(default=None, metadata={"axes": "BK"})
     logit_scale: Tensor | None = field(default=None, metadata={"of_text": True})  # its exp multiplies the cosines
     frozen_image_features: Tensor | None = field(default=None, metadata={"axes": "Bd"})
@@ -133,6 +134,7 @@ class Regularizer(nn.Module):
     Attributes:
         requires: the [`GeometryBatch`] fields that the term reads beside the student's features and the labels.
         reads_labels: False for a term whose value does not depend on labels, so that images without labels do too.
+        reads_targets: True for a term that reads `targets` in place of labels where images are mixed.
         metrics: scalars noted in the last call, logged under their own names.
 
     Raises:
@@ -144,6 +146,7 @@ class Regularizer(nn.Module):
     default_name = "regularizer"
     requires: tuple[str, ...] = ()
     reads_labels: bool = True
+    reads_targets: bool = False
     multiplier: Tensor
 
     def __init__(

@@ -18,6 +18,7 @@ class CrossEntropy(nn.Module):
     |---|---|
     | logits | (B, K); for CLIP `exp(logit_scale) * cos(f_i, g_k)` |
     | labels | (B,) |
+    | targets | (B, K), used if images are mixed: `-1/B sum_ik targets_ik log softmax_k(logits_ik)` |
 
     Args:
         label_smoothing: share of the target that is spread evenly over all classes, 0 to 1.
@@ -32,6 +33,7 @@ class CrossEntropy(nn.Module):
 
     name = "ce"
     requires: tuple[str, ...] = ()
+    reads_targets: bool = True
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -39,11 +41,12 @@ class CrossEntropy(nn.Module):
         self.label_smoothing = check_float("label_smoothing", label_smoothing, wanted, lambda share: 0 <= share <= 1)
 
     def forward(self, batch: GeometryBatch) -> Tensor:
-        logits, labels = batch.need("logits", "labels")
+        logits, targets = batch.need("logits", "labels" if batch.targets is None else "targets")
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        labels = class_indices(labels, logits.shape[1])  # PyTorch would ignore -100
+        # PyTorch would ignore labels of -100
+        targets = class_indices(targets, logits.shape[1]) if batch.targets is None else targets.to(logits.dtype)
         weights = self.class_weights(batch)
-        value = F.cross_entropy(self.adjusted(logits, batch), labels, weights, label_smoothing=self.label_smoothing)
+        value = F.cross_entropy(self.adjusted(logits, batch), targets, weights, label_smoothing=self.label_smoothing)
         return finite_value(self.name, value)
 
     def adjusted(self, logits: Tensor, batch: GeometryBatch) -> Tensor:
@@ -141,6 +144,7 @@ class LDAM(CrossEntropy):
     """
 
     name = "ldam"
+    reads_targets = False  # a margin is that of one class
     requires: tuple[str, ...] = ("class_counts",)
 
     def __init__(

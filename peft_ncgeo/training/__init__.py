@@ -1,7 +1,9 @@
 """Training: arguments, trainer, recipes and their parts."""
 
-from ..classifiers.aligned import AlignedClassifier, align_classifier, sweep_alignment
+from ..classifiers.aligned import AlignedClassifier, align_classifier
+from ..classifiers.alignment_sweep import sweep_alignment
 from ..classifiers.interpolation import Interpolation, interpolate, sweep_interpolation
+from ..classifiers.sweep import Sweep
 from ..few_shot.adapt import adapt
 from ..few_shot.episodes import fit_episodes, fit_heads
 from ..hub.few_shot_record import record_few_shot
@@ -24,6 +26,7 @@ __all__ = [
     "PromptAveraging",
     "Recipe",
     "SlerpAlignment",
+    "Sweep",
     "TrainingRecord",
     "adapt",
     "align_classifier",

@@ -7,6 +7,7 @@ import gc
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -66,9 +67,13 @@ class GeometryTrainingArguments(TrainingArguments):
         num_test_views: number of views of each image that is evaluated or predicted: 1, the image itself, or 5, the
             corners and the centre of the image resized to 248 / 224 of the model's size, as in LIFT. Logits are the
             mean over the views, and so are the features that the geometry is measured on. It takes five times as long.
+        model_init_kwargs: options of `from_pretrained`, such as `revision` and `dtype`, for a model that the trainer
+            loads by its name; on the command line as JSON.
         restore_callback_states_from_checkpoint: resume callbacks with their saved state, such as the patience of early
             stopping; it overrides the arguments that the callback is made with now.
     """
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012  as Transformers'
 
     image_column: str = field(default="image", metadata={"help": "Column that holds images."})
     label_column: str = field(default="label", metadata={"help": "ClassLabel column that holds labels."})
@@ -92,6 +97,10 @@ class GeometryTrainingArguments(TrainingArguments):
     )
     num_test_views: int = field(
         default=1, metadata={"help": "Views of each image that is evaluated, whose logits are averaged: 1 or 5."}
+    )
+
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Options of from_pretrained for a model given by its name, as JSON."}
     )
 
     remove_unused_columns: bool = field(default=False, metadata={"help": "Drop columns the model does not name."})

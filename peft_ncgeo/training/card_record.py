@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
-
-from datasets import Dataset
 
 from ..data.head_names import same_names
 from ..data.long_tails import class_counts
@@ -18,19 +17,29 @@ from ..hub.record import (
     record_model,
 )
 from ..models.adapters import adapters_off, change_of_base
+from .measurement import Measurement
 
 
-def record_training(trainer: Any, measure: bool = True) -> TrainingRecord:
+def record_training(trainer: Any, measure: bool = True, known_only: bool = False) -> TrainingRecord:
     """Return the record of a [`~peft_ncgeo.GeometryTrainer`]'s run, with evaluations with the adapter off and on.
 
     Call it on all processes; without measuring, any process may call it.
+
+    Args:
+        measure: False leaves evaluations out.
+        known_only: True takes the evaluations that were made with these weights already, and makes none.
 
     Raises:
         TypeError: the trainer's model is not a `PeftModel`.
     """
     record, args = record_model(trainer.extractor.model), trainer.args
     callbacks = [c for c in trainer.callback_handler.callbacks if hasattr(c, "bind") or hasattr(c, "name")]
-    terms = [trainer.classification_loss, *trainer.losses, *callbacks]  # only callbacks that take part in training
+    terms = [
+        trainer.classification_loss,
+        *trainer.losses,
+        trainer.mixing,
+        *callbacks,
+    ]  # only callbacks that take part in training
     record.terms = [describe(term) for term in terms if term is not None]
     record.arguments, record.changed = describe_arguments(args)
     record.seed, record.processes, record.device = args.seed, args.world_size, args.device.type
@@ -51,34 +60,33 @@ def record_training(trainer: Any, measure: bool = True) -> TrainingRecord:
         if counts.max() >= 2 * counts.min():  # otherwise the classes have no tail
             record.thresholds = [20, 100] if counts.max() > 100 else "thirds"
     if measure:
-        _measure(trainer, record)
+        _measure(trainer, record, trainer.find_measurement if known_only else trainer.measure)
     return record
 
 
-def _measure(trainer: Any, record: TrainingRecord) -> None:
+def _measure(trainer: Any, record: TrainingRecord, measure: Callable[..., Any]) -> None:
     model = trainer.extractor.model
     record.base_changed = change_of_base(model)
     for name, dataset in trainer.evaluation_sets.items():
         names = trainer.task.names(dataset, trainer.class_names)
         trained = same_names(names, record.class_names)
         entry: dict[str, Any] = {"size": len(dataset), "classes": len(names), "trained": trained}
-        snapshots = []
         groups = (record.class_counts, record.thresholds) if trained else ()
+        moments = {}
         with adapters_off(model):
             head = trainer.linear_head
             same_size = head is None or len(head.weight) == len(names)  # otherwise the adapter has a head of its own
-            if same_size and not record.base_changed:
-                entry["before"], moment = _moment(trainer, dataset, record.template, *groups)
-                snapshots.append(moment)
-        entry["after"], moment = _moment(trainer, dataset, record.template, *groups)
-        snapshots.append(moment)
-        record.sets[name] = entry
-        if trained and record.geometry_set is None:
-            record.geometry_set, record.snapshots = name, drawable(snapshots)
+            if same_size and not record.base_changed and (measured := measure(dataset, record.template)):
+                moments["before"] = _moment(trainer, measured, *groups)
+        if measured := measure(dataset, record.template):
+            moments["after"] = _moment(trainer, measured, *groups)
+            record.sets[name] = entry | {moment: metrics for moment, (metrics, _) in moments.items()}
+            if trained and record.geometry_set is None:
+                record.geometry_set, record.snapshots = name, drawable([snapshot for _, snapshot in moments.values()])
 
 
-def _moment(trainer: Any, dataset: Dataset, template: str | None, *groups: Any) -> tuple[dict[str, Any], Any]:
+def _moment(trainer: Any, measured: Measurement, *groups: Any) -> tuple[dict[str, Any], Any]:
     """Return the metrics on a set, and class means and classifier weights, of the model in its present state."""
-    measured = trainer.measure(dataset, template)
-    metrics = measured.summary.compute(measured.text_features, trainer.linear_head, *groups)
-    return metrics, (measured.summary.geometry.class_means, measured.summary.geometry.weights)
+    summary: Any = measured.summary
+    metrics = summary.compute(measured.text_features, trainer.linear_head, *groups)
+    return metrics, (summary.geometry.class_means, summary.geometry.weights)

@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.trainer_utils import HubStrategy
 
-from ..data.images import FILLER
+from ..data.images import FILLER, ImageCollator
 from ..geometry.checks import refuse_unless
-from ..losses import GeometryBatch, Regularizer
+from ..losses import CrossEntropy, GeometryBatch, Regularizer
 from ..models.adapters import adapter_layers, check_adapter_weights, unwrap
 from ..models.devices import check_movable
 from ..models.heads import classification_head, linear_classifier, saved_head
@@ -29,7 +29,6 @@ from .label_kinds import reads_one_label
 # arguments of Transformers' Trainer that would do nothing here or fail once training has begun -> why, and the mend
 NO_PLACE = {
     "remove_unused_columns": "would drop the image column; leave it at False",
-    "label_smoothing_factor": "is not read here; pass classification_loss=CrossEntropy(label_smoothing=...)",
     "neftune_noise_alpha": "adds noise to embeddings of a language model, which is not what is trained; leave it out",
     "use_liger_kernel": "replaces layers of language models, which is not what is trained; leave it at False",
 }
@@ -155,6 +154,17 @@ def find_label_reader(args: GeometryTrainingArguments, terms: Sequence[Any]) -> 
     return next(iter([*readers, *(["class_balanced_sampling"] if args.class_balanced_sampling else [])]), "")
 
 
+def check_mixing(mixing: Any, owners: Iterable[Any]) -> None:
+    """Raise for losses and callbacks that need one label for each image, if images are mixed."""
+    for owner in owners if mixing is not None else ():
+        of_classes = {"labels", "class_means"}.intersection(getattr(owner, "requires", ()))
+        if of_classes or (getattr(owner, "reads_labels", True) and not getattr(owner, "reads_targets", False)):
+            raise ValueError(
+                f"{type(owner).__name__} needs one label for each image, but data_collator={mixing!r} mixes images of "
+                "two classes; leave one of them out."
+            )
+
+
 def list_losses(losses: Any) -> list[Any]:
     """Return the terms as a list; a single term is accepted too."""
     if isinstance(losses, Regularizer):
@@ -204,6 +214,26 @@ def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification
                 )
 
 
+def with_label_smoothing(classification_loss: nn.Module | None, share: float) -> nn.Module | None:
+    """Return the classification loss with Trainer's `label_smoothing_factor`; 0 leaves it as it is.
+
+    Raises:
+        ValueError: the factor is not 0 to 1, the loss is no plain cross-entropy, or has another share of its own.
+    """
+    if not share:
+        return classification_loss
+    smoothed = CrossEntropy(share)
+    argument = f"label_smoothing_factor={share:g}"
+    if type(classification_loss) is not CrossEntropy:
+        name = "classification_loss=None" if classification_loss is None else type(classification_loss).__name__
+        raise ValueError(f"{argument} smooths the labels of CrossEntropy alone, not of {name}; leave it out.")
+    if classification_loss.label_smoothing not in (0.0, share):
+        raise ValueError(
+            f"{argument} differs from CrossEntropy(label_smoothing={classification_loss.label_smoothing:g}); set one."
+        )
+    return smoothed
+
+
 def _check_classification_loss(loss: Any) -> None:
     if isinstance(loss, Regularizer):
         raise TypeError(f"{type(loss).__name__} belongs to losses, where its weight or budget counts.")
@@ -239,6 +269,20 @@ class CheckedCollator:
         return batch
 
 
+def make_collator(given: Any, image_processor: Any, teacher: Any, multi_label: bool) -> Any:
+    """Return the data collator of a trainer: the user's own, checked, or one of pixels for the model and its teacher.
+
+    Raises:
+        ValueError: a collator is given, but the teacher needs pixels of its own.
+    """
+    of_teacher = teacher and teacher.image_processor
+    if not given:
+        return ImageCollator(image_processor, of_teacher)
+    if of_teacher:
+        raise ValueError("data_collator gives no pixels of the teacher, whose processor is another; leave it out.")
+    return CheckedCollator(given, multi_label)
+
+
 def _check_batch(inputs: dict[str, Any], multi_label: bool) -> None:
     labels, images = inputs.get("labels"), inputs.get("pixel_values", inputs.get("views"))
     if images is None or not isinstance(labels, Tensor):
@@ -253,9 +297,9 @@ def _check_batch(inputs: dict[str, Any], multi_label: bool) -> None:
             )
     elif labels.dim() != 1 or labels.is_floating_point():
         raise ValueError(
-            f"labels must be integers of shape (B,), got {labels.dtype} {tuple(labels.shape)}. Soft labels, of mixup "
-            "or CutMix, are not read, since every image belongs to one class here: give a mixed image the class with "
-            'the larger share, or leave mixing out of data_collator; augmentation="crop_flip" draws views instead.'
+            f"labels must be integers of shape (B,), got {labels.dtype} {tuple(labels.shape)}. Soft labels of a "
+            "collator, of mixup or CutMix, are not read: pass data_collator=MixUp(alpha) or CutMix(alpha) of "
+            "peft_ncgeo.data, or give a mixed image the class with the larger share."
         )
 
 

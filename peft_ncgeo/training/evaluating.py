@@ -103,15 +103,19 @@ class EvaluatingTrainer(CheckpointingTrainer):
         Args:
             template: text around a class name. Default: the task's template.
         """
-        if self.task.reads_text:
-            template = template or self.task.template
-        known = self._measurements.find(dataset, self.extractor.model, template, self.args.num_test_views)
+        known = self.find_measurement(dataset, template)
         if known is not None:
             return known
         self._begin(dataset, template, collect=True)
         output = self._loop([], self.get_test_dataloader(dataset), "Measuring", prediction_loss_only=True)
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
         return self._measurement
+
+    def find_measurement(self, dataset: Dataset, template: str | None = None) -> Measurement | None:
+        """Return the results on an evaluation set that was evaluated with these weights, or None; see [`measure`]."""
+        if self.task.reads_text:
+            template = template or self.task.template
+        return self._measurements.find(dataset, self.extractor.model, template, self.args.num_test_views)
 
     def _is_kept(self, dataset: Any) -> bool:
         """Return True for an evaluation set of a model that trains adapters alone, which a snapshot knows again."""
@@ -133,7 +137,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
                 features = extract_features(self.extractor, **texts)["text_features"]
             features = active_text_setting(self.extractor.model).put_rows(features, names)
         model, views, lists = self.extractor.model, self.args.num_test_views, self.task.multi_label
-        self._measurement = Measurement(dataset, model, template, features, collect, views, lists)
+        self._measurement = Measurement(dataset, names, model, template, features, collect, views, lists)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Run Transformers' loop, and add the metrics of each [`GeometryMonitor`]."""

@@ -16,6 +16,7 @@ class Measurement:
 
     Attributes:
         dataset: the set, as the caller passed it.
+        class_names: its names, in the order of the logits.
         template: text around its class names; None for an image classifier.
         text_features: (K, d), raw, of its class names; None for an image classifier.
         snapshot: the adapters that were active, with the template and the number of views of an image.
@@ -25,6 +26,7 @@ class Measurement:
     def __init__(
         self,
         dataset: Any,
+        class_names: list[str],
         model: nn.Module,
         template: str | None,
         text_features: Tensor | None,
@@ -32,7 +34,8 @@ class Measurement:
         num_test_views: int,
         multi_label: bool = False,
     ) -> None:
-        self.dataset, self.template, self.text_features = dataset, template, text_features
+        self.dataset, self.class_names = dataset, class_names
+        self.template, self.text_features = template, text_features
         self.snapshot = AdapterSnapshot(model, template, num_test_views)
         kind = MultiLabelSummary if multi_label else SetSummary
         self.summary = kind() if collect else None

@@ -14,13 +14,14 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
 from ..data.head_names import CLASS_NAMES, head_names, write_class_names
+from ..data.processors import image_processor
 from ..hub.card import create_card
 from ..hub.push import check_push, push_adapter
 from ..hub.record import TrainingRecord
 from ..hub.save import draw_geometry
 from ..loading.adapter_folder import writing_adapter
 from ..loading.hub_errors import hub_errors
-from ..loading.load import PROTOTYPES
+from ..loading.load import PROCESSOR_FILES, PROTOTYPES
 from ..loading.text_setting_file import TEXT_FILES, write_text_setting
 from ..models.heads import classification_head
 from ..models.text_setting import adapter_text_setting
@@ -35,9 +36,47 @@ class SharingTrainer(Trainer):
     an upload holds the adapter, the processor and the card.
     """
 
+    _card_options: dict[str, Any] | None = None  # of the last `create_model_card`
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the adapter, its processor and a card; checkpoints, which are not shared, hold the adapter alone.
+
+        The card has the results of evaluations that belong to the present weights, and measures nothing anew: call
+        `evaluate` or `create_model_card` before. Call this on all processes.
+        """
+        super().save_model(output_dir, _internal_call=True)
+        if _internal_call:
+            return
+        if self.args.should_save:
+            self._save_beside(Path(output_dir or str(self.args.output_dir)))
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_beside(self, folder: Path) -> None:
+        """Write the processor, and for an adapter a card, into the folder of the model that was saved."""
+        model: Any = self.model
+        if isinstance(model, PeftModel):
+            folder = folder if model.active_adapter == "default" else folder / model.active_adapter  # as PEFT does
+            if (folder / "config.json").exists():
+                warnings.warn(
+                    f"{folder} holds a model (config.json), whose processor and card stay; save the adapter into a "
+                    "folder of its own to have them beside it.",
+                    stacklevel=4,
+                )
+                return
+            for name in PROCESSOR_FILES:  # an adapter of another kind may have left them
+                (folder / name).unlink(missing_ok=True)
+        processor = self.processing_class if reads_text(model) else image_processor(self.processing_class)
+        if processor is not None:
+            processor.save_pretrained(str(folder))
+        if isinstance(model, PeftModel):
+            record = record_training(self, known_only=True)
+            options = {"repo_id": self._repo_id, **(self._card_options or {})}
+            create_card(record=record, figure=draw_geometry(record, folder), **options).save(folder / "README.md")
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        # The base model has its processor. A tokenizer beside the adapter makes AutoPeftModel ask CLIPModel for input
-        # embeddings, which it does not have.
+        # Of checkpoints: the base model has its processor. A tokenizer beside the adapter makes AutoPeftModel ask
+        # CLIPModel for input embeddings, which it does not have.
         folder = Path(output_dir or str(self.args.output_dir))
         processing_class, self.processing_class = self.processing_class, None
         try:
@@ -92,6 +131,7 @@ class SharingTrainer(Trainer):
         `dataset_args` are ignored: the card's task is the model's.
         """
         options = _card_options(card, language, license, tags, finetuned_from, dataset_tags, dataset)
+        self._card_options = options if model_name is None else {"repo_id": model_name, **options}
         record, folder = self.record(), str(self.args.output_dir)
         if self.is_world_process_zero():
             figure = draw_geometry(record, folder)

@@ -42,7 +42,10 @@ class ClassificationTask:
         self, model: nn.Module, processing_class: Any, args: GeometryTrainingArguments, multi_label: bool = False
     ) -> None:
         if processing_class is None:
-            raise ValueError("GeometryTrainer needs processing_class, the model's processor.")
+            raise ValueError(
+                "GeometryTrainer needs processing_class, the model's processor: none is found where the model was "
+                "loaded from."
+            )
         self.model, self.args, self.multi_label = model, args, multi_label
         self._given_names: Sequence[str] | None = None  # of rows of 0 and 1
         self.tokenizer: Any = getattr(processing_class, "tokenizer", None)

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftConfig
 from torch import Tensor, nn
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
 from ..data.class_prompts import list_names
 from ..data.crops import check_crops, five_crops
-from ..data.images import ImageCollator, LabelledImages, crop_flip
+from ..data.images import LabelledImages, crop_flip
 from ..data.long_tails import class_counts
+from ..data.mixing import Mixing
 from ..data.processors import input_size
 from ..data.sampling import label_array
 from ..geometry.checks import DeferredChecks
@@ -29,18 +31,20 @@ from .callbacks.alignment import GradientProjection
 from .callbacks.epochs import EpochSetter
 from .callbacks.look_ahead import LookAhead
 from .checks import (
-    CheckedCollator,
     check_arguments,
     check_losses,
     check_metric_inputs,
+    check_mixing,
     check_teacher,
     check_templates,
     check_trainable,
     check_weights,
     find_label_reader,
+    make_collator,
 )
 from .evaluating import EvaluatingTrainer, accuracy_metrics, multi_label_metrics
 from .features.half_weights import HalfWeights, autocast_dtype
+from .features.mixed import MixedBatch
 from .features.step import StepFeatures
 from .features.teacher import FrozenTeacher
 from .features.teacher_model import TeacherModel
@@ -48,6 +52,8 @@ from .gathering import batch_sizes, gather_batch, step_sizes
 from .label_kinds import check_multi_label, check_multi_label_callbacks, reads_lists
 from .logit_bias import choose_logit_bias
 from .measurement import Measurements
+from .metric_names import with_class_names
+from .model_maker import ModelMaker
 from .objective import objective
 from .sampling import ClassBalancedSampler, check_batches, count_samples_once, drop_last_only
 from .state.accumulation import Accumulation
@@ -65,21 +71,25 @@ class GeometryTrainer(EvaluatingTrainer):
     Works with this package's configs and with PEFT's own (LoRA and others).
 
     Args:
-        model: a `PeftModel`.
+        model: a `PeftModel`, or a model for `peft_config`. It may be a name or a folder: of a dual encoder, or of an
+            image classifier, whose head is new where it has not an output for each class.
         args: [`GeometryTrainingArguments`].
         train_dataset: a `datasets.Dataset` with an image and a `ClassLabel` column; for
             [`~peft_ncgeo.losses.MultiLabelLoss`], lists of `ClassLabel`, or of K numbers 0 and 1, see `class_names`.
         eval_dataset: one such set, or a dict of them; each is classified over its own names. A dict with "base" and
             "new" also gives their harmonic mean. A head is evaluated on the classes of training only, in their order.
-        processing_class: the model's processor (for a classification model: its image processor).
+        processing_class: the model's processor (for a classification model: its image processor). Default: the one
+            found where the model was loaded from.
         losses: [`Regularizer`] terms with different names, or one.
         classification_loss: None leaves the classification term out.
-        compute_metrics: default: accuracy and balanced accuracy; mean average precision and F1 of multi-label sets.
+        compute_metrics: function of an `EvalPrediction`; a parameter `class_names` gets those of the set that is
+            evaluated. Default: accuracy and balanced accuracy; mean average precision and F1 of multi-label sets.
         model_init: in place of `model`, a function that makes one for each training, so for each trial of
             `hyperparameter_search` too; it may take the trial, None outside a search. `losses` and
             `classification_loss` may then be such functions; where they are given as they are, each training gets
             copies (`trainer.losses`). Callbacks begin each training with the state that they had at first.
-        data_collator: default: the processor's pixels. On several processes it meets labels of -100 in the last batch,
+        data_collator: default: the processor's pixels; [`~peft_ncgeo.data.MixUp`] or [`~peft_ncgeo.data.CutMix`] mixes
+            those of training. On several processes it meets labels of -100 in the last batch,
             in rows that only fill it up.
         class_names: class names for a training set without labels, or with rows of 0 and 1. Where no term reads labels
             (`classification_loss=None` and terms such as [`~peft_ncgeo.losses.Distillation`]), the label column may
@@ -90,6 +100,7 @@ class GeometryTrainer(EvaluatingTrainer):
             `num_views`) pass through it once.
         teacher_processor: its processor. Default: the one found where it was loaded from. Where its pixels differ from
             the student's, images are processed for both.
+        peft_config: config of the adapter that the model gets, and each model that `model_init` makes.
 
     Logged while training: `loss/ce`, and for each term `loss/<name>`, `lambda/<name>` (its factor) and the scalars it
     notes itself, each the mean since the last log.
@@ -109,7 +120,7 @@ class GeometryTrainer(EvaluatingTrainer):
 
     def __init__(
         self,
-        model: nn.Module | None = None,
+        model: nn.Module | str | None = None,
         args: GeometryTrainingArguments | None = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
@@ -121,9 +132,11 @@ class GeometryTrainer(EvaluatingTrainer):
         class_names: Sequence[str] | None = None,
         teacher: nn.Module | None = None,
         teacher_processor: Any = None,
+        peft_config: PeftConfig | None = None,
         **kwargs: Any,
     ) -> None:
         args = GeometryTrainingArguments() if args is None else args
+        self.mixing = kwargs.pop("data_collator") if isinstance(kwargs.get("data_collator"), Mixing) else None
         source = {"model": model, "model_init": model_init, "class_names": class_names, "train_dataset": train_dataset}
         check_arguments(args, {**source, "eval_dataset": eval_dataset, "compute_metrics": compute_metrics, **kwargs})
         self.args, self.processing_class = args, processing_class
@@ -131,27 +144,30 @@ class GeometryTrainer(EvaluatingTrainer):
         self._given_names = None if class_names is None else list_names(class_names)
         self._given_teacher: tuple[Any, Any] = teacher, teacher_processor
         self._checks = DeferredChecks()
-        self._given_losses = LossFactory(losses, classification_loss, copied=model_init is not None)
+        copied = model_init is not None
+        self._given_losses = LossFactory(losses, classification_loss, copied, args.label_smoothing_factor)
         self._callback_states = CallbackStates()
+        self._make_model = ModelMaker(peft_config, args, train_dataset, self._given_names)
+        enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
         if model is None:
             self.model_init: Any = model_init
-            enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
             model = self.call_model_init()
         else:
+            model = self._make_model(model)
             self._adopt(model)
-        collator, teachers = kwargs.pop("data_collator", None), self.teacher and self.teacher.image_processor
-        if collator and teachers:
-            raise ValueError("data_collator gives no pixels of the teacher, whose processor is another; leave it out.")
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            data_collator=CheckedCollator(collator, self.task.multi_label)
-            if collator
-            else ImageCollator(self.task.image_processor, teachers),
-            compute_metrics=compute_metrics or (multi_label_metrics if self.task.multi_label else accuracy_metrics),
+            processing_class=self.processing_class,
+            data_collator=make_collator(
+                kwargs.pop("data_collator", None), self.task.image_processor, self.teacher, self.task.multi_label
+            ),
+            compute_metrics=with_class_names(
+                compute_metrics or (multi_label_metrics if self.task.multi_label else accuracy_metrics),
+                lambda: self._measurement.class_names,
+            ),
             **kwargs,
         )
         self.model_init = model_init  # Trainer would have called it once more
@@ -162,7 +178,7 @@ class GeometryTrainer(EvaluatingTrainer):
         self.add_callback(LookAhead(self._look_ahead))
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        model: nn.Module = super().call_model_init(trial)
+        model = self._make_model(super().call_model_init(trial))
         self._adopt(model, trial)
         return model
 
@@ -171,6 +187,8 @@ class GeometryTrainer(EvaluatingTrainer):
         args = self.args
         self.losses, self.classification_loss = self._given_losses.for_trial(trial)
         terms = [*self.losses, *([] if self.classification_loss is None else [self.classification_loss])]
+        if self.processing_class is None:
+            self.processing_class = self._make_model.find_processor(model)
         self.task = ClassificationTask(model, self.processing_class, args, reads_lists(terms))
         if args.num_test_views > 1:
             check_crops(self.task.image_processor)
@@ -180,6 +198,7 @@ class GeometryTrainer(EvaluatingTrainer):
         check_multi_label(args, model, terms, self.task.multi_label)
         check_metric_inputs(args, self.task.reads_text)
         check_teacher(*self._given_teacher, terms)
+        check_mixing(self.mixing, terms)
         self.class_names, self.labelled = [], True
         if self.train_dataset is not None:
             reader = find_label_reader(args, terms)
@@ -275,6 +294,7 @@ class GeometryTrainer(EvaluatingTrainer):
         callbacks: list[Any] = [c for c in self.callback_handler.callbacks if hasattr(c, "bind")]
         if callbacks and not self.labelled:
             raise ValueError(f"{type(callbacks[0]).__name__} reads labels, which not all images have; leave it out.")
+        check_mixing(self.mixing, callbacks)
         if callbacks and self.class_means is None:
             self.class_means = ClassMeans(len(self.class_names))
         for callback in callbacks:
@@ -294,6 +314,8 @@ class GeometryTrainer(EvaluatingTrainer):
         """Return one pass of the student, and of the teacher if a loss asks for it, on the batch of all processes."""
         device = inputs["labels"].device
         sizes = inputs["sizes"] if "sizes" in inputs else batch_sizes(inputs["labels"])
+        mixed = MixedBatch(self.mixing, inputs, sizes, (self.args.seed, self.state.global_step))
+        inputs = mixed.inputs
         with self.accelerator.autocast():
             out = self.features.student(model, inputs, self.accelerator.sync_gradients)
             out |= self.features.frozen_images(inputs) | self.features.teacher_logits(inputs)
@@ -302,6 +324,7 @@ class GeometryTrainer(EvaluatingTrainer):
         if self.labelled:
             out["multi_hot" if self.task.multi_label else "labels"] = inputs["labels"]
         gathered: dict[str, Any] = {key: gather_batch(value, sizes) for key, value in out.items()}
+        mixed.mix_labels(gathered, len(self.class_names))
         if self.class_means is not None:
             gathered["class_means"] = self.class_means.update(gathered["image_features"], gathered["labels"])
         if {"class_means", "classifier_weight"} & self._required and not self.task.reads_text:
@@ -324,7 +347,7 @@ class GeometryTrainer(EvaluatingTrainer):
     def _look_ahead(self, images: LabelledImages, steps: int) -> None:
         self.extractor.spare_lower_layers(self.args)
         with self.accelerator.autocast():
-            self.features.look_ahead(images, self.data_collator, steps)
+            self.features.look_ahead(images, self.data_collator, steps if self.mixing is None else 0)
 
     @property
     def _progress(self) -> float:
@@ -338,7 +361,10 @@ class GeometryTrainer(EvaluatingTrainer):
         batches, _ = super().get_batch_samples(*args, **kwargs)
         self._accumulation.begin()
         sizes = step_sizes([batch["labels"] for batch in batches])
-        return [{**batch, "sizes": size} for batch, size in zip(batches, sizes, strict=True)], sum(map(sum, sizes))
+        of_step = [
+            {**b, "sizes": size, "micro_batch": i} for i, (b, size) in enumerate(zip(batches, sizes, strict=True))
+        ]
+        return of_step, sum(map(sum, sizes))
 
     def compute_loss(
         self,

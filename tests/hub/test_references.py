@@ -7,7 +7,7 @@ import re
 import peft
 
 import peft_ncgeo
-from peft_ncgeo import few_shot, losses, training
+from peft_ncgeo import data, few_shot, losses, training
 from peft_ncgeo.hub import create_card, references
 from peft_ncgeo.hub.record import Component
 
@@ -27,7 +27,7 @@ def test_every_reference_is_in_the_bibliography():
 
 
 def test_references_go_by_names_that_exist():
-    places = (peft_ncgeo, few_shot, losses, training, peft)
+    places = (peft_ncgeo, data, few_shot, losses, training, peft)
     assert [name for name in references._PARTS if not any(hasattr(place, name) for place in places)] == []
 
 

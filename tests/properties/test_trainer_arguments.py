@@ -39,6 +39,8 @@ def model():
 @example(name="losses", value=[LDAM()])
 def test_one_thing_of_another_kind(tmp_path_factory, model, name, value):
     folder = str(tmp_path_factory.getbasetemp())
+    if name == "model" and isinstance(value, str):
+        value = f"/nowhere/{value}"  # the Hub is not asked
     made = {"model": model, "train_dataset": IMAGES, "processing_class": tiny_processor()}
 
     def construct() -> GeometryTrainer:

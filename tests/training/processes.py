@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from peft import LoraConfig
 
+from peft_ncgeo.data import CutMix
 from peft_ncgeo.losses import (
     LDAM,
     CrossEntropy,
@@ -23,7 +25,7 @@ from peft_ncgeo.training import GeometryMonitor, GradientProjection, PromptAvera
 from peft_ncgeo.training.gathering import batch_sizes, gather_batch, step_sizes
 
 from ..cases import FORMULAS, Loss
-from ..conftest import NAMES, tiny_images
+from ..conftest import NAMES, tiny_clip, tiny_images
 from .runs import (
     Gradients,
     Pointwise,
@@ -117,6 +119,13 @@ WHOLE: dict[str, Any] = {
         "augmentation": "crop_flip",
         "num_views": 1,
     },
+    "mixed": lambda: {  # over all processes, by an adapter that each of them makes
+        "model": tiny_clip(),
+        "peft_config": LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False),
+        "losses": [OTPreservation(budget=0.01, modality="image")],
+        "data_collator": CutMix(),
+        "gradient_accumulation_steps": 3,
+    },
     "crops": lambda: {"model": lora_vit(), "num_test_views": 5, "callbacks": [GeometryMonitor()]},
 }
 
@@ -158,7 +167,7 @@ SETTINGS = (
     *("MultiLabelLoss()",),
     *("PrototypeImageContrast(default)", "PrototypeSupCon(of the head)", "Distillation(temperature 2)"),
 )
-STEPS = {"accumulated": 2, "drop_last": 4, "CrossEntropy, accumulated": 1}  # others: 3 an epoch
+STEPS = {"accumulated": 2, "mixed": 2, "drop_last": 4, "CrossEntropy, accumulated": 1}  # others: 3 an epoch
 MEMORY = {"budget": 0.01, "modality": "separate", "solver": "entropic", "memory_size": 9}
 ALONE: dict[str, Any] = {
     **{name: loss_alone(FORMULAS[name]) for name in SETTINGS},

@@ -114,6 +114,7 @@ def trainer(
     class_names=None,
     teacher=None,
     teacher_processor=None,
+    peft_config=None,
     **arguments,
 ):
     defaults = {
@@ -141,6 +142,7 @@ def trainer(
         class_names=class_names,
         teacher=teacher,
         teacher_processor=teacher_processor or (teacher and tiny_processor()),
+        peft_config=peft_config,
     )
 
 

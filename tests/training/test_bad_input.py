@@ -207,7 +207,6 @@ def test_a_head_knows_its_own_classes_only(tmp_path):
     ("arguments", "message"),
     [
         ({"remove_unused_columns": True}, "remove_unused_columns=True would drop"),
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is not read here"),
         ({"frozen_templates": ["a photo"]}, r"must hold '\{\}' once"),
         ({"frozen_templates": ["a photo of " * 6 + "{}"]}, "would be cut off"),
     ],

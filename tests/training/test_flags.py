@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from peft_ncgeo import GeometryTrainingArguments
-from peft_ncgeo.losses import CrossEntropy, GeometryBatch, OTPreservation
+from peft_ncgeo.losses import LDAM, CrossEntropy, GeometryBatch, OTPreservation, Regularizer
 from peft_ncgeo.training.features.half_weights import autocast_dtype
 
-from ..conftest import tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
+from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit_classifier
 from .runs import trainer, vit
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*all of them get prompts")
@@ -52,6 +52,28 @@ def test_metrics_of_batches_are_the_users_own(tmp_path):
     options = {"eval_dataset": tiny_images(23, seed=1), "per_device_eval_batch_size": 10}
     run = trainer(tmp_path, batch_eval_metrics=True, compute_metrics=share, **options)
     assert run.evaluate()["eval_share"] == trainer(tmp_path, **options).evaluate()["eval_accuracy"]
+
+
+def test_metrics_that_ask_for_class_names_get_those_of_their_set(tmp_path):
+    near, far = tiny_images(11), tiny_images(7, NAMES[:3][::-1], seed=2)
+
+    def recalls(prediction, class_names):
+        predicted, labels = prediction.predictions.argmax(-1), prediction.label_ids
+        return {name: float((predicted == labels)[labels == k].mean()) for k, name in enumerate(class_names)}
+
+    run = trainer(tmp_path, eval_dataset={"near": near, "far": far}, compute_metrics=recalls)
+    metrics = run.evaluate()
+    for name, images in {"near": near, "far": far}.items():
+        right = run.predict(images).predictions.argmax(-1) == np.array(images["label"])
+        for k, of_class in enumerate(images.features["label"].names):
+            expected = right[np.array(images["label"]) == k].mean()
+            assert metrics[f"eval_{name}_{of_class}"] == pytest.approx(expected)
+    only = trainer(
+        tmp_path, eval_dataset=near, compute_metrics=lambda prediction: {"count": len(prediction.label_ids)}
+    )
+    assert only.evaluate()["eval_count"] == 11
+    for wrong in (lambda: {}, lambda prediction, names: {}):
+        refused(TypeError, "compute_metrics", "class_names", output_dir=tmp_path, compute_metrics=wrong)
 
 
 def test_inputs_of_metrics(tmp_path):
@@ -159,6 +181,30 @@ def test_label_smoothing():
             CrossEntropy(label_smoothing=share)
 
 
+def test_label_smoothing_of_the_arguments_is_torchs(tmp_path):
+    class Seen(Regularizer):
+        requires, reads_labels = (), False
+
+        def forward(self, batch):
+            seen.append((batch.logits.detach(), batch.labels))
+            return 0 * batch.logits.sum()
+
+    seen, images = [], tiny_images(19)
+    run = trainer(tmp_path, train=images, label_smoothing_factor=0.3, losses=[Seen(weight=1.0)], max_steps=3)
+    run.train()
+    logged = [entry["loss/ce"] for entry in run.state.log_history if "loss/ce" in entry]
+    torchs = nn.CrossEntropyLoss(label_smoothing=0.3)
+    assert logged == pytest.approx([float(torchs(logits, labels)) for logits, labels in seen], rel=1e-5)
+    trainer(tmp_path, classification_loss=CrossEntropy(0.3), label_smoothing_factor=0.3)
+    for options, word in (
+        ({"classification_loss": LDAM()}, "LDAM"),
+        ({"classify": False, "losses": [Seen(weight=1.0)]}, "classification_loss=None"),
+        ({"classification_loss": CrossEntropy(0.1)}, "set one"),
+        ({"train": images.map(lambda row: {"label": -1})}, "label -1"),
+    ):
+        refused(ValueError, word, output_dir=tmp_path, label_smoothing_factor=0.3, **options)
+
+
 def test_a_loss_of_logits_and_labels_as_the_error_says(tmp_path):
     class Mine(CrossEntropy):
         def forward(self, batch):
@@ -217,7 +263,11 @@ def nameless(samples):
 
 @pytest.mark.parametrize(
     ("collator", "words"),
-    [(mixup, ["mixup", "larger share"]), (nameless, ["'labels'", "targets"]), (lambda samples: {}, ["pixel_values"])],
+    [
+        (mixup, ["MixUp(alpha)", "larger share"]),
+        (nameless, ["'labels'", "targets"]),
+        (lambda samples: {}, ["pixel_values"]),
+    ],
 )
 def test_collators_that_give_no_class_an_image(tmp_path, collator, words):
     run = trainer(tmp_path, data_collator=collator, eval_dataset=tiny_images(8))

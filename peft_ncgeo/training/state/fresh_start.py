@@ -12,7 +12,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import number_of_arguments
 
 from ...losses import Regularizer
-from ..checks import list_losses
+from ..checks import list_losses, with_label_smoothing
 
 
 class LossFactory:
@@ -22,15 +22,17 @@ class LossFactory:
         losses: one, several, or a function of a trial that makes them.
         classification_loss: a module, None, or a function of a trial that makes one.
         copied: give each training copies, so that nothing learned or remembered reaches the next one.
+        label_smoothing: Trainer's `label_smoothing_factor`, for the classification loss.
     """
 
-    def __init__(self, losses: Any, classification_loss: Any, copied: bool) -> None:
+    def __init__(self, losses: Any, classification_loss: Any, copied: bool, label_smoothing: float = 0.0) -> None:
         self.losses, self.classification_loss, self.copied = losses, classification_loss, copied
+        self.label_smoothing = label_smoothing
 
     def for_trial(self, trial: Any) -> tuple[list[Regularizer], nn.Module | None]:
         """Return the terms and the classification loss of one training; `trial` is None outside a search."""
         losses, classification_loss = (self._make(given, trial) for given in (self.losses, self.classification_loss))
-        return list_losses(losses), classification_loss
+        return list_losses(losses), with_label_smoothing(classification_loss, self.label_smoothing)
 
     def _make(self, given: Any, trial: Any) -> Any:
         if not self.copied:
