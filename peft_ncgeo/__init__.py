@@ -16,7 +16,7 @@ from .tuners.prototype import PrototypeConfig
 
 if TYPE_CHECKING:
     from .classifiers.image_classifier import ImageClassifier
-    from .evaluation import FewShotClassifier, ZeroShotClassifier
+    from .evaluation import FewShotClassifier, TrainedClassifier, ZeroShotClassifier
     from .training import GeometryTrainer, GeometryTrainingArguments, adapt
 
 register()
@@ -31,6 +31,7 @@ __all__ = [
     "ImageClassifier",
     "NPTConfig",
     "PrototypeConfig",
+    "TrainedClassifier",
     "ZeroShotClassifier",
     "adapt",
 ]
@@ -40,6 +41,7 @@ _LAZY = {
     "GeometryTrainer": ".training",
     "GeometryTrainingArguments": ".training",
     "ImageClassifier": ".classifiers.image_classifier",
+    "TrainedClassifier": ".evaluation",
     "ZeroShotClassifier": ".evaluation",
     "adapt": ".training",
 }

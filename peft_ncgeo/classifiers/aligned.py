@@ -11,16 +11,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.checks import check_dataset
-from ..data.crops import view_inputs
 from ..data.head_names import check_head_names, same_names
-from ..data.images import ImageCollator, LabelledImages, rgb_images
+from ..data.images import ImageCollator, LabelledImages
 from ..data.processors import find_processor, image_processor
 from ..geometry.alignment import alignment, rotate_towards_means
 from ..geometry.collapse import NeuralCollapse
@@ -33,14 +31,14 @@ from ..models.feature_extractor import FeatureExtractor, extract_features
 from ..models.heads import classifier, head_path, linear_classifier, linear_parameter, saved_head
 from ..models.image_encoder import image_inputs
 from ..models.post_hoc import forget_change, remember_change
-from ..models.towers import check_encoders, reads_text
+from ..models.towers import check_encoders, logit_scale, reads_text
 from ..validation import short_repr
-from .image_features import check_rows
+from .base import ClosedSetClassifier, Scorer, Views
 from .sweep import Sweep, read_fraction
 
 
 @dataclass
-class AlignedClassifier:
+class AlignedClassifier(ClosedSetClassifier):
     """Result of [`align_classifier`]: a classifier with aligned rows, and its accuracy before and after.
 
     Attributes:
@@ -86,21 +84,19 @@ class AlignedClassifier:
             f", {self.basis}" if self.basis else ""
         )
 
-    def predict(
-        self, images: Image.Image | Sequence[Image.Image], batch_size: int = 64, num_test_views: int = 1
-    ) -> list[Any]:
-        """Return the most probable class of each image: its name, or its index where names are unknown.
+    def _scorer(self, class_names: Sequence[str] | None) -> Scorer:
+        if class_names is not None:
+            raise ValueError("Aligned rows are of the data set's classes alone; leave out class_names.")
+        names = range(len(self.weight)) if self.class_names is None else self.class_names
+        return Scorer(names, self._scores_of, self._encoder.temperature())
 
-        Args:
-            num_test_views: 1, or 5: scores are the mean over corners and centre of an image.
-        """
-        images = [images] if isinstance(images, Image.Image) else list(images)
-        best: list[int] = []
-        for start in range(0, len(images), batch_size):
-            views = self._encoder.features_of_views(images[start : start + batch_size], num_test_views)
-            scores = [self._encoder.scores(features, self.weight, self.bias) for features in views]
-            best += torch.stack(scores).mean(0).argmax(-1).tolist()
-        return best if self.class_names is None else [self.class_names[i] for i in best]
+    def _scores_of(self, views: Views) -> Tensor:
+        """Return scores (B, K) in float64, in which even the largest scale of cosines is finite."""
+        features = [self._encoder.encode(view).cpu() for view in views]
+        return torch.stack([self._encoder.scores(part, self.weight, self.bias) for part in features]).mean(0).double()
+
+    def _image_processor(self) -> Any:
+        return self._encoder.image_processor()
 
 
 def align_classifier(
@@ -271,7 +267,7 @@ class SetEncoder:
             raise ValueError("Class texts need names; pass a datasets.Dataset with a ClassLabel column.")
         features, labels, collapse = [], [], None
         for batch in self._batches(dataset):
-            own = self._encode(batch)
+            own = self.encode(batch)
             if collapse is None:
                 classes = len(names) if names else linear_parameter(self.model).shape[0]
                 collapse = NeuralCollapse(classes, own.shape[1], keep_samples=False)
@@ -315,21 +311,21 @@ class SetEncoder:
             return l2_normalize(features) @ l2_normalize(rows.to(features)).T
         return nn.functional.linear(features, rows.to(features), None if bias is None else bias.to(features))
 
-    def features_of_views(self, images: Sequence[Image.Image], num_test_views: int) -> list[Tensor]:
-        """Return the features (N, d) of each test view."""
-        views = view_inputs(self._image_processor(), rgb_images(images), num_test_views)
-        found = [self._encode(view).cpu() for view in views]
-        for features in found:
-            check_rows(features, "features of image", range(len(images)))
-        return found
+    def temperature(self) -> float:
+        """Return the divisor that makes logits of scores: the inverse of the factor of cosines."""
+        if self.reads_text:
+            return logit_scale(self.model).double().exp().reciprocal().item()
+        head = classifier(self.model)
+        return 1 / head.scale if isinstance(head, CosineHead) else 1.0
 
-    def _encode(self, batch: Mapping[str, Any]) -> Tensor:
-        return extract_features(self.extractor, **image_inputs(batch, self.device))["image_features"].float()
+    def encode(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Return the features (B, d) of an image tower's inputs."""
+        return extract_features(self.extractor, **image_inputs(inputs, self.device))["image_features"].float()
 
     def _batches(self, dataset: Any) -> Iterator[dict[str, Tensor]]:
         if isinstance(dataset, Dataset):
             images = LabelledImages(dataset, self.image_column, self.label_column)
-            collator = ImageCollator(self._image_processor())
+            collator = ImageCollator(self.image_processor())
             dataset = DataLoader(images, self.batch_size, collate_fn=collator)
         total = len(dataset) if hasattr(dataset, "__len__") else None
         for batch in tqdm(dataset, desc="Encoding", total=total, disable=total is not None and total < 10):
@@ -344,5 +340,6 @@ class SetEncoder:
                 raise ValueError("No processor is found with the base model; pass processing_class.")
         return self.processor
 
-    def _image_processor(self) -> Any:
+    def image_processor(self) -> Any:
+        """Return the model's image processor."""
         return image_processor(self._processor())

@@ -1,11 +1,14 @@
-"""The best few of many names for each image, without a matrix of images and names."""
+"""The best few of many names for each image, or all that are probable."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..validation import check_float
 
 _ENTRIES = 2**22  # logits in memory at a time, and numbers of text features
 
@@ -36,3 +39,15 @@ def best_names(logits: Callable[[Tensor], Tensor], text: Tensor, images: int, k:
         numbers = numbers.gather(1, places)
         start += len(part)
     return values, numbers, (values - total[:, None]).exp()
+
+
+def names_above(probabilities: Tensor, names: Sequence[Any], threshold: float) -> list[list[Any]]:
+    """Return the names whose probabilities (N, K) are at least the threshold, for each image the largest first."""
+    order = probabilities.argsort(dim=1, descending=True, stable=True)
+    found = (probabilities.gather(1, order) >= threshold).sum(1).tolist()
+    return [[names[k] for k in row[:count]] for row, count in zip(order.tolist(), found, strict=True)]
+
+
+def check_threshold(threshold: float) -> float:
+    """Return a threshold of probabilities, or refuse what is none."""
+    return check_float("threshold", threshold, "a probability, 0 to 1", lambda share: 0 <= share <= 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,15 @@ from ..models.snapshots import unchanged_on_error
 from ..models.templates import spelled
 from ..tuners.copa import CoPAConfig, CoPALayer, Residual
 from ..validation import check_int, short_repr
+from .base import ClosedSetClassifier, Scorer, Views
 from .head_files import HeadFile, fixed_image, load_named_base, read_head, write_head
 from .heads.base import FeatureHead, State
-from .image_features import ImageFeatures, ProjectedFeatures, check_rows
+from .image_features import ImageFeatures, ProjectedFeatures, check_pixels, check_rows
 from .prototype_files import read_prototypes, write_prototypes
 from .zero_shot import ZeroShotClassifier
 
-_ROWS = 1024  # images whose logits are computed at once
 
-
-class FewShotClassifier:
+class FewShotClassifier(ClosedSetClassifier):
     r"""Classifier of image features by class prototypes, each through a head: `argmax_c cos(x Theta_I, P_c Theta_P)`.
 
     Made by [`~peft_ncgeo.adapt`]. It holds copies of the trained weights, so adapting the model to other classes later
@@ -91,7 +90,7 @@ class FewShotClassifier:
         return any(".ncgeo_copa_residual." in name for name in self._weights)
 
     def features(self, images: Any, batch_size: int = 64) -> Tensor:
-        """Return features (N, d) before the head, of PIL images or pixels (N, C, H, W).
+        """Return features (N, d) before the head, of images or pixels (N, C, H, W).
 
         Raises:
             TypeError, ValueError: an input that is not an image or cannot be read; features that are not finite;
@@ -117,55 +116,28 @@ class FewShotClassifier:
             raise ValueError(f"The adapter {self._adapter!r} is no longer in the model; load the classifier again.")
         return maps
 
-    @torch.no_grad()
-    def predict_proba(
-        self,
-        images: Any,
-        batch_size: int = 64,
-        *,
-        class_names: Sequence[str] | None = None,
-        num_test_views: int = 1,
-    ) -> Tensor:
-        """Return class probabilities (N, K), `softmax_c(cos(x Theta_I, P_c Theta_P) / tau)`, float32 on the CPU.
+    def _scorer(self, class_names: Sequence[str] | None) -> Scorer:
+        names = self.classes if class_names is None else list_names(class_names)
+        score, maps = self._scores_of(None if class_names is None else names), self._residual_maps()
 
-        Args:
-            class_names, num_test_views: see [`predict`].
-        """
-        scores = self._scores(images, batch_size, class_names, num_test_views)
-        return (scores / self.temperature).softmax(-1).float().cpu()
+        def scores(views: Views) -> Tensor:
+            with evaluation_mode(self.model):
+                return torch.stack([score(self._encoder(**view, modules=maps)) for view in views]).mean(0)
 
-    @torch.no_grad()
-    def predict(
-        self,
-        images: Any,
-        batch_size: int = 64,
-        *,
-        class_names: Sequence[str] | None = None,
-        num_test_views: int = 1,
-    ) -> list[Any]:
-        """Return the most probable class for each image; for CoPA, the class with the nearest prototype.
+        return Scorer(names, scores, self.temperature)
 
-        Args:
-            class_names: names to choose among, in place of the trained classes; only for a head that reads texts.
-            num_test_views: 1, or 5: scores are the mean over corners and centre of a PIL image.
-        """
-        asked = class_names if class_names is None else list_names(class_names)
-        names = self.classes if asked is None else asked
-        return [names[i] for i in self._scores(images, batch_size, asked, num_test_views).argmax(-1).tolist()]
+    def _batches(self, images: Any, batch_size: int, num_test_views: int) -> Iterator[Views]:
+        if not isinstance(images, Tensor):
+            return super()._batches(images, batch_size, num_test_views)
+        if check_num_test_views(num_test_views) > 1:
+            raise ValueError(f"num_test_views={num_test_views} needs PIL images to crop; pixels have one view.")
+        check_pixels(images)
+        return ([{"pixel_values": part}] for part in images.split(check_int("batch_size", batch_size, least=1)))
 
-    def _scores(self, images: Any, batch_size: int, class_names: Sequence[str] | None, num_test_views: int) -> Tensor:
-        """Return scores (N, K), means over the test views of an image; divided by the temperature they are logits."""
-        score = self._scorer(class_names)
-        if check_num_test_views(num_test_views) == 1:
-            return score(self.features(images, batch_size))
-        images, batch_size = self._encoder.listed(images), check_int("batch_size", batch_size, least=1)
-        parts = []
-        for start in range(0, len(images), batch_size):
-            views = self._encoder.test_views(images[start : start + batch_size], start, num_test_views)
-            parts.append(torch.stack([score(self.features(view, batch_size)) for view in views]).mean(0))
-        return torch.cat(parts)
+    def _image_processor(self) -> Any:
+        return self._encoder.image_processor()
 
-    def _scorer(self, class_names: Sequence[str] | None) -> Callable[[Tensor], Tensor]:
+    def _scores_of(self, class_names: list[str] | None) -> Callable[[Tensor], Tensor]:
         """Return the function of features (N, d) that gives their scores."""
         if class_names is not None:
             raise ValueError(
@@ -284,7 +256,7 @@ class HeadClassifier(FewShotClassifier):
         return self._texts.template
 
     def features(self, images: Any, batch_size: int = 64) -> Tensor:
-        """Return raw features (N, d) of PIL images or pixels (N, C, H, W); see [`FewShotClassifier.features`]."""
+        """Return raw features (N, d) of images or pixels (N, C, H, W); see [`FewShotClassifier.features`]."""
         features = self._encoder.embed(images, batch_size)
         check_rows(features, "features of image", range(len(features)))
         return features
@@ -295,14 +267,10 @@ class HeadClassifier(FewShotClassifier):
             found = self._texts.text_features(class_names).cpu()
         return found.to(torch.promote_types(found.dtype, torch.float32))
 
-    def _scorer(self, class_names: Sequence[str] | None) -> Callable[[Tensor], Tensor]:
-        state = self.state if class_names is None else self._state_for(list_names(class_names))
+    def _scores_of(self, class_names: list[str] | None) -> Callable[[Tensor], Tensor]:
+        state = self.state if class_names is None else self._state_for(class_names)
         kept = next(value.dtype for value in state.values() if value.is_floating_point())
-
-        def score(features: Tensor) -> Tensor:
-            return torch.cat([self.head.logits(state, part) for part in features.to("cpu", kept).split(_ROWS)])
-
-        return score
+        return lambda features: self.head.logits(state, features.to("cpu", kept))
 
     def _state_for(self, names: list[str]) -> State:
         """Return the head's state for these names."""

@@ -7,14 +7,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
 
-from ..data.crops import view_inputs
-from ..data.images import list_images, rgb_images
 from ..data.processors import find_processor, image_processor
+from ..data.reading import KINDS, list_images, rgb_images
 from ..models.adapters import check_adapter_weights, evaluation_mode, unwrap
 from ..models.devices import execution_device, one_at_a_time
 from ..models.image_encoder import check_image_inputs, encode_images, image_inputs
@@ -82,7 +80,7 @@ class ImageFeatures(nn.Module):
             ) from error
 
     def inputs(self, images: Any, first: int = 0) -> dict[str, Tensor]:
-        """Return `pixel_values` (N, C, H, W), and what the model needs beside them, of PIL images or of pixels.
+        """Return `pixel_values` (N, C, H, W), and what the model needs beside them, of images or of pixels.
 
         Args:
             first: number of the first image, which errors use.
@@ -94,32 +92,18 @@ class ImageFeatures(nn.Module):
         if isinstance(images, Tensor):
             return {"pixel_values": images}
         rgb = rgb_images(images, first)
-        return image_inputs(self._image_processor()(images=rgb, return_tensors="pt"))
+        return image_inputs(self.image_processor()(images=rgb, return_tensors="pt"))
 
-    def test_views(self, images: Any, first: int, num_test_views: int) -> list[Tensor]:
-        """Return the pixels (N, C, H, W) of each test view of PIL images, see [`~peft_ncgeo.data.crops.view_inputs`].
-
-        Raises:
-            TypeError, ValueError: pixels, which cannot be cropped; or a processor that cannot take crops as they are.
-        """
-        if isinstance(images, Tensor):
-            raise ValueError(f"num_test_views={num_test_views} needs PIL images to crop; pixels have one view.")
-        views = view_inputs(self._image_processor(), rgb_images(images, first), num_test_views)
-        return [view["pixel_values"] for view in views]
-
-    def listed(self, images: Any) -> list[Image.Image] | Tensor:
-        """Return one or several PIL images as a list, and pixels (N, C, H, W) unchanged.
+    def listed(self, images: Any) -> list[Any] | Tensor:
+        """Return one image or several as a list, without opening any, and pixels (N, C, H, W) unchanged.
 
         Raises:
             TypeError, ValueError: an input of another kind, or an empty one.
         """
-        if not isinstance(images, Tensor):
-            images = list_images(images, "PIL images or pixels (N, C, H, W)")
-        elif images.dim() != 4 or not images.is_floating_point():
-            raise ValueError(
-                "Pixels must be floating-point numbers (N, C, H, W) as an image processor gives them, got "
-                f"{images.dtype} of shape {tuple(images.shape)}."
-            )
+        if isinstance(images, Tensor):
+            check_pixels(images)
+        else:
+            images = list_images(images, f"{KINDS}, or pixels (N, C, H, W)")
         if not len(images):
             raise ValueError("There are no images; pass at least one.")
         return images
@@ -147,7 +131,12 @@ class ImageFeatures(nn.Module):
         batches = (dict(zip(inputs, part, strict=True)) for part in parts)
         return torch.cat([checkpoint(self, use_reentrant=False, **batch) for batch in batches])
 
-    def _image_processor(self) -> Any:
+    def image_processor(self) -> Any:
+        """Return the image processor; look for it with the base model if none was given.
+
+        Raises:
+            ValueError: none is found.
+        """
         if self.processor is None:  # several threads may look for it; all find the same
             self.processor = find_processor(self.model, images_only=True)
             if self.processor is None:
@@ -173,6 +162,15 @@ class ProjectedFeatures(ImageFeatures):
         """Return the features of pixels; see [`ImageFeatures.forward`], but no module is replaced."""
         features: Tensor = self._pass(partial(encode_images, self.model), pixel_values, others)
         return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
+def check_pixels(pixels: Tensor) -> None:
+    """Raise a ValueError for a tensor that is not what an image processor gives."""
+    if pixels.dim() != 4 or not pixels.is_floating_point():
+        raise ValueError(
+            "Pixels must be floating-point numbers (N, C, H, W) as an image processor gives them, got "
+            f"{pixels.dtype} of shape {tuple(pixels.shape)}."
+        )
 
 
 def check_rows(rows: Tensor, what: str, names: Sequence[Any]) -> None:

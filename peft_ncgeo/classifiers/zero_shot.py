@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data.class_prompts import class_prompts, list_names
-from ..data.crops import view_inputs
-from ..data.images import list_images, rgb_images
 from ..data.processors import find_processor
 from ..geometry.sphere import cosine_logits
 from ..loading.load import fetch_adapter, load_adapter
@@ -26,15 +24,35 @@ from ..models.text_encoder import encode_texts
 from ..models.text_setting import active_text_setting
 from ..models.towers import check_encoders, logit_bias, logit_scale, reads_text
 from ..tuners.prompt_config import active_prompt_config
-from ..validation import check_float, check_int, short_repr
-from .best_names import best_names
+from ..validation import short_repr
+from .base import Classifier, Scorer, Views
+from .best_names import best_names, check_threshold, names_above
 from .image_features import check_rows
 from .text_cache import TextFeatureCache
 
 _CHUNK = 256  # texts in a pass, whose activations are held
 
 
-class ZeroShotClassifier:
+@dataclass(frozen=True, kw_only=True)
+class _TextScorer(Scorer):
+    """Scorer of many names by their text features (K, d), which holds no matrix of images and names for the best.
+
+    Attributes:
+        features: function that returns the features (B, d) of each test view of images.
+        logits: function of these and of text features (n, d) that returns logits (B, n).
+    """
+
+    features: Callable[[Views], list[Tensor]]
+    logits: Callable[[Sequence[Tensor], Tensor], Tensor]
+    text: Tensor
+
+    def best(self, views: Views, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        found = self.features(views)
+        values, numbers, shares = best_names(partial(self.logits, found), self.text, len(found[0]), k)
+        return values, numbers, values.sigmoid() if self.multi_label else shares
+
+
+class ZeroShotClassifier(Classifier):
     """Classifier of images by any class names: CLIP, SigLIP or another dual encoder, tuned or not.
 
     Args:
@@ -52,6 +70,7 @@ class ZeroShotClassifier:
     classifier = ZeroShotClassifier.from_pretrained("user/adapter")
     classifier.predict(images, class_names=["red panda", "snow leopard"])
     classifier.predict(images)  # the classes of the adapter's training
+    classifier.predict_dataset("photos", num_workers=4)  # a table
     ```
     """
 
@@ -113,7 +132,7 @@ class ZeroShotClassifier:
 
     def predict_proba(
         self,
-        images: Image.Image | Sequence[Image.Image],
+        images: Any,
         class_names: Sequence[str] | None = None,
         batch_size: int = 64,
         activation: str | None = None,
@@ -124,6 +143,7 @@ class ZeroShotClassifier:
         Those of an adapter that was trained with [`~peft_ncgeo.losses.MultiLabelLoss`] are of each class alone.
 
         Args:
+            images: paths, PIL images or uint8 arrays (H, W, 3) or (H, W): one, a list, or a generator.
             class_names: K names. Default: those of the classes that the adapter was trained on.
             activation: "softmax": one of the classes is right, for every model. "sigmoid": each class alone is right
                 or wrong, `sigmoid(exp(logit_scale) * cos(f_i, g_k) + logit_bias)`, as SigLIP and multi-label adapters
@@ -134,7 +154,8 @@ class ZeroShotClassifier:
 
         Raises:
             TypeError, ValueError: fewer than two names, or names that [`class_prompts`] refuses; an input that is not
-                an image or cannot be read, named by its number; features or a `logit_scale` that are not finite.
+                an image or cannot be read, named by its number and path; features or a `logit_scale` that are not
+                finite.
         """
         if activation not in (None, "softmax", "sigmoid"):
             raise ValueError(f"activation={activation!r} must be 'softmax' or 'sigmoid'.")
@@ -145,43 +166,12 @@ class ZeroShotClassifier:
                 f"{type(unwrap(self.model)).__name__} has no logit_bias, so its scores are no probabilities of single "
                 "classes; use activation='softmax' (predict names one class), or train an adapter with MultiLabelLoss."
             )
-        logits = self._logits(images, self._names(class_names), batch_size, num_test_views)
+        logits = self._scores(*self._asked(images, class_names, batch_size, num_test_views))
         return (logits.sigmoid() if activation == "sigmoid" else logits.softmax(dim=-1)).cpu()
-
-    @torch.no_grad()
-    def _logits(
-        self, images: Image.Image | Sequence[Image.Image], class_names: Sequence[str], batch_size: int, views: int
-    ) -> Tensor:
-        batches, text = self._image_features(images, batch_size, views), self.text_features(class_names)
-        logits = torch.cat(
-            [text.new_zeros(0, len(text), dtype=torch.float32), *(self._scores(batch, text) for batch in batches)]
-        )
-        check_rows(logits, "logits of image", range(len(logits)))  # once: each check waits for the device
-        return logits
-
-    def _image_features(
-        self, images: Image.Image | Sequence[Image.Image], batch_size: int, views: int
-    ) -> Iterator[list[Tensor]]:
-        """Check the images, and return an iterator of the raw features (B, d) of every view of a batch."""
-        batch_size, images = check_int("batch_size", batch_size, least=1), list_images(images)
-        return self._encode_images(images, range(0, len(images), batch_size), views)
-
-    def _encode_images(self, images: list[Image.Image], starts: range, views: int) -> Iterator[list[Tensor]]:
-        for start in tqdm(starts, desc="Classifying", disable=len(starts) < 10):
-            batch, features = rgb_images(images[start : start + starts.step], start), []
-            for view in view_inputs(self.processor.image_processor, batch, views):
-                with one_at_a_time(self.model):
-                    features.append(encode_images(self.model, **image_inputs(view, self._device)))
-            yield features
-
-    def _scores(self, views: Sequence[Tensor], text: Tensor) -> Tensor:
-        """Return the logits (B, K) of images, the mean over the features (B, d) of their views."""
-        scale, bias = logit_scale(self.model), logit_bias(self.model)
-        return torch.stack([cosine_logits(features, text, scale, bias).float() for features in views]).mean(0)
 
     def top_k(
         self,
-        images: Image.Image | Sequence[Image.Image],
+        images: Any,
         class_names: Sequence[str] | None = None,
         k: int = 5,
         batch_size: int = 64,
@@ -198,39 +188,52 @@ class ZeroShotClassifier:
         Raises:
             ValueError: `k` is less than 1, or as [`predict_proba`] does.
         """
-        k, names = check_int("k", k, least=1), self._names(class_names)
-        numbers, probabilities = (found.tolist() for found in self._best(images, names, k, batch_size, num_test_views))
-        return [[(names[i], p) for i, p in zip(*row, strict=True)] for row in zip(numbers, probabilities, strict=True)]
-
-    @torch.no_grad()
-    def _best(
-        self, images: Image.Image | Sequence[Image.Image], names: Sequence[str], k: int, batch_size: int, views: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return numbers and probabilities, (N, k), of the k best names of each image."""
-        batches, text = self._image_features(images, batch_size, views), self.text_features(names)
-        k = min(k, len(text))
-        none = text.new_zeros(0, k, dtype=torch.float32)
-        found = [(none, none.long(), none)]
-        found += [best_names(partial(self._scores, batch), text, len(batch[0]), k) for batch in batches]
-        logits, numbers, probabilities = (torch.cat(part) for part in zip(*found, strict=True))
-        check_rows(logits, "logits of image", range(len(logits)))
-        return numbers, logits.sigmoid() if self._is_multi_label else probabilities
+        return self._top_k(*self._asked(images, class_names, batch_size, num_test_views), k)
 
     def predict(
         self,
-        images: Image.Image | Sequence[Image.Image],
+        images: Any,
         class_names: Sequence[str] | None = None,
         batch_size: int = 64,
         num_test_views: int = 1,
     ) -> list[str]:
         """Return the most probable name for each image; see [`predict_proba`]. No matrix (N, K) is held."""
+        return self._predict(*self._asked(images, class_names, batch_size, num_test_views))
+
+    def _asked(
+        self, images: Any, class_names: Sequence[str] | None, batch_size: int, num_test_views: int
+    ) -> tuple[Scorer, Iterator[Views]]:
+        batches = self._batches(images, batch_size, num_test_views)
+        return self._scorer(class_names), batches
+
+    def _scorer(self, class_names: Sequence[str] | None) -> Scorer:
         names = self._names(class_names)
-        best, _ = self._best(images, names, 1, batch_size, num_test_views)
-        return [names[i] for i in best[:, 0].tolist()]
+        text = self.text_features(names)
+        return _TextScorer(
+            names=names,
+            scores=lambda views: self._logits(self._features(views), text),
+            features=self._features,
+            logits=self._logits,
+            text=text,
+            multi_label=self._is_multi_label,
+        )
+
+    def _image_processor(self) -> Any:
+        return self.processor.image_processor
+
+    def _features(self, views: Views) -> list[Tensor]:
+        """Return the raw features (B, d) of each view."""
+        with one_at_a_time(self.model):
+            return [encode_images(self.model, **image_inputs(view, self._device)) for view in views]
+
+    def _logits(self, views: Sequence[Tensor], text: Tensor) -> Tensor:
+        """Return the logits (B, K) of images, the mean over the features (B, d) of their views."""
+        scale, bias = logit_scale(self.model), logit_bias(self.model)
+        return torch.stack([cosine_logits(features, text, scale, bias).float() for features in views]).mean(0)
 
     def predict_labels(
         self,
-        images: Image.Image | Sequence[Image.Image],
+        images: Any,
         class_names: Sequence[str] | None = None,
         batch_size: int = 64,
         num_test_views: int = 1,
@@ -245,12 +248,8 @@ class ZeroShotClassifier:
             ValueError: the model's scores are no probabilities of single classes: it is neither SigLIP nor tuned with
                 [`~peft_ncgeo.losses.MultiLabelLoss`]; or as [`predict_proba`] does.
         """
-        threshold = check_float("threshold", threshold, "a probability, 0 to 1", lambda share: 0 <= share <= 1)
-        names = self._names(class_names)
-        probabilities = self.predict_proba(images, names, batch_size, "sigmoid", num_test_views)
-        order = probabilities.argsort(dim=1, descending=True, stable=True)
-        found = (probabilities.gather(1, order) >= threshold).sum(1).tolist()
-        return [[names[k] for k in row[:count]] for row, count in zip(order.tolist(), found, strict=True)]
+        names, threshold = self._names(class_names), check_threshold(threshold)
+        return names_above(self.predict_proba(images, names, batch_size, "sigmoid", num_test_views), names, threshold)
 
     def _names(self, class_names: Sequence[str] | None) -> list[str]:
         if class_names is None and not self.class_names:

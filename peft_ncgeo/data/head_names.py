@@ -39,6 +39,11 @@ def write_head_names(model: nn.Module, names: Sequence[str]) -> None:
     config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
 
 
+def is_multi_label(model: nn.Module) -> bool:
+    """Return True if the model's config says that an image has any number of labels."""
+    return getattr(unwrap(model).config, "problem_type", None) == _MULTI_LABEL
+
+
 def write_label_kind(model: nn.Module, multi_label: bool) -> None:
     """Write into the model's config whether an image has any number of labels, which pipelines and other models read.
 
@@ -47,7 +52,7 @@ def write_label_kind(model: nn.Module, multi_label: bool) -> None:
     config = unwrap(model).config
     if multi_label:
         config.problem_type = _MULTI_LABEL
-    elif getattr(config, "problem_type", None) == _MULTI_LABEL:
+    elif is_multi_label(model):
         config.problem_type = "single_label_classification"
 
 

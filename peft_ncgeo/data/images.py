@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,36 +79,6 @@ def _upright(image: Image.Image) -> Image.Image:
         if image.getexif().get(ExifTags.Base.Orientation) is not None:
             return ImageOps.exif_transpose(image)
     return image
-
-
-def rgb_images(images: Sequence[Image.Image], first: int = 0) -> list[Image.Image]:
-    """Apply [`to_rgb`] to each image; errors name the image by its number, counted from `first`."""
-    found = []
-    for i, image in enumerate(images, first):
-        try:
-            found.append(to_rgb(image))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"Image {i}: {error}") from error
-    return found
-
-
-def list_images(images: Any, kinds: str = "PIL images") -> list[Image.Image]:
-    """Return one PIL image or several as a list.
-
-    Args:
-        kinds: kinds of images that the caller takes, for the error message.
-
-    Raises:
-        TypeError: an image is not a PIL image.
-    """
-    if not isinstance(images, Iterable) or isinstance(images, str | bytes | Mapping):
-        images = [images]
-    images = list(images)
-    for image in images:
-        if not isinstance(image, Image.Image):
-            hint = "; open files with PIL.Image.open" if isinstance(image, str | Path) else ""
-            raise TypeError(f"images must be {kinds}, got {type(image).__name__}{hint}.")
-    return images
 
 
 FILLER = -100  # label of a row that only fills up a batch

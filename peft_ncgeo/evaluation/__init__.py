@@ -12,6 +12,7 @@ from ..metrics.accuracy import evaluate_groups, harmonic_mean
 from ..metrics.hub_metrics import metric_path
 
 if TYPE_CHECKING:
+    from ..classifiers.trained import TrainedClassifier
     from ..metrics.hub_metrics.group_accuracy.group_accuracy import GroupAccuracyMetric
     from ..metrics.hub_metrics.neural_collapse.neural_collapse import NeuralCollapseMetric
 
@@ -19,6 +20,7 @@ __all__ = [
     "FewShotClassifier",
     "GroupAccuracyMetric",
     "NeuralCollapseMetric",
+    "TrainedClassifier",
     "ZeroShotClassifier",
     "evaluate_base_new",
     "evaluate_groups",
@@ -29,6 +31,7 @@ __all__ = [
 _LAZY = {
     "GroupAccuracyMetric": "..metrics.hub_metrics.group_accuracy.group_accuracy",
     "NeuralCollapseMetric": "..metrics.hub_metrics.neural_collapse.neural_collapse",
+    "TrainedClassifier": "..classifiers.trained",
 }
 
 

@@ -16,8 +16,9 @@ from ..classifiers.few_shot import HeadClassifier
 from ..classifiers.heads import FeatureHead, Support
 from ..classifiers.image_features import ImageFeatures, ProjectedFeatures, check_rows
 from ..classifiers.zero_shot import ZeroShotClassifier
-from ..data.images import crop_flip, rgb_images
+from ..data.images import crop_flip
 from ..data.processors import find_processor, image_processor, input_size
+from ..data.reading import rgb_images
 from ..models.adapters import evaluation_mode
 from ..models.towers import logit_scale
 from ..validation import check_int, short_repr

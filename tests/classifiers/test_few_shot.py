@@ -72,14 +72,11 @@ def test_pictures_one_or_many_in_batches():
 @pytest.mark.parametrize(
     ("given", "error", "expected"),
     [
-        ([], ValueError, "There are no images"),
-        (images(1)[:0], ValueError, "There are no images"),
         (images(1)[0], ValueError, "Pixels must be floating-point numbers (N, C, H, W)"),
-        ("photo.png", TypeError, "images must be PIL images or pixels (N, C, H, W), got str;"),
         (list(images(2)), TypeError, "got Tensor."),
         (list(tiny_images(2)["image"]), ValueError, "No image processor"),
     ],
-    ids=["none", "no_pixels", "one_image", "path", "tensors", "no_processor"],
+    ids=["one_image", "tensors", "no_processor"],
 )
 def test_images_that_are_none(saved, given, error, expected):
     assert expected in message(lambda: saved[0].predict(given), error)

@@ -15,7 +15,8 @@ from PIL import Image
 
 from peft_ncgeo import ZeroShotClassifier, adapt
 from peft_ncgeo.data.checks import check_dataset
-from peft_ncgeo.data.images import LabelledImages, rgb_images, to_rgb
+from peft_ncgeo.data.images import LabelledImages, to_rgb
+from peft_ncgeo.data.reading import rgb_images
 from peft_ncgeo.evaluation import evaluate_base_new
 from peft_ncgeo.training import align_classifier
 

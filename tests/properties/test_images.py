@@ -18,6 +18,7 @@ from PIL import Image as PILImage
 
 from peft_ncgeo import CoPAConfig, ZeroShotClassifier, adapt
 from peft_ncgeo.data.images import LabelledImages, crop_flip, to_rgb
+from peft_ncgeo.data.reading import read_image
 
 from ..conftest import NAMES, pixels, tiny_clip, tiny_images, tiny_processor, tiny_vit
 from ..profiles import cases
@@ -122,6 +123,7 @@ odd_batches = st.lists(images | st.sampled_from(GOOD), max_size=3) | st.lists(no
 
 @cases(1.8)
 @given(given=batches | odd_batches | images | no_images, size=st.sampled_from([64, 1, 2, 0, -3, 1.5]))
+@example(given=np.arange(6, dtype=np.uint8).reshape(2, 3), size=64)
 @pytest.mark.parametrize("kind", ["zero_shot", "few_shot"])
 def test_each_image_has_the_probabilities_of_its_own_pixels(request, kind, given, size):
     """Whatever it stands beside, in whatever batch; and nothing has them that is no image."""
@@ -131,11 +133,11 @@ def test_each_image_has_the_probabilities_of_its_own_pixels(request, kind, given
     event(f"taken: {found is not None}")
     if found is None:
         return
-    alone = [given] if isinstance(given, PILImage.Image) else list(given)
+    alone = [given] if isinstance(given, PILImage.Image | np.ndarray) else list(given)
     assert len(found) == len(alone)
     assert found.isfinite().all()
     for row, image in zip(found, alone, strict=True):
-        copy = PILImage.fromarray(np.asarray(to_rgb(image)))
+        copy = PILImage.fromarray(np.asarray(read_image(image)))
         torch.testing.assert_close(row, ask([copy], 64)[0], atol=1e-5, rtol=1e-4)
 
 
