@@ -14,8 +14,8 @@ from ..files import read_yaml
 from ..models.templates import check_template
 from ..validation import check_int, one_line, short_repr
 from .class_prompts import is_number
+from .classes import select_classes
 from .long_tails import imbalance
-from .splits import select_classes
 
 _WORDS = ("first_synonym", "split_camel_case")
 
@@ -152,7 +152,7 @@ class DatasetSource:
         if len(kept) != self.num_classes:
             raise ValueError(f"{self.path} has {len(kept)} classes, but the description says {self.num_classes}.")
         if len(kept) < len(names):
-            dataset = select_classes(dataset, kept)
+            dataset = select_classes(dataset, [labels[i] for i in kept])
         chosen = [name for name in names if name is not None]
         wordnet = [name for name in chosen if re.fullmatch(r"n\d{8}", name)]
         if wordnet:
