@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from datasets import Dataset
+import numpy as np
 
 from ..data.head_names import same_names
-from ..data.long_tails import class_counts
+from ..data.torch_sets import count_classes, is_stream, is_torch_set
 from ..hub.record import (
     TrainingRecord,
     describe,
@@ -39,10 +39,10 @@ def record_training(trainer: Any, measure: bool = True) -> TrainingRecord:
     if trainer.teacher is not None:
         record.teacher = describe_teacher(trainer.teacher.extractor.model)
     record.class_names = list(trainer.class_names)
-    if not trainer.labelled:
+    counts = _known_counts(trainer)
+    if not trainer.labelled and not is_stream(trainer.train_dataset):
         record.unlabelled = len(trainer.train_dataset)
-    elif trainer.train_dataset is not None:
-        counts = class_counts(trainer.train_dataset, args.label_column)
+    if counts is not None:
         record.class_counts = counts.tolist()
         if counts.max() >= 2 * counts.min():  # otherwise the classes have no tail
             record.thresholds = [20, 100] if counts.max() > 100 else "thirds"
@@ -51,30 +51,39 @@ def record_training(trainer: Any, measure: bool = True) -> TrainingRecord:
     return record
 
 
+def _known_counts(trainer: Any) -> np.ndarray | None:
+    """Return the number of training images of each class (K,); None where it is not known."""
+    dataset, given = trainer.train_dataset, trainer.given_counts
+    if dataset is None or not trainer.labelled or (given is None and is_torch_set(dataset)):
+        return None
+    return count_classes(dataset, trainer.args.label_column, given, trainer.class_names)
+
+
 def _measure(trainer: Any, record: TrainingRecord) -> None:
     model = trainer.extractor.model
     record.base_changed = change_of_base(model)
     for name, dataset in trainer.evaluation_sets.items():
-        names = list(dataset.features[trainer.args.label_column].names)
+        names = trainer.task.names(dataset, trainer.class_names)
         trained = same_names(names, record.class_names)
-        entry: dict[str, Any] = {"size": len(dataset), "classes": len(names), "trained": trained}
+        entry: dict[str, Any] = {"size": 0, "classes": len(names), "trained": trained}  # a stream tells no size
         snapshots = []
         groups = (record.class_counts, record.thresholds) if trained else ()
         with adapters_off(model):
             head = trainer.linear_head
             same_size = head is None or len(head.weight) == len(names)  # otherwise the adapter has a head of its own
             if same_size and not record.base_changed:
-                entry["before"], moment = _moment(trainer, dataset, record.template, *groups)
+                entry["before"], moment, _ = _moment(trainer, dataset, record.template, *groups)
                 snapshots.append(moment)
-        entry["after"], moment = _moment(trainer, dataset, record.template, *groups)
+        entry["after"], moment, entry["size"] = _moment(trainer, dataset, record.template, *groups)
         snapshots.append(moment)
         record.sets[name] = entry
         if trained and record.geometry_set is None:
             record.geometry_set, record.snapshots = name, drawable(snapshots)
 
 
-def _moment(trainer: Any, dataset: Dataset, template: str | None, *groups: Any) -> tuple[dict[str, Any], Any]:
-    """Return the metrics on a set, and class means and classifier weights, of the model in its present state."""
+def _moment(trainer: Any, dataset: Any, template: str | None, *groups: Any) -> tuple[dict[str, Any], Any, int]:
+    """Return metrics on a set, class means and classifier weights, and the number of images, of the model now."""
     measured = trainer.measure(dataset, template)
     metrics = measured.summary.compute(measured.text_features, trainer.linear_head, *groups)
-    return metrics, (measured.summary.geometry.class_means, measured.summary.geometry.weights)
+    geometry = measured.summary.geometry
+    return metrics, (geometry.class_means, geometry.weights), measured.summary.size

@@ -14,6 +14,7 @@ from ..data.checks import check_dataset, check_training_set
 from ..data.class_prompts import class_prompts
 from ..data.head_names import check_head_names, check_same_classes, write_head_names
 from ..data.processors import image_processor
+from ..data.torch_sets import is_torch_set, torch_set_names
 from ..models.heads import classification_head
 from ..models.templates import DEFAULT_TEMPLATE, behind_prompts, placeholder_ids
 from ..models.text_setting import TextSetting, active_text_setting, remember_text_setting
@@ -64,7 +65,10 @@ class ClassificationTask:
         Args:
             training_names: names of the training set; empty if nothing is trained.
         """
-        names = check_dataset(dataset, self.args.image_column, self.args.label_column, every_class=False)
+        if is_torch_set(dataset):
+            names = torch_set_names(dataset, self.args.label_column, None, training_names)
+        else:
+            names = check_dataset(dataset, self.args.image_column, self.args.label_column, every_class=False)
         self._check_names(names, training=training_names != [])
         if training_names and not self.reads_text:
             check_same_classes(names, training_names, self.args.label_column)
@@ -77,7 +81,11 @@ class ClassificationTask:
             given: class names for a set without labels.
             reader: name of what reads labels; empty: nothing does, so they may be missing.
         """
-        names, labelled = check_training_set(dataset, self.args.image_column, self.args.label_column, given, reader)
+        if is_torch_set(dataset):  # labels are checked when they are read
+            names, labelled = torch_set_names(dataset, self.args.label_column, given), bool(reader)
+        else:
+            columns = self.args.image_column, self.args.label_column
+            names, labelled = check_training_set(dataset, *columns, given, reader)
         self._check_names(names, training=True)
         return names, labelled
 

@@ -7,16 +7,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
 from ..data.class_prompts import list_names
 from ..data.crops import check_crops, five_crops
-from ..data.images import ImageCollator, LabelledImages, crop_flip
-from ..data.long_tails import class_counts
+from ..data.images import ImageCollator, crop_flip
 from ..data.processors import input_size
 from ..data.sampling import label_array
+from ..data.torch_sets import count_classes, is_stream, labelled_images
 from ..geometry.checks import DeferredChecks
 from ..geometry.sphere import cosine_logits
 from ..losses import CrossEntropy, GeometryBatch, Regularizer
@@ -48,6 +47,7 @@ from .gathering import batch_sizes, gather_batch, step_sizes
 from .measurement import Measurements
 from .objective import objective
 from .sampling import ClassBalancedSampler, check_batches, count_samples_once, drop_last_only
+from .set_checks import check_sets
 from .state.accumulation import Accumulation
 from .state.class_means import ClassMeans
 from .state.fresh_start import CallbackStates, LossFactory
@@ -65,7 +65,9 @@ class GeometryTrainer(EvaluatingTrainer):
     Args:
         model: a `PeftModel`.
         args: [`GeometryTrainingArguments`].
-        train_dataset: a `datasets.Dataset` with an image and a `ClassLabel` column.
+        train_dataset: a `datasets.Dataset` with an image and a `ClassLabel` column. Or a stream (`IterableDataset` of
+            `datasets` or torch; with `max_steps`) or a data set of torch, which give dicts of these columns or pairs
+            (image, label); their class names come from the column, from `.classes`, or from `class_names`.
         eval_dataset: one such set, or a dict of them; each is classified over its own names. A dict with "base" and
             "new" also gives their harmonic mean. A head is evaluated on the classes of training only, in their order.
         processing_class: the model's processor (for a classification model: its image processor).
@@ -78,9 +80,10 @@ class GeometryTrainer(EvaluatingTrainer):
             copies (`trainer.losses`). Callbacks begin each training with the state that they had at first.
         data_collator: default: the processor's pixels. On several processes it meets labels of -100 in the last batch,
             in rows that only fill it up.
-        class_names: class names for a training set without labels. Where no term reads labels
-            (`classification_loss=None` and terms such as [`~peft_ncgeo.losses.Distillation`]), the label column may
-            be absent, or hold -1 or None for some images. Evaluation sets need labels.
+        class_names: class names for a training set without labels, or one that does not tell them. Where no term
+            reads labels (`classification_loss=None` and terms such as [`~peft_ncgeo.losses.Distillation`]), the label
+            column may be absent, or hold -1 or None for some images. Evaluation sets need labels.
+        class_counts: number of images of each class, for a loss that reads it; counted where the set can be.
         teacher: another model whose logits on the training images a loss reads, over the same class names: a larger
             CLIP, one with adapters, or an image classifier of the same classes. It is moved to the device, never
             trained, and not saved; a checkpoint resumes with the same teacher only. Views that come again (see
@@ -108,14 +111,15 @@ class GeometryTrainer(EvaluatingTrainer):
         self,
         model: nn.Module | None = None,
         args: GeometryTrainingArguments | None = None,
-        train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         processing_class: Any = None,
         losses: Sequence[Regularizer] | Regularizer | Callable[..., Any] = (),
         classification_loss: nn.Module | Callable[..., Any] | None = CrossEntropy(),  # noqa: B008  it has no state
         compute_metrics: Callable[..., dict[str, float]] | None = None,
         model_init: Callable[..., Any] | None = None,
         class_names: Sequence[str] | None = None,
+        class_counts: Sequence[int] | None = None,
         teacher: nn.Module | None = None,
         teacher_processor: Any = None,
         **kwargs: Any,
@@ -123,9 +127,11 @@ class GeometryTrainer(EvaluatingTrainer):
         args = GeometryTrainingArguments() if args is None else args
         source = {"model": model, "model_init": model_init, "class_names": class_names, "train_dataset": train_dataset}
         check_arguments(args, {**source, "eval_dataset": eval_dataset, "compute_metrics": compute_metrics, **kwargs})
+        check_sets(args, train_dataset, eval_dataset, class_counts)
         self.args, self.processing_class = args, processing_class
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self._given_names = None if class_names is None else list_names(class_names)
+        self.given_counts = class_counts
         self._given_teacher: tuple[Any, Any] = teacher, teacher_processor
         self._checks = DeferredChecks()
         self._given_losses = LossFactory(losses, classification_loss, copied=model_init is not None)
@@ -197,7 +203,8 @@ class GeometryTrainer(EvaluatingTrainer):
         self._accumulation = Accumulation(self.losses)
         self._class_counts: Tensor | None = None
         if self.train_dataset is not None and "class_counts" in self._required:
-            self._class_counts = torch.from_numpy(class_counts(self.train_dataset, args.label_column))
+            given = self.given_counts, self.class_names
+            self._class_counts = torch.from_numpy(count_classes(self.train_dataset, args.label_column, *given))
         self.frozen: FrozenTeacher | None = None
         if any(field.startswith("frozen_") for field in self._required):
             self.frozen = FrozenTeacher(self.extractor, self.task.frozen_texts(self.class_names))
@@ -214,11 +221,14 @@ class GeometryTrainer(EvaluatingTrainer):
         crop = None
         if not is_training and self.args.num_test_views > 1:
             crop = partial(five_crops, size=input_size(self.task.image_processor))
-        images = LabelledImages(dataset, *columns, augment, self.args.seed, self.args.num_views, crop)
-        images.show_teacher(is_training)
+        images = labelled_images(
+            dataset, *columns, self.class_names, is_training, augment, self.args.seed, self.args.num_views, crop
+        )
+        if is_stream(images):  # every process reads its own images
+            self.accelerator.dataloader_config.dispatch_batches = False
         with drop_last_only(self.args, is_training):
             loader = super()._get_dataloader(images, *args, **kwargs)
-        if is_training:
+        if is_training and not is_stream(images):
             count_samples_once(loader)
             least = 2 if trained_batch_norms(self.extractor) else 1
             drop_last = self.args.dataloader_drop_last
@@ -315,7 +325,7 @@ class GeometryTrainer(EvaluatingTrainer):
             gathered["logits"] = cosine_logits(gathered["image_features"], text, scale, bias)
         return GeometryBatch(**gathered, **frozen, text_features=text, progress=self._progress)
 
-    def _look_ahead(self, images: LabelledImages, steps: int) -> None:
+    def _look_ahead(self, images: Any, steps: int) -> None:
         self.extractor.spare_lower_layers(self.args)
         with self.accelerator.autocast():
             self.features.look_ahead(images, self.data_collator, steps)

@@ -154,7 +154,7 @@ SETTINGS = (
     *("ClusterCollapse(2 clusters, sum)", "RotationStabilization()", "SpaceAlignment(detach False, center False)"),
     *("PrototypeImageContrast(default)", "PrototypeSupCon(of the head)", "Distillation(temperature 2)"),
 )
-STEPS = {"accumulated": 2, "drop_last": 4, "CrossEntropy, accumulated": 1}  # others: 3 an epoch
+STEPS = {"accumulated": 2, "drop_last": 4, "stream": 5, "CrossEntropy, accumulated": 1}  # others: 3 an epoch
 MEMORY = {"budget": 0.01, "modality": "separate", "solver": "entropic", "memory_size": 9}
 ALONE: dict[str, Any] = {
     **{name: loss_alone(FORMULAS[name]) for name in SETTINGS},
@@ -179,6 +179,8 @@ ALONE: dict[str, Any] = {
     "SlerpAlignment": alone(
         model=lora_vit, classification_loss=CrossEntropy, callbacks=lambda: [SlerpAlignment(alpha=2e-5)]
     ),
+    # two whole passes and a part of the third
+    "stream": alone(losses=ot_and_budget, classification_loss=LDAM, stream=lambda: True, max_steps=lambda: 5),
     "GeometryMonitor": alone(classification_loss=CrossEntropy, callbacks=lambda: [GeometryMonitor()]),
 }
 
@@ -195,6 +197,8 @@ def run(name: str, options: dict[str, Any], output_dir: Path, world: int) -> Non
     train = images(27, names)
     if options.pop("unlabelled", False):
         train, options["class_names"] = train.remove_columns("label"), NAMES
+    if options.pop("stream", False):
+        train, options["class_counts"] = train.to_iterable_dataset(), [1, 6, 7, 7, 6]
     training = trainer(
         output_dir,
         train=train,

@@ -111,6 +111,7 @@ def trainer(
     compute_metrics=None,
     data_collator=None,
     class_names=None,
+    class_counts=None,
     teacher=None,
     teacher_processor=None,
     **arguments,
@@ -138,6 +139,7 @@ def trainer(
         compute_metrics=compute_metrics,
         data_collator=data_collator,
         class_names=class_names,
+        class_counts=class_counts,
         teacher=teacher,
         teacher_processor=teacher_processor or (teacher and tiny_processor()),
     )
