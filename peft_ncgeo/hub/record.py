@@ -85,6 +85,7 @@ class TrainingRecord:
         dtype: of the base model's weights.
         runs: metrics of several seeds, each with its `seed`.
         class_rows: True if rows of weights were trained for the classes, which stand in place of their texts.
+        class_texts: texts of some classes, by name, in place of the template.
         snapshots: class means and classifier weights (K, d) before and after training, for a figure; not kept in JSON.
     """
 
@@ -114,6 +115,7 @@ class TrainingRecord:
     snapshots: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     kind: str = ""
     class_rows: bool = False
+    class_texts: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.kind:  # records of version 0.1.0 do not have it
@@ -192,6 +194,7 @@ def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingR
         base_model=base_name(model) or config.base_model_name_or_path,
         template=setting.template if names_as_text else None,
         class_rows=setting.rows is not None,
+        class_texts={name: list(texts) for name, texts in setting.class_texts.items()} if names_as_text else {},
         dtype=str(next(unwrap(model).parameters()).dtype).removeprefix("torch."),
         versions=library_versions(),
     )

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..data.class_prompts import list_names
+from ..data.class_texts import list_class_texts
 from ..files import read_json
 from ..models.templates import check_template
 from ..models.tensor_files import check_tensors, read_shapes
@@ -20,14 +21,15 @@ from .adapter_folder import weights_digest
 
 TEXT_SETTING, CLASS_ROWS = "geometry.json", "class_rows.safetensors"
 TEXT_FILES = (TEXT_SETTING, CLASS_ROWS)
-_KEYS = {"template", "class_names"}
+_KEYS = {"template", "class_names", "class_texts"}
 _LARGEST = 2**24  # bytes; a hundred thousand names
 _ADAPTER = "adapter_sha256"  # key in the rows' header: digest of the adapter that they belong to
 
 
 def write_text_setting(folder: Path, setting: TextSetting) -> None:
     """Write what is known of the adapter in this folder; nothing is known: no file."""
-    known = {"template": setting.template, "class_names": list(setting.class_names)}
+    texts = {name: list(own) for name, own in setting.class_texts.items()}
+    known = {"template": setting.template, "class_names": list(setting.class_names), "class_texts": texts}
     content = {name: value for name, value in known.items() if value}
     if content:
         text = json.dumps(content, indent=1, ensure_ascii=False)
@@ -51,7 +53,7 @@ def read_text_setting(folder: Path) -> TextSetting:
             raise ValueError(f"{TEXT_SETTING} beside the adapter is damaged: {one_line(error)}") from error
     names = tuple(content.get("class_names", ()))
     rows = _read_rows(folder, len(names)) if (folder / CLASS_ROWS).is_file() else None
-    return TextSetting(content.get("template"), names, rows)
+    return TextSetting(content.get("template"), names, rows, list_class_texts(content.get("class_texts")))
 
 
 def _read_content(file: Path) -> dict[str, Any]:
@@ -61,6 +63,7 @@ def _read_content(file: Path) -> dict[str, Any]:
     if "template" in content:
         check_template(content["template"])
     list_names(content.get("class_names", []))
+    list_class_texts(content.get("class_texts", {}))
     return content
 
 

@@ -22,12 +22,14 @@ class TextSetting:
     Attributes:
         template: text around a class name; None if the adapter's own config has it.
         class_names: names of the K classes of training, in the order of its labels; empty if they are not known.
+        class_texts: texts of some classes, by name, which stand in place of the template; empty: there are none.
         rows: (K, d), weights that were trained in place of the texts of these classes; None: there are none.
     """
 
     template: str | None = None
     class_names: tuple[str, ...] = ()
     rows: Tensor | None = field(default=None, compare=False, repr=False)
+    class_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     def put_rows(self, features: Tensor, names: Sequence[str]) -> Tensor:
         """Return text features (K', d) of any names, with the trained rows in the places of trained classes.
@@ -74,7 +76,7 @@ def active_text_setting(model: nn.Module) -> TextSetting:
     the model's other adapters of its kind share. Class names that differ from adapter to adapter are left out.
 
     Raises:
-        ValueError: the adapters have different templates.
+        ValueError: the adapters have different templates, or different texts of classes.
     """
     configs = getattr(model, "peft_config", {})
     return _setting_of([name for name in _active_adapters(model) if name in configs], configs)
@@ -99,9 +101,15 @@ def _setting_of(adapters: Sequence[str], configs: Mapping[str, Any]) -> TextSett
             f"The adapters were trained with different templates, {short_repr(templates)}; pass template, or use one "
             "adapter at a time."
         )
+    texts = [setting.class_texts for setting in known if setting.class_texts]
+    if any(one != texts[0] for one in texts):
+        raise ValueError(
+            "The adapters were trained with different class_texts; pass class_texts, or use one adapter at a time."
+        )
     names, rows = next(iter(of_names.items())) if len(of_names) == 1 else ((), None)
     # rows belong to the weights of one adapter, so another one does not take them over
-    return TextSetting(templates[0] if templates else None, names, rows if len(asked) == 1 == len(own) else None)
+    rows = rows if len(asked) == 1 == len(own) else None
+    return TextSetting(templates[0] if templates else None, names, rows, texts[0] if texts else {})
 
 
 def _active_adapters(model: nn.Module) -> Sequence[str]:

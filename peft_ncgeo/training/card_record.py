@@ -36,6 +36,7 @@ def record_training(trainer: Any, measure: bool = True) -> TrainingRecord:
     record.steps, record.epochs = trainer.state.global_step, float(trainer.state.epoch or 0)
     if trainer.task.reads_text:
         record.template = trainer.task.template
+        record.class_texts = {name: list(texts) for name, texts in trainer.task.class_texts.items()}
     if trainer.teacher is not None:
         record.teacher = describe_teacher(trainer.teacher.extractor.model)
     record.class_names = list(trainer.class_names)

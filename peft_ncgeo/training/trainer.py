@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
 from ..data.class_prompts import list_names
+from ..data.class_texts import ClassTexts, check_entries
 from ..data.crops import check_crops, five_crops
 from ..data.images import ImageCollator, crop_flip
 from ..data.processors import input_size
@@ -84,6 +85,9 @@ class GeometryTrainer(EvaluatingTrainer):
             reads labels (`classification_loss=None` and terms such as [`~peft_ncgeo.losses.Distillation`]), the label
             column may be absent, or hold -1 or None for some images. Evaluation sets need labels.
         class_counts: number of images of each class, for a loss that reads it; counted where the set can be.
+        class_texts: texts of some classes, such as descriptions, as a dict of name and list; "{}" in a text is the
+            name. A class's feature is the direction of the mean of its texts' directions; prompts stand in front of
+            all their words. Other classes use the template. Default: the texts that the adapter was trained with.
         teacher: another model whose logits on the training images a loss reads, over the same class names: a larger
             CLIP, one with adapters, or an image classifier of the same classes. It is moved to the device, never
             trained, and not saved; a checkpoint resumes with the same teacher only. Views that come again (see
@@ -120,6 +124,7 @@ class GeometryTrainer(EvaluatingTrainer):
         model_init: Callable[..., Any] | None = None,
         class_names: Sequence[str] | None = None,
         class_counts: Sequence[int] | None = None,
+        class_texts: ClassTexts | None = None,
         teacher: nn.Module | None = None,
         teacher_processor: Any = None,
         **kwargs: Any,
@@ -131,7 +136,7 @@ class GeometryTrainer(EvaluatingTrainer):
         self.args, self.processing_class = args, processing_class
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self._given_names = None if class_names is None else list_names(class_names)
-        self.given_counts = class_counts
+        self.given_counts, self._class_texts = class_counts, class_texts
         self._given_teacher: tuple[Any, Any] = teacher, teacher_processor
         self._checks = DeferredChecks()
         self._given_losses = LossFactory(losses, classification_loss, copied=model_init is not None)
@@ -172,7 +177,7 @@ class GeometryTrainer(EvaluatingTrainer):
     def _adopt(self, model: nn.Module, trial: Any = None) -> None:
         """Create everything that belongs to one model, including its losses."""
         args = self.args
-        self.task = ClassificationTask(model, self.processing_class, args)
+        self.task = ClassificationTask(model, self.processing_class, args, self._class_texts)
         if args.num_test_views > 1:
             check_crops(self.task.image_processor)
         hold_in_float32(model)
@@ -186,9 +191,11 @@ class GeometryTrainer(EvaluatingTrainer):
         if self.train_dataset is not None:
             reader = find_label_reader(args, terms)
             self.class_names, self.labelled = self.task.training_names(self.train_dataset, self._given_names, reader)
-        for dataset in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
-            if dataset is not None:
-                self.task.names(dataset, self.class_names)
+        names = list(self.class_names)
+        for dataset in self.evaluation_sets.values():
+            names += self.task.names(dataset, self.class_names)
+        if self._class_texts and names:
+            check_entries(self.task.class_texts, names)
         self._measurements = Measurements()
         self.extractor = FeatureExtractor(model, args.text_batch_size)
         self._required = {field for term in terms for field in getattr(term, "requires", ())}

@@ -179,6 +179,12 @@ ALONE: dict[str, Any] = {
     "SlerpAlignment": alone(
         model=lora_vit, classification_loss=CrossEntropy, callbacks=lambda: [SlerpAlignment(alpha=2e-5)]
     ),
+    "class texts": alone(
+        losses=ot_and_budget,
+        classification_loss=CrossEntropy,
+        class_texts=lambda: {NAMES[1]: ["a dog, blue", "the blue dog of the tree", "blue"]},
+        student_templates=lambda: ["a photo of the {}, in black."],
+    ),
     # two whole passes and a part of the third
     "stream": alone(losses=ot_and_budget, classification_loss=LDAM, stream=lambda: True, max_steps=lambda: 5),
     "GeometryMonitor": alone(classification_loss=CrossEntropy, callbacks=lambda: [GeometryMonitor()]),

@@ -112,6 +112,7 @@ def trainer(
     data_collator=None,
     class_names=None,
     class_counts=None,
+    class_texts=None,
     teacher=None,
     teacher_processor=None,
     **arguments,
@@ -140,6 +141,7 @@ def trainer(
         data_collator=data_collator,
         class_names=class_names,
         class_counts=class_counts,
+        class_texts=class_texts,
         teacher=teacher,
         teacher_processor=teacher_processor or (teacher and tiny_processor()),
     )
