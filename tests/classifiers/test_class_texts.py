@@ -65,6 +65,7 @@ def test_features_are_the_direction_of_the_mean(monkeypatch, chunk):
     torch.testing.assert_close(classifier.text_features(others), plain)
 
 
+@pytest.mark.slow
 def test_prompts_stand_in_front_of_all_words(tmp_path):
     """Under an adapter with texts of its own, loaded again; packed as in rows of their own."""
     model = prompted_clip().eval()
@@ -86,6 +87,7 @@ def test_prompts_stand_in_front_of_all_words(tmp_path):
         load_adapter(tmp_path, tiny_clip())
 
 
+@pytest.mark.slow
 def test_texts_are_refused_by_name():
     for texts, expected in (
         ({"red cat": "a red cat"}, "'red cat'.*list of texts"),

@@ -15,6 +15,7 @@ def rows(dataset) -> list[tuple[bytes, str]]:
     return [(row["image"].tobytes(), names[row["label"]]) for row in dataset]
 
 
+@pytest.mark.slow
 def test_selected_classes_keep_their_images_and_names():
     dataset = tiny_images(12)
     chosen = select_classes(dataset, ["white panda", "blue dog"])
@@ -27,6 +28,7 @@ def test_selected_classes_keep_their_images_and_names():
             select_classes(dataset, names)
 
 
+@pytest.mark.slow
 def test_renamed_classes_keep_their_images():
     dataset = tiny_images(12)
     renamed = rename_classes(dataset, {"blue dog": "poodle"})

@@ -72,6 +72,7 @@ def test_every_source_gives_the_same_images_and_classes(folder, table, tmp_path)
     assert len(unlabelled) == 2
 
 
+@pytest.mark.slow
 def test_numbers_are_read_in_the_order_of_the_names_that_are_given(folder, table):
     names = ["wasp", "crab", "bullet_train"]
     paths = [folder / path for path in table["file"]]
@@ -87,6 +88,7 @@ def test_numbers_are_read_in_the_order_of_the_names_that_are_given(folder, table
     assert empty["label"][:3] == [None, None, int(labels[2])]
 
 
+@pytest.mark.slow
 def test_splits(tmp_path):
     for split, names in {"train": COLOURS, "val": ["crab"], "test": ["wasp", "crab"]}.items():
         for name in names:
@@ -109,6 +111,7 @@ def test_splits(tmp_path):
         load_images(DatasetDict(train=both.select([0]), test=both))
 
 
+@pytest.mark.slow
 def test_a_multi_label_column_stays():
     label = Sequence(ClassLabel(names=["crab", "wasp"]))
     rows = {"image": [Image.new("RGB", (4, 4))], "label": [[0, 1]]}
@@ -145,6 +148,7 @@ def test_refusals_name_the_thing_and_the_mend(folder, table, tmp_path):
         assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_folders_of_an_unclear_shape_are_refused(tmp_path):
     draw(tmp_path / "a" / "crab" / "deep" / "x.png", "crab")
     draw(tmp_path / "b" / "crab" / "x.png", "crab")

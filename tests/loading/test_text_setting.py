@@ -143,6 +143,7 @@ def test_a_combination_of_adapters_with_different_templates_asks_for_one():
     assert ZeroShotClassifier(model, tiny_processor(), "blue {}").template == "blue {}"
 
 
+@pytest.mark.slow
 def test_a_combination_of_adapters_with_different_texts_of_classes_asks_for_them():
     model = two_adapters(TEMPLATE, TEMPLATE)
     for name, text in (("default", "a cat"), ("second", "the cat")):

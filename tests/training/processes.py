@@ -14,6 +14,7 @@ from peft_ncgeo.losses import (
     LDAM,
     CrossEntropy,
     Distillation,
+    ModalityIsomorphism,
     OTPreservation,
     PrototypeImageContrast,
     PrototypeSupCon,
@@ -180,7 +181,7 @@ ALONE: dict[str, Any] = {
         model=lora_vit, classification_loss=CrossEntropy, callbacks=lambda: [SlerpAlignment(alpha=2e-5)]
     ),
     "class texts": alone(
-        losses=ot_and_budget,
+        losses=lambda: [*ot_and_budget(), ModalityIsomorphism(weight=0.5, method="sinkhorn", epsilon=0.5)],
         classification_loss=CrossEntropy,
         class_texts=lambda: {NAMES[1]: ["a dog, blue", "the blue dog of the tree", "blue"]},
         student_templates=lambda: ["a photo of the {}, in black."],
