@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from peft_ncgeo.data import class_counts, load_image_demo
+from peft_ncgeo.data import class_counts, load_image_demo, load_images, split_validation
 from peft_ncgeo.losses import CrossEntropy, LogitAdjustment
 from peft_ncgeo.training import Recipe
 
@@ -26,22 +24,11 @@ def load_parts(dataset_name: str | None, label_column: str) -> DatasetDict:
     """
     if dataset_name is None:
         return load_image_demo().splits
-    folder = Path(dataset_name).is_dir()
-    parts = load_dataset(**({"path": "imagefolder", "data_dir": dataset_name} if folder else {"path": dataset_name}))
-    if not {"train", "test"} <= set(parts):
-        raise SystemExit(f"{dataset_name} must have parts named 'train' and 'test'; it has {sorted(parts)}.")
-    if "validation" not in parts:
-        labels, rng = np.asarray(parts["train"][label_column][:]), np.random.default_rng(0)
-        rows = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-        held = np.concatenate([of_class[: len(of_class) // 10] for of_class in rows])  # none if fewer than ten
-        if not len(held):
-            raise SystemExit(
-                f"{dataset_name} has fewer than ten images of every class; add a part named 'validation'."
-            )
-        kept = np.setdiff1d(np.arange(len(labels)), held)
-        train = parts["train"]
-        parts = DatasetDict({**parts, "train": train.select(kept), "validation": train.select(np.sort(held))})
-    return parts
+    parts = load_images(dataset_name, label_column=label_column)
+    if isinstance(parts, Dataset) or not {"train", "test"} <= set(parts):
+        there = "" if isinstance(parts, Dataset) else f"; it has {sorted(parts)}"
+        raise SystemExit(f"{dataset_name} must have parts named 'train' and 'test'{there}.")
+    return parts if "validation" in parts else split_validation(parts, label_column=label_column)
 
 
 def load_model(name: str | None, class_names: list[str]) -> tuple[Any, Any]:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..data.class_prompts import class_prompts, list_names
+from ..data.class_texts import ClassTexts, list_class_texts
 from ..data.processors import find_processor
-from ..geometry.sphere import cosine_logits
+from ..geometry.sphere import cosine_logits, mean_directions
 from ..loading.load import fetch_adapter, load_adapter
 from ..models.adapters import check_adapter_weights, unwrap
 from ..models.devices import execution_device, one_at_a_time
@@ -59,6 +60,8 @@ class ZeroShotClassifier(Classifier):
         model: a dual encoder such as `CLIPModel` or `SiglipModel`, or a `PeftModel` around one.
         processor: its processor, such as `CLIPProcessor`.
         template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
+        class_texts: texts of some classes, such as descriptions, in place of the template: a dict of name and list,
+            see [`~peft_ncgeo.GeometryTrainer`]. Default: those that the adapter was trained with.
 
     Text features of the last 64 lists of names (at most 512 MiB) are kept until an adapter's weights or the active
     adapter change. Several threads may use one classifier, but not while the model is trained or its adapters are
@@ -74,7 +77,9 @@ class ZeroShotClassifier(Classifier):
     ```
     """
 
-    def __init__(self, model: nn.Module, processor: Any, template: str | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, processor: Any, template: str | None = None, class_texts: ClassTexts | None = None
+    ) -> None:
         if not reads_text(model):
             raise ValueError(
                 f"{type(unwrap(model)).__name__} gives no text features, so it cannot read class names; pass a "
@@ -88,6 +93,7 @@ class ZeroShotClassifier(Classifier):
             check_template(template)
         self.model, self.processor = model.eval(), processor
         self._template = template
+        self._class_texts = None if class_texts is None else list_class_texts(class_texts)
         self._cache = TextFeatureCache()
 
     @classmethod
@@ -99,6 +105,7 @@ class ZeroShotClassifier(Classifier):
         template: str | None = None,
         revision: str | None = None,
         token: str | None = None,
+        class_texts: ClassTexts | None = None,
     ) -> ZeroShotClassifier:
         """Load an adapter (folder or Hub repository) onto its base model, or onto `base_model`.
 
@@ -113,12 +120,17 @@ class ZeroShotClassifier(Classifier):
                 raise ValueError(
                     f"No processor beside the adapter in {repo_id} nor with its base model; pass processor."
                 )
-            return cls(model, processor, template)
+            return cls(model, processor, template, class_texts)
 
     @property
     def template(self) -> str:
         """Text around a class name that is used now."""
         return self._template or active_text_setting(self.model).template or DEFAULT_TEMPLATE
+
+    @property
+    def class_texts(self) -> dict[str, tuple[str, ...]]:
+        """Texts of classes that are used now in place of the template, by name."""
+        return dict(active_text_setting(self.model).class_texts if self._class_texts is None else self._class_texts)
 
     @property
     def class_names(self) -> list[str]:
@@ -268,7 +280,7 @@ class ZeroShotClassifier(Classifier):
         names = tuple(list_names(class_names))
         if len(names) < 2:
             raise ValueError(f"Classification needs at least two class names, got {short_repr(list(names))}.")
-        settings = (self.template, self._device, next(self.model.parameters()).dtype)
+        settings = (self.template, self.class_texts, self._device, next(self.model.parameters()).dtype)
         features = self._cache.get(names, self.model, settings, partial(self._encode, names))
         self.model.eval()  # every part: one may be in training mode although the whole is not
         return active_text_setting(self.model).put_rows(features, names)
@@ -276,9 +288,13 @@ class ZeroShotClassifier(Classifier):
     def _encode(self, names: Sequence[str]) -> Tensor:
         config = active_prompt_config(self.model)
         slots = config.num_text_tokens if config else 0
-        texts = class_prompts(names, self.template, slots, self.processor.tokenizer, model=self.model)
+        texts = class_prompts(
+            names, self.template, slots, self.processor.tokenizer, model=self.model, class_texts=self.class_texts
+        )
+        counts = texts.pop("counts", None)
+        of_rows = list(names) if counts is None else [n for n, k in zip(names, counts, strict=True) for _ in range(k)]
         self.model.eval()  # only after the names are accepted
-        features, starts = None, range(0, len(names), _CHUNK)
+        features, starts = None, range(0, len(of_rows), _CHUNK)
         for start in tqdm(starts, desc="Encoding names", disable=len(starts) < 10):
             chunk = {name: rows[start : start + _CHUNK] for name, rows in texts.items()}
             if "attention_mask" in chunk:  # without padding beyond the chunk's longest text
@@ -286,11 +302,11 @@ class ZeroShotClassifier(Classifier):
                 chunk = {name: rows[:, :longest] for name, rows in chunk.items()}
             with one_at_a_time(self.model):
                 part = encode_texts(self.model, **{name: rows.to(self._device) for name, rows in chunk.items()})
-            check_rows(part, "text features of class", names[start : start + _CHUNK])
-            features = part.new_empty(len(names), part.shape[1]) if features is None else features
+            check_rows(part, "text features of class", of_rows[start : start + _CHUNK])
+            features = part.new_empty(len(of_rows), part.shape[1]) if features is None else features
             features[start : start + len(part)] = part
         assert features is not None  # there are at least two names
-        return features
+        return mean_directions(features, counts)
 
     @property
     def _device(self) -> Any:

@@ -17,6 +17,7 @@ from ..models.templates import padded_template, placeholder_ids, spelled
 from ..models.text_reading import EndOfText, TextReading
 from ..models.towers import text_tower
 from ..validation import check_int, short_repr
+from .class_texts import ClassTexts, list_class_texts, texts_of
 
 _CLIP = TextReading(EndOfText(None))
 _SPECIAL = ("bos", "eos", "pad", "cls", "sep")
@@ -32,6 +33,7 @@ def class_prompts(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int | None = None,
     model: nn.Module | None = None,
+    class_texts: ClassTexts | None = None,
 ) -> BatchEncoding:
     """Tokenise `template` for every class name, with the first `num_text_tokens` slots free for prompts.
 
@@ -48,9 +50,13 @@ def class_prompts(
         max_length: positions of the text tower. Default: the model's, or `tokenizer.model_max_length` without one.
         model: the dual encoder that will read the texts. Without one, they are written for CLIP: the tokenizer must
             put one [BOS] token first, if there are prompts.
+        class_texts: texts of some classes, as a dict of name and list, in place of the name in the template; "{}" in
+            a text is the name. Prompts stand in front of all their words.
 
     Returns:
-        `input_ids` and `attention_mask`, each `(K, L)` int64; no mask for a model that reads texts without one.
+        `input_ids` and `attention_mask`, each `(K, L)` int64; no mask for a model that reads texts without one. With
+        texts for one of the classes, `(R, L)`, the texts of a class one after the other, and the list `counts` of
+        their K numbers; see [`~peft_ncgeo.geometry.sphere.mean_directions`].
 
     Names that are all numbers give a warning: they may be digits in the images, or labels that `class_encode_column`
     has turned into names.
@@ -72,9 +78,11 @@ def class_prompts(
     names = list_names(names)
     if not names:
         raise ValueError("class_prompts needs at least one class name.")
-    if all(is_number(name) for name in names):
+    texts = texts_of(names, list_class_texts(class_texts))
+    plain = [name for name, own in zip(names, texts, strict=True) if not own]
+    if plain and all(is_number(name) for name in plain):
         warnings.warn(
-            f"All class names are numbers ({short_repr(names[0])}, ...), which the model reads as numbers; if they "
+            f"All class names are numbers ({short_repr(plain[0])}, ...), which the model reads as numbers; if they "
             'stand for words, name the classes: dataset.cast_column("label", datasets.ClassLabel(names=[...])).',
             stacklevel=2,
         )
@@ -99,8 +107,8 @@ def class_prompts(
             f"{'CLIP' if model is None else type(unwrap(model)).__name__} was trained. For another dual encoder, such "
             "as SigLIP, pass model and its own tokenizer."
         )
-    first_with: dict[tuple[int, ...], str] = {}
-    for name, row in _rows(names, padded, tokenizer):
+    rows: dict[str, list[list[int]]] = {}
+    for name, row in _rows(plain, padded, tokenizer):
         if len(row) > limit:
             raise ValueError(
                 f"Class name {short_repr(name)} would be cut off: its text has {len(row)} tokens and the model takes "
@@ -120,22 +128,47 @@ def class_prompts(
                 f"Class name {short_repr(name)} or {short_repr(template)} holds a token that begins or ends a text, "
                 "so the model would not read all of it; remove it."
             )
-        if (key := tuple(row)) in first_with:
-            raise ValueError(
-                f"Duplicate class names: {short_repr(first_with[key])} and {short_repr(name)} give the same text and "
-                "cannot separate; rename one."
-            )
-        first_with[key] = name
+        rows.setdefault(name, []).append(row)
+    for name, own in zip(names, texts, strict=True):
+        for text, row in _rows(own, "{}", tokenizer):
+            row = [*row[:first], *expected, *row[first:]]
+            what = f"Text {short_repr(text)} of class {short_repr(name)}"
+            if len(row) > limit:
+                raise ValueError(
+                    f"{what} would be cut off: it has {len(row)} tokens, {num_text_tokens} of them for prompts, and "
+                    f"the model takes {limit}; shorten it."
+                )
+            if len(row) <= first + num_text_tokens + 1 or not special.isdisjoint(row[first:-1]):
+                raise ValueError(f"{what} holds no word, or a token that begins or ends a text; write it again.")
+            rows.setdefault(name, []).append(row)
+    _check_apart(names, rows)
     if tokenizer.pad_token_id is None:
         raise ValueError("The tokenizer has no padding token; set tokenizer.pad_token, as the model was trained.")
-    lengths = torch.tensor([len(row) for row in first_with])
+    of_classes = [rows[name] for name in names]
+    written = [row for of_class in of_classes for row in of_class]
+    lengths = torch.tensor(list(map(len, written)))
     width = limit if reading.full_length else int(lengths.max())
     mask = torch.arange(width) < lengths[:, None]
-    input_ids = torch.full((len(names), width), tokenizer.pad_token_id)
-    input_ids[mask] = torch.tensor([token for row in first_with for token in row])
+    input_ids = torch.full((len(written), width), tokenizer.pad_token_id)
+    input_ids[mask] = torch.tensor([token for row in written for token in row])
+    counts = {"counts": list(map(len, of_classes))} if any(texts) else {}
     return BatchEncoding(
-        {"input_ids": input_ids} if reading.full_length else {"input_ids": input_ids, "attention_mask": mask.long()}
+        {"input_ids": input_ids, **({} if reading.full_length else {"attention_mask": mask.long()}), **counts}
     )
+
+
+def _check_apart(names: Sequence[str], rows: Mapping[str, list[list[int]]]) -> None:
+    """Refuse two classes of the same texts."""
+    seen: set[str] = set()
+    first_with: dict[frozenset[tuple[int, ...]], str] = {}
+    for name in names:
+        other = first_with.setdefault(frozenset(map(tuple, rows[name])), name)
+        if name in seen or other != name:
+            raise ValueError(
+                f"Duplicate class names: {short_repr(other)} and {short_repr(name)} give the same text and cannot "
+                "separate; rename one."
+            )
+        seen.add(name)
 
 
 def _rows(names: Sequence[str], template: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[int]]]:

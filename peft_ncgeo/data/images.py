@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -103,6 +103,7 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
     Labels of a multi-label column are rows (K,) of 0 and 1.
 
     Args:
+        dataset: a `datasets.Dataset`, or rows like its own.
         label_column: column of the labels; None: none is read, and each is -1.
         augment: augmentation of an image; None: an image has one view, itself.
         num_views: number of views of an image, used by epochs in turn; 0: a new view in every epoch.
@@ -111,7 +112,7 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Any,
         image_column: str,
         label_column: str | None,
         augment: Augmentation | None = None,
@@ -119,15 +120,17 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
         num_views: int = 0,
         crop: Callable[[Image.Image], list[Image.Image]] | None = None,
     ) -> None:
-        # a "torch" or "numpy" format would return arrays; the user's own transform stays
         self.given = dataset
-        self.dataset = dataset if dataset.format["type"] == "custom" else dataset.with_format(None)
+        # it may be random; rows of torch's sets have passed through one
+        self.transformed = not isinstance(dataset, Dataset) or dataset.format["type"] == "custom"
+        # a "torch" or "numpy" format would return arrays; the user's own transform stays
+        self.dataset = dataset if self.transformed else dataset.with_format(None)
         self.image_column, self.label_column = image_column, label_column
         lists = label_column is not None and is_multi_label(dataset, label_column)
         self._read_labels = MultiHotReader(dataset, str(label_column)) if lists else None
         self.augment, self.seed, self.crop = augment, seed, crop
         self.num_views = num_views if augment else 1
-        self._white = column_white_level(dataset, image_column)
+        self._white = None if self.transformed else column_white_level(dataset, image_column)
         # shared memory: persistent workers see the next epoch's number
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._shows = torch.ones((), dtype=torch.bool).share_memory_()
@@ -147,8 +150,7 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
     @property
     def views(self) -> int:
         """Number of views of all images together; 0 if no view is used twice."""
-        own_transform = self.dataset.format["type"] == "custom"  # which may be random
-        return 0 if own_transform else len(self.dataset) * self.num_views
+        return 0 if self.transformed else len(self.dataset) * self.num_views
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -191,10 +193,20 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
                 f"Sample {index} gives no image in column {self.image_column!r} or no label: "
                 f"{type(error).__name__}: {one_line(error)}"
             ) from error
-        if self.augment is not None:
-            image = self.augment(image, np.random.default_rng((self.seed, *drawn_from)))
-        shown = {"image": image} if self.crop is None else {"crops": self.crop(image)}
+        shown = show_image(image, self.augment, (self.seed, *drawn_from), self.crop)
         return {**shown, "label": label, **({TEACHER: True} if self._teaches else {})}
+
+
+def show_image(
+    image: Image.Image,
+    augment: Augmentation | None,
+    drawn_from: Sequence[int],
+    crop: Callable[[Image.Image], list[Image.Image]] | None,
+) -> dict[str, Any]:
+    """Return the view of an image that the numbers `drawn_from` give, as `image`, or its test views as `crops`."""
+    if augment is not None:
+        image = augment(image, np.random.default_rng(drawn_from))
+    return {"image": image} if crop is None else {"crops": crop(image)}
 
 
 class ImageCollator:

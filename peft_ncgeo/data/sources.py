@@ -8,14 +8,15 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Image, load_dataset
+from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 
 from ..files import read_yaml
 from ..models.templates import check_template
 from ..validation import check_int, one_line, short_repr
 from .class_prompts import is_number
+from .classes import select_classes
+from .image_folder import list_folder
 from .long_tails import imbalance
-from .splits import select_classes
 
 _WORDS = ("first_synonym", "split_camel_case")
 
@@ -117,7 +118,7 @@ class DatasetSource:
             raise ValueError(f"{self.path} has no split to {part} on.")
         if folder is None:
             return self.prepare(load_dataset(self.path, self.name, split=split, revision=self.revision))
-        dataset = load_dataset("imagefolder", data_dir=str(folder), split=part)
+        dataset = _read_part(Path(folder), part)
         fixes = self.class_names
         if isinstance(fixes, dict):  # a copy may already have the prompts' names, and lack removed classes
             fixes = {old: new for old, new in fixes.items() if old in dataset.features["label"].names}
@@ -152,7 +153,7 @@ class DatasetSource:
         if len(kept) != self.num_classes:
             raise ValueError(f"{self.path} has {len(kept)} classes, but the description says {self.num_classes}.")
         if len(kept) < len(names):
-            dataset = select_classes(dataset, kept)
+            dataset = select_classes(dataset, [labels[i] for i in kept])
         chosen = [name for name in names if name is not None]
         wordnet = [name for name in chosen if re.fullmatch(r"n\d{8}", name)]
         if wordnet:
@@ -178,6 +179,17 @@ class DatasetSource:
         if strange:
             raise ValueError(f"{self.path} has no class {short_repr(strange[0])} to rename.")
         return [fixes.get(name, name) for name in names]
+
+
+def _read_part(folder: Path, part: str) -> Dataset:
+    """Return a part of an image folder, whose classes are the folders of all parts, sorted."""
+    parts = list_folder(folder)
+    paths, labels = parts.get(part, ([], None))
+    if labels is None:
+        raise ValueError(f"Folder {folder} holds no {part}/<class>/<image>; there are {sorted(parts)}.")
+    label = ClassLabel(names=sorted({name for _, names in parts.values() for name in names or ()}))
+    rows = {"image": paths, "label": label.str2int(labels)}
+    return Dataset.from_dict(rows, features=Features({"image": Image(), "label": label}))
 
 
 def _first_synonyms(names: list[str]) -> list[str]:

@@ -1,29 +1,17 @@
-"""Splits of data sets: base and new classes, and few shots per class."""
+"""Splits of data sets: base and new classes, few shots per class, and a part for validation."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
 
-from datasets import ClassLabel, Dataset, DatasetDict
+import numpy as np
+from datasets import Dataset, DatasetDict
 
-from ..validation import check_int
+from ..validation import check_float, check_int, short_repr
 from .checks import class_names
-from .sampling import draw, label_array
-
-
-def select_classes(dataset: Dataset, classes: Sequence[int], label_column: str = "label") -> Dataset:
-    """Select the samples of `classes` (indices), renumbered 0.. in the given order, with only their names."""
-    names = class_names(dataset, label_column, "select_classes")
-    new_number = {c: i for i, c in enumerate(classes)}
-    labels = label_array(dataset, label_column).tolist()
-    kept = [i for i, label in enumerate(labels) if label in new_number]
-    feature = ClassLabel(names=[names[c] for c in classes])
-    renumbered = [new_number.get(label) for label in labels]
-    # add the column first and select last: the other order would copy every image
-    unused = max(dataset.column_names, key=len) + "_"  # a set without columns would lose its rows
-    dataset = dataset.add_column(unused, renumbered, feature=feature).remove_columns(label_column)
-    return dataset.rename_column(unused, label_column).select(kept)
+from .classes import select_classes
+from .sampling import content_order, draw, label_array, rows_of_classes
 
 
 def base_new_split(dataset: Dataset, label_column: str = "label") -> DatasetDict:
@@ -39,6 +27,7 @@ def base_new_split(dataset: Dataset, label_column: str = "label") -> DatasetDict
 
     Example:
 
+    >>> from datasets import ClassLabel
     >>> animals = Dataset.from_dict({"image": list("abcde"), "label": [0, 1, 2, 3, 3]})
     >>> animals = animals.cast_column("label", ClassLabel(names=["cat", "dog", "panda", "bird"]))
     >>> halves = base_new_split(animals)
@@ -47,12 +36,14 @@ def base_new_split(dataset: Dataset, label_column: str = "label") -> DatasetDict
     >>> halves["new"]["label"][:]
     [0, 1, 1]
     """
-    count = len(class_names(dataset, label_column, "base_new_split"))
-    if count < 4:
-        raise ValueError(f"A base/new split needs at least 4 classes, two in each half; the data set has {count}.")
-    half = math.ceil(count / 2)
-    halves = {"base": range(half), "new": range(half, count)}
-    return DatasetDict({name: select_classes(dataset, list(part), label_column) for name, part in halves.items()})
+    names = class_names(dataset, label_column, "base_new_split")
+    if len(names) < 4:
+        raise ValueError(
+            f"A base/new split needs at least 4 classes, two in each half; the data set has {len(names)}."
+        )
+    half = math.ceil(len(names) / 2)
+    halves = {"base": names[:half], "new": names[half:]}
+    return DatasetDict({name: select_classes(dataset, part, label_column) for name, part in halves.items()})
 
 
 def few_shot(dataset: Dataset, shots: int, seed: int = 0, label_column: str = "label") -> Dataset:
@@ -73,3 +64,49 @@ def few_shot(dataset: Dataset, shots: int, seed: int = 0, label_column: str = "l
     shots, seed = check_int("shots", shots, least=1), check_int("seed", seed, least=0)
     counts = [shots] * len(class_names(dataset, label_column, "few_shot"))
     return draw(dataset, counts, seed, label_column, advice="lower shots")
+
+
+def split_validation(
+    dataset: Dataset | DatasetDict, share: float = 0.1, seed: int = 0, label_column: str = "label"
+) -> DatasetDict:
+    """Hold out a share of every class for validation, drawn by `seed`.
+
+    Of n images of a class, `max(1, round(share * n))` are held out, but never all of them. A class of one image stays
+    in training, and a warning names it; so do images without a label. As in [`few_shot`], the same images are drawn
+    for any order and location of the rows, for which every row is read once. Both parts keep the order of the rows.
+
+    Args:
+        dataset: a labelled set; or a `DatasetDict` with "train" and without "validation", whose other splits stay.
+        share: share of the images of a class, between 0 and 1.
+
+    Returns:
+        `DatasetDict` with "train" and "validation".
+
+    Raises:
+        TypeError, ValueError: there is no "train", or a "validation" already; no class has two images; or an argument
+            is out of range.
+    """
+    share = check_float("share", share, "between 0 and 1", lambda value: 0 < value < 1)
+    seed, others = check_int("seed", seed, least=0), {}
+    if isinstance(dataset, DatasetDict):
+        if "train" not in dataset or "validation" in dataset:
+            problem = "has a split 'validation' already" if "validation" in dataset else "has no split 'train'"
+            raise ValueError(f"The DatasetDict of {sorted(dataset)} {problem}; pass the split to divide.")
+        others, dataset = dict(dataset), dataset["train"]
+    names, labels = class_names(dataset, label_column), label_array(dataset, label_column)
+    held: list[int] = []
+    alone = []
+    for c, rows in enumerate(rows_of_classes(labels, len(names), content_order(dataset))):
+        count = min(max(1, round(share * len(rows))), len(rows) - 1)
+        if len(rows) == 1:
+            alone.append(names[c])
+        elif count > 0:
+            held += rows[np.random.default_rng((seed, c)).permutation(len(rows))[:count]].tolist()
+    if not held:
+        raise ValueError("No class has two images, so none can be held out for validation; add images.")
+    if alone:
+        warnings.warn(
+            f"Validation has no image of {short_repr(alone)}: a class of one image stays in training.", stacklevel=2
+        )
+    kept = np.setdiff1d(np.arange(len(dataset)), held)
+    return DatasetDict({**others, "train": dataset.select(kept), "validation": dataset.select(sorted(held))})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +28,25 @@ def l2_normalize(features: Tensor) -> Tensor:
             if has_usual_lengths(lengths):
                 return rows / lengths
         return F.normalize(scale_extreme_rows(rows), dim=-1)
+
+
+def mean_directions(features: Tensor, counts: Sequence[int] | None) -> Tensor:
+    """Return the direction of the mean of each group's directions, `g_k = m_k / |m_k|`, `m_k = mean_j f_kj / |f_kj|`.
+
+    Args:
+        features: (R, d), the rows of a group one after the other; further rows, of no group, follow unchanged.
+        counts: numbers of rows of the K groups, n_k; None: the features are returned as they are.
+
+    Returns:
+        (K + R - sum_k n_k, d), float32 or wider.
+    """
+    if counts is None:
+        return features
+    ends = list(accumulate(counts, initial=0))
+    rows, starts = (torch.tensor(part, device=features.device) for part in (range(ends[-1]), ends[:-1]))
+    with torch.autocast(features.device.type, enabled=False):
+        means = l2_normalize(F.embedding_bag(rows, l2_normalize(features[: ends[-1]]), starts, mode="mean"))
+    return means if ends[-1] == len(features) else torch.cat([means, features[ends[-1] :].to(means)])
 
 
 def has_usual_lengths(lengths: Tensor) -> bool:

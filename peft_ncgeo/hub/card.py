@@ -224,6 +224,12 @@ def _limits(record: TrainingRecord, base: str, runs: Runs) -> list[str]:
         tokens = record.adapter.settings.get("num_text_tokens", 0)
         replaced = f" The first {escape(tokens)} tokens of it are replaced by learned vectors." if tokens else ""
         limits.append(f'Class names are read inside "{escape(record.template)}".{replaced}')
+    if record.class_texts:
+        name, texts = next(iter(record.class_texts.items()))
+        limits.append(
+            f"{len(record.class_texts):,} classes have texts of their own in place of that, kept beside the adapter "
+            f'({sum(map(len, record.class_texts.values())):,} texts); of "{escape(name)}": "{escape(texts[0])}".'
+        )
     for name, entry in sets.items():
         snapshots = [entry.get(moment, {}).get(record.metric) for moment in ("before", "after")]
         if not _trained(name, entry) and record.template and None not in snapshots and snapshots[1] < snapshots[0]:

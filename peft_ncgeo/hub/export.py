@@ -99,7 +99,8 @@ def export_classifier(
             text = ZeroShotClassifier(model, processor, template)
             export, told = (_of_clip, _CODE) if isinstance(unwrap(model), CLIPModel) else (fixed_classifier, _PACKAGE)
             exported = export(unwrap(model), names, text.text_features(names))
-            rows = f'their text features, each name written as "{escape(text.template)}"'
+            own = ", or as the texts of its own" if text.class_texts else ""
+            rows = f'their text features, each name written as "{escape(text.template)}"{own}'
     readme = _README.format(count=len(names), rows=rows, **told)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:

@@ -89,6 +89,7 @@ class TrainingRecord:
             metrics are those of [`~peft_ncgeo.metrics.multi_label.multi_label_scores`].
         post_hoc: changes of the adapter after its training, in words, with how their strength was chosen.
         class_rows: True if rows of weights were trained for the classes, which stand in place of their texts.
+        class_texts: texts of some classes, by name, in place of the template.
         snapshots: class means and classifier weights (K, d) before and after training, for a figure; not kept in JSON.
     """
 
@@ -120,6 +121,7 @@ class TrainingRecord:
     class_rows: bool = False
     multi_label: bool = False
     post_hoc: list[str] = field(default_factory=list)
+    class_texts: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.kind:  # records of version 0.1.0 do not have it
@@ -205,6 +207,7 @@ def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingR
         class_rows=setting.rows is not None,
         multi_label=setting.multi_label,
         post_hoc=changes_after_training(config),
+        class_texts={name: list(texts) for name, texts in setting.class_texts.items()} if names_as_text else {},
         dtype=str(next(unwrap(model).parameters()).dtype).removeprefix("torch."),
         versions=library_versions(),
     )

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..data.class_prompts import list_names
+from ..data.class_texts import list_class_texts
 from ..files import read_json
 from ..models.templates import check_template
 from ..models.tensor_files import check_tensors, read_shapes
@@ -20,7 +21,7 @@ from .adapter_folder import weights_digest
 
 TEXT_SETTING, CLASS_ROWS = "geometry.json", "class_rows.safetensors"
 TEXT_FILES = (TEXT_SETTING, CLASS_ROWS)
-_KEYS = {"template", "class_names", "multi_label", "logit_bias"}
+_KEYS = {"template", "class_names", "multi_label", "logit_bias", "class_texts"}
 _LARGEST = 2**24  # bytes; a hundred thousand names
 _ADAPTER = "adapter_sha256"  # key in the rows' header: digest of the adapter that they belong to
 
@@ -30,6 +31,7 @@ def write_text_setting(folder: Path, setting: TextSetting) -> None:
     known = {
         "template": setting.template,
         "class_names": list(setting.class_names),
+        "class_texts": {name: list(own) for name, own in setting.class_texts.items()},
         "multi_label": setting.multi_label,
     }
     content: dict[str, Any] = {name: value for name, value in known.items() if value}
@@ -57,8 +59,9 @@ def read_text_setting(folder: Path) -> TextSetting:
             raise ValueError(f"{TEXT_SETTING} beside the adapter is damaged: {one_line(error)}") from error
     names = tuple(content.get("class_names", ()))
     rows = _read_rows(folder, len(names)) if (folder / CLASS_ROWS).is_file() else None
+    texts = list_class_texts(content.get("class_texts"))
     kind = content.get("multi_label", False), content.get("logit_bias")
-    return TextSetting(content.get("template"), names, rows, *kind)
+    return TextSetting(content.get("template"), names, rows, *kind, class_texts=texts)
 
 
 def _read_content(file: Path) -> dict[str, Any]:
@@ -71,6 +74,7 @@ def _read_content(file: Path) -> dict[str, Any]:
     check_bool("multi_label", content.get("multi_label", False))
     if "logit_bias" in content:
         check_float("logit_bias", content["logit_bias"])
+    list_class_texts(content.get("class_texts", {}))
     return content
 
 

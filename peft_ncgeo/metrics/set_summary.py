@@ -25,6 +25,11 @@ class SetSummary:
         self._predicted: list[Tensor] = []
         self._labels: list[Tensor] = []
 
+    @property
+    def size(self) -> int:
+        """Number of images so far."""
+        return sum(map(len, self._labels))
+
     def update(self, features: Tensor, predicted: Tensor, labels: Tensor, classes: int, reads_text: bool) -> None:
         """Add a batch: raw features (B, d), predicted classes (B,) and labels (B,)."""
         self._predicted.append(predicted.cpu())

@@ -22,6 +22,7 @@ class TextSetting:
     Attributes:
         template: text around a class name; None if the adapter's own config has it.
         class_names: names of the K classes of training, in the order of its labels; empty if they are not known.
+        class_texts: texts of some classes, by name, which stand in place of the template; empty: there are none.
         rows: (K, d), weights that were trained in place of the texts of these classes; None: there are none.
         multi_label: True if an image could have any number of labels, so that each class has a probability of its own.
         logit_bias: number that was added to the logits of a dual encoder without one; None: there is none.
@@ -32,6 +33,7 @@ class TextSetting:
     rows: Tensor | None = field(default=None, compare=False, repr=False)
     multi_label: bool = False
     logit_bias: float | None = None
+    class_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     def put_rows(self, features: Tensor, names: Sequence[str]) -> Tensor:
         """Return text features (K', d) of any names, with the trained rows in the places of trained classes.
@@ -78,7 +80,7 @@ def active_text_setting(model: nn.Module) -> TextSetting:
     the model's other adapters of its kind share. What differs from adapter to adapter is left out, but for templates.
 
     Raises:
-        ValueError: the adapters have different templates.
+        ValueError: the adapters have different templates, or different texts of classes.
     """
     configs = getattr(model, "peft_config", {})
     return _setting_of([name for name in _active_adapters(model) if name in configs], configs)
@@ -111,12 +113,18 @@ def _setting_of(adapters: Sequence[str], configs: Mapping[str, Any]) -> TextSett
             f"The adapters were trained with different templates, {short_repr(templates)}; pass template, or use one "
             "adapter at a time."
         )
+    texts = [setting.class_texts for setting in known if setting.class_texts]
+    if any(one != texts[0] for one in texts):
+        raise ValueError(
+            "The adapters were trained with different class_texts; pass class_texts, or use one adapter at a time."
+        )
     names, rows = next(iter(of_names.items())) if len(of_names) == 1 else ((), None)
     # rows belong to the weights of one adapter, so another one does not take them over
     kinds = {(setting.multi_label, setting.logit_bias) for setting in known}
     kind = next(iter(kinds)) if len(kinds) == 1 else (False, None)
     rows = rows if len(asked) == 1 == len(own) else None
-    return TextSetting(templates[0] if templates else None, names, rows, *kind)
+    template, class_texts = templates[0] if templates else None, texts[0] if texts else {}
+    return TextSetting(template, names, rows, *kind, class_texts=class_texts)
 
 
 def _active_adapters(model: nn.Module) -> Sequence[str]:

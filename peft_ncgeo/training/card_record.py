@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ..data.head_names import same_names
-from ..data.long_tails import class_counts
 from ..data.multi_label import multi_hot
+from ..data.torch_sets import count_classes, is_stream, is_torch_set
 from ..hub.record import (
     TrainingRecord,
     describe,
@@ -46,16 +48,17 @@ def record_training(trainer: Any, measure: bool = True, known_only: bool = False
     record.steps, record.epochs = trainer.state.global_step, float(trainer.state.epoch or 0)
     if trainer.task.reads_text:
         record.template = trainer.task.template
+        record.class_texts = {name: list(texts) for name, texts in trainer.task.class_texts.items()}
     if trainer.teacher is not None:
         record.teacher = describe_teacher(trainer.teacher.extractor.model)
     record.class_names = list(trainer.class_names)
     record.multi_label = trainer.task.multi_label
-    if not trainer.labelled:
+    if not trainer.labelled and not is_stream(trainer.train_dataset):
         record.unlabelled = len(trainer.train_dataset)
-    elif record.multi_label and trainer.train_dataset is not None:
-        record.class_counts = multi_hot(trainer.train_dataset, args.label_column).sum(0, dtype=int).tolist()
-    elif trainer.train_dataset is not None:
-        counts = class_counts(trainer.train_dataset, args.label_column)
+    counts = _known_counts(trainer)
+    if counts is not None and record.multi_label:
+        record.class_counts = counts.tolist()
+    elif counts is not None:
         record.class_counts = counts.tolist()
         if counts.max() >= 2 * counts.min():  # otherwise the classes have no tail
             record.thresholds = [20, 100] if counts.max() > 100 else "thirds"
@@ -64,13 +67,23 @@ def record_training(trainer: Any, measure: bool = True, known_only: bool = False
     return record
 
 
+def _known_counts(trainer: Any) -> np.ndarray | None:
+    """Return the number of training images of each class (K,); None where it is not known."""
+    dataset, given = trainer.train_dataset, trainer.given_counts
+    if dataset is None or not trainer.labelled or (given is None and is_torch_set(dataset)):
+        return None
+    if trainer.task.multi_label:
+        return multi_hot(dataset, trainer.args.label_column).sum(0, dtype=int)
+    return count_classes(dataset, trainer.args.label_column, given, trainer.class_names)
+
+
 def _measure(trainer: Any, record: TrainingRecord, measure: Callable[..., Any]) -> None:
     model = trainer.extractor.model
     record.base_changed = change_of_base(model)
     for name, dataset in trainer.evaluation_sets.items():
         names = trainer.task.names(dataset, trainer.class_names)
         trained = same_names(names, record.class_names)
-        entry: dict[str, Any] = {"size": len(dataset), "classes": len(names), "trained": trained}
+        entry: dict[str, Any] = {"size": 0, "classes": len(names), "trained": trained}  # a stream tells no size
         groups = (record.class_counts, record.thresholds) if trained else ()
         moments = {}
         with adapters_off(model):
@@ -80,6 +93,7 @@ def _measure(trainer: Any, record: TrainingRecord, measure: Callable[..., Any]) 
                 moments["before"] = _moment(trainer, measured, *groups)
         if measured := measure(dataset, record.template):
             moments["after"] = _moment(trainer, measured, *groups)
+            entry["size"] = measured.summary.size
             record.sets[name] = entry | {moment: metrics for moment, (metrics, _) in moments.items()}
             if trained and record.geometry_set is None:
                 record.geometry_set, record.snapshots = name, drawable([snapshot for _, snapshot in moments.values()])

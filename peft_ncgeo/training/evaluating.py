@@ -13,7 +13,7 @@ from transformers import EvalPrediction
 
 from .. import metrics
 from ..data.crops import split_views
-from ..geometry.sphere import cosine_logits
+from ..geometry.sphere import cosine_logits, mean_directions
 from ..metrics.accuracy import accuracy, balanced_accuracy, harmonic_mean
 from ..models.adapters import trained_outside
 from ..models.feature_extractor import FeatureExtractor, extract_features
@@ -132,9 +132,10 @@ class EvaluatingTrainer(CheckpointingTrainer):
         names, features = self.task.names(dataset, self.class_names), None
         if self.task.reads_text:
             template = template or self.task.template
-            texts = self.task.texts(names, template=template).to(self.args.device)
+            texts: dict[str, Any] = dict(self.task.texts(names, template=template).to(self.args.device))
+            counts = texts.pop("counts", None)
             with self.accelerator.autocast():
-                features = extract_features(self.extractor, **texts)["text_features"]
+                features = mean_directions(extract_features(self.extractor, **texts)["text_features"], counts)
             features = active_text_setting(self.extractor.model).put_rows(features, names)
         model, views, lists = self.extractor.model, self.args.num_test_views, self.task.multi_label
         self._measurement = Measurement(dataset, names, model, template, features, collect, views, lists)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..data.multi_label import is_multi_label
+from ..data.torch_sets import is_torch_set
 from ..models.adapters import unwrap
 from ..models.towers import reads_text
 from .arguments import GeometryTrainingArguments
@@ -43,6 +44,11 @@ def check_label_kind(dataset: Any, label_column: str, multi_label: bool, reader:
         raise ValueError(
             f"Column {label_column!r} holds lists, so this is a multi-label set, but {reader}; pass "
             "classification_loss=MultiLabelLoss(), and leave out what reads one label."
+        )
+    if multi_label and is_torch_set(dataset):
+        raise ValueError(
+            "MultiLabelLoss reads lists of labels, which streams and data sets of torch do not give here; pass a "
+            "datasets.Dataset."
         )
     if multi_label and not lists and label_column in (getattr(dataset, "column_names", None) or ()):
         raise ValueError(

@@ -13,9 +13,12 @@ from transformers import BatchEncoding
 
 from ..data.checks import check_dataset, check_training_set
 from ..data.class_prompts import class_prompts
+from ..data.class_texts import ClassTexts, list_class_texts
 from ..data.head_names import check_head_names, check_same_classes, write_head_names, write_label_kind
 from ..data.multi_label import check_multi_label_set
 from ..data.processors import image_processor
+from ..data.torch_sets import is_torch_set, torch_set_names
+from ..models.adapters import unwrap
 from ..models.heads import classification_head
 from ..models.templates import DEFAULT_TEMPLATE, behind_prompts, placeholder_ids
 from ..models.text_setting import TextSetting, active_text_setting, remember_text_setting
@@ -33,13 +36,19 @@ class ClassificationTask:
         processing_class: the model's processor; for a classification model its image processor.
         args: arguments with the names of columns, and templates.
         multi_label: True if labels are lists, False if each image has one.
+        class_texts: texts of some classes; None: those that the active adapter was trained with.
 
     Raises:
         ValueError: the model has neither text nor a head, or the processor cannot read text.
     """
 
     def __init__(
-        self, model: nn.Module, processing_class: Any, args: GeometryTrainingArguments, multi_label: bool = False
+        self,
+        model: nn.Module,
+        processing_class: Any,
+        args: GeometryTrainingArguments,
+        multi_label: bool = False,
+        class_texts: ClassTexts | None = None,
     ) -> None:
         if processing_class is None:
             raise ValueError(
@@ -54,6 +63,12 @@ class ClassificationTask:
         check_encoders(model)
         if self.reads_text and self.tokenizer is None:
             raise ValueError("processing_class has no tokenizer to read class names with; pass the CLIPProcessor.")
+        if class_texts and not self.reads_text:
+            raise ValueError(
+                f"class_texts are given, but {type(unwrap(model)).__name__} reads no text; leave them out."
+            )
+        known = active_text_setting(model).class_texts if class_texts is None else class_texts
+        self.class_texts = list_class_texts(known)
 
     @property
     def template(self) -> str:
@@ -76,7 +91,9 @@ class ClassificationTask:
         """
         columns = self.args.image_column, self.args.label_column
         check_label_kind(dataset, columns[1], self.multi_label, "an evaluation")
-        if self.multi_label:
+        if is_torch_set(dataset):
+            names = torch_set_names(dataset, columns[1], None, training_names)
+        elif self.multi_label:
             names = check_multi_label_set(dataset, *columns, self._given_names, every_class=False)
         else:
             names = check_dataset(dataset, *columns, every_class=False)
@@ -94,7 +111,9 @@ class ClassificationTask:
         """
         columns = self.args.image_column, self.args.label_column
         check_label_kind(dataset, columns[1], self.multi_label, reader)
-        if self.multi_label:
+        if is_torch_set(dataset):  # labels are checked when they are read
+            names, labelled = torch_set_names(dataset, columns[1], given), bool(reader)
+        elif self.multi_label:
             names, labelled = check_multi_label_set(dataset, *columns, given), True
             self._given_names = given
         else:
@@ -124,12 +143,14 @@ class ClassificationTask:
         if isinstance(self.model, PeftModel) and (self.reads_text or self.multi_label):
             known = (self.template, tuple(names)) if self.reads_text else ()
             setting = replace(TextSetting(*known), multi_label=self.multi_label, logit_bias=logit_bias)
+            setting = replace(setting, class_texts=self.class_texts)
             remember_text_setting(self.model, setting, self.model.active_adapters)
 
     def texts(self, names: Sequence[str], templates: Sequence[str] = (), template: str | None = None) -> BatchEncoding:
         """Return the names in the template, with slots for the active adapter's prompts: (K, L).
 
-        A `template` given here is used instead of the task's.
+        A `template` given here is used instead of the task's. Where a class has texts of its own, there are more rows
+        and their `counts`, see [`class_prompts`].
 
         With `templates`, the names in each of these follow, with the prompts in front of all words: ((1 + T) K, L).
         """
@@ -138,23 +159,33 @@ class ClassificationTask:
         if config and slots and not config.placeholder_ids:  # the adapter was created without a tokenizer
             config.write_token_ids(config.phrase_ids, placeholder_ids(template, slots, self.tokenizer))
         written = [template, *(behind_prompts(template, slots) for template in templates)]
-        texts = [self._read(names, template, slots) for template in written]
+        texts = [self._read(names, written[0], slots, self.class_texts)]
+        texts += [self._read(names, template, slots) for template in written[1:]]
         if len(texts) == 1:
             return texts[0]
+        counts = {key: value for key, value in texts[0].items() if key == "counts"}
         if "attention_mask" not in texts[0]:  # all padded to the tower's full length
-            return BatchEncoding({"input_ids": torch.cat([text["input_ids"] for text in texts])})
+            return BatchEncoding({"input_ids": torch.cat([text["input_ids"] for text in texts]), **counts})
         rows = [
             row[mask.bool()].tolist()
             for text in texts
             for row, mask in zip(text["input_ids"], text["attention_mask"], strict=True)
         ]
-        return self.tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
+        padded = self.tokenizer.pad({"input_ids": rows}, padding_side="right", return_tensors="pt")
+        return BatchEncoding({**padded, **counts})
 
     def frozen_texts(self, names: Sequence[str]) -> list[BatchEncoding]:
-        """Return the names in each template that the frozen model reads; none for a classification model."""
+        """Return the names in each template that the frozen model reads; none for a classification model.
+
+        Texts of a class stand in place of the task's template, not of templates for the frozen model alone.
+        """
         if not self.reads_text or not names:
             return []
-        return [self._read(names, template, 0) for template in self.args.frozen_templates or [self.template]]
+        if self.args.frozen_templates:
+            return [self._read(names, template, 0) for template in self.args.frozen_templates]
+        return [self._read(names, self.template, 0, self.class_texts)]
 
-    def _read(self, names: Sequence[str], template: str, slots: int) -> BatchEncoding:
-        return class_prompts(names, template, slots, self.tokenizer, model=self.model)
+    def _read(
+        self, names: Sequence[str], template: str, slots: int, class_texts: ClassTexts | None = None
+    ) -> BatchEncoding:
+        return class_prompts(names, template, slots, self.tokenizer, model=self.model, class_texts=class_texts)

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import PeftConfig
 from torch import Tensor, nn
 from transformers.trainer_utils import enable_full_determinism, set_seed
 
 from ..data.class_prompts import list_names
-from ..data.crops import check_crops, five_crops
-from ..data.images import LabelledImages, crop_flip
-from ..data.long_tails import class_counts
+from ..data.class_texts import ClassTexts, check_entries
+from ..data.crops import check_crops
 from ..data.mixing import Mixing
-from ..data.processors import input_size
-from ..data.sampling import label_array
+from ..data.torch_sets import count_classes
 from ..geometry.checks import DeferredChecks
 from ..geometry.sphere import cosine_logits
 from ..losses import CrossEntropy, GeometryBatch, Regularizer
-from ..models.feature_extractor import FeatureExtractor, trained_batch_norms
+from ..models.feature_extractor import FeatureExtractor
 from ..models.heads import linear_classifier
 from ..models.precision import hold_in_float32
 from ..models.towers import logit_bias, logit_scale
@@ -42,7 +38,7 @@ from .checks import (
     find_label_reader,
     make_collator,
 )
-from .evaluating import EvaluatingTrainer, accuracy_metrics, multi_label_metrics
+from .evaluating import accuracy_metrics, multi_label_metrics
 from .features.half_weights import HalfWeights, autocast_dtype
 from .features.mixed import MixedBatch
 from .features.step import StepFeatures
@@ -50,12 +46,13 @@ from .features.teacher import FrozenTeacher
 from .features.teacher_model import TeacherModel
 from .gathering import batch_sizes, gather_batch, step_sizes
 from .label_kinds import check_multi_label, check_multi_label_callbacks, reads_lists
+from .loading import LoadingTrainer
 from .logit_bias import choose_logit_bias
 from .measurement import Measurements
 from .metric_names import with_class_names
 from .model_maker import ModelMaker
 from .objective import objective
-from .sampling import ClassBalancedSampler, check_batches, count_samples_once, drop_last_only
+from .set_checks import check_sets
 from .state.accumulation import Accumulation
 from .state.class_means import ClassMeans
 from .state.fresh_start import CallbackStates, LossFactory
@@ -63,7 +60,7 @@ from .state.text_gradient import TextGradient
 from .task import ClassificationTask
 
 
-class GeometryTrainer(EvaluatingTrainer):
+class GeometryTrainer(LoadingTrainer):
     """Trainer of adapters on labelled images: a classification loss plus any number of geometric terms.
 
     `L = classification_loss + sum_t factor_t * losses_t`, each term on the batch of all processes. A CLIP-like model
@@ -76,6 +73,9 @@ class GeometryTrainer(EvaluatingTrainer):
         args: [`GeometryTrainingArguments`].
         train_dataset: a `datasets.Dataset` with an image and a `ClassLabel` column; for
             [`~peft_ncgeo.losses.MultiLabelLoss`], lists of `ClassLabel`, or of K numbers 0 and 1, see `class_names`.
+            Or a stream (`IterableDataset` of `datasets` or torch; with `max_steps`) or a data set of torch, which give
+            dicts of these columns or pairs (image, label); their class names come from the column, from `.classes`, or
+            from `class_names`.
         eval_dataset: one such set, or a dict of them; each is classified over its own names. A dict with "base" and
             "new" also gives their harmonic mean. A head is evaluated on the classes of training only, in their order.
         processing_class: the model's processor (for a classification model: its image processor). Default: the one
@@ -91,9 +91,14 @@ class GeometryTrainer(EvaluatingTrainer):
         data_collator: default: the processor's pixels; [`~peft_ncgeo.data.MixUp`] or [`~peft_ncgeo.data.CutMix`] mixes
             those of training. On several processes it meets labels of -100 in the last batch,
             in rows that only fill it up.
-        class_names: class names for a training set without labels, or with rows of 0 and 1. Where no term reads labels
-            (`classification_loss=None` and terms such as [`~peft_ncgeo.losses.Distillation`]), the label column may
-            be absent, or hold -1 or None for some images. Evaluation sets need labels.
+        class_names: class names for a training set without labels, with rows of 0 and 1, or one that does not tell
+            them. Where no term reads labels (`classification_loss=None` and terms such as
+            [`~peft_ncgeo.losses.Distillation`]), the label column may be absent, or hold -1 or None for some images.
+            Evaluation sets need labels.
+        class_counts: number of images of each class, for a loss that reads it; counted where the set can be.
+        class_texts: texts of some classes, such as descriptions, as a dict of name and list; "{}" in a text is the
+            name. A class's feature is the direction of the mean of its texts' directions; prompts stand in front of
+            all their words. Other classes use the template. Default: the texts that the adapter was trained with.
         teacher: another model whose logits on the training images a loss reads, over the same class names: a larger
             CLIP, one with adapters, or an image classifier of the same classes. It is moved to the device, never
             trained, and not saved; a checkpoint resumes with the same teacher only. Views that come again (see
@@ -122,14 +127,16 @@ class GeometryTrainer(EvaluatingTrainer):
         self,
         model: nn.Module | str | None = None,
         args: GeometryTrainingArguments | None = None,
-        train_dataset: Dataset | None = None,
-        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         processing_class: Any = None,
         losses: Sequence[Regularizer] | Regularizer | Callable[..., Any] = (),
         classification_loss: nn.Module | Callable[..., Any] | None = CrossEntropy(),  # noqa: B008  it has no state
         compute_metrics: Callable[..., dict[str, float]] | None = None,
         model_init: Callable[..., Any] | None = None,
         class_names: Sequence[str] | None = None,
+        class_counts: Sequence[int] | None = None,
+        class_texts: ClassTexts | None = None,
         teacher: nn.Module | None = None,
         teacher_processor: Any = None,
         peft_config: PeftConfig | None = None,
@@ -139,9 +146,11 @@ class GeometryTrainer(EvaluatingTrainer):
         self.mixing = kwargs.pop("data_collator") if isinstance(kwargs.get("data_collator"), Mixing) else None
         source = {"model": model, "model_init": model_init, "class_names": class_names, "train_dataset": train_dataset}
         check_arguments(args, {**source, "eval_dataset": eval_dataset, "compute_metrics": compute_metrics, **kwargs})
+        check_sets(args, train_dataset, eval_dataset, class_counts)
         self.args, self.processing_class = args, processing_class
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self._given_names = None if class_names is None else list_names(class_names)
+        self.given_counts, self._class_texts = class_counts, class_texts
         self._given_teacher: tuple[Any, Any] = teacher, teacher_processor
         self._checks = DeferredChecks()
         copied = model_init is not None
@@ -189,7 +198,7 @@ class GeometryTrainer(EvaluatingTrainer):
         terms = [*self.losses, *([] if self.classification_loss is None else [self.classification_loss])]
         if self.processing_class is None:
             self.processing_class = self._make_model.find_processor(model)
-        self.task = ClassificationTask(model, self.processing_class, args, reads_lists(terms))
+        self.task = ClassificationTask(model, self.processing_class, args, reads_lists(terms), self._class_texts)
         if args.num_test_views > 1:
             check_crops(self.task.image_processor)
         hold_in_float32(model)
@@ -203,9 +212,11 @@ class GeometryTrainer(EvaluatingTrainer):
         if self.train_dataset is not None:
             reader = find_label_reader(args, terms)
             self.class_names, self.labelled = self.task.training_names(self.train_dataset, self._given_names, reader)
-        for dataset in self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]:
-            if dataset is not None:
-                self.task.names(dataset, self.class_names)
+        names = list(self.class_names)
+        for dataset in self.evaluation_sets.values():
+            names += self.task.names(dataset, self.class_names)
+        if self._class_texts and names:
+            check_entries(self.task.class_texts, names)
         self._measurements = Measurements()
         self.extractor = FeatureExtractor(model, args.text_batch_size)
         self._required = {field for term in terms for field in getattr(term, "requires", ())}
@@ -220,7 +231,8 @@ class GeometryTrainer(EvaluatingTrainer):
         self._accumulation = Accumulation(self.losses)
         self._class_counts: Tensor | None = None
         if self.train_dataset is not None and "class_counts" in self._required:
-            self._class_counts = torch.from_numpy(class_counts(self.train_dataset, args.label_column))
+            given = self.given_counts, self.class_names
+            self._class_counts = torch.from_numpy(count_classes(self.train_dataset, args.label_column, *given))
         self.frozen: FrozenTeacher | None = None
         if any(field.startswith("frozen_") for field in self._required):
             self.frozen = FrozenTeacher(self.extractor, self.task.frozen_texts(self.class_names))
@@ -228,30 +240,6 @@ class GeometryTrainer(EvaluatingTrainer):
         if self._given_teacher[0] is not None and self.class_names:
             self.teacher = TeacherModel(*self._given_teacher, self.task, self.class_names, args)
         self.features = StepFeatures(self.extractor, self.frozen, self.teacher, self._required, args)
-
-    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        augment, is_training = None, kwargs.get("is_training", False)
-        if is_training and self.args.augmentation == "crop_flip":
-            augment = partial(crop_flip, size=input_size(self.task.image_processor))
-        columns = self.args.image_column, self.args.label_column if self.labelled or not is_training else None
-        crop = None
-        if not is_training and self.args.num_test_views > 1:
-            crop = partial(five_crops, size=input_size(self.task.image_processor))
-        images = LabelledImages(dataset, *columns, augment, self.args.seed, self.args.num_views, crop)
-        images.show_teacher(is_training)
-        with drop_last_only(self.args, is_training):
-            loader = super()._get_dataloader(images, *args, **kwargs)
-        if is_training:
-            count_samples_once(loader)
-            least = 2 if trained_batch_norms(self.extractor) else 1
-            drop_last = self.args.dataloader_drop_last
-            check_batches(loader, self._train_batch_size, self.args.world_size, least, drop_last)
-        return loader
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if not self.args.class_balanced_sampling:
-            return super()._get_train_sampler(train_dataset)
-        return ClassBalancedSampler(label_array(self.train_dataset, self.args.label_column), self.args.seed)
 
     # ---- training ---------------------------------------------------------------------------------------------
 
@@ -344,7 +332,7 @@ class GeometryTrainer(EvaluatingTrainer):
             gathered["logits"] = cosine_logits(gathered["image_features"], text, scale, bias)
         return GeometryBatch(**gathered, **frozen, text_features=text, progress=self._progress)
 
-    def _look_ahead(self, images: LabelledImages, steps: int) -> None:
+    def _look_ahead(self, images: Any, steps: int) -> None:
         self.extractor.spare_lower_layers(self.args)
         with self.accelerator.autocast():
             self.features.look_ahead(images, self.data_collator, steps if self.mixing is None else 0)

@@ -143,6 +143,19 @@ def test_a_combination_of_adapters_with_different_templates_asks_for_one():
     assert ZeroShotClassifier(model, tiny_processor(), "blue {}").template == "blue {}"
 
 
+@pytest.mark.slow
+def test_a_combination_of_adapters_with_different_texts_of_classes_asks_for_them():
+    model = two_adapters(TEMPLATE, TEMPLATE)
+    for name, text in (("default", "a cat"), ("second", "the cat")):
+        remember_text_setting(model, TextSetting(TEMPLATE, class_texts={NAMES[0]: (text,)}), [name])
+    model.add_weighted_adapter(["default", "second"], [0.5, 0.5], "mean", combination_type="linear")
+    assert active_text_setting(model).class_texts == {NAMES[0]: ("a cat",)}
+    model.set_adapter("mean")
+    with pytest.raises(ValueError, match="class_texts"):
+        active_text_setting(model)
+    assert ZeroShotClassifier(model, tiny_processor(), TEMPLATE, class_texts={}).class_texts == {}
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -151,6 +164,7 @@ def test_a_combination_of_adapters_with_different_templates_asks_for_one():
         '{"class_names": "cat"}',
         '{"class_names": [""]}',
         '{"x": 1}',
+        '{"class_texts": {"cat": [3]}}',
         "[",
         "[1]",
     ],

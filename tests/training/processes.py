@@ -16,6 +16,7 @@ from peft_ncgeo.losses import (
     LDAM,
     CrossEntropy,
     Distillation,
+    ModalityIsomorphism,
     OTPreservation,
     PrototypeImageContrast,
     PrototypeSupCon,
@@ -167,7 +168,8 @@ SETTINGS = (
     *("MultiLabelLoss()",),
     *("PrototypeImageContrast(default)", "PrototypeSupCon(of the head)", "Distillation(temperature 2)"),
 )
-STEPS = {"accumulated": 2, "mixed": 2, "drop_last": 4, "CrossEntropy, accumulated": 1}  # others: 3 an epoch
+# others: 3 an epoch
+STEPS = {"accumulated": 2, "mixed": 2, "drop_last": 4, "stream": 5, "CrossEntropy, accumulated": 1}
 MEMORY = {"budget": 0.01, "modality": "separate", "solver": "entropic", "memory_size": 9}
 ALONE: dict[str, Any] = {
     **{name: loss_alone(FORMULAS[name]) for name in SETTINGS},
@@ -192,6 +194,14 @@ ALONE: dict[str, Any] = {
     "SlerpAlignment": alone(
         model=lora_vit, classification_loss=CrossEntropy, callbacks=lambda: [SlerpAlignment(alpha=2e-5)]
     ),
+    "class texts": alone(
+        losses=lambda: [*ot_and_budget(), ModalityIsomorphism(weight=0.5, method="sinkhorn", epsilon=0.5)],
+        classification_loss=CrossEntropy,
+        class_texts=lambda: {NAMES[1]: ["a dog, blue", "the blue dog of the tree", "blue"]},
+        student_templates=lambda: ["a photo of the {}, in black."],
+    ),
+    # two whole passes and a part of the third
+    "stream": alone(losses=ot_and_budget, classification_loss=LDAM, stream=lambda: True, max_steps=lambda: 5),
     "GeometryMonitor": alone(classification_loss=CrossEntropy, callbacks=lambda: [GeometryMonitor()]),
 }
 
@@ -209,6 +219,8 @@ def run(name: str, options: dict[str, Any], output_dir: Path, world: int) -> Non
     if options.pop("unlabelled", False):
         train, options["class_names"] = train.remove_columns("label"), NAMES
     lists = several_labels if options.pop("lists", False) else lambda dataset: dataset
+    if options.pop("stream", False):
+        train, options["class_counts"] = train.to_iterable_dataset(), [1, 6, 7, 7, 6]
     training = trainer(
         output_dir,
         train=lists(train),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ...models.adapters import adapter_parameters
@@ -57,6 +58,8 @@ class PromptAveraging(TrainerCallback):
             raise ValueError(
                 "PromptAveraging replaces the final model by its average; set load_best_model_at_end=False."
             )
+        if isinstance(kwargs["train_dataloader"].dataset, IterableDataset):
+            raise ValueError("PromptAveraging averages over epochs, which a stream does not have; leave it out.")
         if state.global_step == 0:
             self._forget()
 

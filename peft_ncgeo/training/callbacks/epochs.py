@@ -20,4 +20,5 @@ class EpochSetter(TrainerCallback):
         loader, epoch = kwargs["train_dataloader"], int(state.epoch or 0)
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(epoch)
-        loader.dataset.set_epoch(epoch)
+        if hasattr(loader.dataset, "set_epoch"):  # a stream counts its own passes
+            loader.dataset.set_epoch(epoch)

@@ -116,11 +116,11 @@ class StepFeatures:
         prefix = "" if self.teacher.image_processor is None else TEACHER
         return {"teacher_logits": self.teacher.logits(**image_inputs(inputs, prefix=prefix)).to(device)}
 
-    def look_ahead(self, images: LabelledImages, collate: Callable[..., dict[str, Any]], steps: int) -> None:
+    def look_ahead(self, images: Any, collate: Callable[..., dict[str, Any]], steps: int) -> None:
         """Encode every view now, if `steps` optimiser steps will see each more than once on average."""
         args = self.args
         seen = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        if not images.views or seen < 2 * images.views:
+        if not isinstance(images, LabelledImages) or not images.views or seen < 2 * images.views:
             return
 
         def embed(encoder: Callable[..., Tensor], collate: Callable[..., dict[str, Any]] = collate) -> ViewFeatures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,8 @@ class TeacherModel:
     A dual encoder reads the class names in the template of its own adapter, else in that of the arguments, once for
     each training: `exp(logit_scale) cos(f, g)`. Classes for which its adapter has trained rows have these. An image
     classifier must have the same classes in the same order.
+
+    Texts of classes are those of its own adapter too, else the student's.
 
     Its weights are not part of the trained model, so they are neither trained nor saved. A checkpoint holds a
     fingerprint of them: a training does not resume with another teacher.
@@ -75,7 +78,8 @@ class TeacherModel:
                 f"teacher_processor={short_repr(processing_class)} does not read what the teacher {name} takes; pass "
                 "the processor that was saved with it."
             )
-        self.task = ClassificationTask(model, processing_class, args)
+        texts = None if not reads_text(model) or active_text_setting(model).class_texts else student.class_texts
+        self.task = ClassificationTask(model, processing_class, args, class_texts=texts)
         if self.task.reads_text:
             self.task.texts(class_names)
         else:
@@ -109,6 +113,8 @@ class TeacherModel:
         """Return a fingerprint of its weights and template, of exact sums, so the same on every device."""
         found = hashlib.blake2b(digest_size=8)
         found.update((self.task.template if self.task.reads_text else "").encode())
+        if self.task.class_texts:
+            found.update(json.dumps(self.task.class_texts, sort_keys=True).encode())
         model: Any = self.extractor.model
         rows = active_text_setting(model).rows
         trained = [] if rows is None else [("rows", rows)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...geometry.sphere import mean_directions
 from ..gathering import gather_batch, process_index, world_size
 
 
@@ -18,13 +20,16 @@ class TextShare:
     a text encodes one that does not count, since all processes take part in each pass of the model.
 
     Args:
-        texts: `input_ids` (K, L), and an `attention_mask` (K, L) unless all texts are of full length.
+        texts: `input_ids` (K, L), and an `attention_mask` (K, L) unless all texts are of full length. With `counts`,
+            there are several texts of a class, whose features are averaged, see [`mean_directions`].
 
     Attributes:
         own: the texts of this process.
     """
 
-    def __init__(self, texts: dict[str, Tensor]) -> None:
+    def __init__(self, texts: Mapping[str, Any]) -> None:
+        texts = dict(texts)
+        self._counts: list[int] | None = texts.pop("counts", None)
         self.own, self.sizes = texts, [0]
         self._order: Tensor | None = None
         if world_size() == 1 or not texts:
@@ -39,8 +44,10 @@ class TextShare:
         self._order = places.argsort()
 
     def gather(self, features: Tensor) -> Tensor:
-        """Return the features (K, d) of all texts, from those of this process's, differentiable."""
-        return features if self._order is None else gather_batch(features, self.sizes).index_select(0, self._order)
+        """Return the features (K, d) of all classes, from those of this process's texts, differentiable."""
+        if self._order is not None:
+            features = gather_batch(features, self.sizes).index_select(0, self._order)
+        return mean_directions(features, self._counts)
 
 
 def deal(lengths: Sequence[int], processes: int) -> list[list[int]]:
