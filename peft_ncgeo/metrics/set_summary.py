@@ -15,20 +15,46 @@ from .feature_geometry import FeatureGeometry
 class SetSummary:
     """Summary of a pass over a labelled set, collected batch by batch.
 
+    Args:
+        keep: keep raw features and logits of all images too, (N, d) and (N, K) on the CPU.
+
     Attributes:
         geometry: geometry of the features, known after [`compute`].
     """
 
-    def __init__(self) -> None:
-        self.geometry = FeatureGeometry(nc4=False)
-        self._predicted: list[Tensor] = []
-        self._labels: list[Tensor] = []
+    def __init__(self, keep: bool = False) -> None:
+        self.geometry, self.keep = FeatureGeometry(nc4=False), keep
+        self._rows: dict[str, list[Tensor]] = {}
 
-    def update(self, features: Tensor, predicted: Tensor, labels: Tensor, classes: int, reads_text: bool) -> None:
-        """Add a batch: raw features (B, d), predicted classes (B,) and labels (B,)."""
-        self._predicted.append(predicted.cpu())
-        self._labels.append(labels.cpu())
+    def update(
+        self,
+        features: Tensor,
+        predicted: Tensor,
+        confidences: Tensor,
+        labels: Tensor,
+        classes: int,
+        reads_text: bool,
+        logits: Tensor | None = None,
+    ) -> None:
+        """Add a batch: raw features (B, d), predicted classes (B,), their probabilities (B,) and labels (B,).
+
+        Args:
+            classes: K.
+            logits: (B, K), if they are kept.
+        """
+        rows = {"predicted": predicted, "confidences": confidences, "labels": labels}
+        if self.keep and logits is not None:
+            rows |= {"features": features.flatten(1).float(), "logits": logits.float()}
+        for name, value in rows.items():
+            self._rows.setdefault(name, []).append(value.cpu())
         self.geometry.update(features, labels, classes, reads_text)
+
+    def rows(self, name: str) -> np.ndarray:
+        """Return what was collected, a row for each image: "predicted", "confidences", "labels".
+
+        With `keep` also "features" and "logits".
+        """
+        return torch.cat(self._rows[name]).numpy()
 
     def compute(
         self,
@@ -43,7 +69,7 @@ class SetSummary:
             text, head: see [`FeatureGeometry.compute`].
             class_counts, thresholds: see [`evaluate_groups`]; without thresholds there are no group accuracies.
         """
-        predicted, labels = (torch.cat(parts).numpy() for parts in (self._predicted, self._labels))
+        predicted, labels = self.rows("predicted"), self.rows("labels")
         metrics: dict[str, float | None] = {
             "accuracy": accuracy(predicted, labels),
             "balanced_accuracy": balanced_accuracy(predicted, labels),

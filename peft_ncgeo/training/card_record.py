@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from datasets import Dataset
-
 from ..data.head_names import same_names
 from ..data.long_tails import class_counts
 from ..hub.record import (
@@ -16,6 +14,7 @@ from ..hub.record import (
     drawable,
     record_model,
 )
+from ..metrics.accuracy import tail_thresholds
 from ..models.adapters import adapters_off, change_of_base
 
 
@@ -44,8 +43,8 @@ def record_training(trainer: Any, measure: bool = True) -> TrainingRecord:
     elif trainer.train_dataset is not None:
         counts = class_counts(trainer.train_dataset, args.label_column)
         record.class_counts = counts.tolist()
-        if counts.max() >= 2 * counts.min():  # otherwise the classes have no tail
-            record.thresholds = [20, 100] if counts.max() > 100 else "thirds"
+        thresholds = tail_thresholds(counts)
+        record.thresholds = list(thresholds) if isinstance(thresholds, tuple) else thresholds
     if measure:
         _measure(trainer, record)
     return record
@@ -64,17 +63,23 @@ def _measure(trainer: Any, record: TrainingRecord) -> None:
             head = trainer.linear_head
             same_size = head is None or len(head.weight) == len(names)  # otherwise the adapter has a head of its own
             if same_size and not record.base_changed:
-                entry["before"], moment = _moment(trainer, dataset, record.template, *groups)
+                measured = trainer.measure(dataset, record.template)
+                entry["before"], moment = _moment(trainer, measured, *groups)
                 snapshots.append(moment)
-        entry["after"], moment = _moment(trainer, dataset, record.template, *groups)
+        measured = trainer.measure(dataset, record.template)
+        entry["after"], moment = _moment(trainer, measured, *groups)
         snapshots.append(moment)
         record.sets[name] = entry
+        report = trainer.last_report(measured)
+        if report is None and trained and record.geometry_set is None:
+            report = trainer.report_measured(measured, names)
+        if report is not None:
+            record.reports[name] = report.to_dict()
         if trained and record.geometry_set is None:
             record.geometry_set, record.snapshots = name, drawable(snapshots)
 
 
-def _moment(trainer: Any, dataset: Dataset, template: str | None, *groups: Any) -> tuple[dict[str, Any], Any]:
-    """Return the metrics on a set, and class means and classifier weights, of the model in its present state."""
-    measured = trainer.measure(dataset, template)
+def _moment(trainer: Any, measured: Any, *groups: Any) -> tuple[dict[str, Any], Any]:
+    """Return the metrics of a measurement, and its class means and classifier weights."""
     metrics = measured.summary.compute(measured.text_features, trainer.linear_head, *groups)
     return metrics, (measured.summary.geometry.class_means, measured.summary.geometry.weights)

@@ -14,6 +14,7 @@ from transformers import EvalPrediction
 from ..data.crops import split_views
 from ..geometry.sphere import cosine_logits
 from ..metrics.accuracy import accuracy, balanced_accuracy, harmonic_mean
+from ..metrics.set_summary import SetSummary
 from ..models.adapters import trained_outside
 from ..models.feature_extractor import FeatureExtractor, extract_features
 from ..models.heads import linear_classifier
@@ -44,6 +45,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
     task: ClassificationTask
     extractor: FeatureExtractor
     class_names: list[str]
+    labelled: bool
     _measurement: Measurement
     _measurements: Measurements
     _monitors: Sequence[GeometryMonitor]
@@ -62,7 +64,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
                 raise ValueError(f"No evaluation set is named {dataset!r}; there are {sorted(known)}.")
             dataset = known[dataset]
         if not isinstance(dataset, dict):
-            self._begin(dataset, collect=self._is_kept(dataset))
+            self._begin(dataset, summary=self._kept_summary(dataset))
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         base, new = (metrics.get(f"{metric_key_prefix}_{half}_accuracy") for half in ("base", "new"))
@@ -76,10 +78,10 @@ class EvaluatingTrainer(CheckpointingTrainer):
 
     def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
         """Return logits (N, K) over the set's own class names, labels and metrics."""
-        self._begin(test_dataset, collect=self._is_kept(test_dataset))
+        self._begin(test_dataset, summary=self._kept_summary(test_dataset))
         return super().predict(test_dataset, *args, **kwargs)
 
-    def measure(self, dataset: Dataset, template: str | None = None) -> Measurement:
+    def measure(self, dataset: Dataset, template: str | None = None, keep: bool = False) -> Measurement:
         """Return predictions and geometry on a set by the model in its present state.
 
         An evaluation set of the trainer that was evaluated with the same weights is not predicted again. Call this
@@ -87,24 +89,30 @@ class EvaluatingTrainer(CheckpointingTrainer):
 
         Args:
             template: text around a class name. Default: the task's template.
+            keep: keep features and logits of all images too.
         """
         if self.task.reads_text:
             template = template or self.task.template
-        known = self._measurements.find(dataset, self.extractor.model, template, self.args.num_test_views)
-        if known is not None:
+        views = self.args.num_test_views
+        known = self._measurements.find(Measurement, dataset, self.extractor.model, template, views)
+        if known is not None and (not keep or (known.summary is not None and known.summary.keep)):
             return known
-        self._begin(dataset, template, collect=True)
+        self._begin(dataset, template, summary=SetSummary(keep))
         output = self._loop([], self.get_test_dataloader(dataset), "Measuring", prediction_loss_only=True)
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
         return self._measurement
 
     def _is_kept(self, dataset: Any) -> bool:
-        """Return True for an evaluation set of a model that trains adapters alone, which a snapshot knows again."""
-        of_trainer = any(dataset is given for given in self.evaluation_sets.values())
+        """Return True for a set of the trainer and a model that trains adapters alone, which a snapshot knows."""
+        of_trainer = any(dataset is given for given in (*self.evaluation_sets.values(), self.train_dataset))
         return of_trainer and self.model is not None and not trained_outside(self.extractor.model)
 
-    def _begin(self, dataset: Dataset, template: str | None = None, *, collect: bool) -> None:
-        """Start a pass over a set: read its class names, and collect its results for a card if asked to."""
+    def _kept_summary(self, dataset: Any) -> SetSummary | None:
+        """Return a summary to collect a pass in that is kept for a card; None if it is not kept."""
+        return SetSummary() if self._is_kept(dataset) else None
+
+    def _begin(self, dataset: Dataset, template: str | None = None, *, summary: SetSummary | None) -> None:
+        """Start a pass over a set: read its class names; a summary collects its results."""
         if not dataset:
             raise ValueError("There is nothing to evaluate: pass eval_dataset.")
         if self.model is None:
@@ -117,7 +125,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
                 features = extract_features(self.extractor, **texts)["text_features"]
             features = active_text_setting(self.extractor.model).put_rows(features, names)
         model, views = self.extractor.model, self.args.num_test_views
-        self._measurement = Measurement(dataset, model, template, features, collect, views)
+        self._measurement = Measurement(dataset, model, template, features, summary, views)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Run Transformers' loop, and add the metrics of each [`GeometryMonitor`]."""
@@ -171,10 +179,12 @@ class EvaluatingTrainer(CheckpointingTrainer):
         labels, classes = inputs["labels"], logits.shape[1]
         summary = self._measurement.summary
         if summary is not None or self._monitors:
-            found = (torch.stack(features).mean(0), logits.argmax(-1), labels)
-            means, predicted, seen = self.accelerator.gather_for_metrics(found)
+            sure = logits.float().softmax(-1).amax(-1)
+            found = (torch.stack(features).mean(0), logits.argmax(-1), sure, labels)
+            kept = (logits,) if summary is not None and summary.keep else ()
+            means, predicted, sure, seen, *kept = self.accelerator.gather_for_metrics((*found, *kept))
             if summary is not None:
-                summary.update(means, predicted, seen, classes, self.task.reads_text)
+                summary.update(means, predicted, sure, seen, classes, self.task.reads_text, *kept)
             for monitor in self._monitors:
                 monitor.update(means, seen, classes, self.task.reads_text)
         loss = nn.functional.cross_entropy(logits.float(), labels)

@@ -39,7 +39,7 @@ from .checks import (
     check_weights,
     find_label_reader,
 )
-from .evaluating import EvaluatingTrainer, accuracy_metrics
+from .evaluating import accuracy_metrics
 from .features.half_weights import HalfWeights, autocast_dtype
 from .features.step import StepFeatures
 from .features.teacher import FrozenTeacher
@@ -47,6 +47,7 @@ from .features.teacher_model import TeacherModel
 from .gathering import batch_sizes, gather_batch, step_sizes
 from .measurement import Measurements
 from .objective import objective
+from .reporting import ReportingTrainer
 from .sampling import ClassBalancedSampler, check_batches, count_samples_once, drop_last_only
 from .state.accumulation import Accumulation
 from .state.class_means import ClassMeans
@@ -55,7 +56,7 @@ from .state.text_gradient import TextGradient
 from .task import ClassificationTask
 
 
-class GeometryTrainer(EvaluatingTrainer):
+class GeometryTrainer(ReportingTrainer):
     """Trainer of adapters on labelled images: a classification loss plus any number of geometric terms.
 
     `L = classification_loss + sum_t factor_t * losses_t`, each term on the batch of all processes. A CLIP-like model
