@@ -178,7 +178,8 @@ def _example_names(record: TrainingRecord) -> str:
 
 def _run_note(record: TrainingRecord) -> str:
     if not record.steps:
-        return ""
+        shares = [f"{100 * share:.1f} % {moment}" for moment, share in record.leave_one_out.items()]
+        return f"Leave-one-out accuracy of the support images: {', '.join(shares)}." if shares else ""
     processes = f"{record.processes} processes" if record.processes > 1 else "one process"
     steps = f"{record.steps:,} step{'s' if record.steps > 1 else ''}"
     teacher = f" Teacher: {escape(record.teacher)}." if record.teacher else ""
