@@ -137,10 +137,12 @@ class ReportingTrainer(EvaluatingTrainer):
                     found["zero-shot"] = frozen.rows("predicted")
             else:  # the adapter has a head of its own
                 features = self._embed(dataset).features
-            known = self._training_features(report.class_names) if set(asked) - {"zero-shot"} else None
-        if isinstance(known, str):
-            notes.append(known)
-        elif known is not None:
+            known, note = None, ""
+            if set(asked) - {"zero-shot"}:
+                known, note = self._training_features(report.class_names)
+        if note:
+            notes.append(note)
+        if known is not None:
             if "nearest class mean" in asked:
                 found["nearest class mean"] = reports.nearest_class_mean(*known, features)
             if "linear probe" in asked:
@@ -151,19 +153,22 @@ class ReportingTrainer(EvaluatingTrainer):
         table = pd.DataFrame.from_dict(rows, orient="index", columns=list(SCORES))
         return replace(report, baselines=table, notes=tuple(notes))
 
-    def _training_features(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | str:
-        """Return features (N, d) and labels (N,) of the training images of these classes, or why there are none."""
+    def _training_features(self, names: Sequence[str]) -> tuple[tuple[np.ndarray, np.ndarray] | None, str]:
+        """Return features (N, d) and labels (N,) of the training images of these classes, and words on what lacks."""
         missing = "Nearest class mean and linear probe are missing:"
         if self.train_dataset is None or not self.labelled:
-            return f"{missing} there are no labelled training images."
+            return None, f"{missing} there are no labelled training images."
         places = {spelled(name): k for k, name in enumerate(names)}
         index = np.array([places.get(spelled(name), -1) for name in self.class_names])
         counts = class_counts(self.train_dataset, self.args.label_column)
-        if ((index >= 0) & (counts > 0)).sum() < 2:
-            return f"{missing} fewer than two of these classes have training images."
+        trained = int(((index >= 0) & (counts > 0)).sum())
+        if trained < 2:
+            return None, f"{missing} fewer than two of these classes have training images."
+        lacking = f"{len(names) - trained} of the {len(names)} classes have no training images, so"
+        note = f"{lacking} nearest class mean and linear probe never predict them." if trained < len(names) else ""
         embedded = self._embed(self.train_dataset)
         labels = index[embedded.labels]
-        return embedded.features[labels >= 0], labels[labels >= 0]
+        return (embedded.features[labels >= 0], labels[labels >= 0]), note
 
     @torch.no_grad()
     def _embed(self, dataset: Any) -> Embedding:
