@@ -25,13 +25,38 @@ ALLOWED = {
     "registration": {"models", "tuners"},
     "data": {"files", *BASE},
     "metrics": {"geometry", "validation"},
+    "reports": {"plots", "files", "markdown", "metrics", "validation"},
     "loading": {"data", "files", "tuners", *BASE},
     "classifiers": {"loading", "metrics", "data", "files", "tuners", "geometry", *BASE},
     "few_shot": {"classifiers", "data", "tuners", "geometry", *BASE},
     "evaluation": {"classifiers", "metrics"},
-    "hub": {"plots", "markdown", "classifiers", "loading", "metrics", "data", "files", "tuners", "geometry", *BASE},
+    "hub": {
+        "plots",
+        "reports",
+        "markdown",
+        "classifiers",
+        "loading",
+        "metrics",
+        "data",
+        "files",
+        "tuners",
+        "geometry",
+        *BASE,
+    },
     "training": {
-        *("hub", "few_shot", "classifiers", "loading", "metrics", "losses", "data", "files", "tuners", "geometry"),
+        *(
+            "hub",
+            "reports",
+            "few_shot",
+            "classifiers",
+            "loading",
+            "metrics",
+            "losses",
+            "data",
+            "files",
+            "tuners",
+            "geometry",
+        ),
         *BASE,
     },
     "protocols": {
@@ -115,7 +140,7 @@ def test_every_import_is_declared():
     declared = {name.lower() for name in re.findall(r'^    "([A-Za-z0-9_-]+)>=', project, flags=re.MULTILINE)}
     extras = {"canvas": {"matplotlib"}}  # file -> what an extra of its own installs
     assert 'plot = ["matplotlib' in project
-    names = {"PIL": "pillow", "ot": "pot", "yaml": "pyyaml", "sklearn": "scikit-learn"}
+    names = {"PIL": "pillow", "ot": "pot", "sklearn": "scikit-learn", "yaml": "pyyaml"}
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -28,6 +28,8 @@ from ..validation import check_int, short_repr
 from .base import ClosedSetClassifier, Scorer, Views
 from .head_files import HeadFile, fixed_image, load_named_base, read_head, write_head
 from .heads.base import FeatureHead, State
+from .heads.copa import CoPA
+from .heads.leave_one_out import describe_accuracy
 from .image_features import ImageFeatures, ProjectedFeatures, check_pixels, check_rows
 from .prototype_files import read_prototypes, write_prototypes
 from .zero_shot import ZeroShotClassifier
@@ -47,7 +49,7 @@ class FewShotClassifier(ClosedSetClassifier):
         temperature: tau, 1e-6 to 1e6, the divisor of the cosines.
         processor: the backbone's image processor. Default: loaded from the base model's name or path.
         weights: trained tensors of the backbone's adapter, by their names in `model`.
-        metrics: `loss`, `gap_before` and `gap_after` of the adaptation.
+        metrics: what [`~peft_ncgeo.adapt`] measured.
         adaptation: arguments of `adapt`, for a model card.
     """
 
@@ -73,6 +75,15 @@ class FewShotClassifier(ClosedSetClassifier):
         self._encoder = ImageFeatures(model, processor)
         self._weights = dict(weights or {})
         self._adapter = next((name.rpartition(".")[2] for name in self._weights), None)
+
+    def __repr__(self) -> str:
+        parts = [type(self.method).__name__, f"{len(self.classes)} classes", describe_accuracy(self.metrics)]
+        return f"{type(self).__name__}({', '.join(filter(None, parts))})"
+
+    @property
+    def method(self) -> CoPA | FeatureHead:
+        """Method that the classifier was adapted by."""
+        return CoPA()
 
     @property
     def adapter_name(self) -> str | None:
@@ -249,6 +260,11 @@ class HeadClassifier(FewShotClassifier):
         self._encoder, self._weights, self._adapter = ProjectedFeatures(model, processor), {}, None
         with evaluation_mode(model):
             self._texts = ZeroShotClassifier(model, processor, template)
+
+    @property
+    def method(self) -> FeatureHead:
+        """Head with its settings."""
+        return self.head
 
     @property
     def template(self) -> str:

@@ -23,6 +23,7 @@ from ..models.adapters import evaluation_mode
 from ..models.towers import logit_scale
 from ..validation import check_int, short_repr
 from .labels import index_labels
+from .leave_one_out import head_accuracies
 
 _ROWS = 4096  # samples whose loss is computed at once
 
@@ -72,8 +73,10 @@ def fit_cached(
         support = Support(features, index, words.to(features.dtype), scale, seed)
         state, metrics = _fit(head, support)
         told = {"num_views": views, "template": texts.template, "seed": seed}
-        measured = _measure(head, state, support)
-        return HeadClassifier(model, head, state, classes, processor, template, {**measured, **metrics}, told)
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            left_out = head_accuracies(head, support, metrics)
+        metrics = {**_measure(head, state, support), **left_out, **metrics}
+        return HeadClassifier(model, head, state, classes, processor, template, metrics, told)
 
 
 def embed_views(

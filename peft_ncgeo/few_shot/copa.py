@@ -20,6 +20,7 @@ from ..tuners.copa import CoPAConfig, Residual
 from ..validation import short_repr
 from .episodes import fit_heads, head_settings
 from .labels import index_labels
+from .leave_one_out import prototype_accuracies
 
 
 def adapt_copa(
@@ -59,19 +60,13 @@ def adapt_copa(
             pixels = {name: value.clone() for name, value in encoder.inputs(images).items()}
             embed = partial(encoder.embed_with_gradient, pixels, batch_size)
         diverged = ValueError(f"The loss or the features are not finite after {steps} steps; lower lr={lr}.")
+        chosen: Any = {"steps": steps, "lr": lr, "weight_decay": weight_decay, "optimizer": optimizer, **settings}
+        trained = [module.weight for module in maps]
+        # residual adapters would have to be trained again too, by passes through the backbone
+        again = None if maps else partial(fit_heads, **chosen)
         try:
-            heads = fit_heads(
-                before,
-                labels,
-                steps,
-                lr,
-                weight_decay,
-                **settings,
-                optimizer=optimizer,
-                embed=embed,
-                maps=[module.weight for module in maps],
-                adapter_lr=adapter_lr,
-            )
+            heads = fit_heads(before, labels, embed=embed, maps=trained, adapter_lr=adapter_lr, **chosen)
+            left_out = prototype_accuracies(before, labels, len(classes), again)
         except FloatingPointError:
             raise diverged from None
         if layer is not None:
@@ -86,6 +81,7 @@ def adapt_copa(
             "loss": float(settings["objective"](*inputs, labels, config.temperature)),
             "gap_before": float(modality_gap(before, class_prototypes(before, labels, len(classes)))),
             "gap_after": float(modality_gap(*inputs)),
+            **left_out,
         }
         told = {"steps": int(steps), "lr": float(lr), "weight_decay": float(weight_decay), "optimizer": called}
         weights, tau = copa_weights(model), config.temperature

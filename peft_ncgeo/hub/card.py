@@ -25,6 +25,7 @@ from .card_tables import (
     geometry_note,
     geometry_table,
     metric_title,
+    reports_section,
     results_note,
     results_rows,
     results_table,
@@ -124,6 +125,7 @@ def create_card(
         example_names=_example_names(record),
         results=results_table(record, rows),
         results_note=results_note(record, rows, runs),
+        report=reports_section(record),
         classes=classes_table(record),
         classes_note=classes_note(record),
         many_classes=f"{len(record.class_names):,}" if len(record.class_names) > FOLDED else "",
@@ -180,7 +182,9 @@ def _example_names(record: TrainingRecord) -> str:
 def _run_note(record: TrainingRecord) -> str:
     after = [f"After training, {escape('; '.join(record.post_hoc))}."] if record.post_hoc else []
     if not record.steps:
-        return " ".join(after)
+        shares = [f"{100 * share:.1f} % {moment}" for moment, share in record.leave_one_out.items()]
+        leave = f"Leave-one-out accuracy of the support images: {', '.join(shares)}." if shares else ""
+        return " ".join(filter(None, [*after, leave]))
     processes = f"{record.processes} processes" if record.processes > 1 else "one process"
     steps = f"{record.steps:,} step{'s' if record.steps > 1 else ''}"
     teacher = [f"Teacher: {escape(record.teacher)}."] if record.teacher else []

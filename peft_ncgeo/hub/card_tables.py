@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ..markdown import escape, table
+from ..reports.tables import report_markdown
 from .record import GROUPS, TrainingRecord
 
 Rows = dict[str, dict[str, Any]]  # row -> those of `before`, `after` and `over_seeds` that are known, in percent
@@ -158,6 +159,14 @@ def classes_note(record: TrainingRecord) -> str:
         f"{len(counts):,} classes, from {max(counts):,} training images down to {min(counts):,} "
         f"(imbalance factor {max(counts) / max(1, min(counts)):.3g})."
     )
+
+
+def reports_section(record: TrainingRecord) -> str:
+    """Return scores, baselines, classes and calibration on each set that has a report."""
+    if len(record.reports) == 1:
+        return report_markdown(next(iter(record.reports.values())), "###")
+    parts = [f"### {escape(name)}\n\n{report_markdown(one, '####')}" for name, one in record.reports.items()]
+    return "\n\n".join(parts)
 
 
 def geometry_table(record: TrainingRecord) -> str:

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 
 from ..classifiers.few_shot import FewShotClassifier, HeadClassifier
+from ..classifiers.heads.leave_one_out import AFTER, BEFORE
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.checks import check_dataset
 from ..data.images import LabelledImages
@@ -51,6 +52,7 @@ def record_few_shot(
     record = record_model(classifier.model, classifier.adapter_name)
     record.task, record.kind = "image-classification", "few-shot"
     record.terms = [Component("adapt", dict(classifier.adaptation))] if classifier.adaptation else []
+    record.leave_one_out = _leave_one_out(classifier)
     record.class_names, record.class_counts = [str(name) for name in classifier.classes], list(class_counts)
     if dataset is None:
         return record
@@ -91,6 +93,7 @@ def _record_head(
         base_model=base_name(model) or None,
         template=classifier.template,
         terms=[Component("adapt", dict(classifier.adaptation))] if classifier.adaptation else [],
+        leave_one_out=_leave_one_out(classifier),
         class_names=list(classifier.classes),
         class_counts=list(class_counts),
         dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
@@ -107,6 +110,11 @@ def _record_head(
         entry[moment] = {"accuracy": accuracy(found.argmax(-1), labels)}
     record.sets["test"] = entry
     return record
+
+
+def _leave_one_out(classifier: FewShotClassifier) -> dict[str, float]:
+    moments = {"before": BEFORE, "after": AFTER}
+    return {moment: classifier.metrics[key] for moment, key in moments.items() if key in classifier.metrics}
 
 
 def _labelled(

@@ -81,6 +81,10 @@ class TrainingRecord:
         base_changed: reason why `sets` have no `before`: the model without its adapter is not the pretrained one.
         sets: evaluation set -> `size`, `classes`, `trained` (whether its classes are those of training), `before` and
             `after`, the metrics with the adapter off and on, as shares in 0..1.
+        reports: evaluation set -> scores, see [`~peft_ncgeo.reports.Report.to_dict`]: of the first set with the
+            classes of training, and of each that `trainer.report()` was called for.
+        leave_one_out: accuracy of the support images of a few-shot adaptation, `before` and `after`, see
+            [`~peft_ncgeo.adapt`].
         geometry_set: name of the set on the training classes whose geometry is shown.
         thresholds: of many / medium / few, see [`~peft_ncgeo.metrics.accuracy.class_groups`]; None for equal counts.
         dtype: of the base model's weights.
@@ -112,6 +116,8 @@ class TrainingRecord:
     dtype: str = "float32"
     base_changed: str = ""
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    leave_one_out: dict[str, float] = field(default_factory=dict)
     geometry_set: str | None = None
     thresholds: list[float] | str | None = None
     runs: list[dict[str, float]] = field(default_factory=list)

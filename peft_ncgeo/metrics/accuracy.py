@@ -131,6 +131,18 @@ def class_groups(class_counts: ArrayLike, thresholds: Sequence[float] | str = (2
     return {group: np.flatnonzero(part) for group, part in parts.items()}
 
 
+def tail_thresholds(class_counts: ArrayLike) -> tuple[float, float] | str | None:
+    """Return thresholds of [`class_groups`] that fit a long tail, or None where the classes have none.
+
+    Classes have a tail if the largest has at least twice the samples of the smallest. The thresholds are (20, 100),
+    or "thirds" where no class has more than 100.
+    """
+    counts = np.asarray(class_counts)
+    if counts.max() < 2 * counts.min():
+        return None
+    return (20, 100) if counts.max() > 100 else "thirds"
+
+
 def _low_and_high(thresholds: Any) -> tuple[float, float]:
     pair = list(thresholds) if isinstance(thresholds, (Sequence, np.ndarray, Tensor)) else []
     wanted = f'thresholds={short_repr(thresholds)} must be (low, high) with low < high, or "thirds".'

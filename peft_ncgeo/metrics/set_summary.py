@@ -16,25 +16,54 @@ from .feature_geometry import FeatureGeometry
 class SetSummary:
     """Summary of a pass over a labelled set, collected batch by batch.
 
+    Args:
+        keep: keep raw features and logits of all images too, (N, d) and (N, K) on the CPU.
+
     Attributes:
         geometry: geometry of the features, known after [`compute`].
     """
 
-    def __init__(self) -> None:
-        self.geometry = FeatureGeometry(nc4=False)
-        self._predicted: list[Tensor] = []
-        self._labels: list[Tensor] = []
+    def __init__(self, keep: bool = False) -> None:
+        self.geometry, self.keep = FeatureGeometry(nc4=False), keep
+        self._rows: dict[str, list[Tensor]] = {}
 
     @property
     def size(self) -> int:
         """Number of images so far."""
-        return sum(map(len, self._labels))
+        return sum(map(len, self._rows.get("labels", [])))
 
-    def update(self, features: Tensor, predicted: Tensor, labels: Tensor, classes: int, reads_text: bool) -> None:
-        """Add a batch: raw features (B, d), predicted classes (B,) and labels (B,)."""
-        self._predicted.append(predicted.cpu())
-        self._labels.append(labels.cpu())
+    def update(
+        self,
+        features: Tensor,
+        predicted: Tensor,
+        confidences: Tensor,
+        labels: Tensor,
+        classes: int,
+        reads_text: bool,
+        logits: Tensor | None = None,
+    ) -> None:
+        """Add a batch: raw features (B, d), predicted classes (B,), their probabilities (B,) and labels (B,).
+
+        Args:
+            classes: K.
+            logits: (B, K), if they are kept.
+        """
+        rows = {"predicted": predicted, "confidences": confidences, "labels": labels}
+        if self.keep and logits is not None:
+            rows |= {"features": features.flatten(1).float(), "logits": logits.float()}
+        self._add(rows)
         self.geometry.update(features, labels, classes, reads_text)
+
+    def _add(self, rows: dict[str, Tensor]) -> None:
+        for name, value in rows.items():
+            self._rows.setdefault(name, []).append(value.cpu())
+
+    def rows(self, name: str) -> np.ndarray:
+        """Return what was collected, a row for each image: "predicted", "confidences", "labels".
+
+        With `keep` also "features" and "logits".
+        """
+        return torch.cat(self._rows[name]).numpy()
 
     def compute(
         self,
@@ -49,7 +78,7 @@ class SetSummary:
             text, head: see [`FeatureGeometry.compute`].
             class_counts, thresholds: see [`evaluate_groups`]; without thresholds there are no group accuracies.
         """
-        predicted, labels = (torch.cat(parts).numpy() for parts in (self._predicted, self._labels))
+        predicted, labels = self.rows("predicted"), self.rows("labels")
         found: dict[str, float | None] = {
             "accuracy": accuracy(predicted, labels),
             "balanced_accuracy": balanced_accuracy(predicted, labels),
@@ -63,17 +92,24 @@ class SetSummary:
 class MultiLabelSummary(SetSummary):
     """Summary of a pass over images with any number of labels, of which no geometry is measured."""
 
-    def update(self, features: Tensor, predicted: Tensor, labels: Tensor, classes: int, reads_text: bool) -> None:
-        """Add a batch: probabilities (B, K) of single classes, and labels (B, K)."""
-        self._predicted.append(predicted.float().cpu())
-        self._labels.append(labels.cpu())
+    def update(
+        self,
+        features: Tensor,
+        predicted: Tensor,
+        confidences: Tensor,
+        labels: Tensor,
+        classes: int,
+        reads_text: bool,
+        logits: Tensor | None = None,
+    ) -> None:
+        """Add a batch: the probabilities (B, K) of single classes as `confidences`, and labels (B, K)."""
+        self._add({"confidences": confidences.float(), "labels": labels})
 
     def compute(
         self, text: Tensor | None, head: Any = None, class_counts: Any = None, thresholds: Any = None
     ) -> dict[str, float | None]:
         """Return the metrics of [`~peft_ncgeo.metrics.multi_label.multi_label_scores`]."""
-        probabilities, labels = (torch.cat(parts).numpy() for parts in (self._predicted, self._labels))
-        return finite(metrics.multi_label_scores(probabilities, labels))
+        return finite(metrics.multi_label_scores(self.rows("confidences"), self.rows("labels")))
 
 
 def finite(metrics: dict[str, Any]) -> dict[str, float | None]:

@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .alignment import plot_alignment
+    from .confusion import plot_confusion
     from .curve import plot_curve
     from .gaps import plot_gaps
     from .relation import plot_relation
+    from .reliability import plot_reliability
 
-__all__ = ["plot_alignment", "plot_curve", "plot_gaps", "plot_relation"]
+__all__ = ["plot_alignment", "plot_confusion", "plot_curve", "plot_gaps", "plot_relation", "plot_reliability"]
 
-_LAZY = {"plot_alignment": ".alignment", "plot_curve": ".curve", "plot_gaps": ".gaps", "plot_relation": ".relation"}
+_LAZY = {
+    "plot_alignment": ".alignment",
+    "plot_confusion": ".confusion",
+    "plot_curve": ".curve",
+    "plot_gaps": ".gaps",
+    "plot_relation": ".relation",
+    "plot_reliability": ".reliability",
+}
 
 
 def __getattr__(name: str) -> Any:

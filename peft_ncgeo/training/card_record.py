@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from ..data.head_names import same_names
-from ..data.multi_label import multi_hot
-from ..data.torch_sets import count_classes, is_stream, is_torch_set
+from ..data.torch_sets import is_stream
 from ..hub.record import (
     TrainingRecord,
     describe,
@@ -18,6 +15,7 @@ from ..hub.record import (
     drawable,
     record_model,
 )
+from ..metrics.accuracy import tail_thresholds
 from ..models.adapters import adapters_off, change_of_base
 from .measurement import Measurement
 
@@ -55,26 +53,16 @@ def record_training(trainer: Any, measure: bool = True, known_only: bool = False
     record.multi_label = trainer.task.multi_label
     if not trainer.labelled and not is_stream(trainer.train_dataset):
         record.unlabelled = len(trainer.train_dataset)
-    counts = _known_counts(trainer)
+    counts = trainer.training_counts()
     if counts is not None and record.multi_label:
         record.class_counts = counts.tolist()
     elif counts is not None:
         record.class_counts = counts.tolist()
-        if counts.max() >= 2 * counts.min():  # otherwise the classes have no tail
-            record.thresholds = [20, 100] if counts.max() > 100 else "thirds"
+        thresholds = tail_thresholds(counts)
+        record.thresholds = list(thresholds) if isinstance(thresholds, tuple) else thresholds
     if measure:
         _measure(trainer, record, trainer.find_measurement if known_only else trainer.measure)
     return record
-
-
-def _known_counts(trainer: Any) -> np.ndarray | None:
-    """Return the number of training images of each class (K,); None where it is not known."""
-    dataset, given = trainer.train_dataset, trainer.given_counts
-    if dataset is None or not trainer.labelled or (given is None and is_torch_set(dataset)):
-        return None
-    if trainer.task.multi_label:
-        return multi_hot(dataset, trainer.args.label_column).sum(0, dtype=int)
-    return count_classes(dataset, trainer.args.label_column, given, trainer.class_names)
 
 
 def _measure(trainer: Any, record: TrainingRecord, measure: Callable[..., Any]) -> None:
@@ -95,7 +83,12 @@ def _measure(trainer: Any, record: TrainingRecord, measure: Callable[..., Any]) 
             moments["after"] = _moment(trainer, measured, *groups)
             entry["size"] = measured.summary.size
             record.sets[name] = entry | {moment: metrics for moment, (metrics, _) in moments.items()}
-            if trained and record.geometry_set is None:
+            first = trained and record.geometry_set is None
+            if report := trainer.last_report(measured) or (
+                first and not record.multi_label and trainer.report_measured(measured, names)
+            ):
+                record.reports[name] = report.to_dict()
+            if first:
                 record.geometry_set, record.snapshots = name, drawable([snapshot for _, snapshot in moments.values()])
 
 

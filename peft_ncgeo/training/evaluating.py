@@ -15,6 +15,7 @@ from .. import metrics
 from ..data.crops import split_views
 from ..geometry.sphere import cosine_logits, mean_directions
 from ..metrics.accuracy import accuracy, balanced_accuracy, harmonic_mean
+from ..metrics.set_summary import MultiLabelSummary, SetSummary
 from ..models.adapters import trained_outside
 from ..models.feature_extractor import FeatureExtractor, extract_features
 from ..models.heads import linear_classifier
@@ -59,6 +60,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
     task: ClassificationTask
     extractor: FeatureExtractor
     class_names: list[str]
+    labelled: bool
     _measurement: Measurement
     _measurements: Measurements
     _monitors: Sequence[GeometryMonitor]
@@ -77,7 +79,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
                 raise ValueError(f"No evaluation set is named {dataset!r}; there are {sorted(known)}.")
             dataset = known[dataset]
         if not isinstance(dataset, dict):
-            self._begin(dataset, collect=self._is_kept(dataset))
+            self._begin(dataset, summary=self._kept_summary(dataset))
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         base, new = (metrics.get(f"{metric_key_prefix}_{half}_accuracy") for half in ("base", "new"))
@@ -91,10 +93,10 @@ class EvaluatingTrainer(CheckpointingTrainer):
 
     def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
         """Return logits (N, K) over the set's own class names, labels and metrics."""
-        self._begin(test_dataset, collect=self._is_kept(test_dataset))
+        self._begin(test_dataset, summary=self._kept_summary(test_dataset))
         return super().predict(test_dataset, *args, **kwargs)
 
-    def measure(self, dataset: Dataset, template: str | None = None) -> Measurement:
+    def measure(self, dataset: Dataset, template: str | None = None, keep: bool = False) -> Measurement:
         """Return predictions and geometry on a set by the model in its present state.
 
         An evaluation set of the trainer that was evaluated with the same weights is not predicted again. Call this
@@ -102,11 +104,12 @@ class EvaluatingTrainer(CheckpointingTrainer):
 
         Args:
             template: text around a class name. Default: the task's template.
+            keep: keep features and logits of all images too.
         """
         known = self.find_measurement(dataset, template)
-        if known is not None:
+        if known is not None and (not keep or (known.summary is not None and known.summary.keep)):
             return known
-        self._begin(dataset, template, collect=True)
+        self._begin(dataset, template, summary=self._new_summary(keep))
         output = self._loop([], self.get_test_dataloader(dataset), "Measuring", prediction_loss_only=True)
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
         return self._measurement
@@ -115,15 +118,23 @@ class EvaluatingTrainer(CheckpointingTrainer):
         """Return the results on an evaluation set that was evaluated with these weights, or None; see [`measure`]."""
         if self.task.reads_text:
             template = template or self.task.template
-        return self._measurements.find(dataset, self.extractor.model, template, self.args.num_test_views)
+        settings = template, self.args.num_test_views
+        return self._measurements.find(Measurement, dataset, self.extractor.model, *settings)
 
     def _is_kept(self, dataset: Any) -> bool:
-        """Return True for an evaluation set of a model that trains adapters alone, which a snapshot knows again."""
-        of_trainer = any(dataset is given for given in self.evaluation_sets.values())
+        """Return True for a set of the trainer and a model that trains adapters alone, which a snapshot knows."""
+        of_trainer = any(dataset is given for given in (*self.evaluation_sets.values(), self.train_dataset))
         return of_trainer and self.model is not None and not trained_outside(self.extractor.model)
 
-    def _begin(self, dataset: Dataset, template: str | None = None, *, collect: bool) -> None:
-        """Start a pass over a set: read its class names, and collect its results for a card if asked to."""
+    def _kept_summary(self, dataset: Any) -> SetSummary | None:
+        """Return a summary to collect a pass in that is kept for a card; None if it is not kept."""
+        return self._new_summary() if self._is_kept(dataset) else None
+
+    def _new_summary(self, keep: bool = False) -> SetSummary:
+        return MultiLabelSummary(keep) if self.task.multi_label else SetSummary(keep)
+
+    def _begin(self, dataset: Dataset, template: str | None = None, *, summary: SetSummary | None) -> None:
+        """Start a pass over a set: read its class names; a summary collects its results."""
         if not dataset:
             raise ValueError("There is nothing to evaluate: pass eval_dataset.")
         if self.model is None:
@@ -137,8 +148,8 @@ class EvaluatingTrainer(CheckpointingTrainer):
             with self.accelerator.autocast():
                 features = mean_directions(extract_features(self.extractor, **texts)["text_features"], counts)
             features = active_text_setting(self.extractor.model).put_rows(features, names)
-        model, views, lists = self.extractor.model, self.args.num_test_views, self.task.multi_label
-        self._measurement = Measurement(dataset, names, model, template, features, collect, views, lists)
+        views = self.args.num_test_views
+        self._measurement = Measurement(dataset, names, self.extractor.model, template, features, summary, views)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Run Transformers' loop, and add the metrics of each [`GeometryMonitor`]."""
@@ -192,10 +203,13 @@ class EvaluatingTrainer(CheckpointingTrainer):
         labels, classes = inputs["labels"], logits.shape[1]
         summary, lists = self._measurement.summary, self.task.multi_label
         if summary is not None or self._monitors:
-            found = (torch.stack(features).mean(0), logits.sigmoid() if lists else logits.argmax(-1), labels)
-            means, predicted, seen = self.accelerator.gather_for_metrics(found)
+            chances = logits.float()
+            sure = chances.sigmoid() if lists else chances.softmax(-1).amax(-1)
+            found = (torch.stack(features).mean(0), logits.argmax(-1), sure, labels)
+            kept = (logits,) if summary is not None and summary.keep else ()
+            means, predicted, sure, seen, *kept = self.accelerator.gather_for_metrics((*found, *kept))
             if summary is not None:
-                summary.update(means, predicted, seen, classes, self.task.reads_text)
+                summary.update(means, predicted, sure, seen, classes, self.task.reads_text, *kept)
             for monitor in self._monitors:
                 monitor.update(means, seen, classes, self.task.reads_text)
         if lists:

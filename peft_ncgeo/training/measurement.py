@@ -1,25 +1,35 @@
-"""Results of evaluations, kept for a model card while the model does not change."""
+"""Results of passes over labelled sets, kept while the model does not change."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
-from datasets import Dataset
+import numpy as np
 from torch import Tensor, nn
 
-from ..metrics.set_summary import MultiLabelSummary, SetSummary
+from ..metrics.set_summary import SetSummary
 from ..models.adapters import AdapterSnapshot
 
 
-class Measurement:
-    """Results of one pass over a labelled set.
+class Result:
+    """Result of a pass over a labelled set by the model in one state.
 
     Attributes:
         dataset: the set, as the caller passed it.
-        class_names: its names, in the order of the logits.
+        snapshot: the adapters that were active, with all settings that the result depends on.
+    """
+
+    def __init__(self, dataset: Any, model: nn.Module, *settings: Any) -> None:
+        self.dataset, self.snapshot = dataset, AdapterSnapshot(model, *settings)
+
+
+class Measurement(Result):
+    """Predictions and geometry on a set.
+
+    Attributes:
+        class_names: names of the classes, in the order of the logits.
         template: text around its class names; None for an image classifier.
         text_features: (K, d), raw, of its class names; None for an image classifier.
-        snapshot: the adapters that were active, with the template and the number of views of an image.
         summary: predictions and geometry, added batch by batch; None if they are not collected.
     """
 
@@ -30,35 +40,51 @@ class Measurement:
         model: nn.Module,
         template: str | None,
         text_features: Tensor | None,
-        collect: bool,
+        summary: SetSummary | None,
         num_test_views: int,
-        multi_label: bool = False,
     ) -> None:
-        self.dataset, self.class_names = dataset, class_names
-        self.template, self.text_features = template, text_features
-        self.snapshot = AdapterSnapshot(model, template, num_test_views)
-        kind = MultiLabelSummary if multi_label else SetSummary
-        self.summary = kind() if collect else None
+        super().__init__(dataset, model, template, num_test_views)
+        self.class_names, self.template = class_names, template
+        self.text_features, self.summary = text_features, summary
+
+
+class Embedding(Result):
+    """Raw features (N, d) and labels (N,) of a set."""
+
+    def __init__(
+        self, dataset: Any, model: nn.Module, features: np.ndarray, labels: np.ndarray, num_test_views: int
+    ) -> None:
+        super().__init__(dataset, model, num_test_views)
+        self.features, self.labels = features, labels
+
+
+class Reported(Result):
+    """Report on a set, see [`~peft_ncgeo.reports.Report`]."""
+
+    def __init__(self, dataset: Any, model: nn.Module, template: str | None, report: Any, num_test_views: int) -> None:
+        super().__init__(dataset, model, template, num_test_views)
+        self.report = report
+
+
+Kind = TypeVar("Kind", bound=Result)
 
 
 class Measurements:
-    """Store of the last measurement of each set with adapters on, and with adapters off."""
+    """Store of the last result of each kind on each set with adapters on, and with adapters off."""
 
     def __init__(self) -> None:
-        self._kept: list[Measurement] = []
+        self._kept: list[Result] = []
 
-    def keep(self, new: Measurement) -> None:
-        """Store a measurement in place of an earlier one of its kind."""
-        self._kept = [
-            one
-            for one in self._kept
-            if one.dataset is not new.dataset or one.snapshot.switches != new.snapshot.switches
-        ]
-        self._kept.append(new)
+    def keep(self, new: Result) -> None:
+        """Store a result in place of an earlier one of its kind."""
 
-    def find(
-        self, dataset: Dataset, model: nn.Module, template: str | None, num_test_views: int
-    ) -> Measurement | None:
-        """Return the measurement of a set by the model in its present state; None if there is none."""
-        of_set = (one for one in self._kept if one.dataset is dataset)
-        return next((one for one in of_set if one.snapshot.matches(model, template, num_test_views)), None)
+        def replaced(one: Result) -> bool:
+            same = type(one) is type(new) and one.dataset is new.dataset
+            return same and one.snapshot.switches == new.snapshot.switches
+
+        self._kept = [*(one for one in self._kept if not replaced(one)), new]
+
+    def find(self, kind: type[Kind], dataset: Any, model: nn.Module, *settings: Any) -> Kind | None:
+        """Return the result on a set by the model in its present state; None if there is none."""
+        of_set = (one for one in self._kept if isinstance(one, kind) and one.dataset is dataset)
+        return next((one for one in of_set if one.snapshot.matches(model, *settings)), None)

@@ -46,12 +46,12 @@ from .features.teacher import FrozenTeacher
 from .features.teacher_model import TeacherModel
 from .gathering import batch_sizes, gather_batch, step_sizes
 from .label_kinds import check_multi_label, check_multi_label_callbacks, reads_lists
-from .loading import LoadingTrainer
 from .logit_bias import choose_logit_bias
 from .measurement import Measurements
 from .metric_names import with_class_names
 from .model_maker import ModelMaker
 from .objective import objective
+from .reporting import ReportingTrainer
 from .set_checks import check_sets
 from .state.accumulation import Accumulation
 from .state.class_means import ClassMeans
@@ -60,7 +60,7 @@ from .state.text_gradient import TextGradient
 from .task import ClassificationTask
 
 
-class GeometryTrainer(LoadingTrainer):
+class GeometryTrainer(ReportingTrainer):
     """Trainer of adapters on labelled images: a classification loss plus any number of geometric terms.
 
     `L = classification_loss + sum_t factor_t * losses_t`, each term on the batch of all processes. A CLIP-like model

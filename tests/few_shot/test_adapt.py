@@ -184,6 +184,7 @@ def test_passes_through_the_backbone(residual):
 def test_a_classifier_is_what_comes_back():
     classifier = adapt(tiny_vit(), NINE, LABELS, steps=2)
     assert isinstance(classifier, FewShotClassifier)
-    assert set(classifier.metrics) == {"loss", "gap_before", "gap_after"}
+    shares = {"leave_one_out_accuracy_before", "leave_one_out_accuracy"}
+    assert set(classifier.metrics) == {"loss", "gap_before", "gap_after", *shares}
     assert not any(tensor.requires_grad for tensor in (*classifier.heads, classifier.prototypes))
     assert unwrap(classifier.model) is classifier.model

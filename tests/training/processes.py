@@ -245,6 +245,8 @@ def run(name: str, options: dict[str, Any], output_dir: Path, world: int) -> Non
     if name in WHOLE:
         training.save_model()
         result["sets"] = training.record().sets
+    if name in ("lora", "vit"):  # texts, and a head
+        result["report"] = training.report(validation=tiny_images(13, names, seed=4)).to_dict()
     torch.save(result, output_dir / f"result_{training.args.process_index}.pt")
 
 

@@ -72,6 +72,13 @@ def test_several_processes_equal_one(results, name, processes, record_property):
         for moment in ("before", "after"):  # what a card tells
             expected = one["sets"]["test"][moment]
             assert several["sets"]["test"][moment] == pytest.approx(expected, rel=5e-3, abs=1e-6)
+    if "report" in one:
+        expected, got = one["report"], several["report"]
+        for part in ("baselines", "per_class"):
+            for row, numbers in expected[part].items():
+                assert got[part][row] == pytest.approx(numbers), row
+        for number in ("error", "error_after", "temperature"):
+            assert got["calibration"][number] == pytest.approx(expected["calibration"][number], rel=1e-2), number
 
 
 @pytest.mark.parametrize("processes", [1, *SEVERAL])

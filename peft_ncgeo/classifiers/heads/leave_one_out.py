@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Setting = TypeVar("Setting")
+# In a classifier's `metrics`: accuracy of support images without their own part, before and after adapting.
+BEFORE, AFTER = "leave_one_out_accuracy_before", "leave_one_out_accuracy"
+
+
+def describe_accuracy(metrics: Mapping[str, float]) -> str:
+    """Return the leave-one-out accuracy before and after adapting in words, or why it is not known."""
+    if not metrics:  # a classifier that was loaded
+        return ""
+    if BEFORE not in metrics:
+        return "leave-one-out accuracy unknown, no class has two support images"
+    before = f"leave-one-out accuracy {100 * metrics[BEFORE]:.1f} % before"
+    if AFTER not in metrics:
+        return f"{before}, unknown after"
+    return f"{before}, {100 * metrics[AFTER]:.1f} % after"
+
+
+def images_with_others(labels: Tensor) -> Tensor:
+    """Return the numbers of the images whose class has another image."""
+    return (torch.bincount(labels)[labels] > 1).nonzero().flatten()
 
 
 def left_out_images(labels: Tensor, what: str, settings: int, mend: str) -> Tensor:
@@ -22,7 +41,7 @@ def left_out_images(labels: Tensor, what: str, settings: int, mend: str) -> Tens
     Raises:
         ValueError: there are several settings, but no class has two images.
     """
-    several = (torch.bincount(labels)[labels] > 1).nonzero().flatten()
+    several = images_with_others(labels)
     if settings > 1 and not len(several):
         raise ValueError(
             f"{what} chosen by leaving one image out, which needs a class with two images; every class here has one, "
@@ -42,5 +61,5 @@ def best_setting(candidates: Iterable[tuple[Setting, Tensor]], labels: Tensor) -
         if best is None or right > best[0]:
             best = right, setting
     assert best is not None  # there is a candidate
-    measured = {"leave_one_out_accuracy": best[0] / len(labels)} if len(labels) else {}
+    measured = {AFTER: best[0] / len(labels)} if len(labels) else {}
     return best[1], measured

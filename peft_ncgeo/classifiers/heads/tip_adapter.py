@@ -68,6 +68,7 @@ class TipAdapter(FeatureHead):
         (alpha, beta), measured = self._choose(support, keys)
         if self.train_keys:
             keys = self._train(support, keys, alpha, beta)
+            measured = {}  # it was of the keys before
         text = support.scale * l2_normalize(support.texts)
         numbers = {"alpha": alpha, "beta": beta}
         state = as_state(keys, text=text, keys=keys, labels=support.labels, scale=support.scale, **numbers)

@@ -1,0 +1,173 @@
+"""Calibration: expected calibration error, reliability bins, and the temperature that mends most of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.special import log_softmax, softmax
+
+from ..validation import check_int
+
+BINS = 15
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Confidence against accuracy.
+
+    Attributes:
+        error: the expected calibration error, 0..1.
+        bins: one row a bin: `lowest` and `highest` confidence, `images`, and their mean `confidence` and `accuracy`,
+            nan in an empty bin.
+    """
+
+    error: float
+    bins: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibration of a model, and after temperature scaling if there were images to fit it on.
+
+    Attributes:
+        before: of the model's own probabilities.
+        after: of `softmax(logits / temperature)`, or None.
+        temperature: see [`fit_temperature`], or None.
+        fitted_on: words for the images that it was fitted on.
+    """
+
+    before: Reliability
+    after: Reliability | None = None
+    temperature: float | None = None
+    fitted_on: str = ""
+
+
+def reliability(confidences: ArrayLike, right: ArrayLike, num_bins: int = BINS) -> Reliability:
+    r"""Return confidence against accuracy in B bins of equal width, and the expected calibration error.
+
+    .. math:: ECE = \sum_b \frac{n_b}{N} |acc_b - conf_b|
+
+    Bin b holds the n_b images whose confidence, the largest probability, is in `((b - 1) / B, b / B]`, with the mean
+    confidence `conf_b` and the share `acc_b` that is right; a confidence of 0 is in the first.
+
+    Args:
+        confidences: (N,) in 0..1.
+        right: (N,) True where the prediction is the label.
+        num_bins: B.
+
+    Raises:
+        ValueError: other shapes, no images, or a confidence out of range.
+
+    Reference: C. Guo, G. Pleiss, Y. Sun, K. Weinberger, On Calibration of Modern Neural Networks, ICML 2017,
+    arXiv 1706.04599.
+    """
+    num_bins = check_int("num_bins", num_bins, least=1)
+    sure, hits = np.asarray(confidences, np.float64), np.asarray(right).astype(np.float64)
+    if sure.ndim != 1 or sure.shape != hits.shape or not len(sure):
+        raise ValueError(f"confidences and right must both be (N,), N at least 1, got {sure.shape} and {hits.shape}.")
+    if not ((sure >= 0) & (sure <= 1 + 1e-6)).all():
+        raise ValueError("A confidence is not in 0..1; pass the largest probability of each image.")
+    edges = np.linspace(0, 1, num_bins + 1)
+    places = np.digitize(sure, edges[1:-1], right=True)
+    images = np.bincount(places, minlength=num_bins)
+    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
+        confidence = np.bincount(places, sure, num_bins) / images
+        accuracy = np.bincount(places, hits, num_bins) / images
+    bins = pd.DataFrame(
+        {
+            "lowest": edges[:-1],
+            "highest": edges[1:],
+            "images": images,
+            "confidence": confidence,
+            "accuracy": accuracy,
+        }
+    )
+    return Reliability(float(np.nansum(images / len(sure) * np.abs(accuracy - confidence))), bins)
+
+
+def expected_calibration_error(confidences: ArrayLike, right: ArrayLike, num_bins: int = BINS) -> float:
+    """Return the expected calibration error, see [`reliability`]."""
+    return reliability(confidences, right, num_bins).error
+
+
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
+    r"""Return the temperature T that makes the labels most likely: the minimum of the mean of `-log softmax(z / T)_y`.
+
+    The loss is convex in `1 / T`, so there is one minimum, where the mean logit under the probabilities is that of the
+    labels. Use images that the model was neither trained nor reported on. Predictions do not change.
+
+    Args:
+        logits: (N, K), or logarithms of probabilities.
+        labels: (N,) class indices.
+
+    Raises:
+        ValueError: other shapes or values; or every label has the largest logit (T would be 0), or labels have no
+            larger logits than other classes on average (T would be infinite).
+
+    Reference: as [`reliability`].
+
+    Example:
+
+    >>> logits = [[6.0, 0.0], [6.0, 0.0], [6.0, 0.0], [0.0, 6.0]]
+    >>> round(fit_temperature(logits, [0, 0, 1, 1]), 4)  # three of four are right: 6 / log(3)
+    5.4614
+    """
+    z = np.asarray(logits, np.float64)
+    own = check_labels(labels, z)
+    own_logit = np.take_along_axis(z, own[:, None], 1)[:, 0]
+    if (own_logit == z.max(1)).all():
+        raise ValueError("Every image is classified rightly, so no temperature is best; fit it on more images.")
+    if own_logit.mean() <= z.mean():
+        raise ValueError("The labels have no larger logits than other classes, so no temperature is best; check them.")
+
+    def slope(inverse: float) -> float:
+        return float((softmax(inverse * z, axis=1) * z).sum(1).mean() - own_logit.mean())
+
+    high = 1 / max(float(z.std()), 1e-12)
+    while slope(high) <= 0:
+        high *= 2
+    return 1 / brentq(slope, 0, high, xtol=1e-14 * high, rtol=1e-12)
+
+
+def check_labels(labels: Any, scores: np.ndarray) -> np.ndarray:
+    """Return labels (N,) as int64, checked against finite scores (N, K).
+
+    Raises:
+        ValueError: other shapes, no images, a score that is not finite, a label that is not a class index.
+    """
+    own = np.asarray(labels)
+    if scores.ndim != 2 or own.shape != scores.shape[:1] or not scores.size:
+        raise ValueError(f"Scores must be (N, K) with labels (N,), got {scores.shape} and {own.shape}.")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"The scores of image {int(np.argmin(np.isfinite(scores).all(1)))} are not finite.")
+    wrong = np.flatnonzero(~np.isin(own, np.arange(scores.shape[1])))
+    if len(wrong):
+        raise ValueError(
+            f"Label {own[wrong[0]]} of image {wrong[0]} must be a class index, 0 to {scores.shape[1] - 1}."
+        )
+    return own.astype(np.int64)
+
+
+def log_probabilities(scores: ArrayLike) -> np.ndarray:
+    """Return the logarithms (N, K) of the probabilities in each row, given probabilities or logits.
+
+    Rows in 0..1 that sum to 1 are probabilities; a matrix with a number outside 0..1 holds logits.
+
+    Raises:
+        ValueError: all numbers are in 0..1, but the rows do not sum to 1, so both could be meant.
+    """
+    z = np.asarray(scores, np.float64)
+    if z.ndim == 2 and z.size and ((z >= 0) & (z <= 1 + 1e-6)).all():
+        total = z.sum(1)
+        if not np.allclose(total, 1, atol=1e-3):
+            raise ValueError(
+                f"All scores are in 0..1, but row {int(np.argmax(np.abs(total - 1)))} does not sum to 1: pass "
+                "probabilities that do, or logits."
+            )
+        return np.log(np.maximum(z / total[:, None], np.finfo(np.float64).tiny))
+    return log_softmax(z, axis=-1) if z.ndim == 2 and z.size else z
