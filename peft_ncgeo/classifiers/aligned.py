@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.checks import check_dataset
 from ..data.crops import view_inputs
-from ..data.head_names import check_head_names, same_names
+from ..data.head_names import check_head_names, name_numbers, same_names
 from ..data.images import ImageCollator, LabelledImages, rgb_images
 from ..data.processors import find_processor, image_processor
 from ..geometry.alignment import alignment, rotate_towards_means
@@ -69,6 +69,19 @@ class AlignedClassifier:
         """Restore the rows of the model's head. A CLIP-like model was never changed."""
         if self._parameter is not None and self._before is not None:
             self._parameter.copy_(self._before)
+
+    @property
+    def model(self) -> nn.Module:
+        """Model whose classifier was aligned."""
+        return self._encoder.model
+
+    def rows_of(self, class_names: Sequence[str]) -> Tensor:
+        """Return the aligned rows of these classes.
+
+        Raises:
+            ValueError: fewer than two names, or one that no row has.
+        """
+        return self.weight[name_numbers(class_names, self.class_names or [])]
 
     def predict(
         self, images: Image.Image | Sequence[Image.Image], batch_size: int = 64, num_test_views: int = 1
