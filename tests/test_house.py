@@ -28,6 +28,7 @@ ALLOWED = {
     "loading": {"data", "files", "tuners", *BASE},
     "classifiers": {"loading", "metrics", "data", "files", "tuners", "geometry", *BASE},
     "few_shot": {"classifiers", "data", "tuners", "geometry", *BASE},
+    "demo_app": {"classifiers"},
     "evaluation": {"classifiers", "metrics"},
     "hub": {"plots", "markdown", "classifiers", "loading", "metrics", "data", "files", "tuners", "geometry", *BASE},
     "training": {
