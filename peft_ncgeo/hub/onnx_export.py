@@ -182,7 +182,9 @@ def _trace(logits: nn.Module, pixels: Tensor, name: str) -> Any:
             return torch.onnx.export(traced, (), opset_version=OPSET, dynamo=True, verbose=False, **names)
     except Exception as error:  # torch raises many kinds
         reason = next(iter(str(error.__cause__ or error).splitlines()), "") or type(error).__name__
-        raise ValueError(f"{name} cannot be traced to an ONNX graph ({reason}).") from error
+        raise ValueError(
+            f"{name} cannot be traced to an ONNX graph by torch {torch.__version__} ({reason}); a newer torch may."
+        ) from error
 
 
 def _config(model: Any, class_names: Sequence[str]) -> Any:
