@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoImageProcessor
@@ -80,6 +81,8 @@ class Exported:
 
 @pytest.fixture(scope="module", params=BUILDS)
 def exported(request, tmp_path_factory) -> Exported:
+    if request.param.startswith("siglip") and Version(torch.__version__) < Version("2.9"):
+        pytest.skip("torch 2.6 cannot trace SigLIP's attention pooling for any number of images; 2.9 can")
     model, processor = BUILDS[request.param](), tiny_processor()
     tuned, before = getattr(model, "model", model), state(getattr(model, "model", model))
     with torch.no_grad():
