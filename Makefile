@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test test-fast models interruptions promises quality style benchmark table cards versions coverage peft-suite
+.PHONY: demo test test-fast demo-app-test models interruptions promises quality style benchmark table cards versions coverage peft-suite
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +26,12 @@ test: $(INSTALLED)
 
 test-fast: $(INSTALLED)  ## what a contributor needs in three minutes: no slow tests, few made-up cases
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" --hypothesis-profile fast
+
+demo-app-test:  ## the Gradio page; an environment of its own, since gradio wants an older Pillow than constraints.txt
+	$(PYTHON) -m venv $(VENV)-demo
+	grep --invert-match '^pillow=' constraints.txt > $(VENV)-demo/constraints.txt
+	$(VENV)-demo/bin/pip install --quiet --constraint $(VENV)-demo/constraints.txt --editable ".[demo]" pytest hypothesis
+	OMP_NUM_THREADS=1 $(VENV)-demo/bin/python -m pytest -rs tests/test_demo_app.py
 
 models: $(INSTALLED)  ## try everything on a tiny model of every class: docs/supported_models.md
 	-$(BIN)/python tests/models/fetch_timm.py

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.checks import check_dataset
-from ..data.head_names import check_head_names, same_names
+from ..data.head_names import check_head_names, name_numbers, same_names
 from ..data.images import ImageCollator, LabelledImages
 from ..data.processors import find_processor, image_processor
 from ..geometry.alignment import alignment, rotate_towards_means
@@ -83,6 +83,19 @@ class AlignedClassifier(ClosedSetClassifier):
         return f"the head was turned by {self.fraction:g} of the angle to the class means" + (
             f", {self.basis}" if self.basis else ""
         )
+
+    @property
+    def model(self) -> nn.Module:
+        """Model whose classifier was aligned."""
+        return self._encoder.model
+
+    def rows_of(self, class_names: Sequence[str]) -> Tensor:
+        """Return the aligned rows of these classes.
+
+        Raises:
+            ValueError: fewer than two names, or one that no row has.
+        """
+        return self.weight[name_numbers(class_names, self.class_names or [])]
 
     def _scorer(self, class_names: Sequence[str] | None) -> Scorer:
         if class_names is not None:

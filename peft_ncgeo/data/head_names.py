@@ -33,6 +33,22 @@ def head_names(model: nn.Module) -> list[str]:
     return [] if generic or len(names) != count_outputs(model) else names
 
 
+def name_numbers(class_names: Sequence[str], known: Sequence[str]) -> list[int]:
+    """Return the place of each of these names among the known ones of a classifier.
+
+    Raises:
+        ValueError: fewer than two names, or one that is not known.
+    """
+    if unknown := [name for name in class_names if name not in known]:
+        raise ValueError(
+            f"The classifier has no class {short_repr(unknown[0])} among {short_repr(list(known))}; pass its names; "
+            "those of a head are in model.config.id2label."
+        )
+    if len(class_names) < 2:
+        raise ValueError(f"A classifier needs at least two class names, got {short_repr(list(class_names))}.")
+    return [known.index(name) for name in class_names]
+
+
 def write_head_names(model: nn.Module, names: Sequence[str]) -> None:
     """Write the names of the outputs into the model's config, from which pipelines and saved models read them."""
     config = unwrap(model).config

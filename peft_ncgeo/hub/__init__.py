@@ -7,6 +7,7 @@ from .card import create_card
 from .export import export_classifier
 from .push import check_push, push_adapter
 from .save import draw_geometry, save_adapter
+from .space import write_space
 
 __all__ = [
     "ImportedPrompts",
@@ -20,4 +21,5 @@ __all__ = [
     "load_adapter",
     "push_adapter",
     "save_adapter",
+    "write_space",
 ]

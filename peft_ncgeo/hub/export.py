@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPVisionConfig, CLIPVisionModel
 
+from ..classifiers.aligned import AlignedClassifier
 from ..classifiers.exported_classifier import ExportedClassifier
 from ..classifiers.fixed_classes import (
     PARTS,
@@ -22,24 +23,29 @@ from ..classifiers.fixed_classes import (
 )
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.class_prompts import list_names
-from ..data.head_names import head_names
+from ..data.head_names import head_names, name_numbers
 from ..data.processors import image_processor
 from ..geometry.sphere import l2_normalize
 from ..markdown import escape
 from ..models.adapters import evaluation_mode, unwrap
 from ..models.cosine_head import CosineHead
 from ..models.heads import classifier
-from ..models.image_classifier import ImageClassifierModel
+from ..models.image_classifier import ImageClassifierModel, check_choice
 from ..models.text_setting import active_text_setting
 from ..models.towers import find_towers, reads_text
 from ..tuners.prompt_layer import PromptLayer
-from ..validation import short_repr
 
+FORMATS = ("safetensors", "onnx")
 _PARTS_OF_STUDENT = ("backbone", "projection", "projector")
 
 
 def export_classifier(
-    model: nn.Module, class_names: Sequence[str], folder: str | Path, processor: Any, template: str | None = None
+    model: nn.Module | AlignedClassifier,
+    class_names: Sequence[str],
+    folder: str | Path,
+    processor: Any,
+    template: str | None = None,
+    format: str = "safetensors",
 ) -> Path:
     r"""Write an image classifier for these class names, with the probabilities of `ZeroShotClassifier`.
 
@@ -62,18 +68,29 @@ def export_classifier(
     An [`~peft_ncgeo.ImageClassifier`] of a CLIP's image tower, such as a student with prompts and a projector, is
     exported like a `CLIPModel`; the rows of its cosine head take the place of the texts.
 
+    With `format="onnx"` the folder holds a graph, `model.onnx`, that runs without PyTorch: `pixel_values`
+    (batch, C, H, W) to `logits` (batch, K), float32, opset 18, for any number of images. It takes every dual encoder
+    and image classifier, also with prompts, prototypes or other adapters that cannot be merged. Beside it are
+    `config.json` with the names, the image processor's config and a README. Weights of more than 1.5 GiB are in
+    `model.onnx.data`. The written graph is run with onnxruntime and must give the model's logits.
+
     Args:
         model: a dual encoder with or without adapters, or a `PeftModel` around one. Its active adapters are exported.
+            For ONNX, or with a CLIP's image tower, an image classifier too. An
+            [`~peft_ncgeo.classifiers.aligned.AlignedClassifier`] is exported with its aligned rows.
         class_names: K class names, at least two; for an image classifier, some of its own.
         folder: a new or empty one; it is written completely or not at all.
         processor: the model's processor, with its tokenizer; for an image classifier, its image processor.
         template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
+        format: "safetensors" or "onnx".
 
     Returns:
         The folder.
 
     Raises:
         FileExistsError: the folder exists and is not empty.
+        TypeError: something else than a model, such as a few-shot classifier.
+        ImportError: a package for ONNX is missing; `pip install peft_ncgeo[onnx]` installs them.
         NotImplementedError: it is not known in which way the model reads texts.
         ValueError: fewer than two names, or names that [`class_prompts`] refuses; a model that is no dual encoder, or
             whose image feature is not known; vision prompts in another model than a `CLIPModel`; an adapter of the
@@ -86,22 +103,23 @@ def export_classifier(
     pipeline("image-classification", model="pandas", trust_remote_code=True)("photo.jpg")
     ```
     """
+    check_choice("format", format, FORMATS)
+    if format == "onnx":
+        from .onnx_export import onnx_classifier  # an extra; one that is missing is told before any work
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} exists and is not empty; name a new folder.")
-    names = list_names(class_names)
-    with evaluation_mode(model):
-        if _is_student(model):
-            exported: Any = _of_student(unwrap(model), names)
-            told, rows = _CODE, "the rows of its head"
+    names, tuned = list_names(class_names), model.model if isinstance(model, AlignedClassifier) else model
+    if not isinstance(tuned, nn.Module):
+        raise TypeError(f"Expected a model, or what align_classifier returns, got {type(model).__name__}.")
+    with evaluation_mode(tuned):
+        features, rows = _class_rows(model, tuned, names, processor, template)
+        if format == "onnx":
+            exported: Any = onnx_classifier(tuned, names, features, processor)
+            readme = exported.describe(rows)
         else:
-            _check(model, processor)
-            text = ZeroShotClassifier(model, processor, template)
-            export, told = (_of_clip, _CODE) if isinstance(unwrap(model), CLIPModel) else (fixed_classifier, _PACKAGE)
-            exported = export(unwrap(model), names, text.text_features(names))
-            own = ", or as the texts of its own" if text.class_texts else ""
-            rows = f'their text features, each name written as "{escape(text.template)}"{own}'
-    readme = _README.format(count=len(names), rows=rows, **told)
+            exported, told = _model(tuned, names, features)
+            readme = _README.format(count=len(names), rows=rows, **told)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         whole = Path(temporary) / "export"
@@ -112,22 +130,39 @@ def export_classifier(
     return folder
 
 
-def _check(model: nn.Module, processor: Any) -> None:
-    name = type(unwrap(model)).__name__
-    if not reads_text(model):
+def _class_rows(
+    model: Any, tuned: nn.Module, names: list[str], processor: Any, template: str | None
+) -> tuple[Tensor | None, str]:
+    """Return raw text features (K, d) of the names, or None for a head's own rows; and what a README says of them."""
+    if not reads_text(tuned):
+        return None, "the rows of its head"
+    if isinstance(model, AlignedClassifier):
+        return model.rows_of(names), "their text features, rotated towards the class means"
+    if not hasattr(processor, "tokenizer"):
+        raise ValueError(f"{type(processor).__name__} has no tokenizer for the class names; pass the CLIPProcessor.")
+    text = ZeroShotClassifier(tuned, processor, template)
+    own = ", or as the texts of its own" if text.class_texts else ""
+    return text.text_features(names), f'their text features, each name written as "{escape(text.template)}"{own}'
+
+
+def _model(model: nn.Module, names: list[str], text_features: Tensor | None) -> tuple[Any, dict[str, str]]:
+    """Return a classifier that Transformers saves, and what its README says of it."""
+    if _is_student(model):
+        return _of_student(unwrap(model), names), _CODE
+    if text_features is None:
         raise ValueError(
-            f"{name} reads no text, so there is nothing to export; save it with save_pretrained, after "
-            "merge_and_unload where its adapter can be merged."
+            f"{type(unwrap(model)).__name__} reads no text, so there is nothing to export; save it with "
+            "save_pretrained, after merge_and_unload where its adapter can be merged, or pass format='onnx'."
         )
     if active_text_setting(model).multi_label:
         raise ValueError(
-            f"The adapter of {name} was trained with MultiLabelLoss, and an export has no place for its logit_bias; "
-            "predict with ZeroShotClassifier.predict_labels."
+            f"The adapter of {type(unwrap(model)).__name__} was trained with MultiLabelLoss, and this export has no "
+            "place for its logit_bias; pass format='onnx', or predict with ZeroShotClassifier.predict_labels."
         )
-    if not isinstance(unwrap(model), CLIPModel):
-        refuse_vision_prompts(model)
-    if not hasattr(processor, "tokenizer"):
-        raise ValueError(f"{type(processor).__name__} has no tokenizer for the class names; pass the CLIPProcessor.")
+    if isinstance(unwrap(model), CLIPModel):
+        return _of_clip(unwrap(model), names, text_features), _CODE
+    refuse_vision_prompts(model)
+    return fixed_classifier(unwrap(model), names, text_features), _PACKAGE
 
 
 def _is_student(model: nn.Module) -> bool:
@@ -149,16 +184,12 @@ def _of_clip(model: CLIPModel, class_names: list[str], text_features: Tensor) ->
 
 @torch.no_grad()
 def _of_student(model: Any, class_names: list[str]) -> ExportedClassifier:
-    known, head = head_names(model), classifier(model)
-    if unknown := [name for name in class_names if name not in known]:
-        raise ValueError(f"The head has no class {short_repr(unknown[0])} among {short_repr(known)}; pass its names.")
-    if len(class_names) < 2:
-        raise ValueError(f"A classifier needs at least two class names, got {short_repr(class_names)}.")
+    outputs, head = name_numbers(class_names, head_names(model)), classifier(model)
     parts = image_part(model, _PARTS_OF_STUDENT)
     weights = {f"vision_model.{name}": value.detach() for name, value in parts.backbone.named_parameters()}
     weights |= {"visual_projection.weight": parts.projection.weight.detach()}
     weights |= {f"projector.{name}": value for name, value in parts.projector.state_dict().items()}
-    rows = head.weight.detach()[[known.index(name) for name in class_names]]
+    rows = head.weight.detach()[outputs]
     scale = torch.tensor(head.scale, dtype=torch.promote_types(rows.dtype, torch.float32), device=rows.device).log()
     return _exported(model, model.config.vision_config, weights, class_names, rows, scale, model.config.projector_dim)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +25,7 @@ from ..models.image_classifier import ImageClassifierConfig
 from .record import TrainingRecord, record_model
 from .save import OPTIONAL, published_model, save_adapter
 from .secrets import refuse_secrets
+from .space import check_space, push_space, write_space
 
 _TOWERS = ("text_config", "vision_config")
 
@@ -39,6 +41,8 @@ def push_adapter(
     token: str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    space_id: str | None = None,
+    space_options: Mapping[str, Any] | None = None,
     **card: Any,
 ) -> CommitInfo:
     """Push the active adapter, its processor and a card, in one commit: completely or not at all.
@@ -55,6 +59,9 @@ def push_adapter(
         token: with the right to write. Default: the one that `hf auth login` stored.
         revision: branch to push to. Default: main.
         create_pr: open a pull request instead.
+        space_id: "user/name" of a Gradio Space on which people try the adapter, pushed after it; created if it does
+            not exist.
+        space_options: further arguments of [`~peft_ncgeo.hub.write_space`]: class_names, title, requirement.
         card: further arguments of [`create_card`]: license (default: the base model's), datasets, runs and so on.
 
     Returns:
@@ -64,7 +71,8 @@ def push_adapter(
         ValueError: the base model is a folder, is not on the Hub or is of another kind: pass base_model_id. Or neither
             adapter nor base holds the model's head; the repository holds a model; or a file or commit_message holds a
             path of this machine or a token.
-        OSError: there is no token, it has no write permission, or the connection broke. The repository is unchanged.
+        OSError: there is no token, it has no write permission, or the connection broke. The repository is unchanged,
+            or the message says that the Space alone was not pushed.
 
     Example:
 
@@ -72,13 +80,17 @@ def push_adapter(
     push_adapter(trainer.model, "user/adapter", trainer.processing_class, record=trainer.record(), license="mit")
     ```
     """
+    if space_id is not None:
+        check_space(model, space_id, create_pr)
     base, repo_id = check_push(model, repo_id, base_model_id, token)
     api = HfApi(token=token)
     if card.get("license") is None:
         card["license"] = getattr(base.card_data, "license", None)
     if revision is not None and not create_pr:
         card.setdefault("revision", revision)
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, TemporaryDirectory() as space:
+        if space_id is not None:  # before the push: its arguments may be refused
+            write_space(space, model, repo_id, revision=revision, **(space_options or {}))
         save_adapter(model, folder, processor, base.id, record, repo_id=repo_id, **card)
         texts = {"commit_message": commit_message, "revision": revision, "repo_id": repo_id}
         refuse_secrets(Path(folder), base_name(published_model(model)), token, texts)
@@ -86,7 +98,7 @@ def push_adapter(
             api.create_repo(repo_id, private=private, exist_ok=True)
             if revision is not None and not create_pr:
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
-            return api.upload_folder(
+            commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
                 commit_message=commit_message,
@@ -94,6 +106,9 @@ def push_adapter(
                 create_pr=create_pr,
                 delete_patterns=list(OPTIONAL),
             )
+        if space_id is not None:
+            push_space(Path(space), space_id, private, token)
+    return commit
 
 
 def check_push(

@@ -6,6 +6,7 @@ switching, deleting, saving and unloading from PEFT.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.adapters import innermost
 from ..models.substitution import substitute
 from ..models.text_packing import Slots, read_texts
 from ..models.towers import Tower
@@ -272,7 +274,8 @@ class VisionLayerWithPrompt(PromptLayer):
     """Wrapped vision layer: its vectors overwrite the tower's prompts, or join the tokens if they are the first.
 
     The tower's last layer removes them: some heads average all patch tokens, and prompts must not be part of that.
-    The `hidden_states` that a model gives out hold them.
+    The `hidden_states` that a model gives out hold them. A mask of the image's own tokens, which some towers always
+    make and others when they are exported, is grown for the prompts.
 
     Args:
         special_tokens: number of tokens that they follow; None: they follow all tokens.
@@ -284,6 +287,8 @@ class VisionLayerWithPrompt(PromptLayer):
     def __init__(self, base_layer: nn.Module, prefix: str, is_last: bool, special_tokens: int | None = None) -> None:
         super().__init__(base_layer, prefix)
         self.is_last, self.special_tokens = is_last, special_tokens
+        taken = list(inspect.signature(innermost(base_layer).forward).parameters)
+        self._takes_mask = taken[1:2] == ["attention_mask"]
         self.is_entry: dict[str, bool] = {}
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -292,19 +297,12 @@ class VisionLayerWithPrompt(PromptLayer):
             written = 0 if self.is_entry[self.active_adapters[0]] else prompt.shape[1]
             before, after = _around(hidden_states, self.special_tokens, written)
             hidden_states = torch.cat([before, prompt, after], dim=1)
-        hidden_states = self._run(hidden_states, *args, **kwargs)
+        if "attention_mask" in kwargs:
+            kwargs["attention_mask"] = _grow_mask(kwargs["attention_mask"], hidden_states.shape[1])
+        elif args and self._takes_mask:
+            args = (_grow_mask(args[0], hidden_states.shape[1]), *args[1:])
+        hidden_states = self.base_layer(hidden_states, *args, **kwargs)
         if self.is_last and self.active_tokens:
             before, after = _around(hidden_states, self.special_tokens, self.active_tokens)
             return torch.cat([before, after], dim=1) if after.shape[1] else before  # a view where prompts are last
         return hidden_states
-
-    def _run(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return the base layer's output."""
-        return self.base_layer(hidden_states, *args, **kwargs)
-
-
-class MaskedVisionLayerWithPrompt(VisionLayerWithPrompt):
-    """The same in a tower whose layers get a mask of the image's own tokens: it is grown for the prompts."""
-
-    def _run(self, hidden_states: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
-        return self.base_layer(hidden_states, _grow_mask(attention_mask, hidden_states.shape[1]), *args, **kwargs)

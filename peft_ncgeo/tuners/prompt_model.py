@@ -20,7 +20,6 @@ from ..validation import short_repr
 from .prompt_config import PromptConfig
 from .prompt_layer import (
     GridWithPrompt,
-    MaskedVisionLayerWithPrompt,
     PromptLayer,
     TextEmbeddingsWithPrompt,
     TextLayerWithPrompt,
@@ -126,8 +125,7 @@ def _wrap_text(tower: Tower, num_tokens: int, prompted: list[str]) -> dict[str, 
 
 def _wrap_vision(tower: Tower, num_tokens: int, prompted: list[str]) -> dict[str, InjectionPoint]:
     embeddings = partial(VisionEmbeddingsWithPrompt, special_tokens=tower.special_tokens)
-    kind = MaskedVisionLayerWithPrompt if tower.is_masked else VisionLayerWithPrompt
-    layer, last = partial(kind, special_tokens=tower.special_tokens), tower.layers[-1]
+    layer, last = partial(VisionLayerWithPrompt, special_tokens=tower.special_tokens), tower.layers[-1]
     places = {tower.embeddings: InjectionPoint(embeddings, num_tokens)}
     if tower.grid:
         places[tower.grid] = InjectionPoint(GridWithPrompt, num_tokens)

@@ -118,8 +118,8 @@ class HubError(Exception):
 
 
 ROUTES: list[tuple[str, re.Pattern, Callable]] = []
-REPO = r"/(?P<repo_id>[\w.-]+(?:/[\w.-]+)?)"
-MODEL, REVISION = f"/api/models{REPO}", "/(?P<revision>[^/]+)"
+REPO = r"/(?P<repo_id>(?:spaces/)?[\w.-]+(?:/[\w.-]+)?)"  # "spaces/user/name" is a Space, "user/name" a model
+MODEL, REVISION = f"/api(?:/models|(?=/spaces/)){REPO}", "/(?P<revision>[^/]+)"
 
 
 def route(methods: str, pattern: str) -> Callable:
@@ -239,7 +239,7 @@ class LoopbackHub:
 
     def writable(self, request: Request, repo_id: str) -> Repo:
         account, repo = self.account(request, needed=True), self.readable(request, repo_id)
-        if repo_id.split("/")[0] != account:
+        if owner_of(repo_id) != account:
             raise HubError(403, "Authorization error.")
         if "create_pr" in request.query:
             raise HubError(400, "This Hub has no pull requests")
@@ -259,7 +259,10 @@ class LoopbackHub:
         owner = request.data.get("organization") or account
         if owner != account:
             raise HubError(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
-        repo_id = f"{owner}/{request.data['name']}"
+        space = request.data.get("type") == "space"
+        if space and request.data.get("sdk") != "gradio":
+            raise HubError(400, "A Space needs an sdk")
+        repo_id = f"{'spaces/' * space}{owner}/{request.data['name']}"
         if repo_id in self.repos:
             raise HubError(409, "You already created this model repo", url=f"{self.url}/{repo_id}")
         self.repos[repo_id] = Repo(private=request.data.get("visibility") == "private")
@@ -377,6 +380,10 @@ class LoopbackHub:
         header = dict(operations)["header"]
         sha = repo.commit(revision, header["summary"], repo.changed(head.files, operations)).sha
         return {"success": True, "commitOid": sha, "commitUrl": f"{self.url}/{repo_id}/commit/{sha}"}
+
+
+def owner_of(repo_id: str) -> str:
+    return repo_id.removeprefix("spaces/").split("/")[0]
 
 
 def damaged(content: bytes) -> bytes:
