@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..classifiers.few_shot import FewShotClassifier, HeadClassifier
 from ..loading.hub_errors import hub_errors
 from ..models.adapters import unwrap
+from ..models.heads import classifier
 from ..models.towers import reads_text
 from .secrets import refuse_secrets
 
@@ -31,7 +32,8 @@ def write_space(
 
     Args:
         folder: where to write them; files of these names are replaced.
-        model: what was pushed: a `PeftModel` of a dual encoder, or a [`~peft_ncgeo.FewShotClassifier`].
+        model: what was pushed: a `PeftModel` of a dual encoder or an image classifier, or a
+            [`~peft_ncgeo.FewShotClassifier`].
         repo_id: the adapter's repository.
         class_names: names in the box of a classifier that reads them. Default: those of its training.
         title: heading of the page. Default: the name of the repository.
@@ -43,11 +45,11 @@ def write_space(
         The folder.
 
     Raises:
-        ValueError: the model is an image classifier, which has no class that loads it from a repository; or
-            class_names for a classifier with classes of its own.
+        ValueError: the model neither reads class names nor has a head; or class_names for a classifier with classes
+            of its own.
     """
     loader = _loader(model)
-    if class_names is not None and loader == "FewShotClassifier" and not _takes_names(model):
+    if class_names is not None and not (loader == "ZeroShotClassifier" or _takes_names(model)):
         raise ValueError("The classifier has classes of its own; leave class_names out of the Space.")
     folder, title = Path(folder), title or repo_id.rpartition("/")[2]
     at = "" if revision is None else f", revision={revision!r}"
@@ -97,14 +99,16 @@ def _loader(model: Any) -> str:
         return "FewShotClassifier"
     if reads_text(model):
         return "ZeroShotClassifier"
+    if classifier(model) is not None:
+        return "TrainedClassifier"
     raise ValueError(
-        f"A Space is for a model that reads class names, or for a few-shot classifier; {type(unwrap(model)).__name__} "
-        "is neither. Leave out space_id."
+        f"{type(unwrap(model)).__name__} neither reads class names nor has a classification head, so a Space has "
+        "nothing to show; leave out space_id."
     )
 
 
-def _takes_names(classifier: FewShotClassifier) -> bool:
-    return isinstance(classifier, HeadClassifier) and classifier.head.takes_new_names
+def _takes_names(model: Any) -> bool:
+    return isinstance(model, HeadClassifier) and model.head.takes_new_names
 
 
 _APP = """from peft_ncgeo import {loader}

@@ -10,7 +10,7 @@ from huggingface_hub import RepoCard
 from peft_ncgeo.hub import write_space
 from peft_ncgeo.hub.push import push_adapter
 
-from ..conftest import tiny_clip, tiny_vit_classifier
+from ..conftest import tiny_clip, tiny_vit, tiny_vit_classifier
 from .user import UserError
 
 PROMPTS = "tuned.get_peft_model(tuned.base(tuned.CLIP), peft_ncgeo.NPTConfig(num_text_tokens=2))"
@@ -55,8 +55,12 @@ def test_a_space_of_another_branch_and_the_spaces_that_are_refused(tmp_path):
     calls = [ast.unparse(node) for node in ast.walk(code) if isinstance(node, ast.Call)]
     assert "ZeroShotClassifier.from_pretrained('user/adapter', revision='dev')" in calls
     assert RepoCard.load(tmp_path / "README.md").data.title == "Crabs: and more"
+    write_space(tmp_path, tiny_vit_classifier(), "user/head")
+    assert "TrainedClassifier.from_pretrained('user/head')" in (tmp_path / "app.py").read_text()
+    with pytest.raises(ValueError, match="classes of its own"):
+        write_space(tmp_path, tiny_vit_classifier(), "user/head", class_names=["a", "b"])
     for model, options, message in (
-        (tiny_vit_classifier(), {"space_id": "user/demo"}, "reads class names"),
+        (tiny_vit(), {"space_id": "user/demo"}, "reads class names"),
         (tiny_clip(), {"space_id": "not/an/id"}, "space_id='not/an/id'"),
         (tiny_clip(), {"space_id": "user/demo", "create_pr": True}, "pull request"),
     ):
