@@ -6,6 +6,8 @@
     python examples/benchmark_transfer.py domain_generalisation --source examples/datasets/imagenet.yaml \
         --targets examples/datasets/imagenet_{v2,sketch,a,r}.yaml ...
     python examples/benchmark_transfer.py long_tail --source examples/datasets/cifar100.yaml ...
+    python examples/benchmark_transfer.py all_classes --source examples/datasets/oxford_pets.yaml ...
+        few shots of every class, tested on all names, without a target
 
 Without --source each protocol runs on the built-in demo: from thirty emoji to other emoji and Fashion-MNIST, from one
 vendor's drawings to another's, and tails of the thirty.
@@ -18,7 +20,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from peft_ncgeo.data import DatasetSource, load_demo
-from peft_ncgeo.protocols import cross_dataset, domain_generalisation, long_tail
+from peft_ncgeo.protocols import all_classes, cross_dataset, domain_generalisation, long_tail
 from peft_ncgeo.protocols.command_line import (
     model_and_processor,
     overrides,
@@ -49,7 +51,7 @@ def demo_sets(protocol: str) -> tuple[Dataset, Dataset, dict[str, Dataset]]:
 
 def main() -> None:
     parser = protocol_parser(__doc__.splitlines()[0], "outputs/transfer", RECIPES)
-    parser.add_argument("protocol", choices=["cross_dataset", "domain_generalisation", "long_tail"])
+    parser.add_argument("protocol", choices=["cross_dataset", "domain_generalisation", "long_tail", "all_classes"])
     parser.add_argument("--source", type=Path, help="a YAML file of examples/datasets; default: the demo")
     parser.add_argument("--targets", type=Path, nargs="+", default=[], help="YAML files to test on")
     parser.add_argument(
@@ -82,6 +84,9 @@ def main() -> None:
             thresholds=thresholds,
             **common,
         )
+    elif args.protocol == "all_classes":
+        tails = {f"{shots} shots": {"tau": 1.0, "n_max": shots}}
+        results = all_classes(recipes, train, test, model, processor, output, tails=tails, **common)
     else:
         protocol = {"cross_dataset": cross_dataset, "domain_generalisation": domain_generalisation}[args.protocol]
         results = protocol(recipes, train, targets, model, processor, output, source=test, shots=shots, **common)

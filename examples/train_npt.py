@@ -6,7 +6,8 @@
     accelerate launch examples/train_npt.py --output_dir outputs/own \
         --model_name_or_path openai/clip-vit-base-patch16 --dataset_name path/to/image_folder \
         --recipe examples/recipes/npt_v2.yaml
-        your own model and images, with the paper's recipe.
+        your own model and images, with the paper's recipe. `--all_classes` trains and tests on all names, not on
+        half of them; a folder of two or three classes needs it.
 
 `--recipe` accepts any other method of examples/recipes; Transformers' training arguments are accepted too.
 """
@@ -39,19 +40,25 @@ class ScriptArguments:
     tau: float = field(default=0.06, metadata={"help": "The smallest class's share of the largest; 1: balanced."})
     shots: int = field(default=16, metadata={"help": "Training images of the largest class."})
     loss: str | None = field(default=None, metadata={"help": LOSS_HELP})
+    all_classes: bool = field(default=False, metadata={"help": "Train and test on all names, not on half of them."})
     batch_size: int = field(default=60, metadata={"help": "Training images a step, over all processes."})
 
 
 def load_images(script: ScriptArguments, seed: int, label_column: str) -> tuple[Dataset, dict[str, Dataset]]:
-    """Load the tail of the base classes, and the test images of base and new ones."""
+    """Load the tail of the base classes, or of all, and the test images of base and new ones, or of all."""
     if script.dataset_name is None:
         splits = load_demo(shots=script.shots, seed=seed).splits
         train, test = splits["train"], {"base": splits["base"], "new": splits["new"]}
+        if script.all_classes:  # those that have training images
+            test = {"all": splits["base"]}
     else:
         folder = Path(script.dataset_name).is_dir()
         source = {"path": "imagefolder", "data_dir": script.dataset_name} if folder else {"path": script.dataset_name}
-        train, test = (base_new_split(load_dataset(**source, split=part), label_column) for part in ("train", "test"))
-        train, test = train["base"], dict(test)
+        train, test = (load_dataset(**source, split=part) for part in ("train", "test"))
+        if script.all_classes:
+            test = {"all": test}
+        else:
+            train, test = base_new_split(train, label_column)["base"], dict(base_new_split(test, label_column))
     tail = {"tau": script.tau, "n_max": script.shots, "shuffle_classes": True}
     return long_tailed(train, **tail, seed=seed, label_column=label_column), test
 
@@ -92,27 +99,30 @@ def main() -> None:
     trainer.train()
     trainer.save_model()
     after = trainer.evaluate()
-    output = trainer.predict(test["base"])  # all processes must call it
+    trained = "all" if script.all_classes else "base"
+    output = trainer.predict(test[trained])  # all processes must call it
     if not args.should_save:
         return
 
     counts = class_counts(train, args.label_column)
     print(f"\n{recipe.name}: {len(train)} images, {max(counts)} to {min(counts)} a class")
     rows = {
-        "base accuracy": "base_accuracy",
+        f"{trained} accuracy": f"{trained}_accuracy",
+        f"{trained} balanced accuracy": f"{trained}_balanced_accuracy",
         "new accuracy": "new_accuracy",
         "harmonic mean": "harmonic_mean",
-        "text NC2, base": "base_text_nc2",
-        "class means NC2, base": "base_nc2",
-        "alignment of texts and means, base": "base_nc3_cosine",
-        "modality gap, base": "base_modality_gap",
+        f"text NC2, {trained}": f"{trained}_text_nc2",
+        f"class means NC2, {trained}": f"{trained}_nc2",
+        f"alignment of texts and means, {trained}": f"{trained}_nc3_cosine",
+        f"modality gap, {trained}": f"{trained}_modality_gap",
     }
     print("| | zero-shot | tuned |\n|---|---|---|")
     for title, key in rows.items():
-        print(f"| {title} | {before[f'eval_{key}']:.3f} | {after[f'eval_{key}']:.3f} |")
+        if f"eval_{key}" in after:
+            print(f"| {title} | {before[f'eval_{key}']:.3f} | {after[f'eval_{key}']:.3f} |")
     groups = evaluate_groups(output.predictions.argmax(-1), output.label_ids, counts, "thirds")
     shown = ", ".join(f"{group} {'-' if share is None else format(share, '.3f')}" for group, share in groups.items())
-    print("Tuned, thirds of the base classes by count: " + shown)
+    print(f"Tuned, thirds of the {trained} classes by count: " + shown)
     print(f"Adapter in {args.output_dir}")
 
 

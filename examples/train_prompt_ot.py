@@ -6,6 +6,7 @@
     accelerate launch examples/train_prompt_ot.py \
         --model_name_or_path openai/clip-vit-base-patch16 --dataset_name path/to/image_folder
         does the same on your own model and data (a Hub data set or an image folder), with the paper's recipe.
+        `--all_classes` trains and tests on all names; a folder of two or three classes needs it.
 
     accelerate launch examples/train_prompt_ot.py --recipe examples/recipes/demo/ot_budget.yaml
         trains a recipe; further arguments override it.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import random
 import statistics
 import sys
 import time
@@ -85,7 +87,8 @@ class ScriptArguments:
     )
     demo_split: str = field(default="report", metadata={"help": "'development' to choose hyper-parameters."})
     batch_size: int = field(default=60, metadata={"help": "Training images a step, over all processes."})
-    shots: int = field(default=16, metadata={"help": "Training images per base class."})
+    shots: int = field(default=16, metadata={"help": "Training images per class that is trained on."})
+    all_classes: bool = field(default=False, metadata={"help": "Train and test on all names, not on half of them."})
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "One run of each method a seed."})
     methods: list[str] = field(
         default_factory=lambda: ["zero-shot", "coop", "deep", "ot-weight", "ot-budget"],
@@ -149,14 +152,18 @@ def load_task(script: ScriptArguments, label_column: str, seed: int) -> Task:
     if script.dataset_name is None:
         demo = load_demo(script.demo_split, shots=script.shots, seed=seed)
         eval_sets = {"base": demo.splits["base"], "new": demo.splits["new"], "kept": demo.splits["fashion_mnist"]}
+        if script.all_classes:  # those that have training images
+            eval_sets = {"all": demo.splits["base"], "kept": demo.splits["fashion_mnist"]}
         model, processor, train = demo.model, demo.processor, demo.splits["train"]
     else:
         train_set, test_set = (
             read_images(script.dataset_name, script.dataset_config, split)
             for split in (script.train_split, script.test_split)
         )
-        train = few_shot(base_new_split(train_set, label_column)["base"], script.shots, seed, label_column)
-        eval_sets = dict(base_new_split(test_set, label_column))
+        if not script.all_classes:
+            train_set = base_new_split(train_set, label_column)["base"]
+        train = few_shot(train_set, script.shots, seed, label_column)
+        eval_sets = {"all": test_set} if script.all_classes else dict(base_new_split(test_set, label_column))
         if script.kept_dataset_name:
             eval_sets["kept"] = read_images(script.kept_dataset_name, None, script.test_split)
         model = processor = None
@@ -208,15 +215,16 @@ def run_stages(recipe: Recipe, task: Task, args: GeometryTrainingArguments, seed
 
 def evaluate(trainer: GeometryTrainer, task: Task) -> dict[str, float]:
     metrics = trainer.evaluate()
-    result = {name: 100 * metrics[f"eval_{name}_accuracy"] for name in task.eval_sets}
-    return {**result, "H": 100 * metrics["eval_harmonic_mean"]}
+    names = {f"eval_{name}_accuracy": name for name in task.eval_sets}
+    names |= {"eval_all_balanced_accuracy": "balanced", "eval_harmonic_mean": "H"}
+    return {name: 100 * metrics[key] for key, name in names.items() if key in metrics}
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
     """Return a Markdown table of mean and standard deviation over seeds."""
-    columns = ["base", "new", "H", "kept", "seconds"]
+    columns = ["all", "balanced", "base", "new", "H", "kept", "seconds"]
     columns = [c for c in columns if any(c in r for rows in results.values() for r in rows)]
-    titles = {"kept": "knowledge kept"}
+    titles = {"all": "accuracy", "balanced": "balanced accuracy", "kept": "knowledge kept"}
     lines = ["| method | " + " | ".join(titles.get(c, c) for c in columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for title, rows in results.items():
         cells = []
@@ -226,6 +234,26 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
             cells.append(f"{statistics.fmean(values):.1f}{spread}" if any(values) or column != "seconds" else "")
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def show_examples(folder: Path, images: Dataset, args: GeometryTrainingArguments) -> None:
+    """Print what a saved adapter says of ten test images, and how often it is right on all of them."""
+    names = images.features[args.label_column].names
+    k = min(3, math.ceil(len(names) / 4))  # one of three names would be right by chance
+    found = ZeroShotClassifier.from_pretrained(folder).top_k(images[args.image_column][:], names, k=k)
+    truth = [names[label] for label in images[args.label_column]]
+    hits = [[i for i, row in enumerate(found) if (truth[i] in dict(row)) == hit] for hit in (True, False)]
+    shares = [sum(true == row[0][0] for true, row in zip(truth, found, strict=True)), len(hits[0])]
+    first, among = (100 * count / len(images) for count in shares)
+    print(f"\nLoaded again from {folder}; images, and the {k} of {len(names)} names that it finds most probable.")
+    print("Ten are drawn, with as many right ones as among all test images:")
+    counts, rng = (round(among / 10), 10 - round(among / 10)), random.Random(0)
+    for rows, count, word in zip(hits, counts, ("right", "wrong"), strict=True):
+        for i in rng.sample(rows, min(count, len(rows))):
+            said = ", ".join(f"{name} {100 * share:.0f} %" for name, share in found[i])
+            print(f"  {word}  {truth[i]}: {said}")
+    more = f", one of the {k} for {among:.0f} %" if k > 1 else ""
+    print(f"Over all {len(images):,} test images the first name is right for {first:.0f} %{more}.")
 
 
 def main() -> None:
@@ -293,13 +321,8 @@ def main() -> None:
     write_whole(output / "results.json", json.dumps({"note": note, "results": results}, indent=1) + "\n")
 
     if trained:
-        folder, new = output / trained[-1] / f"seed-{script.seeds[-1]}", task.eval_sets["new"]
-        samples = new.select(range(0, len(new), math.ceil(len(new) / 4)))
-        names = new.features[args.label_column].names
-        predicted = ZeroShotClassifier.from_pretrained(folder).predict(samples[args.image_column][:], names)
-        print(f"\nLoaded again from {folder}; images of classes it was not trained on, and what it calls them:")
-        for label, name in zip(samples[args.label_column], predicted, strict=True):
-            print(f"  {names[label]}: {name}")
+        folder = output / trained[-1] / f"seed-{script.seeds[-1]}"
+        show_examples(folder, task.eval_sets["all" if script.all_classes else "new"], args)
 
 
 if __name__ == "__main__":

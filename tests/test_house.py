@@ -66,6 +66,10 @@ ALLOWED = {
         *BASE,
     },
     "plots": {"few_shot", "geometry", "protocols"},
+    "cli": {
+        *("protocols", "training", "reports", "demo_app", "hub", "classifiers", "loading", "data", "files", "tuners"),
+        *BASE,
+    },
     "__init__": {"registration", "tuners"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -39,7 +39,8 @@ def base_new_split(dataset: Dataset, label_column: str = "label") -> DatasetDict
     names = class_names(dataset, label_column, "base_new_split")
     if len(names) < 4:
         raise ValueError(
-            f"A base/new split needs at least 4 classes, two in each half; the data set has {len(names)}."
+            f"A base/new split needs at least 4 classes, two in each half; the data set has {len(names)}. Train and "
+            "test on all of them instead: --all_classes, or protocols.all_classes."
         )
     half = math.ceil(len(names) / 2)
     halves = {"base": names[:half], "new": names[half:]}

@@ -1,5 +1,6 @@
 """Evaluation protocols: recipes x settings x seeds as resumable tables."""
 
+from .all_classes import all_classes
 from .base_to_new import base_to_new
 from .episode_results import EpisodeResults
 from .few_shot import FewShotMethod, few_shot
@@ -13,6 +14,7 @@ __all__ = [
     "FewShotMethod",
     "Results",
     "Task",
+    "all_classes",
     "base_to_new",
     "cross_dataset",
     "domain_generalisation",

@@ -22,7 +22,7 @@ from transformers import AutoModel, PrinterCallback, TrainerCallback, set_seed
 
 from ..data import class_counts
 from ..data.checks import class_names
-from ..metrics.accuracy import accuracy, evaluate_groups
+from ..metrics.accuracy import accuracy, balanced_accuracy, evaluate_groups
 from ..training import GeometryMonitor, GeometryTrainer, GeometryTrainingArguments, Recipe, train_stages
 from .cached_runs import cell_path, check_distinct, is_main_process, read_cell, write_cell
 from .fingerprints import dataset_fingerprint, fingerprint, recipe_fingerprint
@@ -231,6 +231,7 @@ def _evaluate(trainer: GeometryTrainer, task: Task) -> dict[str, Any]:
         output = trainer.predict(dataset, metric_key_prefix=name)
         predicted = output.predictions.argmax(-1)
         result[name] = 100 * accuracy(predicted, output.label_ids)
+        result[f"{name}_balanced_accuracy"] = 100 * balanced_accuracy(predicted, output.label_ids)
         result.update({k: v for k, v in output.metrics.items() if k.removeprefix(f"{name}_").startswith(_GEOMETRY)})
         if name == task.grouped:
             counts = _counts_of(class_names(dataset, label_column), task.train, label_column)

@@ -47,6 +47,7 @@ from ..validation import one_line, short_repr
 from .callbacks.alignment import GradientProjection, SlerpAlignment
 from .callbacks.averaging import PromptAveraging
 from .callbacks.monitor import GeometryMonitor
+from .recipe_files import find_recipe
 
 _COMPARED = 80  # characters of an unknown name; comparing names takes time with their square
 _KEYS = ("peft", "losses", "classification_loss", "callbacks", "args", "stages")
@@ -93,9 +94,13 @@ class Recipe:
     def read(cls, path: str | Path) -> Recipe:
         """Read a recipe and check every name in it.
 
+        Args:
+            path: a YAML file, or the name of one of the package's recipes, such as "lora_budget" or "demo/budget".
+
         Raises:
             ValueError: one line that names the file, the unknown key or name, and the nearest known one.
         """
+        path = find_recipe(path)
         content = read_yaml(path, "Recipe")
         return cls.from_dict(Path(path).stem, {} if content is None else content, str(path))
 
@@ -170,6 +175,9 @@ def parse_with_recipe(
 
     Returns:
         The parser's dataclasses, and the recipe or None.
+
+    Raises:
+        ValueError: an argument that the parser does not have; the error names the nearest one.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if default is not None and not any(word.split("=")[0] == "--recipe" for word in argv):
@@ -179,10 +187,12 @@ def parse_with_recipe(
         if word.split("=")[0] == "--recipe":
             recipe = Recipe.read(word.partition("=")[2] or "".join(argv[i + 1 : i + 2]))
             recipe.set_defaults(parser)
-    parsed = parser.parse_args_into_dataclasses(args=argv)
+    *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
+    if unknown:
+        _known([unknown[0].split("=")[0]], parser._option_string_actions, "argument")
     if recipe is not None and recipe.stages:
         _override_stages(recipe, argv, parsed)
-    return parsed, recipe
+    return tuple(parsed), recipe
 
 
 def _override_stages(recipe: Recipe, argv: Sequence[str], parsed: Iterable[Any]) -> None:

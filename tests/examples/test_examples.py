@@ -110,7 +110,7 @@ def test_own_model_and_image_folder(tmp_path, monkeypatch, capsys):
     results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
     assert set(results) == {"deep prompts + OT, weight 10", "CoOp"}
     assert "kept" not in results["CoOp"][0]
-    assert "images of classes it was not trained on" in capsys.readouterr().out
+    assert "Over all 60 test images" in capsys.readouterr().out
     config = json.loads((tmp_path / "out" / "coop" / "seed-1" / "adapter_config.json").read_text())
     assert config["num_text_tokens"] == 16
 

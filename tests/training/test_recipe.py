@@ -12,6 +12,7 @@ from transformers import HfArgumentParser
 from peft_ncgeo import GeometryTrainingArguments, NPTConfig
 from peft_ncgeo.losses import CrossEntropy, OTPreservation
 from peft_ncgeo.training import Recipe, parse_with_recipe
+from peft_ncgeo.training.recipe_files import describe_recipe, recipe_names
 
 FOLDER = Path(__file__).parents[2] / "examples" / "recipes"
 RECIPES = sorted([*FOLDER.glob("*.yaml"), *(FOLDER / "images").glob("*.yaml")])
@@ -148,3 +149,11 @@ def test_a_default_recipe_is_read_where_none_is_named(tmp_path):
         parser, ["--recipe", str(tmp_path / "other.yaml")], tmp_path / "default.yaml"
     )
     assert (recipe.name, script.learning_rate) == ("other", 0.25)
+
+
+def test_a_recipe_of_the_package_is_read_by_its_name():
+    assert Recipe.read("demo/budget").source == Recipe.read(FOLDER / "demo" / "budget.yaml").source
+    assert {path.stem for path in RECIPES} <= {name.rpartition("/")[2] for name in recipe_names()}
+    with pytest.raises(ValueError, match="'lora_budget'"):
+        Recipe.read("lora_bugdet")
+    assert "CLIP-LoRA, arXiv 2405.18541" in describe_recipe("clip_lora")

@@ -1,0 +1,1 @@
+"""Training recipes as YAML files; in an installed package, `peft_ncgeo.recipes`."""

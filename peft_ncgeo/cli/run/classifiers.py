@@ -1,0 +1,53 @@
+"""Classifiers by the folder or Hub id of what was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from peft.utils import CONFIG_NAME
+
+from ...classifiers.few_shot import FewShotClassifier
+from ...classifiers.trained import TrainedClassifier
+from ...classifiers.zero_shot import ZeroShotClassifier
+from ...data.processors import find_processor
+from ...files import read_text
+from ...loading.load import HEAD, PROTOTYPES, fetch_files, load_adapter
+from ...models.towers import reads_text
+from .models import DEMO, empty_model, load_model
+
+
+def load_classifier(name: str, base_model: str | None = None) -> Any:
+    """Load the classifier of an adapter, a few-shot head, an exported or whole model, or 'demo', untuned."""
+    if name == DEMO:
+        return ZeroShotClassifier(*load_model(name))
+    folder = fetch_files(name)
+    if (folder / HEAD).is_file() or (folder / PROTOTYPES).is_file():
+        return FewShotClassifier.from_pretrained(name, base_model)
+    if (folder / CONFIG_NAME).is_file():
+        model = load_adapter(name, base_model)
+        kind: Any = ZeroShotClassifier if reads_text(model) else TrainedClassifier
+        return kind(model, find_processor(model, folder))
+    if base_model is None and reads_text(empty_model(name)):
+        return ZeroShotClassifier(*load_model(name))
+    return TrainedClassifier.from_pretrained(name, base_model)
+
+
+def read_names(class_names: str | None) -> list[str] | None:
+    """Return names that have commas between them, or stand in a file, one on each line; None: none are given.
+
+    Raises:
+        ValueError: fewer than two names.
+    """
+    if class_names is None:
+        return None
+    in_file = Path(class_names).is_file()
+    parts: Sequence[str] = read_text(class_names).splitlines() if in_file else class_names.split(",")
+    names = [name.strip() for name in parts if name.strip()]
+    if len(names) < 2:
+        raise ValueError(
+            f"--class_names {class_names} gives {len(names)} name; write two or more with commas between them, or "
+            "name a file with one on each line."
+        )
+    return names

@@ -1,0 +1,216 @@
+"""A training on all classes of a set of images."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transformers
+import typer
+from datasets import DatasetDict
+from peft import get_peft_model
+from peft.utils import CONFIG_NAME
+from transformers import PrinterCallback, set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ...classifiers.image_classifier import ImageClassifier
+from ...data import few_shot, load_demo, long_tailed, split_validation
+from ...data.checks import class_names
+from ...hub.record import TrainingRecord
+from ...markdown import table
+from ...models.towers import reads_text
+from ...training import GeometryTrainer, GeometryTrainingArguments, Recipe, train_stages
+from ...tuners.prototype import PrototypeConfig
+from .arguments import parse
+from .models import DEMO, empty_model, load_model
+from .parts import load_parts
+
+_DEFAULTS = {
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "logging_strategy": "epoch",
+    "per_device_eval_batch_size": 64,
+}
+# title of a row -> metric of the record
+_ROWS = {
+    "accuracy": "accuracy",
+    "balanced accuracy": "balanced_accuracy",
+    "accuracy, classes with many images": "many",
+    "accuracy, classes with a medium number": "medium",
+    "accuracy, classes with few images": "few",
+}
+
+
+@dataclass
+class TrainOptions:
+    """Options of the command, and those that recipes for image classifiers hold."""
+
+    recipe: str | None = None
+    model: str | None = None
+    shots: int | None = None
+    batch_size: int | None = None
+    validation_share: float = 0.1
+    head: str | None = None
+    init: str | None = None
+    projected: bool = True
+    imbalance_factor: float = 0.0
+
+
+def train(words: Sequence[str], resume: bool) -> None:
+    """Train, print accuracy before and after, and save adapter, processor and card."""
+    options, args, data, recipe = parse(TrainOptions, words, _DEFAULTS, _default_recipe(words))
+    assert recipe is not None  # there is a default
+    if data is not None and options.model is None:
+        raise ValueError(
+            "Images of your own need --model, such as --model openai/clip-vit-base-patch16; --model demo takes the "
+            "built-in mini-CLIP."
+        )
+    quiet()
+    folder = Path(str(args.output_dir))
+    _check_folder(folder, resume)
+    if options.batch_size is not None and not any(w.startswith("--per_device_train_batch_size") for w in words):
+        args.share_batch(options.batch_size)
+    set_seed(args.seed)
+    with args.main_process_first():
+        parts = _load(data, options, args)
+    model, processor = load_model(options.model or DEMO)
+    if args.should_save:
+        _announce(data, options, recipe, parts, args.label_column)
+    text = reads_text(model) and not _needs_head(recipe, options)
+    if not text:
+        model = _with_head(model, processor, parts, options, args)
+    trainer = _trained(recipe, model, processor, parts, args, resume)
+    trainer.eval_dataset = {name: parts[name] for name in ("validation", "test") if name in parts}
+    record = trainer.record()  # with the adapter off and on, on all processes
+    trainer.save_model()
+    if args.should_save:
+        typer.echo(f"\n{_results(record, 'zero-shot' if text else 'before')}")
+        typer.echo(f"\nAdapter, processor and card are in {folder}.")
+
+
+def _default_recipe(words: Sequence[str]) -> str:
+    """Return the recipe of a command line that names none: it depends on the model."""
+    given = {name: value for name, _, value in (word.partition("=") for word in words)}
+    name = given.get("--model", DEMO)
+    if "--recipe" in given:
+        return given["--recipe"]
+    if "--head" in given:
+        return "images/lora"
+    if name == DEMO:
+        return "demo/budget"
+    return "budget" if reads_text(empty_model(name)) else "images/lora"
+
+
+def quiet() -> None:
+    """Leave out messages about the loading of models and images."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", message=".*all of them get prompts")  # towers may have fewer layers
+    warnings.filterwarnings("ignore", message=".*passed 100: the budget")  # while a budget is still being reached
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    held = (folder / CONFIG_NAME).exists() or any(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+    if held and not resume:
+        raise ValueError(f"{folder} holds a training; --resume goes on with it, or name another --output_dir.")
+
+
+def _load(data: str | None, options: TrainOptions, args: GeometryTrainingArguments) -> DatasetDict:
+    column = args.label_column
+    if data is None:
+        splits = load_demo(shots=options.shots or 16, seed=args.seed).splits
+        parts = DatasetDict(train=splits["train"], validation=splits["validation"], test=splits["base"])
+    else:
+        parts = load_parts(data, args)
+        if "validation" not in parts and options.validation_share:
+            parts = split_validation(parts, options.validation_share, args.seed, column)
+        if options.shots is not None:
+            parts["train"] = few_shot(parts["train"], options.shots, args.seed, column)
+    if options.imbalance_factor:
+        parts["train"] = long_tailed(
+            parts["train"], imbalance_factor=options.imbalance_factor, seed=args.seed, label_column=column
+        )
+    return parts
+
+
+def _announce(data: str | None, options: TrainOptions, recipe: Recipe, parts: DatasetDict, column: str) -> None:
+    names = class_names(parts["train"], column)
+    sizes = ", ".join(f"{name} {len(parts[name])}" for name in ("train", "validation", "test") if name in parts)
+    source = "the built-in demo (drawings of 30 things)" if data is None else data
+    model = "the built-in mini-CLIP" if options.model in (None, DEMO) else options.model
+    typer.echo(f"Training {model} on {source}, recipe {recipe.name}: {len(names)} classes; images: {sizes}.")
+
+
+def _needs_head(recipe: Recipe, options: TrainOptions) -> bool:
+    """Return True if the command or the recipe asks for an image classifier, whatever the model reads."""
+    config: Any = recipe.config() if recipe.config else None
+    trains_head = "classifier" in (getattr(config, "modules_to_save", None) or ())
+    return options.head is not None or trains_head or isinstance(config, PrototypeConfig)
+
+
+def _with_head(
+    model: Any, processor: Any, parts: DatasetDict, options: TrainOptions, args: GeometryTrainingArguments
+) -> Any:
+    """Return an image classifier of the model's image tower, which lies in the folder `base` beside the adapter."""
+    init = options.init or ("texts" if reads_text(model) else "means")
+    base = ImageClassifier.from_backbone(
+        model,
+        class_names(parts["train"], args.label_column),
+        head=options.head or "cosine",
+        init=init,
+        processor=processor,
+        projected=options.projected,
+        dataset=parts["train"] if init == "means" else None,
+        image_column=args.image_column,
+        label_column=args.label_column,
+    )
+    folder = Path(str(args.output_dir)).absolute() / "base"
+    with args.main_process_first():
+        if args.should_save:
+            base.save_pretrained(folder)
+            processor.save_pretrained(folder)
+    return ImageClassifier.from_pretrained(folder)  # so that the adapter names the folder as its base
+
+
+def _trained(
+    recipe: Recipe, model: Any, processor: Any, parts: DatasetDict, args: GeometryTrainingArguments, resume: bool
+) -> GeometryTrainer:
+    evaluated = parts.get("validation")
+    if recipe.stages:
+        own = {name: getattr(args, name) for name in ("seed", "data_seed", *_DEFAULTS)}
+        place = str(args.output_dir)
+        return train_stages(recipe, model, parts["train"], processor, place, own, evaluated, resume=resume)
+    if recipe.config is None:
+        raise ValueError(f"Recipe {recipe.name} names no peft config, so there is nothing to train.")
+    config: Any = recipe.config()
+    if not reads_text(model) and not isinstance(config, PrototypeConfig) and not config.modules_to_save:
+        config.modules_to_save = ["classifier"]  # the head is new
+    trainer = GeometryTrainer(
+        model=get_peft_model(model, config),
+        args=args,
+        train_dataset=parts["train"],
+        eval_dataset=evaluated,
+        processing_class=processor,
+        losses=recipe.losses(),
+        classification_loss=recipe.classification_loss(),
+        callbacks=recipe.callbacks(),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=resume or None)
+    return trainer
+
+
+def _results(record: TrainingRecord, before: str) -> str:
+    """Return a table of every set's metrics with the adapter off and on."""
+    rows = []
+    for name, found in record.sets.items():
+        for title, key in _ROWS.items():
+            values = [found.get(moment, {}).get(key) for moment in ("before", "after")]
+            if any(value is not None for value in values):
+                rows.append([f"{name} {title}", *("" if value is None else f"{value:.3f}" for value in values)])
+    return table(["", before, "tuned"], rows)

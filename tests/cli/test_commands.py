@@ -1,0 +1,205 @@
+"""The command line: what its commands train, print, write and refuse."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from peft_ncgeo import ZeroShotClassifier
+from peft_ncgeo.cli import app
+from peft_ncgeo.cli.errors import explain
+from peft_ncgeo.data import load_demo, load_images
+from peft_ncgeo.metrics.accuracy import accuracy
+from peft_ncgeo.training.recipe_files import find_recipe, recipe_names
+
+from ..conftest import tiny_vit
+from ..import_graph import graph
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def run(*words: object, code: int = 0) -> str:
+    """What a command prints; an error that is not explained in one line is raised."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def write(folder: Path, part: str, counts: list[int]) -> None:
+    """Write `counts[k]` of the demo's drawings of class k as files."""
+    images = load_demo(shots=8).splits["train" if part in ("", "train") else "validation"]
+    names, labels = images.features["label"].names, images["label"][:]
+    for label, count in enumerate(counts):
+        place = folder / part / names[label]
+        place.mkdir(parents=True)
+        for i, row in enumerate([i for i, found in enumerate(labels) if found == label][:count]):
+            images[row]["image"].save(place / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def tail(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tail")
+    write(folder, "train", [8, 4, 2])
+    write(folder, "test", [6, 6, 6])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tail, tmp_path_factory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    words = ("--model", "demo", "--recipe", "demo/coop", "--output_dir", folder, "--max_steps", "2")
+    return folder, run("train", tail, *words, "--learning_rate", "0.02")
+
+
+def rows(printed: str) -> dict[str, list[float]]:
+    found = re.findall(r"^\| (\w[^|]*) \| ([\d.]+) \| ([\d.]+) \|$", printed, flags=re.MULTILINE)
+    return {title: [float(value) for value in values] for title, *values in found}
+
+
+def test_accuracies_before_and_after_are_those_of_zero_shot_and_of_the_saved_adapter(tail, trained):
+    folder, printed = trained
+    test = load_images(tail, split="test")
+    names, (_, processor, model) = test.features["label"].names, load_demo()
+    shown = rows(printed)["test accuracy"]
+    for classifier, value in zip(
+        (ZeroShotClassifier(model, processor), ZeroShotClassifier.from_pretrained(folder)), shown, strict=True
+    ):
+        predicted = [names.index(name) for name in classifier.predict(test["image"][:], names)]
+        assert accuracy(predicted, test["label"][:]) == pytest.approx(value, abs=6e-4)
+    assert "train 11, validation 3, test 18" in printed  # 1 of 8, of 4 and of 2
+    assert {"README.md", "processor_config.json", "adapter_config.json"} <= {path.name for path in folder.iterdir()}
+    assert "test accuracy, classes with few images" in rows(printed)
+
+
+MISTAKES = [
+    ("train {tail}", ["--model"]),
+    ("train {tail} --model demo --learning_rat 1", ["--learning_rat'", "--learning_rate'"]),
+    ("train {tail} --model demo --recipe lora_bugdet", ["lora_bugdet", "lora_budget"]),
+    ("train --max_steps many", ["max_steps", "many"]),
+    ("train {tail} --model demo --output_dir {folder}", ["--resume"]),
+    ("train {tail} --model {tail}", ["cannot be loaded"]),
+    ("compare {tail} --model demo", ["4 classes", "--all_classes"]),
+    ("compare --seeds one", ["--seeds one"]),
+    ("describe {tail}", ["cannot be loaded"]),
+]
+
+
+def test_a_mistake_is_one_line(tail, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words, told in MISTAKES:
+        printed = run(*words.format(tail=tail, folder=trained[0]).split(), code=2)
+        (line,) = [line for line in printed.splitlines() if line.startswith("Error: ")]
+        assert printed.splitlines()[-1] == line
+        assert all(word in line for word in told), line
+
+
+def test_every_command_has_help_that_needs_no_training_code():
+    for command in ("train", "predict", "evaluate", "compare", "recipes", "describe", "demo"):
+        printed = run(command, "--help")
+        assert "Usage: " in printed
+        assert "  -h, --help " in printed
+    edges, reached = graph(), {"peft_ncgeo.cli.app"}
+    for _ in edges:
+        reached |= {other for name in reached for other in edges[name]}
+    assert "peft_ncgeo.cli.run" in reached
+    assert {name.split(".")[1] for name in reached if "." in name} == {"cli"}
+
+
+@pytest.mark.slow
+def test_recipes_are_listed_with_what_they_are(tmp_path):
+    lines = run("recipes").splitlines()
+    assert [line.split()[0] for line in lines] == recipe_names()
+    (line,) = [line for line in lines if line.startswith("clip_lora ")]
+    assert "CLIP-LoRA, arXiv 2405.18541, for openai/clip-vit-base-patch16" in line
+    model = tiny_vit()
+    model.save_pretrained(tmp_path)
+    assert "ViTModel" in run("describe", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_training_is_resumed_as_if_it_had_not_stopped(tail, tmp_path):
+    words = ("--model", "demo", "--recipe", "demo/coop", "--lr_scheduler_type", "constant", "--save_steps", "1")
+    words += ("--save_strategy", "steps")
+    run("train", tail, *words, "--max_steps", 4, "--output_dir", tmp_path / "whole")
+    run("train", tail, *words, "--max_steps", 2, "--output_dir", tmp_path / "parts")
+    run("train", tail, *words, "--max_steps", 4, "--output_dir", tmp_path / "parts", "--resume")
+    whole, parts = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(whole[name].equal(parts[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_a_head_and_stages(tail, tmp_path):
+    words = ("--model", "demo", "--max_steps", 2)
+    run("train", tail, *words, "--recipe", "images/lora", "--output_dir", tmp_path / "head")
+    assert (
+        json.loads((tmp_path / "head" / "class_names.json").read_text())
+        == load_images(tail, split="test").features["label"].names
+    )
+    assert "zero-shot" in run("train", tail, *words, "--recipe", "demo/two_stages", "--output_dir", tmp_path / "two")
+    assert (tmp_path / "two" / "class_rows.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_folder_of_two_classes_is_compared(tmp_path):
+    write(tmp_path / "two", "", [4, 4])
+    words = ("--model", "demo", "--max_steps", "1", "--seeds", "1", "--recipes", "demo/coop", "--all_classes")
+    printed = run("compare", tmp_path / "two", *words, "--output_dir", tmp_path / "out", "--validation_share", "0.5")
+    (cell,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][1:]
+    assert f"| all images | coop | {cell['accuracy']:.1f} | {cell['balanced_accuracy']:.1f} |" in printed
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_adapter(tail, trained, tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
+    command += [str(ROOT / "examples/accelerate/cpu_2proc.yaml"), "-m", "peft_ncgeo.cli", "train", str(tail)]
+    command += ["--model", "demo", "--recipe", "demo/coop", "--output_dir", str(tmp_path), "--max_steps", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--learning_rate", "0.02"], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("test accuracy |") == 1
+    one, two = (load_file(folder / "adapter_model.safetensors") for folder in (trained[0], tmp_path))
+    for name, tensor in one.items():
+        assert tensor.allclose(two[name], atol=1e-5, rtol=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(ZeroShotClassifier, "predict_dataset"), reason="there are no tables of predictions")
+def test_predictions_are_those_of_the_classifier(tail, trained, tmp_path):
+    (tmp_path / "images").mkdir()
+    test = load_images(tail, split="test")
+    for i, image in enumerate(test["image"][:3]):
+        image.save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "images" / "broken.png").write_bytes(b"no image")
+    output = tmp_path / "predictions.csv"
+    names = test.features["label"].names
+    words = ("--output", output, "--class_names", ",".join(names), "--top_k", "2")
+    assert "1 of them could not be read" in run("predict", trained[0], tmp_path / "images", *words)
+    header, *lines = (line.split(",") for line in output.read_text().splitlines())
+    assert header == ["path", "name", "probability", "name_2", "probability_2", "error"]
+    expected = ZeroShotClassifier.from_pretrained(trained[0]).predict(test["image"][:3], names)
+    assert [line[1] for line in lines if "broken" not in line[0]] == expected
+
+
+def test_an_unexpected_error_keeps_its_traceback():
+    """One that the interpreter or a library raises, be it in this package's code; others are explained."""
+    found = []
+    for fails in (lambda: find_recipe(3.5), lambda: find_recipe(), lambda: int("x"), lambda: find_recipe("nothing")):
+        try:
+            fails()
+        except Exception as error:
+            found.append(explain(error) is not None)
+    assert found == [False, False, False, True]
