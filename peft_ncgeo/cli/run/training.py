@@ -23,6 +23,7 @@ from ...data.checks import class_names
 from ...hub.record import TrainingRecord
 from ...markdown import table
 from ...models.towers import reads_text
+from ...reports import Report
 from ...training import GeometryTrainer, GeometryTrainingArguments, Recipe, train_stages
 from ...tuners.prototype import PrototypeConfig
 from .arguments import parse
@@ -86,10 +87,22 @@ def train(words: Sequence[str], resume: bool) -> None:
     trainer = _trained(recipe, model, processor, parts, args, resume)
     trainer.eval_dataset = {name: parts[name] for name in ("validation", "test") if name in parts}
     record = trainer.record()  # with the adapter off and on, on all processes
+    report = _report(trainer)
     trainer.save_model()
     if args.should_save:
         typer.echo(f"\n{_results(record, 'zero-shot' if text else 'before')}")
+        if report is not None:
+            report.save(folder / "report")
+            typer.echo(f"\n{report.to_markdown()}\n\nIts tables and figures are in {folder / 'report'}.")
         typer.echo(f"\nAdapter, processor and card are in {folder}.")
+
+
+def _report(trainer: GeometryTrainer) -> Report | None:
+    """Return the report on the test images, with a temperature of the validation images; one set has to be there."""
+    known = trainer.evaluation_sets
+    if "test" in known:
+        return trainer.report("test", "validation" if "validation" in known else None)
+    return trainer.report("validation") if "validation" in known else None
 
 
 def _default_recipe(words: Sequence[str]) -> str:
