@@ -150,8 +150,10 @@ def _is_of_timm(config: Any) -> bool:
 
 
 def _names(mapping: Any, config: Any) -> list[str]:
+    """Return the names of a mapping's classes, without those of code that some repository brought."""
     found = mapping.get(type(config), None)
-    return [each.__name__ for each in (found if isinstance(found, tuple | list) else [found]) if each is not None]
+    classes = [each for each in (found if isinstance(found, tuple | list) else [found]) if each is not None]
+    return [each.__name__ for each in classes if each.__module__.split(".")[0] in ("transformers", "peft_ncgeo")]
 
 
 def _check_classifier(name: str, config: Any) -> None:

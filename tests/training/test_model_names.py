@@ -8,7 +8,13 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import CLIPModel, ViTForImageClassification, set_seed
+from transformers import (
+    AutoModelForImageClassification,
+    CLIPModel,
+    CLIPVisionConfig,
+    ViTForImageClassification,
+    set_seed,
+)
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
 
@@ -93,6 +99,16 @@ def test_a_new_head_is_trained_and_saved_with_a_warning(folder, tmp_path):
     assert not [name for name in weights(kept.model) if "classifier" in name]
     with pytest.raises(ValueError, match="another order"):
         make(tmp_path, folder / "vit", lora(), tiny_images(10, NAMES[::-1]))
+
+
+def test_code_of_a_repository_does_not_make_a_tower_a_classifier(tmp_path, monkeypatch):
+    """Transformers keeps the class that a pipeline with `trust_remote_code` loaded before."""
+    brought = type("Brought", (CLIPModel,), {"__module__": "transformers_modules.export", "config_class": None})
+    mapping = AutoModelForImageClassification._model_mapping
+    monkeypatch.setitem(mapping._extra_content, CLIPVisionConfig, brought)
+    tiny_clip().vision_model.save_pretrained(tmp_path / "tower")
+    with pytest.raises(ValueError, match="load the model yourself"):
+        make(tmp_path, model=tmp_path / "tower")
 
 
 @pytest.mark.slow
