@@ -180,7 +180,7 @@ def frozen():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--kills", type=int, default=3, help="how often each training of test_interruptions.py is killed")
+    parser.addoption("--kills", type=int, default=2, help="how often each training of test_interruptions.py is killed")
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-# What the processes run. The first of them that is started imports all of it.
-MODULES = ("tests.training.interruptions", "tests.training.processes")
+# What the processes run, and POT, which is imported when it is first used. The first process imports all of it.
+MODULES = ("tests.training.interruptions", "tests.training.processes", "ot")
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(list(MODULES))

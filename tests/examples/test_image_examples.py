@@ -170,7 +170,7 @@ def test_two_processes_end_and_report_once(name, own, tmp_path):
 def test_table_of_space_alignment(tmp_path, monkeypatch, capsys):
     """Plain runs bring a post-hoc row, aligned ones do not; the control is there for cross-entropy only."""
     arguments = ["--adapters", "lora", "--losses", "CE", "--imbalance_factors", "200", "--seeds", "1"]
-    arguments += ["--num_train_epochs", "1", "--output_dir", str(tmp_path)]
+    arguments += ["--num_train_epochs", "0.2", "--output_dir", str(tmp_path)]
     run_example("benchmark_space_alignment.py", *arguments, monkeypatch=monkeypatch)
     content = json.loads((tmp_path / "results.json").read_text())
     rows = {row["method"]: row for row in content["rows"]}

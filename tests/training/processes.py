@@ -170,7 +170,7 @@ SETTINGS = (
 )
 # others: 3 an epoch
 STEPS = {"accumulated": 2, "mixed": 2, "drop_last": 4, "stream": 5, "CrossEntropy, accumulated": 1}
-MEMORY = {"budget": 0.01, "modality": "separate", "solver": "entropic", "memory_size": 9}
+MEMORY = {"budget": 0.01, "modality": "separate", "solver": "entropic", "epsilon": 1.0, "memory_size": 9}
 ALONE: dict[str, Any] = {
     **{name: loss_alone(FORMULAS[name]) for name in SETTINGS},
     "CrossEntropy, accumulated": alone(

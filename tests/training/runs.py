@@ -177,7 +177,7 @@ def several_labels(dataset, as_rows: bool = False):
 
 def ot_and_budget() -> list[Regularizer]:
     return [
-        OTPreservation(weight=2.0, solver="entropic", memory_size=12),
+        OTPreservation(weight=2.0, solver="entropic", epsilon=1.0, memory_size=12),  # a large one ends soon
         OTPreservation(budget=0.01, modality="image", name="ot_image"),
     ]
 

@@ -136,7 +136,12 @@ CASES = {  # one copy of the trainer's own, and one for each transport problem
     "nothing": (lambda: [], prompted_clip, {}, 0),
     "exact": (lambda: [OTPreservation(weight=1.0)], prompted_clip, {}, 1),
     "separate": (lambda: [OTPreservation(weight=1.0, modality="separate")], prompted_clip, {}, 2),
-    "entropic": (lambda: [OTPreservation(weight=1.0, solver="entropic", memory_size=12)], prompted_clip, {}, 2),
+    "entropic": (
+        lambda: [OTPreservation(weight=1.0, solver="entropic", epsilon=1.0, memory_size=12)],
+        prompted_clip,
+        {},
+        2,
+    ),
     "everything": (
         everything,
         prompted_clip,

@@ -125,7 +125,7 @@ def test_what_is_not_known_is_refused(folder, tmp_path):
         (ValueError, "without architectures", {"model": tmp_path / "nameless"}),
         (OSError, "empty", {"model": tmp_path / "empty"}),
         (ValueError, "holds an adapter", {"model": tmp_path / "adapter"}),
-        (ValueError, "nowhere", {"model": tmp_path / "nowhere"}),
+        (ValueError, "neither a folder", {"model": tmp_path / "nowhere"}),
         (ValueError, "dtyp'", {"model": clip, "model_init_kwargs": {"dtyp": "float32"}}),
         (ValueError, "trust_remote_code", {"model": clip, "model_init_kwargs": {"trust_remote_code": True}}),
         (ValueError, "no revisions", {"model": clip, "model_init_kwargs": {"revision": "main"}}),
