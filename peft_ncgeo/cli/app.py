@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import typer
 
 from .compare import compare
@@ -34,5 +37,11 @@ app.command()(demo)
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line, with warnings as plain lines; those to developers of libraries are left out."""
+    warnings.showwarning = _show
     app()
+
+
+def _show(message: Any, category: type[Warning], *place: Any, **options: Any) -> None:
+    if issubclass(category, UserWarning):
+        typer.echo(f"Warning: {message}", err=True)

@@ -189,6 +189,8 @@ def parse_with_recipe(
             recipe.set_defaults(parser)
     *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     if unknown:
+        if not unknown[0].startswith("-"):
+            raise ValueError(f"{short_repr(unknown[0])} belongs to no argument; write names with commas between them.")
         _known([unknown[0].split("=")[0]], parser._option_string_actions, "argument")
     if recipe is not None and recipe.stages:
         _override_stages(recipe, argv, parsed)

@@ -89,6 +89,7 @@ MISTAKES = [
     ("train {tail} --model {tail}", ["cannot be loaded"]),
     ("compare {tail} --model demo", ["4 classes", "--all_classes"]),
     ("compare --seeds one", ["--seeds one"]),
+    ("compare {tail} --model demo --recipes demo/coop demo/maple", ["demo/maple", "commas"]),
     ("describe {tail}", ["cannot be loaded"]),
 ]
 
