@@ -32,7 +32,7 @@ from datasets import Dataset, load_dataset
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 
-from peft_ncgeo.data import load_demo, load_few_shot_domains, load_image_demo
+from peft_ncgeo.data import load_demo, load_few_shot_domains, load_image_demo, load_images
 from peft_ncgeo.plots import plot_gaps
 from peft_ncgeo.protocols import EpisodeResults, FewShotMethod, few_shot
 
@@ -75,7 +75,9 @@ def own_domains(names: Sequence[str], label_column: str) -> dict[str, Dataset]:
     domains = {}
     for name in names:
         folder = Path(name).is_dir()
-        parts = load_dataset("imagefolder", data_dir=name) if folder else load_dataset(name)
+        parts = load_images(name) if folder else load_dataset(name)
+        if isinstance(parts, Dataset):  # a folder of classes
+            parts = {"train": parts}
         part = next((part for part in ("test", "validation", "train") if part in parts), None)
         if part is None:
             raise SystemExit(f"{name} has no part named test, validation or train; it has {sorted(parts)}.")

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import transformers
@@ -25,7 +26,7 @@ from peft import get_peft_model
 from transformers import AutoModel, AutoProcessor, HfArgumentParser, PrinterCallback, set_seed
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
-from peft_ncgeo.data import base_new_split, class_counts, load_demo, long_tailed
+from peft_ncgeo.data import base_new_split, class_counts, load_demo, load_images, long_tailed
 from peft_ncgeo.evaluation import evaluate_groups
 from peft_ncgeo.training import GeometryMonitor, parse_with_recipe
 
@@ -44,7 +45,7 @@ class ScriptArguments:
     batch_size: int = field(default=60, metadata={"help": "Training images a step, over all processes."})
 
 
-def load_images(script: ScriptArguments, seed: int, label_column: str) -> tuple[Dataset, dict[str, Dataset]]:
+def load_sets(script: ScriptArguments, seed: int, label_column: str) -> tuple[Dataset, dict[str, Dataset]]:
     """Load the tail of the base classes, or of all, and the test images of base and new ones, or of all."""
     if script.dataset_name is None:
         splits = load_demo(shots=script.shots, seed=seed).splits
@@ -52,9 +53,8 @@ def load_images(script: ScriptArguments, seed: int, label_column: str) -> tuple[
         if script.all_classes:  # those that have training images
             test = {"all": splits["base"]}
     else:
-        folder = Path(script.dataset_name).is_dir()
-        source = {"path": "imagefolder", "data_dir": script.dataset_name} if folder else {"path": script.dataset_name}
-        train, test = (load_dataset(**source, split=part) for part in ("train", "test"))
+        read = partial(load_images, label_column=label_column) if Path(script.dataset_name).is_dir() else load_dataset
+        train, test = (read(script.dataset_name, split=part) for part in ("train", "test"))
         if script.all_classes:
             test = {"all": test}
         else:
@@ -76,7 +76,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
 
     set_seed(args.seed)
-    train, test = load_images(script, args.seed, args.label_column)
+    train, test = load_sets(script, args.seed, args.label_column)
     if script.model_name_or_path is None:
         demo = load_demo()
         model, processor = demo.model, demo.processor

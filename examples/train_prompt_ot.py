@@ -46,7 +46,7 @@ from transformers import (
 )
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, ZeroShotClassifier
-from peft_ncgeo.data import base_new_split, few_shot, load_demo
+from peft_ncgeo.data import base_new_split, few_shot, load_demo, load_images
 from peft_ncgeo.files import file_name, write_whole
 from peft_ncgeo.losses import CrossEntropy, OTPreservation, Regularizer
 from peft_ncgeo.training import Recipe, parse_with_recipe, train_stages
@@ -141,9 +141,9 @@ def methods(script: ScriptArguments) -> dict[str, Method]:
     }
 
 
-def read_images(name: str, config: str | None, split: str) -> Dataset:
+def read_images(name: str, config: str | None, split: str, label_column: str) -> Dataset:
     if Path(name).is_dir():
-        return load_dataset("imagefolder", data_dir=name, split=split)
+        return load_images(name, split, label_column=label_column)
     return load_dataset(name, config, split=split)
 
 
@@ -157,7 +157,7 @@ def load_task(script: ScriptArguments, label_column: str, seed: int) -> Task:
         model, processor, train = demo.model, demo.processor, demo.splits["train"]
     else:
         train_set, test_set = (
-            read_images(script.dataset_name, script.dataset_config, split)
+            read_images(script.dataset_name, script.dataset_config, split, label_column)
             for split in (script.train_split, script.test_split)
         )
         if not script.all_classes:
@@ -165,7 +165,7 @@ def load_task(script: ScriptArguments, label_column: str, seed: int) -> Task:
         train = few_shot(train_set, script.shots, seed, label_column)
         eval_sets = {"all": test_set} if script.all_classes else dict(base_new_split(test_set, label_column))
         if script.kept_dataset_name:
-            eval_sets["kept"] = read_images(script.kept_dataset_name, None, script.test_split)
+            eval_sets["kept"] = read_images(script.kept_dataset_name, None, script.test_split, label_column)
         model = processor = None
     if script.model_name_or_path is not None:
         model = AutoModel.from_pretrained(script.model_name_or_path)
