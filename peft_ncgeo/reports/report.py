@@ -114,8 +114,10 @@ class Report:
             text, small = self.to_markdown(), len(self.class_names) <= _LARGEST_MATRIX
             if small:
                 self.confusion.to_csv(folder / "confusion.csv")
-            for name in self._draw(folder, small):
-                text += f"\n![{name}]({name}.png)\n"
+            drawn = self._draw(folder, small)
+            text += "".join(f"\n![{name}]({name}.png)\n" for name in drawn)
+            if not drawn:
+                text += "\nThere are no pictures: matplotlib is missing; `pip install peft_ncgeo[plot]` adds it.\n"
             (folder / "report.md").write_text(text, encoding="utf-8")
 
     def _draw(self, folder: Path, confusion: bool) -> list[str]:

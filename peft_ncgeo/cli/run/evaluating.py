@@ -57,4 +57,4 @@ def evaluate(
     typer.echo(report.to_markdown())
     if output is not None:
         report.save(output)
-        typer.echo(f"\nTables and figures are in {output}.")
+        typer.echo(f"\nIt is in {output}, with its tables.")

@@ -93,7 +93,7 @@ def train(words: Sequence[str], resume: bool) -> None:
         typer.echo(f"\n{_results(record, 'zero-shot' if text else 'before')}")
         if report is not None:
             report.save(folder / "report")
-            typer.echo(f"\n{report.to_markdown()}\n\nIts tables and figures are in {folder / 'report'}.")
+            typer.echo(f"\n{report.to_markdown()}\n\nIt is in {folder / 'report'}, with its tables.")
         typer.echo(f"\nAdapter, processor and card are in {folder}.")
 
 
