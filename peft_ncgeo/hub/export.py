@@ -23,7 +23,7 @@ from ..classifiers.fixed_classes import (
 )
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.class_prompts import list_names
-from ..data.head_names import head_names, name_numbers
+from ..data.head_names import head_names, is_multi_label, name_numbers
 from ..data.processors import image_processor
 from ..geometry.sphere import l2_normalize
 from ..markdown import escape
@@ -217,7 +217,7 @@ def _exported(
             **vision_config.to_dict(),
             "projection_dim": len(weights["visual_projection.weight"]),
             **({} if projector_dim is None else {"projector_dim": projector_dim}),
-            **named_outputs(class_names),
+            **named_outputs(class_names, is_multi_label(model)),
             "prompt_layers": list(prompts),
             "num_prompts": len(next(iter(prompts.values()), ())),
         }

@@ -25,12 +25,13 @@ except ImportError as error:
 
 from ..classifiers.fixed_classes import check_finite, named_outputs
 from ..classifiers.head_files import fixed_image
-from ..data.head_names import head_names, name_numbers
+from ..data.head_names import MULTI_LABEL, head_names, is_multi_label, name_numbers
 from ..data.processors import image_processor
 from ..geometry.sphere import cosine_logits
 from ..models.adapters import unwrap
 from ..models.heads import classification_head
 from ..models.image_encoder import encode_images, image_inputs
+from ..models.text_setting import active_text_setting
 from ..models.towers import logit_bias, logit_scale
 
 FILE, INPUT, OUTPUT, OPSET = "model.onnx", "pixel_values", "logits", 18
@@ -79,7 +80,8 @@ class OnnxClassifier:
     def describe(self, rows: str) -> str:
         """Return the text of a README; `rows` tells what the head holds."""
         shape = ", ".join(map(str, self.pixels.shape[1:]))
-        return _README.format(count=self.logits.shape[1], rows=rows, shape=shape, opset=OPSET)
+        chances = _CHANCES[self.config.problem_type == MULTI_LABEL]
+        return _README.format(count=self.logits.shape[1], rows=rows, shape=shape, opset=OPSET, chances=chances)
 
 
 class _Logits(nn.Module):
@@ -130,7 +132,8 @@ def onnx_classifier(
     expected = logits.eval()(pixels)
     _merge(logits)
     program = _trace(logits, pixels[:2], name)
-    return OnnxClassifier(program, _config(unwrap(model), class_names), pixels, expected)
+    multi_label = is_multi_label(model) if text_features is None else active_text_setting(model).multi_label
+    return OnnxClassifier(program, _config(unwrap(model), class_names, multi_label), pixels, expected)
 
 
 def _pixels(processor: Any, name: str) -> Tensor:
@@ -187,14 +190,18 @@ def _trace(logits: nn.Module, pixels: Tensor, name: str) -> Any:
         ) from error
 
 
-def _config(model: Any, class_names: Sequence[str]) -> Any:
+def _config(model: Any, class_names: Sequence[str], multi_label: bool) -> Any:
     config = copy.deepcopy(getattr(model.config, "vision_config", model.config))
-    for key, value in named_outputs(class_names).items():
+    for key, value in named_outputs(class_names, multi_label).items():
         setattr(config, key, value)
     config.name_or_path, config.architectures, config.dtype = "", None, torch.float32  # no path of this machine
     return config
 
 
+_CHANCES = {
+    False: "A softmax of the logits gives the probabilities",
+    True: "An image may have any number of labels: a sigmoid of each logit gives its probability",
+}
 _README = """---
 library_name: onnx
 pipeline_tag: image-classification
@@ -209,7 +216,7 @@ An image tower and, for {count} classes, {rows}. The classes' names are in `conf
 | input | `pixel_values` | float32 | (batch, {shape}) |
 | output | `logits` | float32 | (batch, {count}) |
 
-A softmax of the logits gives the probabilities. `preprocessor_config.json` says how an image becomes pixels.
+{chances}. `preprocessor_config.json` says how an image becomes pixels.
 
 ```python
 import onnxruntime
