@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from peft_ncgeo import ZeroShotClassifier
 from peft_ncgeo.cli import app
 from peft_ncgeo.cli.errors import explain
+from peft_ncgeo.cli.run.classifiers import read_names
 from peft_ncgeo.data import load_demo, load_images
 from peft_ncgeo.metrics.accuracy import accuracy
 from peft_ncgeo.training.recipe_files import find_recipe, recipe_names
@@ -220,6 +221,13 @@ def test_names_of_the_data_are_matched_in_any_order(tail, trained, tmp_path):
     mixed = ",".join([names[1], "a fish", names[2]])
     assert f"'{names[1]}'" in run("evaluate", trained[0], tail, "--class_names", mixed, code=2).splitlines()[-1]
     assert "a fish" in run("evaluate", trained[0], tail, "--class_names", ",".join(["a fish", *names[1:]]))
+
+
+def test_names_of_any_length_and_of_a_file_of_windows(tmp_path):
+    names = ["Käfer, groß", *(f"thing {i}" for i in range(60))]
+    (tmp_path / "names.txt").write_bytes("\r\n".join(names).encode("utf-8-sig"))
+    assert read_names(str(tmp_path / "names.txt")) == names
+    assert read_names(", ".join(names[1:])) == names[1:]
 
 
 def test_an_unexpected_error_keeps_its_traceback():
