@@ -115,7 +115,9 @@ def export_classifier(
     with evaluation_mode(tuned):
         features, rows = _class_rows(model, tuned, names, processor, template)
         if format == "onnx":
-            exported: Any = onnx_classifier(tuned, names, features, processor)
+            lists = is_multi_label(tuned) if features is None else active_text_setting(tuned).multi_label
+            lists = lists and tuned is model  # an aligned classifier gives one label
+            exported: Any = onnx_classifier(tuned, names, features, processor, lists)
             readme = exported.describe(rows)
         else:
             exported, told = _model(tuned, names, features)

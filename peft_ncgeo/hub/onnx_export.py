@@ -25,13 +25,12 @@ except ImportError as error:
 
 from ..classifiers.fixed_classes import check_finite, named_outputs
 from ..classifiers.head_files import fixed_image
-from ..data.head_names import MULTI_LABEL, head_names, is_multi_label, name_numbers
+from ..data.head_names import MULTI_LABEL, head_names, name_numbers
 from ..data.processors import image_processor
 from ..geometry.sphere import cosine_logits
 from ..models.adapters import unwrap
 from ..models.heads import classification_head
 from ..models.image_encoder import encode_images, image_inputs
-from ..models.text_setting import active_text_setting
 from ..models.towers import logit_bias, logit_scale
 
 FILE, INPUT, OUTPUT, OPSET = "model.onnx", "pixel_values", "logits", 18
@@ -105,7 +104,7 @@ class _Logits(nn.Module):
 
 @torch.no_grad()
 def onnx_classifier(
-    model: nn.Module, class_names: Sequence[str], text_features: Tensor | None, processor: Any
+    model: nn.Module, class_names: Sequence[str], text_features: Tensor | None, processor: Any, multi_label: bool
 ) -> OnnxClassifier:
     """Return the graph of a classifier of these names, in float32, for any number of images.
 
@@ -115,6 +114,7 @@ def onnx_classifier(
         model: a dual encoder or an image classifier, with or without adapters, in evaluation mode.
         text_features: raw ones (K, d) of a dual encoder; None: the image classifier's own outputs of these names.
         processor: the model's processor.
+        multi_label: True if an image may have any number of labels, which the config then says.
 
     Raises:
         ValueError: the model has neither texts nor a head, lacks a name, is quantized or offloaded, takes more than
@@ -132,7 +132,6 @@ def onnx_classifier(
     expected = logits.eval()(pixels)
     _merge(logits)
     program = _trace(logits, pixels[:2], name)
-    multi_label = is_multi_label(model) if text_features is None else active_text_setting(model).multi_label
     return OnnxClassifier(program, _config(unwrap(model), class_names, multi_label), pixels, expected)
 
 
