@@ -24,7 +24,7 @@ _LONGEST_NAME = 200  # bytes; file systems allow 255, and file endings are added
 
 
 def read_text(path: str | Path, largest: int = LARGEST) -> str:
-    """Read a UTF-8 text file of at most `largest` bytes.
+    """Read a UTF-8 text file of at most `largest` bytes; a byte order mark, as Windows writes it, is left out.
 
     Raises:
         OSError: the file cannot be opened.
@@ -34,7 +34,7 @@ def read_text(path: str | Path, largest: int = LARGEST) -> str:
         content = file.read(largest + 1)
     if len(content) > largest:
         raise ValueError(f"it has more than {largest:,} bytes")
-    return content.decode("utf-8")
+    return content.decode("utf-8-sig")
 
 
 def read_json(path: str | Path, largest: int = LARGEST) -> Any:

@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from ..data.head_names import MULTI_LABEL
 from ..models.adapters import unwrap
 from ..models.image_classifier import ImageClassifierModel
 from ..models.image_towers import put_head, take_image_tower
@@ -41,9 +42,10 @@ def fixed_classifier(model: nn.Module, class_names: Sequence[str], text_features
     return made
 
 
-def named_outputs(class_names: Sequence[str]) -> dict[str, Any]:
-    """Return the fields of a config that name the outputs of a head."""
-    return {"id2label": dict(enumerate(class_names)), "label2id": {name: k for k, name in enumerate(class_names)}}
+def named_outputs(class_names: Sequence[str], multi_label: bool = False) -> dict[str, Any]:
+    """Return the fields of a config that name the outputs of a head, and say if an image has any number of labels."""
+    names = {"id2label": dict(enumerate(class_names)), "label2id": {name: k for k, name in enumerate(class_names)}}
+    return {**names, "problem_type": MULTI_LABEL} if multi_label else names
 
 
 def check_finite(weights: Mapping[str, Tensor]) -> None:

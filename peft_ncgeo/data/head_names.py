@@ -12,7 +12,7 @@ from ..models.adapters import unwrap
 from ..models.heads import linear_classifier
 from ..validation import short_repr
 
-_MULTI_LABEL = "multi_label_classification"  # as Transformers calls it
+MULTI_LABEL = "multi_label_classification"  # as Transformers calls it
 CLASS_NAMES = "class_names.json"  # beside an image classifier's adapter: the names of its outputs
 
 
@@ -57,7 +57,7 @@ def write_head_names(model: nn.Module, names: Sequence[str]) -> None:
 
 def is_multi_label(model: nn.Module) -> bool:
     """Return True if the model's config says that an image has any number of labels."""
-    return getattr(unwrap(model).config, "problem_type", None) == _MULTI_LABEL
+    return getattr(unwrap(model).config, "problem_type", None) == MULTI_LABEL
 
 
 def write_label_kind(model: nn.Module, multi_label: bool) -> None:
@@ -67,7 +67,7 @@ def write_label_kind(model: nn.Module, multi_label: bool) -> None:
     """
     config = unwrap(model).config
     if multi_label:
-        config.problem_type = _MULTI_LABEL
+        config.problem_type = MULTI_LABEL
     elif is_multi_label(model):
         config.problem_type = "single_label_classification"
 
@@ -79,7 +79,7 @@ def write_class_names(folder: Path, names: Sequence[str]) -> None:
 
 def same_names(names: Sequence[str], known: Sequence[str]) -> bool:
     """Return True if both lists have the same names in the same order, up to case, "_" and extra spaces."""
-    one, other = _spelled(names, known)
+    one, other = alike_spelled(names, known)
     return one == other
 
 
@@ -114,7 +114,7 @@ def check_same_classes(names: Sequence[str], trained: Sequence[str], label_colum
 
 
 def _check_order(names: Sequence[str], known: Sequence[str], label_column: str, mapping: str, training: bool) -> None:
-    one, other = _spelled(names, known)
+    one, other = alike_spelled(names, known)
     moved = sorted(one) == sorted(other)
     if one == other or (training and not moved):
         return
@@ -137,8 +137,8 @@ def _check_order(names: Sequence[str], known: Sequence[str], label_column: str, 
     )
 
 
-def _spelled(*lists: Sequence[str]) -> list[list[str]]:
-    """Return names without case, "_" and extra spaces, or unchanged if two classes of a list would become equal."""
+def alike_spelled(*lists: Sequence[str]) -> list[list[str]]:
+    """Return lists of names without case, "_" and extra spaces, or unchanged if two of a list would become equal."""
     spelled = [[" ".join(name.replace("_", " ").casefold().split()) for name in names] for names in lists]
     if any(len(set(some)) < len(some) for some in spelled):
         return [list(names) for names in lists]

@@ -23,7 +23,7 @@ from ..classifiers.fixed_classes import (
 )
 from ..classifiers.zero_shot import ZeroShotClassifier
 from ..data.class_prompts import list_names
-from ..data.head_names import head_names, name_numbers
+from ..data.head_names import head_names, is_multi_label, name_numbers
 from ..data.processors import image_processor
 from ..geometry.sphere import l2_normalize
 from ..markdown import escape
@@ -115,7 +115,9 @@ def export_classifier(
     with evaluation_mode(tuned):
         features, rows = _class_rows(model, tuned, names, processor, template)
         if format == "onnx":
-            exported: Any = onnx_classifier(tuned, names, features, processor)
+            lists = is_multi_label(tuned) if features is None else active_text_setting(tuned).multi_label
+            lists = lists and tuned is model  # an aligned classifier gives one label
+            exported: Any = onnx_classifier(tuned, names, features, processor, lists)
             readme = exported.describe(rows)
         else:
             exported, told = _model(tuned, names, features)
@@ -217,7 +219,7 @@ def _exported(
             **vision_config.to_dict(),
             "projection_dim": len(weights["visual_projection.weight"]),
             **({} if projector_dim is None else {"projector_dim": projector_dim}),
-            **named_outputs(class_names),
+            **named_outputs(class_names, is_multi_label(model)),
             "prompt_layers": list(prompts),
             "num_prompts": len(next(iter(prompts.values()), ())),
         }

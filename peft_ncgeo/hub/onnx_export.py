@@ -25,7 +25,7 @@ except ImportError as error:
 
 from ..classifiers.fixed_classes import check_finite, named_outputs
 from ..classifiers.head_files import fixed_image
-from ..data.head_names import head_names, name_numbers
+from ..data.head_names import MULTI_LABEL, head_names, name_numbers
 from ..data.processors import image_processor
 from ..geometry.sphere import cosine_logits
 from ..models.adapters import unwrap
@@ -79,7 +79,8 @@ class OnnxClassifier:
     def describe(self, rows: str) -> str:
         """Return the text of a README; `rows` tells what the head holds."""
         shape = ", ".join(map(str, self.pixels.shape[1:]))
-        return _README.format(count=self.logits.shape[1], rows=rows, shape=shape, opset=OPSET)
+        chances = _CHANCES[self.config.problem_type == MULTI_LABEL]
+        return _README.format(count=self.logits.shape[1], rows=rows, shape=shape, opset=OPSET, chances=chances)
 
 
 class _Logits(nn.Module):
@@ -103,7 +104,7 @@ class _Logits(nn.Module):
 
 @torch.no_grad()
 def onnx_classifier(
-    model: nn.Module, class_names: Sequence[str], text_features: Tensor | None, processor: Any
+    model: nn.Module, class_names: Sequence[str], text_features: Tensor | None, processor: Any, multi_label: bool
 ) -> OnnxClassifier:
     """Return the graph of a classifier of these names, in float32, for any number of images.
 
@@ -113,6 +114,7 @@ def onnx_classifier(
         model: a dual encoder or an image classifier, with or without adapters, in evaluation mode.
         text_features: raw ones (K, d) of a dual encoder; None: the image classifier's own outputs of these names.
         processor: the model's processor.
+        multi_label: True if an image may have any number of labels, which the config then says.
 
     Raises:
         ValueError: the model has neither texts nor a head, lacks a name, is quantized or offloaded, takes more than
@@ -130,7 +132,7 @@ def onnx_classifier(
     expected = logits.eval()(pixels)
     _merge(logits)
     program = _trace(logits, pixels[:2], name)
-    return OnnxClassifier(program, _config(unwrap(model), class_names), pixels, expected)
+    return OnnxClassifier(program, _config(unwrap(model), class_names, multi_label), pixels, expected)
 
 
 def _pixels(processor: Any, name: str) -> Tensor:
@@ -187,14 +189,18 @@ def _trace(logits: nn.Module, pixels: Tensor, name: str) -> Any:
         ) from error
 
 
-def _config(model: Any, class_names: Sequence[str]) -> Any:
+def _config(model: Any, class_names: Sequence[str], multi_label: bool) -> Any:
     config = copy.deepcopy(getattr(model.config, "vision_config", model.config))
-    for key, value in named_outputs(class_names).items():
+    for key, value in named_outputs(class_names, multi_label).items():
         setattr(config, key, value)
     config.name_or_path, config.architectures, config.dtype = "", None, torch.float32  # no path of this machine
     return config
 
 
+_CHANCES = {
+    False: "A softmax of the logits gives the probabilities",
+    True: "An image may have any number of labels: a sigmoid of each logit gives its probability",
+}
 _README = """---
 library_name: onnx
 pipeline_tag: image-classification
@@ -209,7 +215,7 @@ An image tower and, for {count} classes, {rows}. The classes' names are in `conf
 | input | `pixel_values` | float32 | (batch, {shape}) |
 | output | `logits` | float32 | (batch, {count}) |
 
-A softmax of the logits gives the probabilities. `preprocessor_config.json` says how an image becomes pixels.
+{chances}. `preprocessor_config.json` says how an image becomes pixels.
 
 ```python
 import onnxruntime

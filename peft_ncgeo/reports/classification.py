@@ -100,7 +100,8 @@ def report_of_predictions(
     share = accuracy(found, own)
     calibration = Calibration(reliability(confidences, found == own, num_bins))
     indices = np.arange(len(names))
-    precision, recall, f1, support = precision_recall_fscore_support(own, found, labels=indices, zero_division=0)
+    precision, recall, f1, _ = precision_recall_fscore_support(own, found, labels=indices, zero_division=0)
+    support = np.bincount(own.astype(np.int64), minlength=len(names))  # scikit-learn's are floats if all are wrong
     scores = {"precision": precision, "recall": recall, "f1": f1, "support": support}
     thresholds, groups = None, None
     if class_counts is not None:

@@ -11,7 +11,9 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 
 from ..data.checks import class_names
+from ..data.multi_label import is_multi_label, multi_label_names
 from ..data.processors import find_processor
+from ..data.torch_sets import is_torch_set, torch_set_names
 from ..loading.base_models import check_options, load_base_model
 from ..models.heads import covers, head_path
 from ..tuners.prototype import PrototypeConfig
@@ -26,7 +28,7 @@ class ModelMaker:
         peft_config: of the adapter that every model gets; None: models stay as they are.
         args: training arguments, with `model_init_kwargs` for a model that is named.
         train_dataset: its classes are those of the head of an image classifier that is named.
-        given_names: classes of a training set without labels.
+        given_names: classes of a training set that does not tell them.
 
     Raises:
         TypeError: `peft_config` is no `PeftConfig`.
@@ -74,7 +76,14 @@ class ModelMaker:
     def _class_names(self) -> list[str]:
         if self.given_names is not None or self.train_dataset is None:
             return self.given_names or []
-        return class_names(self.train_dataset, self.args.label_column)
+        dataset, column = self.train_dataset, self.args.label_column
+        if is_torch_set(dataset):
+            return torch_set_names(dataset, column, None)
+        return (
+            multi_label_names(dataset, column, None)
+            if is_multi_label(dataset, column)
+            else class_names(dataset, column)
+        )
 
     @property
     def _revision(self) -> str | None:

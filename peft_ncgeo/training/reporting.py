@@ -17,7 +17,7 @@ from .. import reports
 from ..data.crops import split_views
 from ..data.head_names import same_names
 from ..data.multi_label import multi_hot
-from ..data.torch_sets import count_classes, is_stream, is_torch_set
+from ..data.torch_sets import count_classes, is_stream, is_torch_set, known_names
 from ..metrics.accuracy import accuracy, balanced_accuracy
 from ..metrics.set_summary import SetSummary
 from ..models.adapters import adapters_off, change_of_base
@@ -117,9 +117,23 @@ class ReportingTrainer(LoadingTrainer):
         dataset, given = self.train_dataset, self.given_counts
         if dataset is None or not self.labelled or (given is None and is_torch_set(dataset)):
             return None
+        self.check_replaced()
         if self.task.multi_label:
             return multi_hot(dataset, self.args.label_column).sum(0, dtype=int)
         return count_classes(dataset, self.args.label_column, given, self.class_names)
+
+    def check_replaced(self) -> None:
+        """Refuse a training set, put in the place of the first one, whose labels mean other classes.
+
+        Raises:
+            ValueError: as above.
+        """
+        known = known_names(self.train_dataset, self.args.label_column)
+        if known and self.class_names and known != self.class_names:
+            raise ValueError(
+                f"trainer.train_dataset has the classes {short_repr(known)}, but the trainer was made for "
+                f"{short_repr(self.class_names)}, in this order; make a new trainer."
+            )
 
     def last_report(self, measured: Measurement) -> Report | None:
         """Return what [`report`] returned for a set by the model in its present state; None if it was not called."""
@@ -177,6 +191,7 @@ class ReportingTrainer(LoadingTrainer):
         missing = "Nearest class mean and linear probe are missing:"
         if self.train_dataset is None or not self.labelled or is_stream(self.train_dataset):
             return None, f"{missing} there are no labelled training images, or they are a stream."
+        self.check_replaced()
         places = {spelled(name): k for k, name in enumerate(names)}
         index = np.array([places.get(spelled(name), -1) for name in self.class_names])
         few = f"{missing} fewer than two of these classes have training images."

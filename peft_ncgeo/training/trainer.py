@@ -258,6 +258,7 @@ class GeometryTrainer(ReportingTrainer):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Start a training; `auto_find_batch_size` calls this again after memory ran out."""
         check_trainable(self.extractor.model)
+        self.check_replaced()
         hold_in_float32(self.extractor.model)  # another adapter may have become active, or the model been cast
         bias = choose_logit_bias(self.task, self.extractor, self.train_dataset, self.class_names)
         self.task.write_names(self.class_names, bias)

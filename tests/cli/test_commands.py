@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from peft_ncgeo import ZeroShotClassifier
 from peft_ncgeo.cli import app
 from peft_ncgeo.cli.errors import explain
+from peft_ncgeo.cli.run.classifiers import read_names
 from peft_ncgeo.data import load_demo, load_images
 from peft_ncgeo.metrics.accuracy import accuracy
 from peft_ncgeo.training.recipe_files import find_recipe, recipe_names
@@ -151,6 +153,30 @@ def test_a_head_and_stages(tail, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_head_is_resumed_with_the_images_and_the_start_of_its_training_alone(tail, tmp_path):
+    words = (
+        "--model",
+        "demo",
+        "--head",
+        "cosine",
+        "--max_steps",
+        1,
+        "--output_dir",
+        tmp_path / "run",
+        "--save_steps",
+        1,
+    )
+    run("train", tail, *words)
+    write(tmp_path / "others", "train", [0, 4, 4, 4])
+    shutil.rmtree(next((tmp_path / "others" / "train").glob("christmas*")))
+    held = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.safetensors")}
+    for data, more in ((tmp_path / "others", ()), (tail, ("--init", "random")), (tail, ("--head", "linear"))):
+        assert "--resume" in run("train", data, *words, "--resume", *more, code=2).splitlines()[-1]
+    assert held == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.safetensors")}
+    assert "Adapter" in run("train", tail, *words, "--resume")
+
+
+@pytest.mark.slow
 def test_a_folder_of_two_classes_is_compared(tmp_path):
     write(tmp_path / "two", "", [4, 4])
     words = ("--model", "demo", "--max_steps", "1", "--seeds", "1", "--recipes", "demo/coop", "--all_classes")
@@ -186,6 +212,22 @@ def test_predictions_are_those_of_the_classifier(tail, trained, tmp_path):
     assert header == ["path", "name", "probability", "name_2", "probability_2", "error"]
     expected = ZeroShotClassifier.from_pretrained(trained[0]).predict(test["image"][:3], names)
     assert [line[1] for line in lines if "broken" not in line[0]] == expected
+
+
+def test_names_of_the_data_are_matched_in_any_order(tail, trained, tmp_path):
+    names = load_images(tail, split="test").features["label"].names
+    told = [run("evaluate", trained[0], tail, "--class_names", ",".join(some)) for some in (names, names[::-1])]
+    assert told[0] == told[1] == run("evaluate", trained[0], tail)
+    mixed = ",".join([names[1], "a fish", names[2]])
+    assert f"'{names[1]}'" in run("evaluate", trained[0], tail, "--class_names", mixed, code=2).splitlines()[-1]
+    assert "a fish" in run("evaluate", trained[0], tail, "--class_names", ",".join(["a fish", *names[1:]]))
+
+
+def test_names_of_any_length_and_of_a_file_of_windows(tmp_path):
+    names = ["Käfer, groß", *(f"thing {i}" for i in range(60))]
+    (tmp_path / "names.txt").write_bytes("\r\n".join(names).encode("utf-8-sig"))
+    assert read_names(str(tmp_path / "names.txt")) == names
+    assert read_names(", ".join(names[1:])) == names[1:]
 
 
 def test_an_unexpected_error_keeps_its_traceback():

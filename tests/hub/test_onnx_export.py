@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from peft_ncgeo import ImageClassifier, NPTConfig, ZeroShotClassifier
 from peft_ncgeo.hub import export_classifier
 from peft_ncgeo.models import encode_images
+from peft_ncgeo.models.text_setting import TextSetting, remember_text_setting
 from peft_ncgeo.training import align_classifier
 
 from ..cases import MODELS
@@ -174,3 +175,14 @@ def test_a_missing_package_and_an_unknown_format_are_told_first(tmp_path, monkey
     with pytest.raises(ValueError, match="format='tflite'.*'onnx'"):
         export(format="tflite")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_graph_of_several_labels_has_their_bias_and_says_so(tmp_path):
+    model = far(get_peft_model(MODELS["clip"](), LoraConfig(target_modules=["q_proj"], r=3)))
+    remember_text_setting(model, TextSetting(multi_label=True, logit_bias=-1.5), ["default"])
+    folder = export_classifier(model, ZERO_SHOT, tmp_path / "graph", tiny_processor(), format="onnx")
+    chances = ZeroShotClassifier(model, tiny_processor()).predict_proba(IMAGES, ZERO_SHOT)
+    torch.testing.assert_close(run(folder, 3).sigmoid(), chances, rtol=1e-4, atol=1e-5)
+    assert AutoConfig.from_pretrained(folder).problem_type == "multi_label_classification"
+    assert "sigmoid of each" in (folder / "README.md").read_text()

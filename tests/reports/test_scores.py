@@ -57,6 +57,11 @@ def test_scores_of_each_class():
     assert pair["images"] == (report.confusion.to_numpy() * (1 - np.eye(7))).max()
     assert pair["images"] == report.confusion.loc[pair["true"], pair["predicted"]]
 
+    wrong = classification_report(-logits, logits.argmax(1), NAMES)
+    assert wrong.accuracy == 0
+    assert wrong.to_dict()["per_class"]["support"] == np.bincount(found, minlength=7).tolist()
+    assert wrong.per_class["support"].dtype.kind == "i"
+
     same = classification_report(torch.tensor(probabilities(logits)), labels, NAMES)
     assert same.per_class.equals(report.per_class)
     assert same.calibration.before.error == pytest.approx(report.calibration.before.error)

@@ -61,6 +61,20 @@ def test_training_writes_the_names(tmp_path, monkeypatch, base, build):
     assert names_of(run.model) == NAMES
 
 
+@pytest.mark.slow
+def test_a_checkpoint_of_other_classes_or_another_order_is_not_resumed(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1}
+    trainer(tmp_path, lora_vit(), max_steps=1, **options).train()
+    checkpoint = str(tmp_path / "checkpoint-1")
+    for images in (in_other_order(tiny_images()), spelled(tiny_images(), [*NAMES[:4], "a sixth"])):
+        with pytest.raises(ValueError, match="Cannot resume.*red cat"):
+            trainer(tmp_path, lora_vit(), train=images, max_steps=2, **options).train(checkpoint)
+    again = trainer(
+        tmp_path, lora_vit(), train=spelled(tiny_images(), [n.upper() for n in NAMES]), max_steps=2, **options
+    )
+    assert again.train(checkpoint).global_step == 2
+
+
 def test_they_are_wherever_the_model_goes(trained, tmp_path):
     image, processor = tiny_images(1, seed=9)["image"][0], tiny_processor().image_processor
     pixels = processor(images=image, return_tensors="pt")["pixel_values"]

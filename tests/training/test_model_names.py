@@ -17,9 +17,10 @@ from transformers import (
 )
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
+from peft_ncgeo.losses import MultiLabelLoss
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor, tiny_vit, tiny_vit_classifier
-from .runs import weights
+from .runs import several_labels, weights
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,25 @@ def test_a_new_head_is_trained_and_saved_with_a_warning(folder, tmp_path):
     assert not [name for name in weights(kept.model) if "classifier" in name]
     with pytest.raises(ValueError, match="another order"):
         make(tmp_path, folder / "vit", lora(), tiny_images(10, NAMES[::-1]))
+
+
+@pytest.mark.parametrize("kind", ["lists", "rows", "stream"])
+def test_the_head_of_a_named_model_has_the_classes_of_any_kind_of_set(folder, tmp_path, kind):
+    images = tiny_images()
+    train = images.to_iterable_dataset() if kind == "stream" else several_labels(images, as_rows=kind == "rows")
+    loss = {} if kind == "stream" else {"classification_loss": MultiLabelLoss()}
+    run = GeometryTrainer(
+        str(folder / "backbone"),
+        GeometryTrainingArguments(str(tmp_path), max_steps=1, save_strategy="no", disable_tqdm=True),
+        train,
+        peft_config=lora(modules_to_save=["classifier"]),
+        class_names=NAMES if kind == "rows" else None,
+        **loss,
+    )
+    run.train()
+    config = run.model.get_base_model().config
+    assert [config.id2label[k] for k in range(5)] == NAMES
+    assert (config.problem_type == "multi_label_classification") == (kind != "stream")
 
 
 def test_code_of_a_repository_does_not_make_a_tower_a_classifier(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from scipy.special import expit
 from sklearn.metrics import average_precision_score, f1_score
 from transformers import Trainer, TrainingArguments, pipeline
 
-from peft_ncgeo import ZeroShotClassifier
+from peft_ncgeo import ImageClassifier, TrainedClassifier, ZeroShotClassifier
 from peft_ncgeo.data import base_new_split, class_counts, few_shot, long_tailed
 from peft_ncgeo.hub import create_card, export_classifier, load_adapter
 from peft_ncgeo.losses import (
@@ -273,3 +273,14 @@ def test_a_pipeline_gives_each_class_its_own_probability(tmp_path):
     single.model.set_adapter("default")
     single.train()
     assert model.config.problem_type == "single_label_classification"
+
+
+def test_an_exported_head_gives_each_class_its_own_probability(tmp_path):
+    head = ImageClassifier.from_backbone(tiny_clip(), NAMES, head="cosine", init="texts", processor=tiny_processor())
+    head.config.problem_type = "multi_label_classification"  # as training writes it
+    expected = torch.from_numpy(
+        expit(clip_logits(tiny_clip(), OTHERS) * 25 / tiny_clip().logit_scale.exp().item())
+    ).float()
+    export_classifier(head, NAMES, tmp_path / "export", tiny_processor())
+    found = TrainedClassifier.from_pretrained(tmp_path / "export").predict_proba(OTHERS["image"][:])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel
 from transformers import TrainerCallback
 
 from peft_ncgeo import PrototypeConfig, ZeroShotClassifier
@@ -121,6 +122,18 @@ def test_an_image_classifier_has_no_texts(head, tmp_path):
     found = share(linear_probe(x, train["label"][:], queries).predicted, test)
     assert report.baselines.loc["linear probe", "accuracy"] == pytest.approx(found)
     assert run.record().reports == {"test": report.to_dict()}
+
+
+def test_a_training_set_of_another_order_is_no_replacement(tmp_path):
+    run = trainer(tmp_path, lora_clip(), eval_dataset=tiny_images(11), max_steps=1)
+    images, order = tiny_images(), NAMES[::-1]
+    run.train_dataset = images.map(
+        lambda row: {"label": order.index(NAMES[row["label"]])},
+        features=type(images.features)({**images.features, "label": ClassLabel(names=order)}),
+    )
+    for use in (run.report, run.train):
+        with pytest.raises(ValueError, match=r"train_dataset has the classes.*white panda"):
+            use()
 
 
 @pytest.mark.slow

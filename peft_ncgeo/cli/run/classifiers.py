@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from peft.utils import CONFIG_NAME
@@ -42,7 +42,7 @@ def read_names(class_names: str | None) -> list[str] | None:
     """
     if class_names is None:
         return None
-    in_file = Path(class_names).is_file()
+    in_file = os.path.isfile(class_names)  # False for a text too long for a path, where Path raises an error
     parts: Sequence[str] = read_text(class_names).splitlines() if in_file else class_names.split(",")
     names = [name.strip() for name in parts if name.strip()]
     if len(names) < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from ...classifiers.few_shot import FewShotClassifier
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data import load_images
 from ...data.checks import class_names as names_of
+from ...data.head_names import alike_spelled, is_multi_label
 from ...data.sampling import label_array
+from ...models.text_setting import active_text_setting
 from ...reports import classification_report
 from .classifiers import load_classifier, read_names
 
@@ -36,13 +39,14 @@ def evaluate(
             raise ValueError(f"{images} has no part {split!r}; --split takes one of {', '.join(parts)}.")
         dataset = parts[split]
     in_data = names_of(dataset, label_column)
-    names = read_names(class_names) or in_data
-    if len(names) != len(in_data):
-        raise ValueError(
-            f"--class_names gives {len(names)} names, but {images} has {len(in_data)} classes; give each a name, in "
-            "the order of the labels."
-        )
+    given = read_names(class_names)
+    names = in_data if given is None else _of_labels(given, in_data, images)
     classifier, labels = load_classifier(adapter, base_model), label_array(dataset, label_column)
+    if is_multi_label(classifier.model) or active_text_setting(classifier.model).multi_label:
+        raise ValueError(
+            f"{adapter} was trained with MultiLabelLoss, and a report is of images with one label each; use "
+            "trainer.evaluate() or `peft-ncgeo predict`."
+        )
     options: dict[str, Any] = {"batch_size": batch_size, "num_test_views": num_test_views}
     if isinstance(classifier, ZeroShotClassifier):
         options["class_names"] = names
@@ -58,3 +62,26 @@ def evaluate(
     if output is not None:
         report.save(output)
         typer.echo(f"\nIt is in {output}, with its tables.")
+
+
+def _of_labels(given: Sequence[str], in_data: Sequence[str], images: str) -> list[str]:
+    """Return names in the order of the labels; those of the data themselves may be given in any order.
+
+    Raises:
+        ValueError: there are more or fewer than classes, or some are those of the data, but of other labels.
+    """
+    if len(given) != len(in_data):
+        raise ValueError(
+            f"--class_names gives {len(given)} names, but {images} has {len(in_data)} classes; give each a name, in "
+            "the order of the labels."
+        )
+    own, known = alike_spelled(given, in_data)
+    if sorted(own) == sorted(known):
+        return [given[own.index(name)] for name in known]
+    for i, name in enumerate(own):
+        if name in known and name != known[i]:
+            raise ValueError(
+                f"--class_names gives {given[i]!r} for the class that {images} calls {in_data[i]!r}, but it has a "
+                f"class of this name too; write the names in the order of {', '.join(in_data)}."
+            )
+    return list(given)

@@ -83,7 +83,7 @@ def train(words: Sequence[str], resume: bool) -> None:
         _announce(data, options, recipe, parts, args.label_column)
     text = reads_text(model) and not _needs_head(recipe, options)
     if not text:
-        model = _with_head(model, processor, parts, options, args)
+        model = _with_head(model, processor, parts, options, args, resume)
     trainer = _trained(recipe, model, processor, parts, args, resume)
     trainer.eval_dataset = {name: parts[name] for name in ("validation", "test") if name in parts}
     record = trainer.record()  # with the adapter off and on, on all processes
@@ -167,9 +167,18 @@ def _needs_head(recipe: Recipe, options: TrainOptions) -> bool:
 
 
 def _with_head(
-    model: Any, processor: Any, parts: DatasetDict, options: TrainOptions, args: GeometryTrainingArguments
+    model: Any,
+    processor: Any,
+    parts: DatasetDict,
+    options: TrainOptions,
+    args: GeometryTrainingArguments,
+    resume: bool,
 ) -> Any:
-    """Return an image classifier of the model's image tower, which lies in the folder `base` beside the adapter."""
+    """Return an image classifier of the model's image tower, which lies in the folder `base` beside the adapter.
+
+    Raises:
+        ValueError: a training is resumed, and the folder holds another one.
+    """
     init = options.init or ("texts" if reads_text(model) else "means")
     base = ImageClassifier.from_backbone(
         model,
@@ -183,11 +192,24 @@ def _with_head(
         label_column=args.label_column,
     )
     folder = Path(str(args.output_dir)).absolute() / "base"
+    if resume and (folder / "config.json").is_file():
+        return _check_same(ImageClassifier.from_pretrained(folder), base, folder)
     with args.main_process_first():
         if args.should_save:
             base.save_pretrained(folder)
             processor.save_pretrained(folder)
     return ImageClassifier.from_pretrained(folder)  # so that the adapter names the folder as its base
+
+
+def _check_same(held: Any, made: Any, folder: Path) -> Any:
+    weights, new = held.state_dict(), made.state_dict()
+    same = held.config.id2label == made.config.id2label and weights.keys() == new.keys()
+    if not same or not all(w.shape == new[k].shape and w.allclose(new[k], 1e-3, 1e-3) for k, w in weights.items()):
+        raise ValueError(
+            f"{folder} is of another model, head or set of images than this command's; --resume needs those of the "
+            "training that it goes on with. Or name another --output_dir."
+        )
+    return held
 
 
 def _trained(

@@ -8,7 +8,7 @@ import re
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ...files import is_of_writing, writing
-from ...validation import one_line
+from ...data.head_names import CLASS_NAMES, same_names
+from ...files import is_of_writing, read_json, writing
+from ...validation import one_line, short_repr
 from ..sharing import SharingTrainer
 from .files import FILE_NAME, load_state, save_state
 from .lost_process import agree, saying_who_is_lost
@@ -50,6 +51,21 @@ def why_not_resumable(folder: str | Path) -> str:
         return one_line(error)
     missing = [name for name, found in (("rng_state.pth", random_states), ("adapter", adapters)) if not found]
     return f"it has no {missing[0]}" if missing else ""
+
+
+def check_classes(folder: str | Path, names: Sequence[str]) -> None:
+    """Refuse a checkpoint whose head was trained on other classes, or on these in another order.
+
+    Raises:
+        ValueError: as above.
+    """
+    file = Path(folder) / CLASS_NAMES
+    known = list(map(str, read_json(file))) if names and file.is_file() else list(names)
+    if not same_names(names, known):
+        raise ValueError(
+            f"Cannot resume from {folder}: its head was trained on the classes {short_repr(known)}, but the training "
+            f"set has {short_repr(list(names))}; take the training set that it began with, or train anew."
+        )
 
 
 def check_whole(paths: Iterable[Path]) -> None:
@@ -93,6 +109,7 @@ class CheckpointingTrainer(SharingTrainer):
     """
 
     losses: list[Any]
+    class_names: list[str]
     class_means: Any = None
     teacher: Any = None
     _start: TrainingSnapshot | None = None
@@ -102,6 +119,8 @@ class CheckpointingTrainer(SharingTrainer):
             resume_from_checkpoint = agree(lambda: last_resumable(str(self.args.output_dir)))
         elif resume_from_checkpoint and (problem := why_not_resumable(resume_from_checkpoint)):
             raise ValueError(f"Cannot resume from {resume_from_checkpoint}: {problem}.")
+        if resume_from_checkpoint:
+            check_classes(resume_from_checkpoint, self.class_names)
         try:
             with saying_who_is_lost(lambda: self.state, lambda: last_resumable(str(self.args.output_dir))):
                 return super().train(resume_from_checkpoint, *args, **kwargs)
