@@ -46,6 +46,7 @@ def launch(function: Callable, *args: Any, processes: int = 1) -> list[int]:
 
 
 def _run(rank: int, processes: int, port: int, function: Callable, args: tuple) -> None:
+    gc.set_threshold(100_000, 20, 20)  # seldom, as in the tests' own processes
     gc.freeze()  # garbage collection skips what was imported, as in the tests' own processes
     if processes > 1:
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
