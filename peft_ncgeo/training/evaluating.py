@@ -13,7 +13,7 @@ from transformers import EvalPrediction
 
 from .. import metrics
 from ..data.crops import split_views
-from ..geometry.sphere import cosine_logits, mean_directions
+from ..geometry.sphere import cosine_logits
 from ..metrics.accuracy import accuracy, balanced_accuracy, harmonic_mean
 from ..metrics.set_summary import MultiLabelSummary, SetSummary
 from ..models.adapters import trained_outside
@@ -24,6 +24,7 @@ from ..models.text_setting import active_text_setting
 from ..models.towers import logit_bias, logit_scale
 from .arguments import GeometryTrainingArguments
 from .callbacks.monitor import GeometryMonitor
+from .features.text_share import class_features
 from .label_kinds import check_multi_label_callbacks
 from .measurement import Measurement, Measurements
 from .state.checkpoints import CheckpointingTrainer
@@ -143,10 +144,9 @@ class EvaluatingTrainer(CheckpointingTrainer):
         names, features = self.task.names(dataset, self.class_names), None
         if self.task.reads_text:
             template = template or self.task.template
-            texts: dict[str, Any] = dict(self.task.texts(names, template=template).to(self.args.device))
-            counts = texts.pop("counts", None)
+            texts = self.task.texts(names, template=template)
             with self.accelerator.autocast():
-                features = mean_directions(extract_features(self.extractor, **texts)["text_features"], counts)
+                features = class_features(self.extractor, texts, self.args.device)
             features = active_text_setting(self.extractor.model).put_rows(features, names)
         views = self.args.num_test_views
         self._measurement = Measurement(dataset, names, self.extractor.model, template, features, summary, views)

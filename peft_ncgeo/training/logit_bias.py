@@ -19,6 +19,7 @@ from ..models.feature_extractor import FeatureExtractor, extract_features
 from ..models.image_encoder import image_inputs
 from ..models.text_setting import active_logit_bias
 from ..models.towers import logit_scale
+from .features.text_share import class_features
 from .task import ClassificationTask
 
 _IMAGES = 512  # on which it is measured
@@ -57,7 +58,7 @@ def measure_logit_bias(
     rows = np.linspace(0, len(dataset) - 1, min(len(dataset), _IMAGES)).astype(int).tolist()
     images, collate = LabelledImages(dataset, args.image_column, None), ImageCollator(task.image_processor)
     with adapters_off(extractor):
-        texts = extract_features(extractor, **dict(task.frozen_texts(names)[0].to(args.device)))["text_features"]
+        texts = class_features(extractor, task.frozen_texts(names)[0], args.device)
         logits = []
         for start in range(0, len(rows), args.eval_batch_size):
             batch = collate([images[i] for i in rows[start : start + args.eval_batch_size]])

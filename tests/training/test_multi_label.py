@@ -94,6 +94,23 @@ def test_texts(tmp_path):
         ZeroShotClassifier(tiny_clip(), tiny_processor()).predict_labels(OTHERS["image"], NAMES)
 
 
+def test_the_bias_counts_a_class_of_several_texts_once(tmp_path):
+    """The mean probability of the frozen model is the share of ones, a class with the direction of its texts' mean."""
+    own = ["a green tree", "the red fish in the tree", "black cat", "a white bird", "the blue dog", "a leopard"]
+    run = multi_trainer(tmp_path, max_steps=1, save_strategy="no", class_texts={NAMES[0]: own})
+    run.train()
+    texts, base = [*own, *(f"a photo of a {name}." for name in NAMES[1:])], tiny_clip().double()
+    tokens = tiny_processor().tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        rows = torch.nn.functional.normalize(base.get_text_features(**tokens).pooler_output)
+        images = base.get_image_features(pixels_and_labels(LISTS)[0].double()).pooler_output
+        classes = torch.nn.functional.normalize(torch.cat([rows[: len(own)].mean(0, keepdim=True), rows[len(own) :]]))
+        logits = base.logit_scale.exp() * torch.nn.functional.normalize(images) @ classes.T
+    bias = adapter_text_setting(run.model, "default").logit_bias
+    low, high = (float((logits + bias + error).sigmoid().mean()) for error in (-0.006, 0.006))
+    assert low < HOT.mean() < high
+
+
 def test_a_head_has_the_steps_of_transformers(tmp_path):
     """Its Trainer computes `BCEWithLogitsLoss` of one batch, here also of micro-batches and of rows of 0 and 1."""
     whole, model = Gradients(), lora_vit()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...geometry.sphere import mean_directions
+from ...models.feature_extractor import FeatureExtractor, extract_features
 from ..gathering import gather_batch, process_index, world_size
 
 
@@ -59,3 +60,16 @@ def deal(lengths: Sequence[int], processes: int) -> list[list[int]]:
         shares[process].append(k)
         heapq.heapreplace(load, (tokens + lengths[k], process))
     return [sorted(share) for share in shares]
+
+
+def class_features(extractor: FeatureExtractor, texts: Mapping[str, Any], device: torch.device) -> Tensor:
+    """Return the text features (K, d) of classes, all encoded on this process.
+
+    Args:
+        texts: what a task's `texts` returns: the texts of the classes, with their numbers if a class has several.
+    """
+    moved: dict[str, Any] = {
+        name: part.to(device) if isinstance(part, Tensor) else part for name, part in texts.items()
+    }
+    counts = moved.pop("counts", None)
+    return mean_directions(extract_features(extractor, **moved)["text_features"], counts)
