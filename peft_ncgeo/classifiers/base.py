@@ -54,7 +54,7 @@ class Scorer:
 
 
 class Classifier(ABC):
-    """What every classifier can do with images.
+    """Base of all classifiers of images.
 
     Images are paths, PIL images or uint8 arrays (H, W, 3) or (H, W): one, a list, or a generator. Files are opened
     batch by batch and closed at once.

@@ -93,14 +93,7 @@ class MultiLabelSummary(SetSummary):
     """Summary of a pass over images with any number of labels, of which no geometry is measured."""
 
     def update(
-        self,
-        features: Tensor,
-        predicted: Tensor,
-        confidences: Tensor,
-        labels: Tensor,
-        classes: int,
-        reads_text: bool,
-        logits: Tensor | None = None,
+        self, features: Tensor, predicted: Tensor, confidences: Tensor, labels: Tensor, *others: Any, **more: Any
     ) -> None:
         """Add a batch: the probabilities (B, K) of single classes as `confidences`, and labels (B, K)."""
         self._add({"confidences": confidences.float(), "labels": labels})

@@ -14,7 +14,7 @@ from ..data import class_counts, long_tailed
 from ..data.checks import class_names
 from ..training import Recipe
 from .results import Results
-from .runs import After, Task, describe, run_cells
+from .runs import After, Task, check_tails, describe, run_cells
 
 AS_GIVEN: Mapping[str, Mapping[str, Any]] = {"all images": {}}
 
@@ -51,9 +51,7 @@ def all_classes(
     Raises:
         ValueError: the sets have other classes; a tail with other arguments.
     """
-    for name, tail in tails.items():
-        if unknown := set(tail) - {"tau", "imbalance_factor", "n_max"}:
-            raise ValueError(f"Tail {name!r} has {sorted(unknown)[0]!r}; it takes tau or imbalance_factor, and n_max.")
+    check_tails(tails)
 
     def task(seed: int, tail: Mapping[str, Any]) -> Task:
         chosen = train if isinstance(train, Dataset) else train(seed, tail.get("n_max") or 16)

@@ -14,7 +14,7 @@ from ..data import base_new_split, long_tailed
 from ..metrics.accuracy import harmonic_mean
 from ..training import Recipe
 from .results import Results
-from .runs import Task, describe, run_cells
+from .runs import Task, check_tails, describe, run_cells
 
 BALANCED: Mapping[str, Mapping[str, Any]] = {"16 shots": {"tau": 1.0}}
 
@@ -62,10 +62,7 @@ def base_to_new(
         flat = tail.get("tau") == 1 or tail.get("imbalance_factor") == 1
         return Task(chosen, halves, None if flat else "base", thresholds)
 
-    for name, tail in tails.items():
-        unknown = set(tail) - {"tau", "imbalance_factor", "n_max"}
-        if unknown:
-            raise ValueError(f"Tail {name!r} has {sorted(unknown)[0]!r}; it takes tau or imbalance_factor, and n_max.")
+    check_tails(tails)
     arguments = {**(args or {}), "label_column": label_column}
     settings = {name: partial(task, tail=tail) for name, tail in tails.items()}
     rows = run_cells(recipes, settings, model, processor, output_dir, seeds, arguments, _with_harmonic_mean)

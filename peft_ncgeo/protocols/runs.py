@@ -133,6 +133,17 @@ def _describe_task(task: Task, of_set: Mapping[int, Any]) -> list[Any]:
     return [{name: of_set[id(dataset)] for name, dataset in sets.items()}, task.grouped, task.thresholds]
 
 
+def check_tails(tails: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse a tail with arguments that protocols do not pass on to [`~peft_ncgeo.data.long_tailed`].
+
+    Raises:
+        ValueError: as above, with the tail's name.
+    """
+    for name, tail in tails.items():
+        if unknown := set(tail) - {"tau", "imbalance_factor", "n_max"}:
+            raise ValueError(f"Tail {name!r} has {sorted(unknown)[0]!r}; it takes tau or imbalance_factor, and n_max.")
+
+
 def describe(seeds: Sequence[int]) -> str:
     """Return a note on the seeds and the machine of a table."""
     threads = torch.get_num_threads()
