@@ -15,7 +15,6 @@ from peft_ncgeo.data.demo import ASSETS
 from peft_ncgeo.protocols import Results
 from peft_ncgeo.training import Recipe
 
-from ..launching import launch_script
 from .test_examples import ROOT, run_example, updated
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -145,14 +144,6 @@ def test_base_new_on_a_set_of_ones_own(own_set, tmp_path, monkeypatch):
     run_example("benchmark_base_new.py", *arguments, monkeypatch=monkeypatch)
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [row["method"] for row in rows] == ["zero-shot", "coop"]
-
-
-@pytest.mark.slow
-def test_npt_on_two_processes_ends_and_reports(tmp_path):
-    script = ROOT / "examples" / "train_npt.py"
-    printed = launch_script(script, "--num_train_epochs", "1", "--output_dir", str(tmp_path), out=tmp_path)
-    assert printed.count("| harmonic mean |") == 1
-    assert f"Adapter in {tmp_path}" in printed
 
 
 @pytest.mark.slow
