@@ -36,7 +36,7 @@ def modules(package: Path) -> dict[str, Path]:
 
 
 def targets(node: Import, name: str, is_package: bool) -> list[str]:
-    """What an import in the module `name` asks for, by full names."""
+    """Return the full names that an import in the module `name` asks for."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     above = name.split(".") if is_package else name.split(".")[:-1]

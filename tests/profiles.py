@@ -1,4 +1,4 @@
-"""How many cases hypothesis makes up, the same ones in every run; `--hypothesis-profile` asks for fewer or more."""
+"""Hypothesis profiles: the number of cases, the same ones in every run; choose with `--hypothesis-profile`."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def references(tests: Sequence[Case]) -> str:
 
 @dataclass(frozen=True)
 class Promise:
-    """What users can rely on, the folders and files of the tests that hold it, and what these say of it."""
+    """A promise to users, the folders and files of the tests that hold it, and a summary of their results."""
 
     says: str
     held_by: tuple[str, ...]

@@ -43,7 +43,7 @@ def install(folder: Path, python: str, constraint: Path | None, packages: list[s
 
 
 def run_tests(folder: Path, tests: list[str], processes: int) -> dict:
-    """What stands in a result's file: versions, what was run, how many passed and were skipped, who failed."""
+    """Run the tests and return the result file's content: versions, tests, passed and skipped counts, failures."""
     python = folder / "bin" / "python"
     versions = json.loads(subprocess.run([python, "-c", ASK], capture_output=True, text=True, check=True).stdout)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""What each step of a training costs: seconds, memory, and waits of the host for the device."""
+"""Costs of each training step: seconds, memory, and waits of the host for the device."""
 
 from __future__ import annotations
 

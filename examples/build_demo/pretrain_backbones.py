@@ -39,7 +39,7 @@ def create_backbone(architecture: str) -> PreTrainedModel:
 
 
 def extract_features(backbone: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
-    """What Transformers' classification head on this backbone sees: the class token, or the averaged last map."""
+    """Return the input of Transformers' classification head here: the class token, or the averaged last map."""
     outputs = backbone(pixel_values=pixels)
     if backbone.config.model_type == "vit":
         return outputs.last_hidden_state[:, 0]

@@ -54,7 +54,7 @@ def logits_of(model, pixels):
 
 
 def features_of(model, pixels):
-    """What enters the head, seen by a hook of the test's own on the whole head."""
+    """Return the input of the whole head, seen by a hook of the test's own."""
     seen = []
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     handle = base.classifier.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(1)))

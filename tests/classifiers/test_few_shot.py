@@ -1,4 +1,4 @@
-"""What a few-shot classifier answers."""
+"""Tests of the predictions of few-shot classifiers."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def run(*words: object, code: int = 0) -> str:
-    """What a command prints; an error that is not explained in one line is raised."""
+    """Run a command and return what it prints; an error that is not explained in one line is raised."""
     result = CliRunner().invoke(app, [str(word) for word in words])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception

@@ -23,7 +23,7 @@ BOTTLENECK = ResNetConfig(
 
 @dataclass
 class Backbone:
-    """Where its feature is, by paths written down here, and how its own output gives the feature."""
+    """A backbone, the path to its feature, written down here, and the function from its output to the feature."""
 
     build: Callable
     path: str
@@ -32,7 +32,7 @@ class Backbone:
     places: tuple[str, ...] = ()  # of residual maps
 
     def feature(self, model, images=None) -> torch.Tensor:
-        """What leaves the model at its pooling (B, d), an active adapter's head included."""
+        """Return the output of the model's pooling (B, d), an active adapter's head included."""
         return self.output(unwrap(model), pixels() if images is None else images).flatten(1)
 
 

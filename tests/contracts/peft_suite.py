@@ -108,7 +108,7 @@ def _no_network() -> None:
 
 
 def prepare(patch: pytest.MonkeyPatch, module: types.ModuleType, case: Case) -> None:
-    """What the tests find around them: no network, our models, and weights away from the identity where asked for."""
+    """Prepare the tests' surroundings: no network, our models, and weights away from the identity where asked for."""
     patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     patch.setitem(sys.modules[f"{PACKAGE}.testing_utils"]._HUB_MODEL_ACCESSES, saved(case), 0)
     stand_ins = {
@@ -148,6 +148,6 @@ def _away_from_identity(patch: pytest.MonkeyPatch, of_peft: Callable, config_cls
 
 
 def ending(error: BaseException) -> str:
-    """How a test ended, in one line: the error, and the line of PEFT's test."""
+    """Return in one line how a test ended: the error, and the line of PEFT's test."""
     lines = [frame.line for frame in traceback.extract_tb(error.__traceback__) if str(TESTS) in frame.filename]
     return " ".join(f"{type(error).__name__}: {error} | {lines[-1] if lines else ''}".split())

@@ -154,7 +154,7 @@ def targeted(case: Case, target_modules: Any = None, modules_to_save: list[str] 
 
 
 def inputs(model_cls: type[OneTensor]) -> dict[str, Tensor]:
-    """What the model's forward takes: three images, and three texts where it reads texts."""
+    """Return the inputs of the model's forward: three images, and three texts where it reads texts."""
     images = {"pixel_values": pixels(ROWS)}
     return {**texts(classes=ROWS), **images} if model_cls is OneTensorCLIP else images
 
@@ -164,7 +164,7 @@ FOLDER = TemporaryDirectory(prefix="peft-suite-")
 
 @functools.cache
 def saved(case: Case) -> str:
-    """Where the case's model is on disk, in a folder of the case's name."""
+    """Save the case's model in a folder of the case's name and return the path."""
     path = Path(FOLDER.name) / case.name
     tiny(case.model_cls, CONFIGS[case.model_cls]).save_pretrained(path)
     return str(path)
@@ -172,14 +172,14 @@ def saved(case: Case) -> str:
 
 @functools.cache
 def lora() -> str:
-    """Where the config of an adapter of another method is on disk."""
+    """Save the config of an adapter of another method and return the path."""
     LoraConfig().save_pretrained(Path(FOLDER.name) / "lora")
     return str(Path(FOLDER.name) / "lora")
 
 
 @functools.cache
 def plain_resnet() -> str:
-    """Where a ResNet is that returns what Transformers has it return."""
+    """Save a ResNet with Transformers' own outputs and return the path."""
     path = Path(FOLDER.name) / "plain"
     tiny(ResNetForImageClassification, CONFIGS[OneTensorResNet]).save_pretrained(path)
     return str(path)

@@ -1,4 +1,4 @@
-"""What CoPA's heads and residual maps compute."""
+"""Tests of the outputs of CoPA's heads and residual maps."""
 
 from __future__ import annotations
 

@@ -218,12 +218,12 @@ def entry_for(text: str, case: Case) -> NotApplicable | None:
 
 
 def ours(names: list[str], values: list) -> bool:
-    """Whether parameters are those that the cases give."""
+    """Return True if the parameters are those that the cases give."""
     return len(methods(values)) >= METHODS or bool(MODELS & set(names))
 
 
 def for_all_methods(test: Callable) -> bool:
-    """Whether a test names enough methods; and takes what the cases can give, which is told where it does not."""
+    """Return True if a test names enough methods and takes only what the cases give; note what else it takes."""
     if test.__name__ in NOT_RUN or all(len(methods(values)) < METHODS for _, values, _ in parametrized(test)):
         return False
     taken = [name for names, values, _ in parametrized(test) if ours(names, values) for name in names]

@@ -1,4 +1,4 @@
-"""What a labelled image set must be: what is wrong is said in one line, whose mend makes a set that is taken."""
+"""Checks of labelled image sets: one line says what is wrong, and a set mended as it says is accepted."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def arrays(episode: Episode) -> list[list[int]]:
 
 
 def check(episode: Episode, labels: np.ndarray) -> tuple[int, np.ndarray, int]:
-    """What holds of every episode. Returns its ways, the shots of each class and the queries a class."""
+    """Check what holds for every episode; return its ways, the shots of each class and the queries per class."""
     ways = len(episode.classes)
     for part in (episode.classes, episode.support, episode.support_labels, episode.query, episode.query_labels):
         assert part.dtype == np.int64

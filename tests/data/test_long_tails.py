@@ -24,7 +24,7 @@ def numbers(sizes: list[int], label_column: str = "label") -> datasets.Dataset:
 
 
 def sizes(dataset: datasets.Dataset, label_column: str = "label") -> list[int]:
-    """How many rows each class has, counted one by one."""
+    """Return the number of rows of each class, counted one by one."""
     counted = Counter(dataset[label_column])
     return [counted[k] for k in range(dataset.features[label_column].num_classes)]
 

@@ -36,7 +36,7 @@ def demo(backbone) -> ImageDemo:
 
 @torch.no_grad()
 def features(model, pixels: torch.Tensor) -> torch.Tensor:
-    """What the classification head sees."""
+    """Return the input of the classification head."""
     seen = []
     hook = model.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1)))
     model(pixel_values=pixels)

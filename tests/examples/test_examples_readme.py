@@ -57,7 +57,7 @@ def test_paths_and_links_exist():
 
 
 def anchors(text: str) -> set[str]:
-    """What GitHub makes of a page's headings."""
+    """Return the anchors that GitHub makes from a page's headings."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -100,7 +100,7 @@ def distributed_problem():
 
 
 def reduce_two(folder: str) -> None:
-    """What each of two processes has of the samples of both, and what it refuses then."""
+    """Save the statistics that each of two processes gets from the samples of both, and its refusals afterwards."""
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo")
     x, y, weights, bias = distributed_problem()

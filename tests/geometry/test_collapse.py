@@ -40,7 +40,7 @@ def test_every_number_is_its_formula(name):
 
 
 def test_reference_data_tell_the_numbers_apart():
-    """What the test above rests on: no number sits at an end, and each argument matters."""
+    """The test above needs this: no number sits at an end of its range, and each argument matters."""
     for name, (counts, dim) in CASES.items():
         x, y, weights, bias = problem(counts, dim)
         plain, biased = expected(x, y, weights), expected(x, y, weights, 4 * bias)

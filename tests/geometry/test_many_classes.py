@@ -191,7 +191,7 @@ def test_distance_of_a_product_from_the_simplex(k, d):
 
 @pytest.mark.parametrize(("k", "d"), [(20, 30), (90, 30), (1100, 12)])
 def test_feature_geometry(k, d):
-    """What an evaluation logs, also by several threads at once."""
+    """The values that an evaluation logs are right, also with several threads at once."""
     x, y, text, _ = problem(k, d, absent=True)
     image, rows = (torch.from_numpy(unit_rows(side.numpy())) for side in (x, text))
     means = torch.stack([image[y == c].mean(0) for c in range(k) if c % 4 != 1])

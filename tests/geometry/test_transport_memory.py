@@ -1,4 +1,4 @@
-"""What transport keeps for its backward pass: the plan, however long the solver took."""
+"""Transport keeps only the plan for its backward pass, however many iterations the solver took."""
 
 from __future__ import annotations
 

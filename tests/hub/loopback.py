@@ -334,7 +334,7 @@ class LoopbackHub:
 
     @route("POST", f"{MODEL}/preupload{REVISION}")
     def preupload(self, request: Request, repo_id: str, revision: str) -> dict:
-        """How each file is to be sent, and what is known under its name."""
+        """Answer how to send each file, and which object is known under its name."""
         known, files = self.writable(request, repo_id).at(revision).files, []
         for path in (file["path"] for file in request.data["files"]):
             mode = "lfs" if self.lfs and path.endswith(LARGE) else "regular"
@@ -344,7 +344,7 @@ class LoopbackHub:
 
     @route("POST", rf"{REPO}\.git/info/lfs/objects/batch")
     def lfs_batch(self, request: Request, repo_id: str) -> dict:
-        """Where each object is to be uploaded; nowhere if it is here."""
+        """Answer with the upload address of each object; an object that is already here gets none."""
         repo, objects, url = self.writable(request, repo_id), request.data["objects"], f"{self.url}/{repo_id}/lfs"
         for wanted in objects:
             if repo.uploads.setdefault(wanted["oid"]) is None:

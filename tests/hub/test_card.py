@@ -74,7 +74,7 @@ def record(**changes) -> TrainingRecord:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> TrainingRecord:
-    """What a trainer tells of itself."""
+    """Return the record of a short training."""
     sets = {"base": tiny_images(15, seed=1), "new": tiny_images(9, ["red bird", "blue tree", "green cat"], seed=2)}
     tail = tiny_images(25).select([i for i in range(25) if i // 5 <= 4 - i % 5])
     terms = [OTPreservation(weight=2.0, solver="entropic"), LanguageCollapse(budget=0.1)]

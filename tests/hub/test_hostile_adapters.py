@@ -134,7 +134,7 @@ def test_by_peft_alone_the_configs_bounds_hold(tmp_path, kind, changes):
     ],
 )
 def test_a_large_base_model_buys_nothing(tmp_path, kind, changes):
-    """What fits to the file is asked, not what the base model's own weights take."""
+    """The size that is allowed follows from the file, not from the base model's own weights."""
     base, _ = saved(kind, tmp_path)
     write_config(tmp_path, **changes)
     base.register_parameter("more", torch.nn.Parameter(torch.zeros(1).expand(10**9), requires_grad=False))

@@ -1,4 +1,4 @@
-"""What goes wrong between here and the Hub is one line that names it, and leaves nothing half done."""
+"""Errors between here and the Hub are one line that names the cause, and leave nothing half done."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_a_truncated_download_leaves_nothing(hub, reader, adapter, pushed, impat
 
 
 def test_without_network(pushed, reader):
-    """What is in the cache loads without the Hub, what is not is named: offline by choice, and with the Hub down."""
+    """Cached files load without the Hub, missing ones are named: offline by choice, and with the Hub down."""
     repo_id, said = pushed["trained", False]
     reader.run(f"ZeroShotClassifier.from_pretrained({repo_id!r})")
     with socket.socket() as closed:  # bound and not listening: whoever connects is refused

@@ -1,4 +1,4 @@
-"""What a push does beside the adapter's own files."""
+"""Tests of a push beyond the adapter's own files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is pushed over HTTP says the same, bit for bit, in another process with another cache."""
+"""A model pushed over HTTP gives the same outputs, bit for bit, in another process with another cache."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def snippets(card: str) -> list[str]:
 
 
 def printed(out: str) -> list:
-    """What a snippet printed last."""
+    """Return the last list that a snippet printed."""
     return ast.literal_eval([line for line in out.splitlines() if line.startswith("[")][-1])
 
 

@@ -34,7 +34,7 @@ def holders(files: dict[str, bytes], *secrets: str) -> set[tuple[str, str]]:
 
 @pytest.fixture
 def machine(author) -> list[str]:
-    """What tells of the author: account, places, names."""
+    """Return the texts that identify the author: account, folders, names."""
     places = [
         str(author.home),
         str(author.work),
@@ -56,7 +56,7 @@ def test_every_kind(hub, pushed, machine, kind, lfs):
 
 
 def test_arguments_and_a_base_with_paths_and_token(hub, author, machine):
-    """Where the trainer, the base and the tokenizer all come from folders."""
+    """The trainer, the base model and the tokenizer all come from folders."""
     paths = author.run(f"""
     import getpass, os, transformers
     from pathlib import Path
@@ -190,7 +190,7 @@ def test_a_path_however_it_is_written(tmp_path, monkeypatch, home, inside, neste
 
 
 def test_names_on_the_hub_are_no_paths(tmp_path, monkeypatch):
-    """Where the home folder, or the working folder, is called as the user is there."""
+    """The home folder or the working folder has the same name as the user on the Hub."""
     text = "[user/base](https://huggingface.co/user/base) https://huggingface.co/datasets/user/birds user/base"
     (tmp_path / "README.md").write_text(text)
     monkeypatch.setenv("HOME", "/user")

@@ -119,7 +119,7 @@ def test_a_refused_adapter_leaves_the_base_bit_for_bit(tmp_path, kind, how):
 
 @pytest.mark.parametrize("kind", ["prompts", "head"])
 def test_a_load_that_is_stopped_at_any_line(tmp_path, kind):
-    """Where the last line has run, the adapter is there as it was saved; at no line random weights are."""
+    """After the last line the adapter is there as it was saved; after no line are there random weights."""
     base = saved(kind, tmp_path)
     if kind == "head":
         (tmp_path / "class_names.json").write_text(json.dumps(NAMES))
@@ -165,7 +165,7 @@ def test_classifiers_that_are_refused_after_loading(tmp_path):
 
 
 def test_prompts_that_are_stopped_while_they_are_put_in():
-    """What PEFT notes in the base before anything is put in is PEFT's own."""
+    """Notes that PEFT writes in the base before anything is put in are PEFT's own and do not count."""
 
     def inject(base):
         return get_peft_model(base, NPTConfig(**PROMPTS))

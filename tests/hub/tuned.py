@@ -32,7 +32,7 @@ KINDS = ("trained", "prompts", "lora", "head", "prototypes", "copa")
 
 
 def push_bases() -> None:
-    """Where every adapter's base model is to be found."""
+    """Push the base model of every adapter to the Hub."""
     for repo_id, model in ((CLIP, tiny_clip()), (VIT, tiny_vit_classifier()), (BACKBONE, tiny_vit())):
         model.push_to_hub(repo_id)
         (tiny_processor() if repo_id == CLIP else tiny_processor().image_processor).push_to_hub(repo_id)
@@ -117,7 +117,7 @@ def push(kind: str, repo_id: str, **options: Any) -> Any:
 
 
 def answers(model: Any) -> dict[str, list]:
-    """What the model says of images and texts, every bit of it."""
+    """Return the model's outputs for images and texts, exact to the bit."""
     if isinstance(model, FewShotClassifier):
         own = {"probabilities": model.predict_proba(IMAGES).tolist(), "classes": model.predict(IMAGES)}
         return {**own, **answers(model.model)}
@@ -134,7 +134,7 @@ def answers(model: Any) -> dict[str, list]:
 
 
 def load(kind: str, repo_id: str, **options: Any) -> Any:
-    """What `push` was given, by this package's loaders."""
+    """Load what `push` pushed, with this package's loaders."""
     return FewShotClassifier.from_pretrained(repo_id) if kind == "copa" else load_adapter(repo_id, **options)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 
 class UserError(Exception):
-    """What a snippet raised: its name, its message, and its whole traceback."""
+    """The error that a snippet raised: its name, its message, and its whole traceback."""
 
     def __init__(self, type_name: str, message: str, traceback_text: str):
         super().__init__(f"{type_name}: {message}")

@@ -1,4 +1,4 @@
-"""What every loss promises, whatever its formula."""
+"""Promises that every loss keeps, independent of its formula."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _quiet():
 
 
 def read_by(term, batch: GeometryBatch) -> list[str]:
-    """What the student makes that the term's value depends on."""
+    """Return the student's outputs that the term's value depends on."""
     inputs = [name for name in INPUTS if getattr(batch, name) is not None]
     grads = torch.autograd.grad(term(batch), [getattr(batch, name) for name in inputs], allow_unused=True)
     return [name for name, grad in zip(inputs, grads, strict=True) if grad is not None]

@@ -31,7 +31,7 @@ CARDS = {name: Path(metric_path(name), "README.md").read_text() for name in METR
 
 @pytest.fixture(autouse=True, scope="module")
 def caches(tmp_path_factory):
-    """Where this module's metrics keep their inputs and copies of scripts."""
+    """Put the inputs of this module's metrics and the copies of their scripts in temporary folders."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path_factory.mktemp("metrics"))
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path_factory.mktemp("modules"))

@@ -1,4 +1,4 @@
-"""What is known of the families of Transformers, against what their models do, and refusals of all that is not."""
+"""The table of Transformers' families agrees with what their models do; families that it lacks are refused."""
 
 from __future__ import annotations
 

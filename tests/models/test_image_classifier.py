@@ -59,7 +59,7 @@ def classifier(model, **options) -> ImageClassifier:
 
 
 def feature(model: ImageClassifier, inputs) -> torch.Tensor:
-    """What enters the head, seen by a hook of the test's own."""
+    """Return the input of the head, seen by a hook of the test's own."""
     seen = []
     handle = model.classifier.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():

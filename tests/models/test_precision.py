@@ -1,4 +1,4 @@
-"""What is learned is float32 on a base in half precision: every step counts, and nothing else notices."""
+"""Learned weights are float32 on a base in half precision: every step counts, and nothing else changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds of timm's models in Transformers' wrapper. `test_timm.py` runs this file where timm can be imported."""
+"""Tests of timm's models in Transformers' wrapper. `test_timm.py` runs this file where timm can be imported."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def labelled(folder: Path) -> Dataset:
 
 @torch.no_grad()
 def answers(model: nn.Module, texts: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """What a model says of the stored pixels, of token ids and, where it is a CLIP, of images among new names."""
+    """Return a model's outputs for the stored pixels, for token ids and, if it is a CLIP, for images and new names."""
     pixels = load_file(folder / "inputs.safetensors")["pixel_values"]
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if isinstance(inner, CLIPModel):

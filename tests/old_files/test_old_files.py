@@ -51,7 +51,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def kept(folder: Path, name: str) -> dict[str, Tensor]:
-    """What a model said, by what was asked."""
+    """Return the stored outputs of a model, by the name of the output."""
     return {key.rpartition("/")[2]: value for key, value in tensors(folder).items() if key.startswith(f"{name}/")}
 
 

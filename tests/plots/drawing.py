@@ -1,4 +1,4 @@
-"""What is drawn, and how a picture looks."""
+"""Helpers that read what a plot draws and how its picture looks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call may come to: a value that an oracle then judges, or an error of the package's own in one line."""
+"""Outcomes of a call: a value that an oracle then judges, or an error of the package's own in one line."""
 
 from __future__ import annotations
 

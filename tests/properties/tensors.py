@@ -57,7 +57,7 @@ def labels(draw, n: int, classes: int) -> torch.Tensor:
 
 @st.composite
 def no_labels(draw, n: int, classes: int | None, lowest: int = 0) -> object:
-    """What cannot be labels of n samples: numbers out of range where K is known, other dtypes, other shapes."""
+    """Draw invalid labels for n samples: numbers out of range where K is known, other dtypes, other shapes."""
     right = torch.zeros(n, dtype=torch.int64)
     kind = draw(
         st.sampled_from(("dtype", "shape", "type") if classes is None else ("range", "dtype", "shape", "type"))

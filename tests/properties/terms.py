@@ -37,7 +37,7 @@ class Term:
         return self.loss()
 
     def value(self, batch: GeometryBatch, loss: Any) -> float:
-        """What the loss should come to, in float64."""
+        """Return the value that the loss should have, in float64."""
         return self.oracle(in_float64(batch), loss, **self.loss.arguments)
 
 

@@ -102,7 +102,7 @@ def assert_saved(model: Any, kind: Held) -> None:
 
 @st.composite
 def damages(draw, limit: int | None = None):
-    """What becomes of some bytes: cut off, torn out, repeated, or a few of the first ones changed."""
+    """Draw a kind of damage to bytes: cut off, torn out, repeated, or a few of the first ones changed."""
     place, other = draw(st.floats(0, 1)), draw(st.floats(0, 1))
     changes = draw(st.lists(st.tuples(st.floats(0, 1), st.integers(1, 255)), min_size=1, max_size=3))
     how = draw(st.sampled_from(["cut", "torn", "repeated", "changed"]))
@@ -278,7 +278,7 @@ def test_edited_prototypes(birds, edit, place, classes):
 @cases(1)
 @given(names=json_values | st.lists(words, min_size=5, max_size=5))
 def test_names_beside_a_head(saved, names):
-    """What the outputs are called is taken as a whole, or not at all."""
+    """The names of the outputs are taken as a whole, or not at all."""
     (saved.folder / "class_names.json").write_text(json.dumps(names))
     try:
         folder = write(saved, saved.head.files)

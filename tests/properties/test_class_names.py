@@ -104,7 +104,7 @@ KINDS = {
 )
 @example(given=["cat", "dog"], kind="set", size=1)
 def test_every_name_has_its_own_probability(classifier, given, kind, size):
-    """Whatever holds the names; each one's share of two does not depend on where it stands."""
+    """Any container of names works; the share of each of two names does not depend on its position."""
     found = said_well(lambda: classifier.predict_proba(IMAGES, KINDS[kind](given), batch_size=size))
     best = said_well(lambda: classifier.predict(IMAGES, KINDS[kind](given), batch_size=size))
     assert (found is None) == (best is None)

@@ -98,7 +98,7 @@ def test_other_json_is_read_as_it_stands(value):
 @example(name="猫" * 67)
 @example(name="\ud800")
 def test_names_stay_in_their_folder(tmp_path_factory, name):
-    """What is not refused is one new file of that folder."""
+    """A name that is not refused gives one new file in that folder."""
     found = said_well(lambda: file_name(name, "a recipe"), ValueError)
     if found is None:
         return

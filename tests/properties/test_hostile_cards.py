@@ -123,7 +123,7 @@ def fences(text: str) -> list[str]:
 
 
 def live(text: str) -> str:
-    """What of a text is read as Markdown: neither blocks nor spans of code, nor what a backslash stands before."""
+    """Return the part of a text that is read as Markdown: no code blocks, no code spans, no escaped characters."""
     text = re.sub(r"^```\w*\n.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
     found, i = "", 0
     while i < len(text):
@@ -141,7 +141,7 @@ def live(text: str) -> str:
 
 
 def skeleton(text: str) -> dict[str, Any]:
-    """What a reader sees beside words: headings, blocks of code, tables, lists, links, pictures and tags."""
+    """Return a page's structure without its words: headings, code blocks, tables, lists, links, pictures and tags."""
     read = live(text)
     return {
         "headings": re.findall(r"^#+ (?!user)[A-Z].*", re.sub(r"^# .*", "", text, count=1, flags=re.MULTILINE), re.M),

@@ -126,7 +126,7 @@ odd_batches = st.lists(images | st.sampled_from(GOOD), max_size=3) | st.lists(no
 @example(given=np.arange(6, dtype=np.uint8).reshape(2, 3), size=64)
 @pytest.mark.parametrize("kind", ["zero_shot", "few_shot"])
 def test_each_image_has_the_probabilities_of_its_own_pixels(request, kind, given, size):
-    """Whatever it stands beside, in whatever batch; and nothing has them that is no image."""
+    """The other images and the batch size do not matter; inputs that are not images are refused."""
     classifier = request.getfixturevalue(kind)
     ask = (lambda i, n: classifier.predict_proba(i, NAMES, n)) if kind == "zero_shot" else classifier.predict_proba
     found = said_well(lambda: ask(given, size))

@@ -1,4 +1,4 @@
-"""Whatever is wrong with one field of a batch: the losses that read it say so in one line, at once or in a step."""
+"""One wrong field of a batch: the losses that read it say so in one line, at once or in a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a batch holds that a loss can be computed of: its value is the formula's, and its gradient is finite."""
+"""For every batch that a loss accepts, its value is the formula's and its gradient is finite."""
 
 from __future__ import annotations
 

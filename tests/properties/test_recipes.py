@@ -181,7 +181,7 @@ odd_tensors = st.sampled_from(
 @cases(2.4)
 @given(data=st.data(), format=st.sampled_from(sorted(CHECKPOINTS)), read_as=st.sampled_from(["same"] * 3 + ["coop"]))
 def test_published_checkpoints(tmp_path_factory, data, format, read_as):
-    """What is imported loads as it stands in the checkpoint, or is refused at once."""
+    """Imported weights load as they are in the checkpoint, or are refused at once."""
     state: dict[Any, Any] = dict(CHECKPOINTS[format])
     change = data.draw(st.sampled_from(["none", "value", "missing", "key", "cut", "other"]))
     name = data.draw(st.sampled_from(sorted(state)))

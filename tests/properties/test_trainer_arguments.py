@@ -1,4 +1,4 @@
-"""What a trainer is made of: something of another kind in one place is refused before training, by name."""
+"""A trainer's argument of a wrong kind is refused by name before training starts."""
 
 from __future__ import annotations
 

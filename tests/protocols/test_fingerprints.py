@@ -292,7 +292,7 @@ def test_numbers_of_all_kinds():
 
 @pytest.mark.slow
 def test_another_process_goes_on_with_lora_and_lambdas(tmp_path):
-    """Whatever its hash seed: sets of texts have another order in each."""
+    """The hash seed does not matter, though it changes the order of sets of texts."""
     root = str(Path(__file__).parents[2])
     (tmp_path / "script.py").write_text(ELSEWHERE)
     launch_script(tmp_path / "script.py", str(tmp_path), out=tmp_path, processes=1)

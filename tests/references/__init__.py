@@ -1,1 +1,1 @@
-"""What every loss, geometry function and preset gave for one input, kept in a file, so that a change is noticed."""
+"""Stored values of every loss, geometry function and preset for one input, so that a change is noticed."""

@@ -58,7 +58,7 @@ def _vit() -> nn.Module:
 
 @torch.no_grad()
 def _adapted(model: nn.Module, config: PeftConfig) -> PeftModel:
-    """What is learned: where it starts plus the formula; linear maps, which start at random, are the formula alone."""
+    """Return the adapted model with fixed weights: start plus formula; the formula alone for random linear maps."""
     adapted = get_peft_model(model, config).double().eval()
     learned = (named for named in adapted.named_parameters() if named[1].requires_grad)
     for phase, (name, weight) in enumerate(learned, start=100):

@@ -34,14 +34,14 @@ def stored(file: Path = FILE) -> Values:
 
 
 def differs(new: list[float], old: list[float]) -> bool:
-    """Whether a number moved; nan moves from everything."""
+    """Return True if a number moved; nan differs from everything."""
     if len(new) != len(old):
         return True
     return not all(abs(a - b) <= max(TOLERANCE * min(1.0, abs(b)), ROUNDING) for a, b in zip(new, old, strict=True))
 
 
 def moved(new: Values, old: Values) -> dict[str, str]:
-    """What is in both and differs: name -> a line that says so."""
+    """Return the values that are in both and differ: name -> a line that says so."""
     both = [name for name in old if name in new and differs(new[name], old[name])]
     return {name: f"{name} moved from {_shown(old[name])} to {_shown(new[name])}" for name in both}
 

@@ -207,7 +207,7 @@ ALONE: dict[str, Any] = {
 
 
 def runs_of(world: int) -> dict[str, Any]:
-    """What so many processes train: two of them whole trainings, three of them every loss and callback alone."""
+    """Return the runs of `world` processes: two train whole runs, three train every loss and callback alone."""
     return {1: {**WHOLE, **ALONE}, 2: WHOLE, 3: ALONE}[world]
 
 

@@ -1,4 +1,4 @@
-"""What bad input gets: one line that names the thing and the mend, before training starts where possible."""
+"""Bad input gets one line that names the thing and the mend, before training starts where possible."""
 
 from __future__ import annotations
 

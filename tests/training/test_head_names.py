@@ -187,7 +187,7 @@ def test_another_spelling_is_no_other_class(tmp_path):
 
 
 def test_numbers_are_no_names():
-    """What Transformers fills in says nothing, and a config of another size is not the head's."""
+    """Names that Transformers fills in do not count, nor do the names of a config of another size."""
     assert head_names(tiny_vit_classifier()) == []
     assert head_names(called(tiny_vit_classifier(), ["a", "b"])) == []
     assert head_names(called(tiny_vit_classifier(), NAMES)) == NAMES

@@ -1,4 +1,4 @@
-"""How often a training step makes the host wait for the device: counted on the CPU, which plays the device."""
+"""Count how often a training step makes the host wait for the device; the CPU plays the device."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def adaptation(folder, model):
 
 
 def held(model) -> dict[str, int]:
-    """What this process holds on to."""
+    """Count the objects that this process keeps alive."""
     gc.collect()
     modules = list(model.modules())
     things = gc.get_objects()

@@ -20,7 +20,7 @@ SEVERAL = (2, 3)
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What each process of a launch of 1, 2 and 3 came to, by run."""
+    """Return the results of each process of launches with 1, 2 and 3 processes, by run."""
     found = {}
     for n in (1, *SEVERAL):
         folder = tmp_path_factory.mktemp(f"processes{n}")

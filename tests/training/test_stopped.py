@@ -50,7 +50,7 @@ def places(call) -> list[int]:
 
 
 def stopped(call, at: int) -> bool:
-    """Whether it came to that operation; what is done only once makes the first call longer than the others."""
+    """Return True if the call came to that operation; the first call is longer, as some things are done only once."""
     try:
         with Operations(at):
             call()

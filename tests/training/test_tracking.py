@@ -1,4 +1,4 @@
-"""What experiment trackers see through Trainer's own callbacks."""
+"""Experiment trackers get their values through Trainer's own callbacks."""
 
 from __future__ import annotations
 

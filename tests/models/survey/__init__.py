@@ -1,1 +1,1 @@
-"""What works on which model: every capability on a tiny random model of every class. `make models` runs it."""
+"""Survey of what works on which model: each capability on a tiny random model of each class (`make models`)."""

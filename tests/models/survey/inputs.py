@@ -41,7 +41,7 @@ def head_name(spec, model):
 
 
 def own_logits(spec):
-    """Whether the class's own forward gives logits for N images and K texts."""
+    """Return True if the class's own forward gives logits for N images and K texts."""
     return not any(
         spec.name.startswith(n)
         for n in ("Flava", "XCLIP", "VideoPrism", "BlipFor", "Blip2", "CLIPSegFor", "ImageGPT", "PPLCNet")

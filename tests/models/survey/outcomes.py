@@ -1,4 +1,4 @@
-"""How a try ended."""
+"""Outcomes of the survey's tries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def describe(error: BaseException) -> str:
 
 
 def outcome(attempt: Callable[[], str | None]) -> tuple[str, str]:
-    """How an attempt ends: works, WRONG, n/a, refused or CRASH; and what is to be said of it."""
+    """Run an attempt and return its outcome (works, WRONG, n/a, refused or CRASH) and a remark on it."""
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             return "works", attempt() or ""

@@ -1,4 +1,4 @@
-"""What is tried, and on which kind of model."""
+"""The capabilities that are tried, and the kinds of model they are tried on."""
 
 from __future__ import annotations
 

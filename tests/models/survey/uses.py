@@ -1,4 +1,4 @@
-"""What trained models are used for: zero-shot classification, alignment, pipelines."""
+"""Uses of trained models: zero-shot classification, alignment, pipelines."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def test_what_never_changes():
 
 @pytest.mark.parametrize("first_layer", [1, 2])
 def test_backward_stops_at_the_first_prompt_also_under_checkpointing(tmp_path, first_layer):
-    """What checkpointing adds is one more pass of the layers from there on, and nothing to the backward pass."""
+    """Checkpointing adds one more forward pass of the layers from there on, and nothing to the backward pass."""
     config = NPTConfig(num_text_tokens=2, num_vision_tokens=2, text_depth=1, vision_depth=1, first_layer=first_layer)
 
     def flops(**options) -> tuple[int, int]:

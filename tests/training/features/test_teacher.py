@@ -25,7 +25,7 @@ Eigens = namedtuple("Eigens", ["U_WC", "S_WC", "V_WC"])
 
 
 def prepare(model, start):
-    """What PEFT's own functions write on layers for the starts that look at data."""
+    """Write on layers what PEFT's own functions write for the starts that look at data."""
     for name, module in model.named_modules():
         if name.endswith(tuple(TARGETS)) and start == "lora_ga":
             module._peft_loraga_grad = torch.randn_like(module.weight)

@@ -1,4 +1,4 @@
-"""What losses and callbacks remember, in a checkpoint and back."""
+"""The state of losses and callbacks is saved in a checkpoint and restored from it."""
 
 from __future__ import annotations
 
