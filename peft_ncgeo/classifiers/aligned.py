@@ -1,4 +1,4 @@
-"""Space alignment after training, without gradients: the classifier's rows are rotated towards the class means."""
+"""Space alignment after training, without gradients: rotate the classifier's rows towards the class means."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class AlignedClassifier(ClosedSetClassifier):
         cosine_before, cosine_after: mean over classes of `cos(w_c, mu_c)`.
         class_names: names of the rows, if the data set has them.
         fraction: of the angle by which the rows were turned.
-        basis: words on how a sweep chose the fraction, with the number of validation images a class; else empty.
+        basis: text on how a sweep chose the fraction, with the number of validation images per class; else empty.
     """
 
     weight: Tensor = field(repr=False)
@@ -93,18 +93,18 @@ class AlignedClassifier(ClosedSetClassifier):
         """Return the aligned rows of these classes.
 
         Raises:
-            ValueError: fewer than two names, or one that no row has.
+            ValueError: there are fewer than two names, or a name has no row.
         """
         return self.weight[name_numbers(class_names, self.class_names or [])]
 
     def _scorer(self, class_names: Sequence[str] | None) -> Scorer:
         if class_names is not None:
-            raise ValueError("Aligned rows are of the data set's classes alone; leave out class_names.")
+            raise ValueError("Aligned rows exist for the data set's classes alone; leave out class_names.")
         names = range(len(self.weight)) if self.class_names is None else self.class_names
         return Scorer(names, self._scores_of, self._encoder.temperature())
 
     def _scores_of(self, views: Views) -> Tensor:
-        """Return scores (B, K) in float64, in which even the largest scale of cosines is finite."""
+        """Return scores (B, K) in float64, where they are finite even with the largest scale of cosines."""
         features = [self._encoder.encode(view).cpu() for view in views]
         return torch.stack([self._encoder.scores(part, self.weight, self.bias) for part in features]).mean(0).double()
 
@@ -124,7 +124,7 @@ def align_classifier(
     batch_size: int = 64,
     template: str | None = None,
 ) -> AlignedClassifier:
-    r"""Rotate every row of a trained classifier towards its class mean by a fraction of their angle; lengths stay.
+    r"""Rotate each row of a trained classifier towards its class mean by a fraction of their angle; keep its length.
 
     This is our variant of space alignment, without training. `mu_c` is the mean feature of class c over `dataset`,
     minus the mean of these over the classes. Rows of classes without samples, and rows that are 0 or parallel to
@@ -137,21 +137,21 @@ def align_classifier(
 
     Args:
         model: plain or under PEFT.
-        dataset: labelled training images, or batches with `pixel_values` (B, C, H, W) and `labels` (B,), and what else
-            the model's image processor returns.
+        dataset: labelled training images, or batches with `pixel_values` (B, C, H, W), `labels` (B,) and the other
+            tensors that the model's image processor returns.
         fraction: 0 (no change) to 1 (weights parallel to the means), or the result of
             [`~peft_ncgeo.training.sweep_alignment`], which chooses it.
         processing_class: the model's (image) processor. Default: loaded from the base model's name or path.
-        validation: images to report accuracy on. Default: `dataset`, whose features are then kept, (N, d) float32.
+        validation: images to measure accuracy on. Default: `dataset`; its features, (N, d) float32, are then kept.
         center: False uses class means without subtracting their mean.
-        image_column, label_column: of the data sets.
-        batch_size: images a pass.
+        image_column, label_column: columns of the data sets.
+        batch_size: images per pass.
         template: text around a class name, for a CLIP-like model. Default: the adapter's own, else
             "a photo of a {}.".
 
     Raises:
-        ValueError: a fraction out of range, a head that is not linear, no processor, or data that do not fit, for
-            instance labels whose names differ from those of the head's outputs in `model.config`.
+        ValueError: the fraction is out of range, the head is not linear, no processor is found, or the data do not
+            fit: for instance, the names of the labels differ from those of the head's outputs in `model.config`.
 
     Example:
 
@@ -211,10 +211,10 @@ def align_classifier(
 
 @torch.no_grad()
 def _turn(parameter: nn.Parameter, change: Tensor, encoder: SetEncoder, trained: _Collected) -> Tensor:
-    """Add a change to the head's rows, and return the new rows, rounded where the head is in half precision.
+    """Add a change to the head's rows, and return the new rows, rounded if the head is in half precision.
 
     Raises:
-        ValueError: the head does more than add to its weights.
+        ValueError: an adapter of the head does more than add to its weights.
     """
     kept, (original, _) = parameter.detach().clone(), encoder.rows(trained)
     wide = torch.promote_types(parameter.dtype, torch.float32)
@@ -325,7 +325,7 @@ class SetEncoder:
         return nn.functional.linear(features, rows.to(features), None if bias is None else bias.to(features))
 
     def temperature(self) -> float:
-        """Return the divisor that makes logits of scores: the inverse of the factor of cosines."""
+        """Return the divisor that turns scores into logits: the inverse of the scale of cosines."""
         if self.reads_text:
             return logit_scale(self.model).double().exp().reciprocal().item()
         head = classifier(self.model)

@@ -1,4 +1,4 @@
-"""Accuracy over the fraction by which alignment after training turns a classifier, and the best fraction."""
+"""Sweep over the fraction by which alignment after training turns a classifier: accuracies and the best fraction."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ def sweep_alignment(
 
     Args:
         validation: images to measure accuracies on; not the training images, which the head fits already.
-        fractions: each 0 to 1.
-        metric: "balanced_accuracy", the mean over classes, or "accuracy", which the largest classes of an unbalanced
-            validation set decide: by which the best fraction is chosen.
+        fractions: numbers from 0 to 1.
+        metric: measure that chooses the best fraction: "balanced_accuracy", the mean over classes, or "accuracy",
+            which the largest classes of an unbalanced validation set decide.
         model, dataset, processing_class, center, image_column, label_column, batch_size, template: see
             [`~peft_ncgeo.training.align_classifier`].
 
     Returns:
         A list of one row for each fraction: `fraction`, `accuracy`, `balanced_accuracy`, `cosine` (mean over classes
-        of `cos(w_c, mu_c)`). Its `best` is the chosen row, and `class_counts` says on how many images of each class.
+        of `cos(w_c, mu_c)`). Its `best` is the chosen row; `class_counts` are the numbers of validation images of each
+        class.
 
     Warns: if a class has fewer than 5 validation images.
     """

@@ -1,4 +1,4 @@
-"""One way to predict for all classifiers: names, probabilities, the best few, and a table for many images."""
+"""Prediction, the same for all classifiers: names, probabilities, the k best names, and a table for many images."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Views = Sequence[dict[str, Tensor]]  # inputs (B, ...) of each test view of B im
 
 @dataclass(frozen=True)
 class Scorer:
-    """Names to choose among, and the function that scores them; divided by the temperature scores are logits.
+    """Names to choose among, and the function that scores them; logits are scores divided by the temperature.
 
     Attributes:
         names: K names.
         scores: function that returns the scores (B, K) of B images, the mean over their test views.
         temperature: divisor of the scores.
-        multi_label: True if an image may have any number of labels, so that each logit has a probability of its own.
+        multi_label: True if an image may have any number of labels, so that each class has a probability of its own.
     """
 
     names: Sequence[Any]
@@ -43,7 +43,7 @@ class Scorer:
         return (logits.sigmoid() if self.multi_label else logits.softmax(-1)).float()
 
     def best(self, views: Views, k: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the k largest scores of each image, (B, k), the first of ties first, their numbers and probabilities.
+        """Return the k largest scores of each image, (B, k), their indices and probabilities; of ties, the first.
 
         Args:
             k: at most K.
@@ -66,7 +66,7 @@ class Classifier(ABC):
 
     @abstractmethod
     def _scorer(self, class_names: Sequence[str] | None) -> Scorer:
-        """Return the scorer of these names, by default of the classes that are known."""
+        """Return the scorer of these names; None: of the classes that the classifier knows."""
 
     @abstractmethod
     def _image_processor(self) -> Any:
@@ -89,26 +89,26 @@ class Classifier(ABC):
     ) -> pd.DataFrame:
         """Return a table of predictions for any number of images, in their order.
 
-        Images are read when it is their turn, and the probabilities of a batch are cut to the best `top_k`, so memory
-        does not grow with the images. Predictions are those of `predict` and `predict_proba`.
+        Images are read batch by batch, and only the best `top_k` probabilities of each are kept, so memory hardly
+        grows with the number of images. Predictions are those of `predict` and `predict_proba`.
 
         Args:
             data: folder, which is searched recursively for image files, sorted by path; a list or generator of paths,
                 PIL images or uint8 arrays; or a `datasets.Dataset`, also a streaming one.
             class_names: names to choose among. Default: those that the classifier knows.
-            batch_size: images a pass.
-            num_workers: processes that open and process images; 0: none but this one.
-            top_k: most probable names of an image; all K if there are fewer.
+            batch_size: images per pass.
+            num_workers: processes that open and process images; 0: this process does it.
+            top_k: number of most probable names for an image; all K if there are fewer.
             image_column: column of a data set.
-            num_test_views: 1, or 5: scores are the mean over corners and centre of an image.
+            num_test_views: 1, or 5: scores are the mean over five crops, the corners and the centre of an image.
 
         Returns:
-            One row an image: `path`, or `row`, its number, unless all images are files; `label`, the class name in a
-            data set with such a column; `name`, `probability`, then `name_2`, `probability_2` and so on; `error`, the
-            reason why an image was not classified, which then has no names, else None.
+            One row per image: `path` if all images are files, else `row`, the image's number; `label`, the class
+            name, for a data set with a label column; `name`, `probability`, then `name_2`, `probability_2` and so on;
+            `error`, the reason why an image was not classified (it then has no names), else None.
 
         Raises:
-            FileNotFoundError: there is no such folder.
+            FileNotFoundError: the folder does not exist.
             TypeError, ValueError: there are no images, a column is missing, or an argument does not fit.
 
         Example:
@@ -131,7 +131,7 @@ class Classifier(ABC):
         """Check the arguments, and return an iterator of the inputs of each batch.
 
         Raises:
-            TypeError, ValueError: an image that cannot be read, named by its number and path.
+            TypeError, ValueError: an image cannot be read; the message gives its number and path.
         """
         return _readable(load_batches(stream_images(images), self._image_processor(), batch_size, num_test_views))
 
@@ -144,7 +144,7 @@ class Classifier(ABC):
 
     @torch.no_grad()
     def _best(self, scorer: Scorer, batches: Iterator[Views], k: int) -> tuple[list[list[int]], list[list[float]]]:
-        """Return numbers and probabilities, (N, k), of the k best names of each image."""
+        """Return the indices and probabilities, (N, k), of the k best names of each image."""
         found = [scorer.best(views, k) for views in batches]
         if not found:
             return [], []
@@ -162,7 +162,7 @@ class Classifier(ABC):
 
 
 class ClosedSetClassifier(Classifier):
-    """Classifier whose classes are known before images come; those of a few-shot head may be replaced by names."""
+    """Classifier with known classes; a few-shot head that reads texts takes other names too."""
 
     def predict(
         self, images: Any, batch_size: int = 64, num_test_views: int = 1, *, class_names: Sequence[str] | None = None
@@ -171,12 +171,12 @@ class ClosedSetClassifier(Classifier):
 
         Args:
             images: paths, PIL images or uint8 arrays (H, W, 3) or (H, W): one, a list, or a generator.
-            num_test_views: 1, or 5: scores are the mean over corners and centre of an image.
+            num_test_views: 1, or 5: scores are the mean over five crops, the corners and the centre of an image.
             class_names: names to choose among, in place of the trained classes; only for a head that reads texts.
 
         Raises:
-            TypeError, ValueError: an input that is not an image or cannot be read, named by its number and path;
-                scores that are not finite.
+            TypeError, ValueError: an input is not an image or cannot be read (the message gives its number and path),
+                or scores are not finite.
         """
         return self._predict(*self._asked(images, batch_size, num_test_views, class_names))
 
@@ -185,7 +185,7 @@ class ClosedSetClassifier(Classifier):
     ) -> Tensor:
         """Return class probabilities (N, K), a softmax of the logits, float32 on the CPU; see [`predict`].
 
-        Those of a model that was trained with [`~peft_ncgeo.losses.MultiLabelLoss`] are sigmoids, one of each class.
+        For a model that was trained with [`~peft_ncgeo.losses.MultiLabelLoss`], they are sigmoids of each logit.
         """
         scorer, batches = self._asked(images, batch_size, num_test_views, class_names)
         return scorer.probabilities(self._scores(scorer, batches)).cpu()
@@ -202,7 +202,7 @@ class ClosedSetClassifier(Classifier):
         """Return the k most probable classes of each image with their probabilities, the most probable first.
 
         Args:
-            k: classes for each image; all K if there are fewer.
+            k: number of classes for each image; all K if there are fewer.
             images, batch_size, num_test_views, class_names: see [`predict`].
         """
         return self._top_k(*self._asked(images, batch_size, num_test_views, class_names), k)

@@ -22,7 +22,7 @@ def evaluate_base_new(
     label_column: str = "label",
     batch_size: int = 64,
 ) -> dict[str, float]:
-    """Return the accuracy on base and on new classes, each among its half's own names, and their harmonic mean.
+    """Return the accuracies on base and on new classes, each half among its own names, and their harmonic mean.
 
     Args:
         classifier: the tuned or untuned model with its processor; or a few-shot classifier whose head takes new names.
@@ -33,8 +33,8 @@ def evaluate_base_new(
         "base", "new" and "harmonic_mean" (`2 b n / (b + n)`), shares in 0..1, as in `GeometryTrainer.evaluate`.
 
     Raises:
-        TypeError, ValueError: one line that names the fault: not a classifier, a half that is missing or not a
-            labelled image set, an image that cannot be read.
+        TypeError, ValueError: `classifier` is not a classifier, a half is missing or not a labelled image set, or an
+            image cannot be read.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""The best few of many names for each image, or all that are probable."""
+"""The k most probable of many names for each image, or all names above a threshold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ENTRIES = 2**22  # logits in memory at a time, and numbers of text features
 
 
 def best_names(logits: Callable[[Tensor], Tensor], text: Tensor, images: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the k largest logits of each image, (B, k), the largest first, their names' numbers and probabilities.
+    """Return the k largest logits of each image, (B, k), largest first, with the names' indices and probabilities.
 
     Names come block by block. The probabilities are those of a softmax over all K names, `exp(logit - logsumexp)`,
     with the sum carried from block to block.
@@ -42,12 +42,12 @@ def best_names(logits: Callable[[Tensor], Tensor], text: Tensor, images: int, k:
 
 
 def names_above(probabilities: Tensor, names: Sequence[Any], threshold: float) -> list[list[Any]]:
-    """Return the names whose probabilities (N, K) are at least the threshold, for each image the largest first."""
+    """Return for each image the names whose probabilities (N, K) reach the threshold, the most probable first."""
     order = probabilities.argsort(dim=1, descending=True, stable=True)
     found = (probabilities.gather(1, order) >= threshold).sum(1).tolist()
     return [[names[k] for k in row[:count]] for row, count in zip(order.tolist(), found, strict=True)]
 
 
 def check_threshold(threshold: float) -> float:
-    """Return a threshold of probabilities, or refuse what is none."""
+    """Return the threshold; raise an error if it is not a probability."""
     return check_float("threshold", threshold, "a probability, 0 to 1", lambda share: 0 <= share <= 1)

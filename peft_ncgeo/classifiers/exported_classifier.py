@@ -1,4 +1,4 @@
-"""CLIP for one fixed list of class names: image tower and text features, without text tower and adapters.
+"""CLIP for a fixed list of class names: image tower and text features, without text tower and adapters.
 
 This file is copied into the folder of every export. It needs torch and transformers (5 or later), nothing else.
 """
@@ -21,15 +21,16 @@ class ExportedClassifier(CLIPVisionModelWithProjection):
 
     .. math:: z_k = \exp(\texttt{logit\_scale}) \, \mathrm{unit}(f) \cdot g_k
 
-    where f has gone through a projector too (linear, batch norm, ReLU, linear) if the config has a `projector_dim`.
+    where f is also passed through a projector (linear, batch norm, ReLU, linear) if the config has a `projector_dim`.
     If the image tower has prompts, n vectors follow [CLS] and the patches from layer `prompt_layers[0]` on (0: the
     input); each further layer of `prompt_layers` overwrites them with its own.
 
-    Weights beside those of `CLIPVisionModelWithProjection`: `text_features` (K, d), `logit_scale` (),
+    Weights, in addition to those of `CLIPVisionModelWithProjection`: `text_features` (K, d), `logit_scale` (),
     `prompts.{layer}` (n, width) and `projector`.
 
-    Config, beside a `CLIPVisionConfig`'s own fields: `id2label` holds the class names, `prompt_layers` the layers with
-    prompts (none: an empty list), `num_prompts` is n, `projector_dim` the width d behind a projector.
+    Config, in addition to the fields of `CLIPVisionConfig`: `id2label` holds the class names, `prompt_layers` the
+    layers with prompts (an empty list if there are none), `num_prompts` is n, `projector_dim` the width d behind a
+    projector.
     """
 
     text_features: Tensor
@@ -61,7 +62,7 @@ class ExportedClassifier(CLIPVisionModelWithProjection):
         return self
 
     def forward(self, pixel_values: Tensor) -> ImageClassifierOutput:
-        """Return logits (B, K) of pixels (B, C, H, W), float32 or wider; their `softmax(-1)` is the probabilities."""
+        """Return logits (B, K) of pixels (B, C, H, W), in float32 or wider; `softmax(-1)` gives probabilities."""
         tower: Any = self.vision_model
         hidden_states = tower.pre_layrnorm(self._with_prompts(tower.embeddings(pixel_values), 0))
         for i, layer in enumerate(tower.encoder.layers):

@@ -38,8 +38,8 @@ from .zero_shot import ZeroShotClassifier
 class FewShotClassifier(ClosedSetClassifier):
     r"""Classifier of image features by class prototypes, each through a head: `argmax_c cos(x Theta_I, P_c Theta_P)`.
 
-    Made by [`~peft_ncgeo.adapt`]. It holds copies of the trained weights, so adapting the model to other classes later
-    does not change it; the frozen backbone is shared.
+    [`~peft_ncgeo.adapt`] makes it. It holds copies of the trained weights, so a later adaptation of the model to other
+    classes does not change it; the frozen backbone is shared.
 
     Args:
         model: the backbone, as passed to `adapt`.
@@ -49,7 +49,7 @@ class FewShotClassifier(ClosedSetClassifier):
         temperature: tau, 1e-6 to 1e6, the divisor of the cosines.
         processor: the backbone's image processor. Default: loaded from the base model's name or path.
         weights: trained tensors of the backbone's adapter, by their names in `model`.
-        metrics: what [`~peft_ncgeo.adapt`] measured.
+        metrics: values that [`~peft_ncgeo.adapt`] measured.
         adaptation: arguments of `adapt`, for a model card.
     """
 
@@ -82,7 +82,7 @@ class FewShotClassifier(ClosedSetClassifier):
 
     @property
     def method(self) -> CoPA | FeatureHead:
-        """Method that the classifier was adapted by."""
+        """Method by which the classifier was adapted."""
         return CoPA()
 
     @property
@@ -92,7 +92,7 @@ class FewShotClassifier(ClosedSetClassifier):
 
     @property
     def processor(self) -> Any:
-        """Image processor, if one was given or already looked up."""
+        """Image processor if one was given or already found, else None."""
         return self._encoder.processor
 
     @property
@@ -104,8 +104,8 @@ class FewShotClassifier(ClosedSetClassifier):
         """Return features (N, d) before the head, of images or pixels (N, C, H, W).
 
         Raises:
-            TypeError, ValueError: an input that is not an image or cannot be read; features that are not finite;
-                residual adapters of this classifier that are no longer in the model.
+            TypeError, ValueError: an input is not an image or cannot be read, features are not finite, or residual
+                adapters of this classifier are no longer in the model.
         """
         features = self._encoder.embed(images, batch_size, self._residual_maps())
         check_rows(features, "features of image", range(len(features)))
@@ -152,15 +152,15 @@ class FewShotClassifier(ClosedSetClassifier):
         """Return the function of features (N, d) that gives their scores."""
         if class_names is not None:
             raise ValueError(
-                "CoPA's prototypes are of the classes of the support set alone; leave out class_names, or adapt with "
+                "CoPA has prototypes for the classes of the support set alone; leave out class_names, or adapt with "
                 "head=TipAdapter() or head=GaussianDiscriminant()."
             )
         return lambda features: self.heads.scores(features.to(self.prototypes.dtype), self.prototypes)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a PEFT adapter, which [`from_pretrained`] and `PeftModel.from_pretrained` read, and the prototypes.
+        """Write the prototypes and a PEFT adapter, which [`from_pretrained`] and `PeftModel.from_pretrained` read.
 
-        As in PEFT, an adapter with another name than "default" is written into a subfolder of that name.
+        As in PEFT, an adapter whose name is not "default" is written into a subfolder of that name.
 
         Raises:
             ValueError: the model has no `CoPAConfig` adapter to write into; the classes are not all numbers or words;
@@ -195,8 +195,8 @@ class FewShotClassifier(ClosedSetClassifier):
         model as `base_model`.
 
         Raises:
-            OSError, ValueError: as [`~peft_ncgeo.hub.load_adapter`]; or the adapter is of another type, or has no
-                prototypes; or a head's file is damaged, or belongs to another model than `base_model`.
+            OSError, ValueError: as [`~peft_ncgeo.hub.load_adapter`]; or the adapter is of another type or has no
+                prototypes; or the file of a head is damaged or belongs to another model than `base_model`.
         """
         folder = fetch_files(repo_id, revision, token)
         if (folder / HEAD).is_file():
@@ -226,7 +226,7 @@ class FewShotClassifier(ClosedSetClassifier):
 class HeadClassifier(FewShotClassifier):
     """Few-shot classifier with a head on cached features of a dual encoder, such as Tip-Adapter.
 
-    Made by [`~peft_ncgeo.adapt`] with `head=...`. The model is shared and does not change; the head's tensors are on
+    [`~peft_ncgeo.adapt`] with `head=...` makes it. The model is shared and does not change; the head's tensors are on
     the CPU. Several threads may use one classifier.
 
     Args:
@@ -236,7 +236,7 @@ class HeadClassifier(FewShotClassifier):
         classes: names of the K classes, which `predict` returns.
         processor: the model's processor, such as `CLIPProcessor`.
         template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
-        metrics: `loss` and `accuracy` on the support set, and what the head measured or chose.
+        metrics: `loss` and `accuracy` on the support set, and the values that the head measured or chose.
         adaptation: arguments of `adapt`, for a model card.
 
     Raises:
@@ -272,13 +272,13 @@ class HeadClassifier(FewShotClassifier):
         return self._texts.template
 
     def features(self, images: Any, batch_size: int = 64) -> Tensor:
-        """Return raw features (N, d) of images or pixels (N, C, H, W); see [`FewShotClassifier.features`]."""
+        """Return unnormalized features (N, d) of images or pixels (N, C, H, W); see [`FewShotClassifier.features`]."""
         features = self._encoder.embed(images, batch_size)
         check_rows(features, "features of image", range(len(features)))
         return features
 
     def text_features(self, class_names: Sequence[str]) -> Tensor:
-        """Return raw text features (K, d) of names in the template, in float32 or wider on the CPU."""
+        """Return unnormalized text features (K, d) of names in the template, in float32 or wider on the CPU."""
         with evaluation_mode(self.model):
             found = self._texts.text_features(class_names).cpu()
         return found.to(torch.promote_types(found.dtype, torch.float32))
@@ -303,8 +303,8 @@ class HeadClassifier(FewShotClassifier):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the head, class names, template and a card, which [`FewShotClassifier.from_pretrained`] reads.
 
-        The model is not written, nor an adapter in it: save that into a folder of its own, and pass the tuned model
-        when loading.
+        Neither the model nor its adapter is written: save the adapter into a folder of its own, and pass the tuned
+            model when you load the head.
 
         Raises:
             ValueError: the folder holds a model or an adapter.
@@ -318,7 +318,7 @@ class HeadClassifier(FewShotClassifier):
             write_head(part, file, self.model)
 
     def _probe(self) -> Tensor:
-        """Return features (3, d) of a fixed image and of the first two names, which tell models apart."""
+        """Return features (3, d) of a fixed image and of the first two names, by which models are recognized."""
         return torch.cat([self.features([fixed_image()]).cpu(), self.text_features(self.classes[:2])])
 
     @classmethod

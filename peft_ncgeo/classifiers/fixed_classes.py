@@ -32,7 +32,7 @@ def fixed_classifier(model: nn.Module, class_names: Sequence[str], text_features
         model: a dual encoder, without PEFT's wrapper, and without vision prompts.
 
     Raises:
-        ValueError: its image feature is not known; an adapter that cannot be merged; weights that are not finite.
+        ValueError: the model's image feature is not known, an adapter cannot be merged, or weights are not finite.
     """
     tower, scale = take_image_tower(image_part(model), projected=True), logit_scale(model).double().exp()
     check_finite({"text_features": text_features, "exp(logit_scale)": scale})
@@ -43,13 +43,13 @@ def fixed_classifier(model: nn.Module, class_names: Sequence[str], text_features
 
 
 def named_outputs(class_names: Sequence[str], multi_label: bool = False) -> dict[str, Any]:
-    """Return the fields of a config that name the outputs of a head, and say if an image has any number of labels."""
+    """Return the config fields that name a head's outputs and, for `multi_label`, mark it as a multi-label head."""
     names = {"id2label": dict(enumerate(class_names)), "label2id": {name: k for k, name in enumerate(class_names)}}
     return {**names, "problem_type": MULTI_LABEL} if multi_label else names
 
 
 def check_finite(weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights that are not finite, by their names."""
+    """Raise an error that names the first tensor of the weights that is not finite."""
     for name, value in weights.items():
         if not value.isfinite().all():
             raise ValueError(f"{name} is not finite; train again, or load another adapter.")
@@ -60,20 +60,21 @@ def refuse_vision_prompts(model: nn.Module) -> None:
     prompted = (VisionEmbeddingsWithPrompt, VisionLayerWithPrompt)
     if any(isinstance(module, prompted) and module.active_tokens for module in model.modules()):
         raise ValueError(
-            f"{type(unwrap(model)).__name__} has vision prompts, for which an image classifier has no place; disable "
-            "them, or load the adapter onto its base model where it is used."
+            f"{type(unwrap(model)).__name__} has vision prompts, and an image classifier has no place for them; "
+            "disable them, or load the adapter onto its base model where it is used."
         )
 
 
 def image_part(model: nn.Module, parts: tuple[str, ...] = PARTS) -> Any:
-    """Return a copy of a dual encoder with its image tower alone, without prompts, other adapters merged into it."""
+    """Return a copy of a dual encoder that has only the image tower, without prompts, with other adapters merged into
+    it."""
     view = shallow_copy(model)
     view._modules = {name: _merged(child) for name, child in model.named_children() if name in parts}
     return view
 
 
 def _merged(module: nn.Module) -> Any:
-    """Return a copy of a module that shares its weights, with adapters merged into them where PEFT can."""
+    """Return a copy of a module that shares its weights, with adapters merged where PEFT can merge them."""
     while isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
         module = _inside(module)
     view = shallow_copy(module)
@@ -82,7 +83,7 @@ def _merged(module: nn.Module) -> Any:
 
 
 def _inside(layer: Any) -> nn.Module:
-    """Return the module inside PEFT's wrapper, changed as the active adapter changes it. Merging uses a copy."""
+    """Return the module inside PEFT's wrapper, changed as the active adapter changes it. Merge into a copy."""
     if isinstance(layer, PromptLayer):
         return layer.base_layer
     layer = copy.deepcopy(layer)

@@ -1,4 +1,4 @@
-"""Files of a head on cached features: its tensors, with settings, class names and template in the header; a card."""
+"""Files of a head on cached features: a card, and the tensors with settings, names and template in the header."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class HeadFile:
 
     Attributes:
         head: the method with its settings.
-        state: what it learned.
+        state: tensors that the head learned.
         classes: names of the classes.
         template: text around a class name.
         probe: features (3, d) of a fixed image and of the first two names, by the model that the head belongs to.
@@ -74,7 +74,7 @@ class HeadFile:
         """Refuse a model, given by its probe, with other features than the model that the head was fitted on.
 
         Raises:
-            ValueError: another width, or features that differ by more than precision explains.
+            ValueError: the features have another width, or differ by more than rounding explains.
         """
         mend = "pass the model that it was fitted on as base_model, with its adapter if it had one, and its processor"
         if probe.shape != self.probe.shape:
@@ -89,7 +89,7 @@ class HeadFile:
 
 
 def fixed_image() -> Image.Image:
-    """Return the image of a probe, coloured noise, the same for ever."""
+    """Return the image of a probe: coloured noise that never changes."""
     numbers = np.random.RandomState(0).randint(0, 256, (8, 8, 3)).astype(np.uint8)  # a frozen generator
     return Image.fromarray(numbers).resize((64, 64), Image.Resampling.NEAREST)
 
@@ -120,10 +120,10 @@ def write_head(folder: Path, file: HeadFile, model: nn.Module) -> None:
 
 
 def read_head(folder: Path, repo_id: str | Path) -> tuple[HeadFile, str]:
-    """Read a head's file, and the name of its base model, "" if it is not known.
+    """Read the file of a head; return its content and the name of its base model, "" if it is not known.
 
     Raises:
-        ValueError: the file is damaged, or of another library.
+        ValueError: the file is damaged, or was not written by this package.
     """
     try:
         read_shapes(folder / HEAD)  # refuses unsupported dtypes before any number is read
@@ -133,7 +133,7 @@ def read_head(folder: Path, repo_id: str | Path) -> tuple[HeadFile, str]:
         if not isinstance(told, dict) or told.keys() != _KEYS:
             raise ValueError("its header does not describe a head of peft_ncgeo")
         if told["head"] not in HEADS:
-            raise ValueError(f"it holds a head {short_repr(told['head'])}, which is none of {', '.join(HEADS)}")
+            raise ValueError(f"it holds a head {short_repr(told['head'])}, which is not one of {', '.join(HEADS)}")
         classes, name = told["classes"], told["base_model"]
         known = isinstance(classes, list) and all(isinstance(one, str) for one in classes)
         if not known or len(set(classes)) < max(2, len(classes)):
@@ -153,7 +153,7 @@ def read_head(folder: Path, repo_id: str | Path) -> tuple[HeadFile, str]:
 
 
 def load_named_base(file: HeadFile, known: str, name: str | None, repo_id: str | Path, token: str | None) -> nn.Module:
-    """Load a base model by the name that is given, else by the known one.
+    """Load a base model by the name `name`, else by the name `known`.
 
     Raises:
         OSError: it cannot be loaded.

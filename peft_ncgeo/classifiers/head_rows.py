@@ -28,7 +28,7 @@ def text_rows(model: nn.Module, class_names: Sequence[str], processor: Any, temp
 def before_projection(model: Any, rows: Tensor) -> Tensor:
     """Return rows (K, d) for features v before a dual encoder's projection P (d, e), from rows (K, e) for P' v.
 
-    `(P w) . v` is `w . (P' v)`, so a linear head gives the same logits; the angles to v are other ones.
+    `(P w) . v` is `w . (P' v)`, so a linear head gives the same logits; cosines with v are different.
 
     Raises:
         ValueError: the projection is not one linear layer without bias.
@@ -39,7 +39,7 @@ def before_projection(model: Any, rows: Tensor) -> Tensor:
     if not isinstance(projection, nn.Linear) or projection.bias is not None:
         raise ValueError(
             f"{type(model).__name__} projects its feature by more than one linear layer, so class texts have no place "
-            "before it; leave projected=False out, or start the head from another init."
+            "before it; leave out projected=False, or use another init."
         )
     return rows @ projection.weight.to(rows.dtype)
 
@@ -53,7 +53,7 @@ def mean_rows(
         model: image classifier; features are the input of its head.
 
     Raises:
-        ValueError: a class without images, or features that are not finite.
+        ValueError: a class has no images, or features are not finite.
     """
     collected = SetEncoder(model, processor, image_column, label_column, batch_size, None).collect(dataset, keep=False)
     means, names = collected.means, collected.names or []

@@ -25,7 +25,7 @@ _Classifier = TypeVar("_Classifier", bound="ImageClassifier")
 
 
 class ImageClassifier(ImageClassifierModel):
-    """[`~peft_ncgeo.models.image_classifier.ImageClassifierModel`] that can be made of any image tower."""
+    """[`~peft_ncgeo.models.image_classifier.ImageClassifierModel`] that can be made from any image tower."""
 
     @classmethod
     def from_backbone(
@@ -45,7 +45,7 @@ class ImageClassifier(ImageClassifierModel):
         batch_size: int = 64,
         teacher: nn.Module | None = None,
     ) -> _Classifier:
-        r"""Make an image classifier of a model's image tower, with a new head `classifier`.
+        r"""Make an image classifier from a model's image tower, with a new head `classifier`.
 
         The feature f of an image is the one that the model itself pools: of a dual encoder such as CLIP or SigLIP,
         its image feature; of a backbone, the feature of [`~peft_ncgeo.models.towers.find_pooling`]. It is not the
@@ -53,11 +53,12 @@ class ImageClassifier(ImageClassifierModel):
 
         .. math:: z_k = w_k \cdot f + b_k \quad \text{(linear)}, \qquad z_k = s \cos(f, w_k) \quad \text{(cosine)}
 
-        The head starts at, with the unit text features `t_k` and CLIP's logit scale `e^l`, or the class means `m_k`:
+        The head starts as follows; `t_k` are text features of length 1, `e^l` is CLIP's logit scale, `m_k` are class
+        means:
 
         | init | linear | cosine |
         |---|---|---|
-        | random | `w` normal with deviation 0.02, `b = 0` | `w` normal with deviation 0.02 |
+        | random | `w` normal with standard deviation 0.02, `b = 0` | `w` normal with standard deviation 0.02 |
         | texts | `w_k = e^l t_k`, `b = 0` | `w_k = t_k` |
         | means | `w_k = m_k`, `b_k = -|m_k|^2 / 2` | `w_k = m_k / |m_k|` |
 
@@ -66,41 +67,42 @@ class ImageClassifier(ImageClassifierModel):
         logits that it would give after the projection.
 
         From texts, a cosine head with `scale` `e^l` after the projection gives zero-shot's logits, `e^l cos(f, t_k)`.
-        A linear head gives these times the length of f: the same order of classes, but sharper probabilities where
-        features are longer than 1, from which training has a harder start: prefer the cosine head. From means, a
-        linear head chooses the class with the nearest mean, since `z_k` is `-|f - m_k|^2 / 2` up to a term that all
-        classes share.
+        A linear head gives these times the length of f: the order of classes is the same, but probabilities are
+            sharper if features are longer than 1, and training is harder to start: prefer the cosine head. From means,
+            a linear head chooses the class with the nearest mean, since `z_k` is `-|f - m_k|^2 / 2` up to a term that
+            all classes share.
 
-        With a `teacher`, the texts are those of another dual encoder, larger for instance, and a `projector` at
-        random (linear, batch norm, ReLU, linear) maps f into their space: PromptKD's student. Train it under an
-        adapter with `modules_to_save=["projector"]`.
+        With a `teacher`, the text features are those of another dual encoder, for instance a larger one, and a random
+        `projector` (linear, batch norm, ReLU, linear) maps f into their space: this is PromptKD's student. Train it
+        under an adapter with `modules_to_save=["projector"]`.
 
-        The tower shares its weights with `model`: training all of them changes both. Save the classifier and its
+        The tower shares its weights with `model`: if you train all weights, both change. Save the classifier and its
         image processor into one folder for `pipeline("image-classification")`, and load it from there before you put
         an adapter on it, so that the adapter names its base.
 
         Args:
             model: a dual encoder, its image part, or a backbone without a head; without adapters.
             class_names: K names of the outputs, written into the config. Default for means: the data set's.
-            num_labels: K, if there are no names.
+            num_labels: K, if you have no names.
             head: "linear" or "cosine".
             init: "random", "texts" or "means".
             processor: for texts, the processor of the model that reads them, with its tokenizer; for means, the
                 model's image processor.
             template: text around a class name, for texts. Default: the adapter's own, else "a photo of a {}.".
             scale: s, of a cosine head. Default: 25, as in LIFT; with a teacher, its own `e^l`.
-            projected: False: the feature of a dual encoder before its projection. A model without one ignores it.
+            projected: False: take the feature of a dual encoder before its projection. A model without a projection
+                ignores this.
             dataset: labelled images, for means.
             image_column, label_column: of the data set.
-            batch_size: images a pass, for means.
+            batch_size: images per pass, for means.
             teacher: dual encoder, with or without adapters, whose texts a cosine head starts from.
 
         Returns:
             The classifier in evaluation mode, in the model's dtype and on its device.
 
         Raises:
-            TypeError, ValueError, NotImplementedError: an argument that does not fit, or a model whose pooled feature
-                is not known.
+            TypeError, ValueError, NotImplementedError: an argument does not fit, or the model's pooled feature is not
+                known.
 
         References: J.-X. Shi, T. Wei, Z. Zhou, J.-J. Shao, X.-Y. Han, Y.-F. Li, Long-Tail Learning with Foundation
         Model: Heavy Fine-Tuning Hurts (LIFT), arXiv 2309.10019, for the cosine head that starts from class texts;
@@ -125,7 +127,7 @@ class ImageClassifier(ImageClassifierModel):
         projected = check_bool("projected", projected)
         batch_size = check_int("batch_size", batch_size, least=1)
         if (dataset is not None) != (init == "means"):
-            raise ValueError("init='means' needs a labelled dataset, and no other init reads one.")
+            raise ValueError("init='means' needs dataset, a labelled image set, and no other init reads one.")
         if init != "random" and processor is None:
             raise ValueError(f"init={init!r} needs the model's processor; pass processor.")
         names = None if class_names is None else _check_class_names(class_names)
@@ -173,7 +175,7 @@ def _check_class_names(class_names: Sequence[str]) -> list[str]:
 
 
 def _labels(names: list[str] | None, num_labels: int | None) -> dict[str, Any]:
-    """Return the fields of a config that name its outputs, or count them."""
+    """Return the config fields with the names of the outputs, or with their number."""
     if names is None and num_labels is None:
         raise ValueError("The classes are not known; pass class_names or num_labels.")
     count = len(names or ()) if num_labels is None else check_int("num_labels", num_labels)

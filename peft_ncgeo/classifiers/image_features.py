@@ -23,7 +23,7 @@ from ..validation import OF_THE_MACHINE, check_int, one_line, short_repr
 
 
 class ImageFeatures(nn.Module):
-    """Backbone as a function of pixels alone: (B, C, H, W) to pooled features (B, d), in float32 or wider.
+    """Backbone as a function from pixels (B, C, H, W) to pooled features (B, d), in float32 or wider.
 
     See [`~peft_ncgeo.models.towers.find_pooling`] for the place where features are read. The heads of a
     [`~peft_ncgeo.CoPAConfig`] are left out; every other adapter is applied.
@@ -47,10 +47,10 @@ class ImageFeatures(nn.Module):
 
         Args:
             modules: module path in the model without PEFT's wrapper -> the module to use there in this pass.
-            others: what the model's image processor returns beside the pixels.
+            others: tensors that the model's image processor returns in addition to the pixels.
 
         Raises:
-            ValueError: an input is missing, or the model cannot process pixels of this shape.
+            ValueError: an input is missing, or the model does not accept pixels of this shape.
         """
         model, path = unwrap(self.model), self.pooling.path
         check_image_inputs(model, others)
@@ -80,13 +80,13 @@ class ImageFeatures(nn.Module):
             ) from error
 
     def inputs(self, images: Any, first: int = 0) -> dict[str, Tensor]:
-        """Return `pixel_values` (N, C, H, W), and what the model needs beside them, of images or of pixels.
+        """Return `pixel_values` (N, C, H, W) of images or pixels, and the other tensors that the model needs.
 
         Args:
-            first: number of the first image, which errors use.
+            first: number of the first image, for error messages.
 
         Raises:
-            TypeError, ValueError: an input of another kind, or images without a known processor.
+            TypeError, ValueError: an input is of another kind, or no processor for images is known.
         """
         images = self.listed(images)
         if isinstance(images, Tensor):
@@ -95,10 +95,10 @@ class ImageFeatures(nn.Module):
         return image_inputs(self.image_processor()(images=rgb, return_tensors="pt"))
 
     def listed(self, images: Any) -> list[Any] | Tensor:
-        """Return one image or several as a list, without opening any, and pixels (N, C, H, W) unchanged.
+        """Return one or several images as a list, without opening them; return pixels (N, C, H, W) unchanged.
 
         Raises:
-            TypeError, ValueError: an input of another kind, or an empty one.
+            TypeError, ValueError: an input is of another kind, or empty.
         """
         if isinstance(images, Tensor):
             check_pixels(images)
@@ -110,7 +110,7 @@ class ImageFeatures(nn.Module):
 
     @torch.no_grad()
     def embed(self, images: Any, batch_size: int = 64, modules: Mapping[str, nn.Module] | None = None) -> Tensor:
-        """Return features (N, d) of images that [`inputs`] takes, batch by batch, with the model in evaluation mode.
+        """Return features (N, d) of the images or pixels, batch by batch, with the model in evaluation mode.
 
         Args:
             modules: see [`forward`].
@@ -124,7 +124,7 @@ class ImageFeatures(nn.Module):
             return torch.cat([self(**batch, modules=modules) for batch in batches])
 
     def embed_with_gradient(self, inputs: Mapping[str, Tensor], batch_size: int = 64) -> Tensor:
-        """Return features with gradients, and keep the activations of one batch at a time; others are recomputed."""
+        """Return features with gradients; keep the activations of one batch at a time and recompute the others."""
         if len(inputs["pixel_values"]) <= batch_size:
             return self(**inputs)
         parts = zip(*(value.split(batch_size) for value in inputs.values()), strict=True)
@@ -132,7 +132,7 @@ class ImageFeatures(nn.Module):
         return torch.cat([checkpoint(self, use_reentrant=False, **batch) for batch in batches])
 
     def image_processor(self) -> Any:
-        """Return the image processor; look for it with the base model if none was given.
+        """Return the image processor; if none was given, load it from the base model's name or path.
 
         Raises:
             ValueError: none is found.
@@ -145,7 +145,9 @@ class ImageFeatures(nn.Module):
 
 
 class ProjectedFeatures(ImageFeatures):
-    """Dual encoder as a function of pixels alone: (B, C, H, W) to raw features (B, d), as texts are compared with.
+    """Dual encoder as a function from pixels (B, C, H, W) to the features (B, d) that are compared with texts.
+
+    Features are not normalized.
 
     Every adapter is applied. Arguments are those of [`ImageFeatures`].
     """
@@ -159,13 +161,13 @@ class ProjectedFeatures(ImageFeatures):
     def forward(
         self, pixel_values: Tensor, modules: Mapping[str, nn.Module] | None = None, **others: Tensor
     ) -> Tensor:
-        """Return the features of pixels; see [`ImageFeatures.forward`], but no module is replaced."""
+        """Return the features of pixels; see [`ImageFeatures.forward`]. `modules` are not replaced."""
         features: Tensor = self._pass(partial(encode_images, self.model), pixel_values, others)
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def check_pixels(pixels: Tensor) -> None:
-    """Raise a ValueError for a tensor that is not what an image processor gives."""
+    """Raise a ValueError if a tensor does not look like the output of an image processor."""
     if pixels.dim() != 4 or not pixels.is_floating_point():
         raise ValueError(
             "Pixels must be floating-point numbers (N, C, H, W) as an image processor gives them, got "
@@ -174,7 +176,7 @@ def check_pixels(pixels: Tensor) -> None:
 
 
 def check_rows(rows: Tensor, what: str, names: Sequence[Any]) -> None:
-    """Raise if a row (N, d) is not finite, naming the first; argmax would choose class 0 for it."""
+    """Raise an error that names the first row (of N, d) that is not finite; argmax would choose class 0 for it."""
     wrong = (~rows.isfinite().all(-1)).nonzero()
     if len(wrong):
         raise ValueError(

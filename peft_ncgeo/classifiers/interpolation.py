@@ -29,9 +29,9 @@ class Interpolation:
     """Result of [`interpolate`].
 
     Attributes:
-        fraction: of the way from the frozen to the tuned model.
+        fraction: position on the way from the frozen model (0) to the tuned one (1).
         adapter_name: the adapter that was changed.
-        basis: words on how a sweep chose the fraction, with the number of validation images a class; else empty.
+        basis: text on how a sweep chose the fraction, with the number of validation images per class; else empty.
     """
 
     fraction: float
@@ -59,21 +59,21 @@ class Interpolation:
 def interpolate(model: nn.Module, fraction: float | Sweep, adapter_name: str | None = None) -> Interpolation:
     r"""Move a tuned model back towards the frozen one (WiSE-FT): `theta(a) = (1 - a) theta_0 + a theta_1`.
 
-    LoRA is scaled, `W + a s B A`, by its matrices B. Layer norms of PEFT's `LNTuningConfig` and modules in
+    LoRA becomes `W + a s B A`: its matrices B are scaled by a. Layer norms of PEFT's `LNTuningConfig` and modules in
     `modules_to_save`, such as a head, are mixed with the base model's own, tensor by tensor: the base model's head
-    must have a meaning, for instance that of [`~peft_ncgeo.ImageClassifier.from_backbone`] with `init="texts"`. The
-    adapter is changed in place, so that it is saved, merged and exported as it is. Only rounding is lost.
+    must be meaningful, for instance the one of [`~peft_ncgeo.ImageClassifier.from_backbone`] with `init="texts"`.
+    The adapter is changed in place, so that you can save, merge and export it as usual. Only rounding is lost.
 
     Args:
         model: a `PeftModel`.
         fraction: a, 0 (the frozen model) to 1 (no change); the paper recommends 0.5. A second call starts from the
-            result of the first. The result of [`sweep_interpolation`] chooses it.
-        adapter_name: Default: the active adapter.
+            result of the first. The result of [`sweep_interpolation`] is accepted too: it chooses a.
+        adapter_name: the adapter to change. Default: the active adapter.
 
     Raises:
-        TypeError: the model is no `PeftModel`.
-        ValueError: a fraction out of range; an unknown adapter; an adapter that is merged, that took weights out of
-            the base model, or of a kind that has no such mixture: prompts have no frozen value.
+        TypeError: the model is not a `PeftModel`.
+        ValueError: the fraction is out of range, or the adapter is unknown, is merged, took weights out of the base
+            model, or is of a kind that cannot be mixed: prompts, for instance, have no frozen value.
 
     Reference: M. Wortsman et al., CVPR 2022, arXiv 2109.01903.
 
@@ -116,22 +116,22 @@ def sweep_interpolation(
     template: str | None = None,
     metric: str = "balanced_accuracy",
 ) -> Sweep:
-    """Return the accuracy that [`interpolate`] would give for each fraction; the model is as before afterwards.
+    """Return the accuracy that [`interpolate`] would give for each fraction; the model does not change.
 
     Every image is encoded once for each fraction.
 
     Args:
         validation: labelled images to measure accuracies on; not the training images, which the tuned model fits
             already.
-        fractions: each 0 to 1.
+        fractions: numbers from 0 to 1.
         model, adapter_name: see [`interpolate`].
         processing_class, image_column, label_column, batch_size, template: see
             [`~peft_ncgeo.training.align_classifier`].
-        metric: "balanced_accuracy" or "accuracy", by which the best fraction is chosen.
+        metric: measure that chooses the best fraction: "balanced_accuracy" or "accuracy".
 
     Returns:
-        A list of one row for each fraction: `fraction`, `accuracy`, `balanced_accuracy`. Its `best` is the chosen row,
-        and `class_counts` says on how many images of each class.
+        A list of one row for each fraction: `fraction`, `accuracy`, `balanced_accuracy`. Its `best` is the chosen row;
+        `class_counts` are the numbers of validation images of each class.
 
     Warns: if a class has fewer than 5 validation images.
     """
@@ -154,7 +154,7 @@ def _find_adapter(model: PeftModel, name: str | None) -> str:
     if name is None:
         active = list(model.active_adapters)
         if len(active) > 1:
-            raise ValueError(f"Several adapters are active, {active}; name the one to interpolate by adapter_name.")
+            raise ValueError(f"Several adapters are active, {active}; choose one with adapter_name.")
         name = active[0]
     if name not in model.peft_config:
         raise ValueError(f"There is no adapter {name!r}; the model has {', '.join(model.peft_config)}.")
@@ -166,7 +166,7 @@ def _find_adapter(model: PeftModel, name: str | None) -> str:
 
 
 def _pairs(model: PeftModel, adapter: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each tensor that an adapter changes a model by, with the value that leaves the model as it was."""
+    """Yield each tensor by which an adapter changes a model, with the value at which it changes nothing."""
     for layer in adapter_layers(model):
         if isinstance(layer, BaseTunerLayer) and adapter in layer.merged_adapters:
             raise ValueError(f"The adapter {adapter!r} is merged; call unmerge_adapter() first.")

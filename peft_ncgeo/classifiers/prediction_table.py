@@ -20,8 +20,8 @@ class PredictionTable:
     """Rows of images with their k most probable names.
 
     Args:
-        names: K names that the numbers of predictions mean.
-        k: predictions of an image.
+        names: K names, to which the indices of predictions point.
+        k: number of predictions for an image.
         labelled: True if samples have labels.
     """
 
@@ -32,7 +32,7 @@ class PredictionTable:
         self._found: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, batch: ImageBatch, found: tuple[Tensor, Tensor, Tensor] | None) -> None:
-        """Add a batch with the values (B, k), numbers and probabilities of its B images that could be read."""
+        """Add a batch, with the values, indices and probabilities (B, k) for its B images that could be read."""
         self._samples += batch.samples
         self._found += [] if found is None else [found]
 
@@ -67,5 +67,5 @@ class PredictionTable:
 
 
 def _objects(values: Any) -> Any:
-    """Return a column that keeps values as they are; pandas would make numbers and None floats."""
+    """Return a column that keeps values as they are; pandas would turn integers with None among them into floats."""
     return pd.Series(values, dtype=object)

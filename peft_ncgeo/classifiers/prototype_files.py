@@ -30,7 +30,7 @@ def write_prototypes(folder: Path, prototypes: Tensor, classes: Sequence[Any]) -
 def read_prototypes(folder: Path, repo_id: str | Path) -> tuple[Tensor, list[Any]]:
     """Read the prototypes (K, d) saved beside an adapter, and the names of their classes."""
     if not (folder / PROTOTYPES).is_file():
-        raise ValueError(f"{repo_id} has no {PROTOTYPES}; write it with FewShotClassifier.save_pretrained.")
+        raise ValueError(f"{repo_id} has no {PROTOTYPES}; FewShotClassifier.save_pretrained writes one.")
     digest = weights_digest(folder)
     try:
         read_shapes(folder / PROTOTYPES)  # refuses unsupported dtypes before any number is read

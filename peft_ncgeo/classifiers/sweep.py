@@ -1,4 +1,4 @@
-"""Results of a sweep over fractions, and the fraction that validation images choose."""
+"""Results of a sweep over fractions, and the best fraction on validation images."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Sweep(list[dict[str, float]]):
     """Rows of a sweep, one for each fraction, and the best of them.
 
     Attributes:
-        metric: "balanced_accuracy" or "accuracy", by which `best` is chosen.
-        class_counts: (K,), validation images of each class.
+        metric: measure that chooses `best`: "balanced_accuracy" or "accuracy".
+        class_counts: (K,), number of validation images of each class.
 
     Warns: if a class has fewer than 5 validation images.
     """
@@ -48,7 +48,7 @@ class Sweep(list[dict[str, float]]):
 
     @property
     def best(self) -> dict[str, float]:
-        """Row with the highest `metric`; of equal ones the one with the smallest fraction."""
+        """Row with the highest `metric`; among equal rows, the one with the smallest fraction."""
         return max(self, key=lambda row: (row[self.metric], -row["fraction"]))
 
     @property
@@ -58,7 +58,7 @@ class Sweep(list[dict[str, float]]):
 
     @property
     def basis(self) -> str:
-        """Words on how `fraction` was chosen: the metric, and the validation images of a class."""
+        """Text on how `fraction` was chosen: the metric, and the number of validation images per class."""
         low, high = min(self.class_counts), max(self.class_counts)
         images = f"{low}" if low == high else f"{low} to {high}"
         return f"chosen by {self.metric.replace('_', ' ')} on {images} validation images a class"
@@ -68,17 +68,17 @@ class Sweep(list[dict[str, float]]):
 
 
 def check_metric(metric: Any) -> str:
-    """Return the metric; raise a ValueError for one by which a sweep cannot choose."""
+    """Return the metric; raise a ValueError if a sweep cannot choose by it."""
     if metric not in METRICS:
         raise ValueError(f"metric={short_repr(metric)} must be one of {', '.join(map(repr, METRICS))}.")
     return str(metric)
 
 
 def read_fraction(fraction: float | Sweep) -> tuple[float, str]:
-    """Return a fraction, and words on how a sweep chose it; empty for a number.
+    """Return a fraction, and text on how a sweep chose it (empty if a number was given).
 
     Raises:
-        ValueError: it is not 0 to 1, or the sweep has no rows.
+        ValueError: the fraction is not in 0..1, or the sweep has no rows.
     """
     if not isinstance(fraction, Sweep):
         return check_fractions([fraction])[0], ""
@@ -88,7 +88,7 @@ def read_fraction(fraction: float | Sweep) -> tuple[float, str]:
 
 
 def check_fractions(fractions: Any) -> list[float]:
-    """Return fractions as a list; raise a ValueError for one that is not 0 to 1."""
+    """Return fractions as a list; raise a ValueError if one is not in 0..1."""
     fractions = list(fractions)
     for fraction in fractions:
         if not 0 <= fraction <= 1:

@@ -61,7 +61,7 @@ class TextFeatureCache:
             return self.get(names, model, settings, encode)
 
     def _make_room(self, kept: tuple[str, ...]) -> None:
-        """Drop the least recently used lists, but never `kept`, until there is room for what is held."""
+        """Drop the least recently used lists, but never `kept`, until the rest is small enough."""
         sizes = {names: _nbytes(future) for names, future in self._lists.items()}
         held = sum(sizes.values())
         for names in list(self._lists):

@@ -29,7 +29,7 @@ from .image_classifier import ImageClassifier  # noqa: F401  tells the auto clas
 
 
 class TrainedClassifier(ClosedSetClassifier):
-    """Classifier of images by the classes of a model's own head: an image classification model, tuned or not.
+    """Classifier of images by the classes of a model's own head: a tuned or untuned image classification model.
 
     Args:
         model: a `...ForImageClassification` model, an [`~peft_ncgeo.ImageClassifier`], an exported classifier, or a
@@ -73,12 +73,12 @@ class TrainedClassifier(ClosedSetClassifier):
         """Load an adapter, an exported classifier or a whole model, from a folder or a repository of the Hub.
 
         Args:
-            base_model: of an adapter, see [`~peft_ncgeo.hub.load_adapter`].
+            base_model: base model of an adapter, see [`~peft_ncgeo.hub.load_adapter`].
             processor: the image processor. Default: the one beside the files, else the base model's.
             revision, token: for the Hub.
 
         Raises:
-            OSError, ValueError: as [`~peft_ncgeo.hub.load_adapter`]; or the files hold no trained head.
+            OSError, ValueError: as in [`~peft_ncgeo.hub.load_adapter`]; or the files hold no trained head.
         """
         folder = fetch_files(repo_id, revision, token)
         with unchanged_on_error(base_model):
@@ -95,7 +95,7 @@ class TrainedClassifier(ClosedSetClassifier):
 
     def _scorer(self, class_names: Sequence[str] | None) -> Scorer:
         if class_names is not None:
-            raise ValueError("The model's head has the classes of its training alone; leave out class_names.")
+            raise ValueError("The model's head has only the classes of its training; leave out class_names.")
         names = self.class_names or range(count_outputs(self.model))
         return Scorer(names, self._logits, multi_label=is_multi_label(self.model))
 
@@ -105,7 +105,7 @@ class TrainedClassifier(ClosedSetClassifier):
         """Return the names of all classes in each image, none to K, the most probable first.
 
         Args:
-            threshold: a class is there from this probability on, of [`predict_proba`].
+            threshold: smallest probability of [`predict_proba`] at which a class counts as present.
 
         Raises:
             ValueError: the model was trained on images with one label each.
@@ -135,7 +135,7 @@ def _load_model(repo_id: str | Path, base_model: Any, revision: str | None, toke
     """Return a whole model with its head.
 
     Raises:
-        OSError, ValueError: there is none, or its files lack weights.
+        OSError, ValueError: there is no such model, or its files lack weights.
     """
     if base_model is not None:
         raise ValueError(f"{repo_id} holds no adapter ({CONFIG_NAME}); leave out base_model, or name an adapter.")

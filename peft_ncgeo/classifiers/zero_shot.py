@@ -36,11 +36,11 @@ _CHUNK = 256  # texts in a pass, whose activations are held
 
 @dataclass(frozen=True, kw_only=True)
 class _TextScorer(Scorer):
-    """Scorer of many names by their text features (K, d), which holds no matrix of images and names for the best.
+    """Scorer of many names by their text features (K, d); it finds the best names without a matrix (B, K).
 
     Attributes:
         features: function that returns the features (B, d) of each test view of images.
-        logits: function of these and of text features (n, d) that returns logits (B, n).
+        logits: function from these features and text features (n, d) to logits (B, n).
     """
 
     features: Callable[[Views], list[Tensor]]
@@ -60,8 +60,8 @@ class ZeroShotClassifier(Classifier):
         model: a dual encoder such as `CLIPModel` or `SiglipModel`, or a `PeftModel` around one.
         processor: its processor, such as `CLIPProcessor`.
         template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
-        class_texts: texts of some classes, such as descriptions, in place of the template: a dict of name and list,
-            see [`~peft_ncgeo.GeometryTrainer`]. Default: those that the adapter was trained with.
+        class_texts: texts of some classes, such as descriptions, in place of the template: a dict from a name to a
+            list, see [`~peft_ncgeo.GeometryTrainer`]. Default: the texts that the adapter was trained with.
 
     Text features of the last 64 lists of names (at most 512 MiB) are kept until an adapter's weights or the active
     adapter change. Several threads may use one classifier, but not while the model is trained or its adapters are
@@ -124,12 +124,12 @@ class ZeroShotClassifier(Classifier):
 
     @property
     def template(self) -> str:
-        """Text around a class name that is used now."""
+        """Text around a class name, as it is used now."""
         return self._template or active_text_setting(self.model).template or DEFAULT_TEMPLATE
 
     @property
     def class_texts(self) -> dict[str, tuple[str, ...]]:
-        """Texts of classes that are used now in place of the template, by name."""
+        """Texts that are used now in place of the template, by class name."""
         return dict(active_text_setting(self.model).class_texts if self._class_texts is None else self._class_texts)
 
     @property
@@ -152,22 +152,22 @@ class ZeroShotClassifier(Classifier):
     ) -> Tensor:
         """Return class probabilities, `softmax_k(exp(logit_scale) * cos(f_i, g_k))`: (N, K) float32 on the CPU.
 
-        Those of an adapter that was trained with [`~peft_ncgeo.losses.MultiLabelLoss`] are of each class alone.
+        An adapter that was trained with [`~peft_ncgeo.losses.MultiLabelLoss`] gives each class a sigmoid of its own.
 
         Args:
             images: paths, PIL images or uint8 arrays (H, W, 3) or (H, W): one, a list, or a generator.
             class_names: K names. Default: those of the classes that the adapter was trained on.
-            activation: "softmax": one of the classes is right, for every model. "sigmoid": each class alone is right
-                or wrong, `sigmoid(exp(logit_scale) * cos(f_i, g_k) + logit_bias)`, as SigLIP and multi-label adapters
-                were trained, and as Transformers' pipeline shows SigLIP's scores. Default: "sigmoid" for a multi-label
-                adapter, else "softmax".
-            num_test_views: 1, or 5: the logits are the mean over corners and centre of an image, see
-                [`~peft_ncgeo.GeometryTrainingArguments`].
+            activation: "softmax": exactly one of the classes is right; works for every model. "sigmoid": each class
+                alone is right or wrong, `sigmoid(exp(logit_scale) * cos(f_i, g_k) + logit_bias)`, as SigLIP and
+                multi-label adapters were trained, and as Transformers' pipeline shows SigLIP's scores. Default:
+                "sigmoid" for a multi-label adapter, else "softmax".
+            num_test_views: 1, or 5: the logits are the mean over five crops, the corners and the centre of an image,
+                see [`~peft_ncgeo.GeometryTrainingArguments`].
 
         Raises:
-            TypeError, ValueError: fewer than two names, or names that [`class_prompts`] refuses; an input that is not
-                an image or cannot be read, named by its number and path; features or a `logit_scale` that are not
-                finite.
+            TypeError, ValueError: there are fewer than two names, or [`class_prompts`] refuses them; an input is not
+                an image or cannot be read (the message gives its number and path); or features or `logit_scale` are
+                not finite.
         """
         if activation not in (None, "softmax", "sigmoid"):
             raise ValueError(f"activation={activation!r} must be 'softmax' or 'sigmoid'.")
@@ -175,8 +175,8 @@ class ZeroShotClassifier(Classifier):
             activation = "sigmoid" if self._is_multi_label else "softmax"
         if activation == "sigmoid" and logit_bias(self.model) is None:
             raise ValueError(
-                f"{type(unwrap(self.model)).__name__} has no logit_bias, so its scores are no probabilities of single "
-                "classes; use activation='softmax' (predict names one class), or train an adapter with MultiLabelLoss."
+                f"{type(unwrap(self.model)).__name__} has no logit_bias, so its scores are not probabilities of "
+                "single classes; use activation='softmax' (predict names one class), or train with MultiLabelLoss."
             )
         logits = self._scores(*self._asked(images, class_names, batch_size, num_test_views))
         return (logits.sigmoid() if activation == "sigmoid" else logits.softmax(dim=-1)).cpu()
@@ -191,10 +191,10 @@ class ZeroShotClassifier(Classifier):
     ) -> list[list[tuple[str, float]]]:
         """Return the k most probable names of each image with their probabilities, the most probable first.
 
-        They are those of [`predict_proba`] over all K names, but no matrix (N, K) is held.
+        The probabilities are those of [`predict_proba`] over all K names, but no matrix (N, K) is kept in memory.
 
         Args:
-            k: names for each image; all K if there are fewer.
+            k: number of names for each image; all K if there are fewer.
             images, class_names, batch_size, num_test_views: see [`predict_proba`].
 
         Raises:
@@ -209,7 +209,7 @@ class ZeroShotClassifier(Classifier):
         batch_size: int = 64,
         num_test_views: int = 1,
     ) -> list[str]:
-        """Return the most probable name for each image; see [`predict_proba`]. No matrix (N, K) is held."""
+        """Return the most probable name for each image; see [`predict_proba`]. No matrix (N, K) is kept in memory."""
         return self._predict(*self._asked(images, class_names, batch_size, num_test_views))
 
     def _asked(
@@ -234,7 +234,7 @@ class ZeroShotClassifier(Classifier):
         return self.processor.image_processor
 
     def _features(self, views: Views) -> list[Tensor]:
-        """Return the raw features (B, d) of each view."""
+        """Return the unnormalized features (B, d) of each view."""
         with one_at_a_time(self.model):
             return [encode_images(self.model, **image_inputs(view, self._device)) for view in views]
 
@@ -254,11 +254,12 @@ class ZeroShotClassifier(Classifier):
         """Return the names of all classes in each image, none to K, the most probable first.
 
         Args:
-            threshold: a class is there from this probability on, of [`predict_proba`] with `activation="sigmoid"`.
+            threshold: smallest probability of [`predict_proba`] with `activation="sigmoid"` at which a class counts
+                as present.
 
         Raises:
-            ValueError: the model's scores are no probabilities of single classes: it is neither SigLIP nor tuned with
-                [`~peft_ncgeo.losses.MultiLabelLoss`]; or as [`predict_proba`] does.
+            ValueError: the model's scores are not probabilities of single classes, as it is neither SigLIP nor tuned
+                with [`~peft_ncgeo.losses.MultiLabelLoss`]; or as in [`predict_proba`].
         """
         names, threshold = self._names(class_names), check_threshold(threshold)
         return names_above(self.predict_proba(images, names, batch_size, "sigmoid", num_test_views), names, threshold)
@@ -270,12 +271,13 @@ class ZeroShotClassifier(Classifier):
 
     @torch.no_grad()
     def text_features(self, class_names: Sequence[str]) -> Tensor:
-        """Return raw text features (K, d) of the names in the template, computed once for each list of names.
+        """Return unnormalized text features (K, d) of the names in the template, computed once for each list of names.
 
-        Names are encoded 256 at a time, with a progress bar for many. Texts of a chunk share rows, so features depend
-        on the other names of the list, to rounding.
+        Names are encoded 256 at a time, with a progress bar for long lists. Texts of a chunk are packed into shared
+        rows, so the other names of the list change features by rounding.
 
-        Classes for which the active adapter has trained rows, see [`~peft_ncgeo.training.train_stages`], have these.
+        If the active adapter has trained rows for some classes, see [`~peft_ncgeo.training.train_stages`], these rows
+        are returned for them.
         """
         names = tuple(list_names(class_names))
         if len(names) < 2:

@@ -1,6 +1,6 @@
 """Command line: `peft-ncgeo`, or `python -m peft_ncgeo.cli`.
 
-One file a command says what it takes; what it does is in `run`, which is imported when the command is given.
+Each command has one file here with its options. Its work is in `run`, which is imported when the command is given.
 """
 
 from .app import app, main

@@ -1,4 +1,4 @@
-"""The commands under one name."""
+"""The command-line app with all commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .train import train
 app = typer.Typer(
     name="peft-ncgeo",
     cls=OneLineErrors,
-    help="Tune CLIP and other image models with few parameters, and use what was tuned. `COMMAND --help` says more.",
+    help="Tune CLIP and other image models with few parameters, and use the tuned models. `COMMAND --help` says more.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -37,7 +37,7 @@ app.command()(demo)
 
 
 def main() -> None:
-    """Run the command line, with warnings as plain lines; those to developers of libraries are left out."""
+    """Run the command line; print warnings as plain lines and leave out those for developers of libraries."""
     warnings.showwarning = _show
     app()
 

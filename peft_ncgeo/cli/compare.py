@@ -27,7 +27,8 @@ def compare(
     all_classes: Annotated[
         bool,
         typer.Option(
-            "--all_classes", help="Train and test on all names. Else half of them are only named at test time."
+            "--all_classes",
+            help="Train and test on all names. Without it, train on half of them; the other half is new at test time.",
         ),
     ] = False,
     shots: Annotated[
@@ -39,19 +40,22 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    seeds: Annotated[str, typer.Option("--seeds", help="One training of each recipe a seed.")] = "1,2,3",
+    seeds: Annotated[
+        str, typer.Option("--seeds", help="Seeds with commas between them; each recipe is trained once for each seed.")
+    ] = "1,2,3",
     output_dir: Annotated[
-        Path, typer.Option("--output_dir", help="Folder for cells and tables; a stopped run goes on there.")
+        Path, typer.Option("--output_dir", help="Folder for results and tables; a stopped comparison goes on from it.")
     ] = Path("outputs/compare"),
     validation_share: ValidationShare = 0.1,
 ) -> None:
     """Compare recipes and zero-shot on one set of images, in a table.
 
-    With --all_classes: accuracy, balanced accuracy, and that of classes with many, medium and few images. Without it,
-    from base to new classes: the first half of the names is trained on, the other half is only named at test time.
+    With --all_classes, the table has accuracy, balanced accuracy, and the accuracy of classes with many, medium and
+    few images. Without it, the table compares base and new classes: recipes train on the first half of the names, and
+    the other half is new at test time.
 
-    Training arguments that follow by name, as in `--num_train_epochs 5`, are those of every recipe. Images without a
-    part `test` are tested on their part `validation`, or on what is held out of `train`.
+    Training arguments that follow by name, as in `--num_train_epochs 5`, hold for every recipe. Images without a part
+    `test` are tested on their part `validation`, or on images held out of `train`.
     """
     options = {
         "recipes": recipes,

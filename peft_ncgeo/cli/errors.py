@@ -1,4 +1,4 @@
-"""Errors of the command line: one line for what a user can mend, a traceback for all else."""
+"""Errors of the command line: one line for errors that a user can mend, a traceback for all others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class OneLineErrors(TyperGroup):
 
 
 def explain(error: BaseException) -> str | None:
-    """Return one line for an error that this package raised, or that tells of a file or a missing package; else None.
+    """Return one line for an error of this package, of a file, or of a missing package; else None.
 
     Any other error is unexpected: its traceback is needed.
     """
@@ -42,7 +42,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def _is_own(error: BaseException) -> bool:
-    """Return True if a `raise` of this package made the error, not the interpreter or a library."""
+    """Return True if a `raise` statement of this package raised the error, not the interpreter or a library."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next

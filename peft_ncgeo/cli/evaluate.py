@@ -14,12 +14,12 @@ from .options import Adapter, BaseModel, BatchSize, Images, NumTestViews
 def evaluate(
     adapter: Adapter,
     images: Images,
-    split: Annotated[str, typer.Option("--split", help="Part of the images, where they have parts.")] = "test",
+    split: Annotated[str, typer.Option("--split", help="Part of the images, if they have parts.")] = "test",
     class_names: Annotated[
         str | None,
         typer.Option(
             "--class_names",
-            help="Words for the classes, in the order of their labels, with commas between them, or a file with a "
+            help="Names of the classes, in the order of their labels, with commas between them, or a file with a "
             "name on each line; the data's own names in any order. Default: the names in the data.",
             show_default=False,
         ),
@@ -34,6 +34,6 @@ def evaluate(
 ) -> None:
     """Report how well an adapter classifies labelled images.
 
-    Accuracy, precision, recall and F1 of each class, confusions and calibration.
+    The report has accuracy, precision, recall and F1 of each class, confusions and calibration.
     """
     run.evaluate(adapter, base_model, images, split, class_names, output, batch_size, num_test_views, label_column)

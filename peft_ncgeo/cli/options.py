@@ -1,4 +1,4 @@
-"""Options that several commands share, and the words behind them."""
+"""Options that several commands share, and their help texts."""
 
 from __future__ import annotations
 
@@ -45,11 +45,13 @@ ClassNames = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch_size", min=1, help="Images in a pass.")]
-NumWorkers = Annotated[int, typer.Option("--num_workers", min=0, help="Processes that read images.")]
-NumTestViews = Annotated[int, typer.Option("--num_test_views", help="Crops of an image that are averaged: 1 or 5.")]
+NumWorkers = Annotated[int, typer.Option("--num_workers", min=0, help="Number of processes that read images.")]
+NumTestViews = Annotated[
+    int, typer.Option("--num_test_views", help="Number of crops of an image whose scores are averaged: 1 or 5.")
+]
 ValidationShare = Annotated[
     float,
     typer.Option(
-        "--validation_share", help="Share of each class that is held out where the images have no part 'validation'."
+        "--validation_share", help="Share of each class that is held out if the images have no part 'validation'."
     ),
 ]

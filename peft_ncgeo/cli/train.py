@@ -28,9 +28,9 @@ def train(
         Path, typer.Option("--output_dir", help="Folder for adapter, processor, card and checkpoints.")
     ] = Path("outputs/train"),
     shots: Annotated[
-        int | None, typer.Option("--shots", min=1, help="Images of each class to train on. Default: all.")
+        int | None, typer.Option("--shots", min=1, help="Number of training images of each class. Default: all.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the draw of images and of the training.")] = 42,
+    seed: Annotated[int, typer.Option("--seed", help="Seed for the choice of images and for training.")] = 42,
     num_train_epochs: Annotated[
         float | None, typer.Option("--num_train_epochs", help="Default: the recipe's.", show_default=False)
     ] = None,
@@ -40,7 +40,7 @@ def train(
     batch_size: Annotated[
         int | None,
         typer.Option(
-            "--batch_size", help="Images a step, over all processes. Default: the recipe's.", show_default=False
+            "--batch_size", help="Images per step, over all processes. Default: the recipe's.", show_default=False
         ),
     ] = None,
     validation_share: ValidationShare = 0.1,
@@ -65,7 +65,7 @@ def train(
 ) -> None:
     """Tune a model on all classes of a set of images.
 
-    Prints the accuracy before (zero-shot) and after, and saves the adapter with its card and processor.
+    The command prints the accuracy before (zero-shot) and after, and saves the adapter with its card and processor.
 
     Any of Transformers' and this package's training arguments can follow by name, as in `--max_steps 100
     --eval_strategy epoch --bf16 True`; docs/cli.md has examples. On several processes:

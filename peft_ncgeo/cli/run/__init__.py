@@ -1,4 +1,4 @@
-"""The work of the commands, one file each, imported when a command is given: `--help` needs none of it."""
+"""The work of the commands, one file each, imported when a command is given, since `--help` does not need it."""
 
 from __future__ import annotations
 

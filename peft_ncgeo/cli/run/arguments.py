@@ -14,7 +14,7 @@ from ...training import GeometryTrainingArguments, Recipe, parse_with_recipe
 def words(data: str | None, options: Mapping[str, Any], further: Sequence[str]) -> list[str]:
     """Return the command line of a command with training arguments, in one list.
 
-    Words that the command does not know come last: a value in them may be what it took for `data`.
+    Words that the command does not know come last: one of their values may have been parsed as `data`.
     """
     own = [f"--{name}={value}" for name, value in options.items() if value is not None and value is not False]
     return [*own, *([] if data is None else [data]), *further]
@@ -26,7 +26,7 @@ def parse(
     """Parse a command line; return the command's own options, training arguments, the data, and the recipe.
 
     Raises:
-        ValueError: an unknown argument, with the nearest one, or a wrong value.
+        ValueError: an argument is unknown (the message gives the nearest one), or a value is wrong.
     """
     kinds: Any = (options, GeometryTrainingArguments)
     parser = HfArgumentParser(kinds, allow_abbrev=False, exit_on_error=False)

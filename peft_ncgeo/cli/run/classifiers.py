@@ -1,4 +1,4 @@
-"""Classifiers by the folder or Hub id of what was trained."""
+"""Classifiers by the folder or Hub id of a trained adapter, head or model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .models import DEMO, empty_model, load_model
 
 
 def load_classifier(name: str, base_model: str | None = None) -> Any:
-    """Load the classifier of an adapter, a few-shot head, an exported or whole model, or 'demo', untuned."""
+    """Load the classifier of an adapter, a few-shot head, an exported or whole model, or the untuned 'demo' model."""
     if name == DEMO:
         return ZeroShotClassifier(*load_model(name))
     folder = fetch_files(name)
@@ -35,7 +35,7 @@ def load_classifier(name: str, base_model: str | None = None) -> Any:
 
 
 def read_names(class_names: str | None) -> list[str] | None:
-    """Return names that have commas between them, or stand in a file, one on each line; None: none are given.
+    """Return the names of a text with commas between them, or of a file with one name on each line; None for None.
 
     Raises:
         ValueError: fewer than two names.

@@ -35,7 +35,7 @@ class CompareOptions:
 
 
 def compare(words: Sequence[str]) -> None:
-    """Train every recipe from every seed, and print the table."""
+    """Train every recipe with every seed, and print the table."""
     options, args, data, _ = parse(CompareOptions, words, {})
     if data is not None and options.model is None:
         raise ValueError(
@@ -91,10 +91,10 @@ def _own(data: str, options: CompareOptions, args: GeometryTrainingArguments) ->
 
 
 def _given(words: Sequence[str], args: GeometryTrainingArguments, options: CompareOptions) -> dict[str, Any]:
-    """Return the training arguments that the command line names."""
+    """Return the training arguments that the command line sets."""
     named = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
     if "seed" in named:
-        raise ValueError("--seed is that of one training; name the seeds of the table with --seeds 1,2,3.")
+        raise ValueError("--seed is for a single training; set the seeds of the table with --seeds 1,2,3.")
     known = {field.name for field in fields(GeometryTrainingArguments) if field.init} - {"output_dir"}
     given = {name: getattr(args, name) for name in sorted(named & known)}
     return given if options.batch_size is None else {**given, "batch_size": options.batch_size}

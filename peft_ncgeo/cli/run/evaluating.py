@@ -36,7 +36,7 @@ def evaluate(
     dataset: Any = parts
     if isinstance(parts, dict):
         if split not in parts:
-            raise ValueError(f"{images} has no part {split!r}; --split takes one of {', '.join(parts)}.")
+            raise ValueError(f"{images} has no part {split!r}; set --split to one of {', '.join(parts)}.")
         dataset = parts[split]
     in_data = names_of(dataset, label_column)
     given = read_names(class_names)
@@ -44,7 +44,7 @@ def evaluate(
     classifier, labels = load_classifier(adapter, base_model), label_array(dataset, label_column)
     if is_multi_label(classifier.model) or active_text_setting(classifier.model).multi_label:
         raise ValueError(
-            f"{adapter} was trained with MultiLabelLoss, and a report is of images with one label each; use "
+            f"{adapter} was trained with MultiLabelLoss, but a report needs images with one label each; use "
             "trainer.evaluate() or `peft-ncgeo predict`."
         )
     options: dict[str, Any] = {"batch_size": batch_size, "num_test_views": num_test_views}
@@ -61,14 +61,15 @@ def evaluate(
     typer.echo(report.to_markdown())
     if output is not None:
         report.save(output)
-        typer.echo(f"\nIt is in {output}, with its tables.")
+        typer.echo(f"\nThe report is in {output}, with its tables.")
 
 
 def _of_labels(given: Sequence[str], in_data: Sequence[str], images: str) -> list[str]:
-    """Return names in the order of the labels; those of the data themselves may be given in any order.
+    """Return names in the order of the labels; the data's own names may be given in any order.
 
     Raises:
-        ValueError: there are more or fewer than classes, or some are those of the data, but of other labels.
+        ValueError: the number of names is not the number of classes, or some names of the data are given to other
+            labels.
     """
     if len(given) != len(in_data):
         raise ValueError(

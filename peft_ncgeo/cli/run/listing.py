@@ -8,7 +8,7 @@ from ...training.recipe_files import describe_recipe, recipe_names
 
 
 def recipes() -> None:
-    """Print a line for each recipe: its name, and the sentence that tells method, paper and model."""
+    """Print a line for each recipe: its name, and a sentence with method, paper and model."""
     names = recipe_names()
     width = max(map(len, names)) + 2
     for name in names:

@@ -20,7 +20,7 @@ def load_model(name: str) -> tuple[Any, Any]:
     """Load a model without a head, and its processor.
 
     Raises:
-        ValueError: one line that says why it cannot be loaded.
+        ValueError: the model cannot be loaded; the message says why in one line.
     """
     if name == DEMO:
         demo = load_demo()

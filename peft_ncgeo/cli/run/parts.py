@@ -1,4 +1,4 @@
-"""Parts of a set of images of the user's own."""
+"""Parts (train, validation, test) of the user's own images."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ...training import GeometryTrainingArguments
 
 
 def load_parts(source: str, args: GeometryTrainingArguments) -> DatasetDict:
-    """Load `train` and the other parts that a folder or a data set of the Hub has; one without parts is `train`.
+    """Load `train` and the other parts of a folder or a data set of the Hub; images without parts become `train`.
 
     Raises:
-        ValueError: there is no part `train`, or as [`~peft_ncgeo.data.load_images`] does.
+        ValueError: there is no part `train`, or as in [`~peft_ncgeo.data.load_images`].
     """
     parts = load_images(source, image_column=args.image_column, label_column=args.label_column)
     if isinstance(parts, Dataset):

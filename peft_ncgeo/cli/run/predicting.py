@@ -20,7 +20,7 @@ def predict(
     num_workers: int,
     num_test_views: int,
 ) -> None:
-    """Write a CSV file with a row for each image, and print how many there are of each name."""
+    """Write a CSV file with a row for each image, and print the number of images of each name."""
     names = read_names(class_names)
     found = load_classifier(adapter, base_model).predict_dataset(
         images, names, batch_size, num_workers, top_k, num_test_views=num_test_views

@@ -98,7 +98,7 @@ def train(words: Sequence[str], resume: bool) -> None:
 
 
 def _report(trainer: GeometryTrainer) -> Report | None:
-    """Return the report on the test images, with a temperature of the validation images; one set has to be there."""
+    """Return the report on the test images, with a temperature from the validation images; None without either set."""
     known = trainer.evaluation_sets
     if "test" in known:
         return trainer.report("test", "validation" if "validation" in known else None)
@@ -106,7 +106,7 @@ def _report(trainer: GeometryTrainer) -> Report | None:
 
 
 def _default_recipe(words: Sequence[str]) -> str:
-    """Return the recipe of a command line that names none: it depends on the model."""
+    """Return the default recipe of a command line, which depends on the model."""
     given = {name: value for name, _, value in (word.partition("=") for word in words)}
     name = given.get("--model", DEMO)
     if "--recipe" in given:
@@ -160,7 +160,7 @@ def _announce(data: str | None, options: TrainOptions, recipe: Recipe, parts: Da
 
 
 def _needs_head(recipe: Recipe, options: TrainOptions) -> bool:
-    """Return True if the command or the recipe asks for an image classifier, whatever the model reads."""
+    """Return True if the command or the recipe asks for an image classifier, even if the model reads texts."""
     config: Any = recipe.config() if recipe.config else None
     trains_head = "classifier" in (getattr(config, "modules_to_save", None) or ())
     return options.head is not None or trains_head or isinstance(config, PrototypeConfig)
@@ -174,10 +174,10 @@ def _with_head(
     args: GeometryTrainingArguments,
     resume: bool,
 ) -> Any:
-    """Return an image classifier of the model's image tower, which lies in the folder `base` beside the adapter.
+    """Return an image classifier of the model's image tower, saved in the folder `base` beside the adapter.
 
     Raises:
-        ValueError: a training is resumed, and the folder holds another one.
+        ValueError: a training is resumed, but the folder holds another classifier.
     """
     init = options.init or ("texts" if reads_text(model) else "means")
     base = ImageClassifier.from_backbone(
@@ -206,7 +206,7 @@ def _check_same(held: Any, made: Any, folder: Path) -> Any:
     same = held.config.id2label == made.config.id2label and weights.keys() == new.keys()
     if not same or not all(w.shape == new[k].shape and w.allclose(new[k], 1e-3, 1e-3) for k, w in weights.items()):
         raise ValueError(
-            f"{folder} is of another model, head or set of images than this command's; --resume needs those of the "
+            f"{folder} holds another model, head or set of images than this command's; --resume needs those of the "
             "training that it goes on with. Or name another --output_dir."
         )
     return held
@@ -221,7 +221,7 @@ def _trained(
         place = str(args.output_dir)
         return train_stages(recipe, model, parts["train"], processor, place, own, evaluated, resume=resume)
     if recipe.config is None:
-        raise ValueError(f"Recipe {recipe.name} names no peft config, so there is nothing to train.")
+        raise ValueError(f"Recipe {recipe.name} has no 'peft' config, so there is nothing to train.")
     config: Any = recipe.config()
     if not reads_text(model) and not isinstance(config, PrototypeConfig) and not config.modules_to_save:
         config.modules_to_save = ["classifier"]  # the head is new
