@@ -1,4 +1,4 @@
-"""Gradio page on which a person tries a classifier; needs `pip install peft_ncgeo[demo]`."""
+"""Gradio page to try a classifier; needs `pip install peft_ncgeo[demo]`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ def build_app(
 ) -> gradio.Blocks:
     """Return a page that takes an image and shows the most probable classes.
 
-    Where the classifier reads class names, a box holds them, one on each line, and the person may write others.
+    If the classifier reads class names, a text box shows them, one on each line, and the user may change them.
 
     Args:
-        classifier: one of this package, such as [`~peft_ncgeo.ZeroShotClassifier`] or what
-            [`~peft_ncgeo.adapt`] returns.
+        classifier: a classifier of this package, such as [`~peft_ncgeo.ZeroShotClassifier`] or the result of
+            [`~peft_ncgeo.adapt`].
         class_names: names in the box. Default: those of the classifier's training.
         examples: images to click on: paths or PIL images.
         title: heading of the page.
@@ -39,7 +39,7 @@ def build_app(
 
     Raises:
         TypeError: the classifier has no probabilities.
-        ValueError: class_names for a classifier with classes of its own, or a classifier that knows none.
+        ValueError: `class_names` is given for a classifier with classes of its own, or the classes are not known.
 
     Example:
 
@@ -54,7 +54,7 @@ def build_app(
     if class_names is not None and not open_names:
         raise ValueError(f"{type(classifier).__name__} has classes of its own; leave out class_names.")
     if not known and not open_names:
-        raise ValueError(f"The classes of {type(classifier).__name__} are not known; write model.config.id2label.")
+        raise ValueError(f"The classes of {type(classifier).__name__} are not known; set model.config.id2label.")
 
     def classify(image: Image.Image | None, names: str = "") -> dict[str, float]:
         if image is None:

@@ -166,7 +166,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _short_scalar(yaml.SafeLoader
 
 @contextmanager
 def writing(folder: str | Path) -> Iterator[None]:
-    """Turn every error of writing a folder (for example a full disk) into one `OSError` that names the folder."""
+    """Turn any error in writing a folder (for example a full disk) into one `OSError` that names the folder."""
     try:
         yield
     except Exception as error:

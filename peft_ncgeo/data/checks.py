@@ -17,7 +17,7 @@ def class_names(dataset: Dataset, label_column: str = "label", reader: str = "")
     """Return the names of the set's `ClassLabel` column.
 
     Args:
-        reader: name of what reads one label an image, for the error message.
+        reader: name of the function that reads one label per image, for the error message.
 
     Raises:
         TypeError, ValueError: the column is missing or not a `ClassLabel`; the message says what to do.
@@ -37,7 +37,7 @@ def class_names(dataset: Dataset, label_column: str = "label", reader: str = "")
         kind = _kind_and_advice(feature, label_column, reader)
         raise ValueError(f"Column {label_column!r} is not a ClassLabel but {kind}.")
     if not feature.names:
-        raise ValueError(f"Column {label_column!r} names no classes; give its ClassLabel the names.")
+        raise ValueError(f"Column {label_column!r} has no class names; give names to its ClassLabel.")
     return list_names(feature.names)
 
 
@@ -45,7 +45,7 @@ def _kind_and_advice(feature: Any, label_column: str, reader: str) -> str:
     """Describe a label column that is not a `ClassLabel`, and how to convert it."""
     if isinstance(feature, list) or hasattr(feature, "feature"):  # `datasets` has had several types of lists
         return (
-            f"a list, so this is a multi-label set, but {reader or 'this'} reads one label an image; GeometryTrainer "
+            f"a list, so this is a multi-label set, but {reader or 'this'} reads one label per image; GeometryTrainer "
             "trains on lists with classification_loss=MultiLabelLoss()"
         )
     kind = getattr(feature, "dtype", type(feature).__name__)
@@ -110,16 +110,17 @@ def check_dataset(
 def check_training_set(
     dataset: Dataset, image_column: str, label_column: str, given: Sequence[str] | None, reader: str
 ) -> tuple[list[str], bool]:
-    """Check a training set; return its class names, and whether all its images have labels.
+    """Check a training set; return its class names, and True if all its images have labels.
 
-    Labels are missing where they are None or -1, and where there is no such column.
+    A label is missing if it is None or -1, or if there is no label column.
 
     Args:
         given: class names for a set without a `ClassLabel` column.
-        reader: name of what reads labels; empty: nothing does, so they may be missing.
+        reader: name of the loss that reads labels; empty: no loss does, so labels may be missing.
 
     Raises:
-        TypeError, ValueError: as [`check_dataset`]; labels that are missing and read; or other names than the set's.
+        TypeError, ValueError: as in [`check_dataset`]; labels are missing but are read; or `given` differs from the
+            set's own names.
     """
     labels = _labels(dataset, label_column)
     missing = sum(label is None or label == -1 for label in labels)
@@ -133,7 +134,7 @@ def check_training_set(
     if not is_named and reader:
         raise ValueError(
             f"{reader} reads labels, which column {label_column!r} does not hold; name another in label_column, or "
-            "leave out what reads them (classification_loss=None)."
+            "leave out the losses that read them (classification_loss=None)."
         )
     if reader or not missing:
         return check_dataset(dataset, image_column, label_column, reader=reader), True
@@ -157,13 +158,13 @@ def _labels(dataset: Any, label_column: str) -> list[Any]:
 
 
 def check_number(names: Sequence[str], label_column: str) -> None:
-    """Refuse a column of fewer than two classes."""
+    """Raise an error if a column has fewer than two classes."""
     if len(names) < 2:
         raise ValueError(f"Column {label_column!r} has {len(names)} class; classification needs at least two.")
 
 
 def check_images(dataset: Dataset, image_column: str) -> None:
-    """Refuse a set without images, or whose column of images is missing or of another type."""
+    """Raise an error if a set has no images, or if its image column is missing or of another type."""
     if image_column not in dataset.column_names:
         columns = f"{short_repr(image_column)} among {short_repr(dataset.column_names)}"
         raise ValueError(f"No image column {columns}; name it in image_column.")

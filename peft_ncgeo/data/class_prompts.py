@@ -1,4 +1,4 @@
-"""Tokenisation of class names, with the first slots free for prompts (CoOp's layout)."""
+"""Tokenisation of class names, with the first positions free for prompts (CoOp's layout)."""
 
 from __future__ import annotations
 
@@ -37,36 +37,39 @@ def class_prompts(
 ) -> BatchEncoding:
     """Tokenise `template` for every class name, with the first `num_text_tokens` slots free for prompts.
 
-    These slots follow [BOS] or [CLS]; SigLIP has no token in front. If the template has too few tokens before the
-    name, placeholder words are put before it; if it has more, those behind the slots do not change. Rows are as long
-    as the longest text, since CLIP's text tower is causal and pools at [EOT], and others read a mask. Those of SigLIP
-    are padded to its full length and have no mask, as it was trained.
+    A slot is the position of one token. The slots follow [BOS] or [CLS]; SigLIP has no token in front. If the template
+    has too few tokens before the name, placeholder words are put before it; if it has more, the tokens behind the
+    slots do not change. Rows are as long as the longest text, which is enough for CLIP, whose text tower is causal and
+    pools at [EOT], and for models that read a mask. Rows for SigLIP are padded to its full length and have no mask, as
+    it was trained.
 
     Args:
-        names: K class names, all different. An underscore is read as a space, as in CoOp.
+        names: K different class names. An underscore is read as a space, as in CoOp.
         template: text around a name, with `{}` in place of the name.
         num_text_tokens: number of slots that prompts will overwrite; 0 for a model without text prompts.
         tokenizer: the model's tokenizer.
-        max_length: positions of the text tower. Default: the model's, or `tokenizer.model_max_length` without one.
-        model: the dual encoder that will read the texts. Without one, they are written for CLIP: the tokenizer must
-            put one [BOS] token first, if there are prompts.
-        class_texts: texts of some classes, as a dict of name and list, in place of the name in the template; "{}" in
-            a text is the name. Prompts stand in front of all their words.
+        max_length: number of positions of the text tower. Default: the model's, or `tokenizer.model_max_length`
+            without a model.
+        model: the dual encoder that will read the texts. Without it, texts are written for CLIP: if there are prompts,
+            the tokenizer must put one [BOS] token first.
+        class_texts: texts of some classes, as a dict from a name to a list, in place of the name in the template; "{}"
+            in a text stands for the name. Prompts stand before all words of these texts.
 
     Returns:
-        `input_ids` and `attention_mask`, each `(K, L)` int64; no mask for a model that reads texts without one. With
-        texts for one of the classes, `(R, L)`, the texts of a class one after the other, and the list `counts` of
-        their K numbers; see [`~peft_ncgeo.geometry.sphere.mean_directions`].
+        `input_ids` and `attention_mask`, each `(K, L)` int64; no mask for a model that reads texts without a mask. If
+        `class_texts` has texts for a class, `(R, L)` with the texts of each class in adjacent rows, and the list
+        `counts` of the K numbers of texts; see [`~peft_ncgeo.geometry.sphere.mean_directions`].
 
-    Names that are all numbers give a warning: they may be digits in the images, or labels that `class_encode_column`
+    If all names are numbers, a warning says so: they may be digits in the images, or labels that `class_encode_column`
     has turned into names.
 
     Raises:
         TypeError: `names` is not a list of names.
-        NotImplementedError: it is not known in which way the model reads texts.
-        ValueError: `names` is empty; or a name is empty (also for the tokenizer), is given twice (also as the same
-            tokens: equal texts never separate), holds a special token such as [EOT], does not fit into `max_length`,
-            or would be overwritten because the tokenizer joins it with the word before it. The message has the name.
+        NotImplementedError: it is not known how the model reads texts.
+        ValueError: `names` is empty; or a name is empty (also for the tokenizer), appears twice (also as the same
+            tokens, since equal texts never separate), holds a special token such as [EOT], does not fit into
+            `max_length`, or would be overwritten because the tokenizer joins it with the word before it. The message
+            gives the name.
 
     Example:
 
@@ -158,7 +161,7 @@ def class_prompts(
 
 
 def _check_apart(names: Sequence[str], rows: Mapping[str, list[list[int]]]) -> None:
-    """Refuse two classes of the same texts."""
+    """Raise an error if two classes have the same texts."""
     seen: set[str] = set()
     first_with: dict[frozenset[tuple[int, ...]], str] = {}
     for name in names:
@@ -172,7 +175,7 @@ def _check_apart(names: Sequence[str], rows: Mapping[str, list[list[int]]]) -> N
 
 
 def _rows(names: Sequence[str], template: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, list[int]]]:
-    """Yield each name with the token ids of its text. What a tokenizer keeps of a text is large, so few at a time."""
+    """Yield each name with the token ids of its text, few at a time, since a tokenizer's output is large."""
     for start in range(0, len(names), _TOKENISED):
         part = names[start : start + _TOKENISED]
         with _LOCK:
@@ -207,5 +210,7 @@ def list_names(names: Any) -> list[str]:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"Class {i} has the name {short_repr(name)}; names must be non-empty strings.")
         if _HALF_A_LETTER.search(name):
-            raise ValueError(f"Class {i} has the name {short_repr(name)} with half a letter in it; write it again.")
+            raise ValueError(
+                f"Class {i} has the name {short_repr(name)} with half a letter in it (a surrogate); write it again."
+            )
     return names

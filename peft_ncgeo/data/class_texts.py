@@ -12,13 +12,14 @@ ClassTexts = Mapping[str, Sequence[str]]
 
 
 def list_class_texts(class_texts: Any, name: str = "class_texts") -> dict[str, tuple[str, ...]]:
-    """Return texts of classes in one form.
+    """Return texts of classes as a dict from a class name to a tuple of texts.
 
     Args:
         class_texts: class name -> its texts; None: none. "{}" in a text stands for the class name.
 
     Raises:
-        TypeError, ValueError: it is no dict of lists, or a name or text is empty or given twice. The message has it.
+        TypeError, ValueError: it is not a dict of lists, or a name or text, given in the message, is empty or appears
+            twice.
     """
     if class_texts is None:
         return {}
@@ -33,7 +34,7 @@ def list_class_texts(class_texts: Any, name: str = "class_texts") -> dict[str, t
             raise ValueError(f"{name} of class {short_repr(label)} must be a list of texts, got {short_repr(texts)}.")
         for i, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
-                raise ValueError(f"{name} of class {short_repr(label)}: {short_repr(text)} is no text; remove it.")
+                raise ValueError(f"{name} of class {short_repr(label)}: {short_repr(text)} is not a text; remove it.")
             if text in texts[:i]:
                 raise ValueError(f"{name} of class {short_repr(label)} has {short_repr(text)} twice; remove one.")
         if spelled(label) in known:
@@ -50,15 +51,15 @@ def texts_of(names: Sequence[str], class_texts: ClassTexts) -> list[list[str]]:
 
 
 def check_entries(class_texts: ClassTexts, names: Sequence[str]) -> None:
-    """Refuse texts of a class that no set has.
+    """Check that each class with texts is a class of a data set.
 
     Raises:
-        ValueError: the message has the class.
+        ValueError: no data set has the class, which the message names.
     """
     known = {spelled(name) for name in names}
     strange = [label for label in class_texts if spelled(label) not in known]
     if strange:
         raise ValueError(
-            f"class_texts describe {short_repr(strange[0])}, which is no class of the data sets, "
+            f"class_texts describe {short_repr(strange[0])}, which is not a class of the data sets, "
             f"{short_repr(list(dict.fromkeys(names)))}; spell it as they do, or leave it out."
         )

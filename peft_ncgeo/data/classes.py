@@ -1,4 +1,4 @@
-"""Classes of labelled sets: a selection of them, and other names."""
+"""Classes of labelled sets: select and rename them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Images = TypeVar("Images", Dataset, DatasetDict)
 
 
 def select_classes(dataset: Images, names: Sequence[str], label_column: str = "label") -> Images:
-    """Select the samples of some classes, with only their names: label i is the i-th of `names`.
+    """Select the samples of some classes, and keep only the names of these: label i is the i-th of `names`.
 
     Args:
-        dataset: a labelled set, or a `DatasetDict` of which each split is treated alike.
+        dataset: a labelled set, or a `DatasetDict`, whose splits are all treated in this way.
         names: names of classes of the set, in the order of their new labels.
 
     Raises:
-        TypeError, ValueError: `names` is no list of different classes of the set.
+        TypeError, ValueError: `names` is not a list of different classes of the set.
 
     Example:
 
@@ -50,14 +50,14 @@ def select_classes(dataset: Images, names: Sequence[str], label_column: str = "l
 
 
 def rename_classes(dataset: Images, new_names: Mapping[str, str], label_column: str = "label") -> Images:
-    """Give classes other names, such as words in place of a code; labels stay.
+    """Give classes other names, such as words in place of a code; labels do not change.
 
     Args:
-        dataset: a labelled set, or a `DatasetDict` of which each split is treated alike.
-        new_names: old name -> new name; the other classes keep theirs.
+        dataset: a labelled set, or a `DatasetDict`, whose splits are all treated in this way.
+        new_names: old name -> new name; other classes keep their names.
 
     Raises:
-        TypeError, ValueError: the set has no class of an old name, or two classes would have one name.
+        TypeError, ValueError: the set has no class with an old name, or two classes would have the same name.
     """
     if isinstance(dataset, DatasetDict):
         return DatasetDict({part: rename_classes(rows, new_names, label_column) for part, rows in dataset.items()})
@@ -73,7 +73,7 @@ def rename_classes(dataset: Images, new_names: Mapping[str, str], label_column: 
 
 
 def replace_labels(dataset: Dataset, labels: Sequence[Any], names: Sequence[str], label_column: str) -> Dataset:
-    """Return the set with these numbers (N,), or None, in a `ClassLabel` column of these names; images stay."""
+    """Return the set with other labels (N,), numbers or None, in a `ClassLabel` column of these names."""
     # to cast the column would write every image again
     unused = max(dataset.column_names, key=len) + "_"  # a set without columns would lose its rows
     dataset = dataset.add_column(unused, list(labels), feature=ClassLabel(names=list(names)))

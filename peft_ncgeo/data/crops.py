@@ -1,4 +1,4 @@
-"""Several views of an image at test: its corners and its centre, whose logits are averaged."""
+"""Test views of an image: crops of its corners and its centre, whose logits are averaged."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _WIDER = 248 / 224  # of the resized image to a crop, as in LIFT
 
 
 def check_num_test_views(value: Any) -> int:
-    """Return the number of views of an image at test, 1 or 5.
+    """Return the number of test views of an image, 1 or 5.
 
     Raises:
-        TypeError, ValueError: it is another number.
+        TypeError, ValueError: the number is neither 1 nor 5.
     """
     if check_int("num_test_views", value) not in (1, 5):
-        raise ValueError(f"num_test_views={value!r} must be 1, the image itself, or 5, its corners and its centre.")
+        raise ValueError(f"num_test_views={value!r} must be 1 (the image itself) or 5 (its corners and its centre).")
     return int(value)
 
 
@@ -31,15 +31,15 @@ def check_crops(image_processor: Any) -> None:
     input_size(image_processor)
     if not hasattr(image_processor, "do_resize"):
         raise ValueError(
-            f"{type(image_processor).__name__} cannot leave out its own resize, so it would cut crops again; take "
+            f"{type(image_processor).__name__} cannot leave out its own resize, so it would cut crops again; set "
             "num_test_views=1."
         )
 
 
 def five_crops(image: Image.Image, size: tuple[int, int]) -> list[Image.Image]:
-    """Return the four corners and the centre, each of (width, height) `size`, of an RGB image that is resized first.
+    """Resize an RGB image and return crops of its four corners and its centre, each of (width, height) `size`.
 
-    The resized image is the smallest whose sides are at least 248 / 224 of the crop's; the ratio of its sides stays.
+    The resized image is the smallest one whose sides are at least 248 / 224 of the crop's; its aspect ratio is kept.
     """
     width, height = size
     wide, high = round(width * _WIDER), round(height * _WIDER)
@@ -73,7 +73,7 @@ def view_inputs(image_processor: Any, images: Sequence[Image.Image], num_test_vi
     """Return the inputs (N, ...) of each test view of RGB images.
 
     Raises:
-        TypeError, ValueError: another number of views than 1 and 5, or a processor that cannot process crops as they
+        TypeError, ValueError: the number of views is neither 1 nor 5, or the processor cannot process crops as they
             are.
     """
     if check_num_test_views(num_test_views) == 1:

@@ -39,7 +39,7 @@ class FewShotDomain(NamedTuple):
 
 
 def load_few_shot_domains(split: str = "report") -> dict[str, FewShotDomain]:
-    """Load the included few-shot domains by name, without network. Splits share no image and no emoji class.
+    """Load the included few-shot domains by name, without network. Splits share neither images nor emoji classes.
 
     The columns are `image` (RGB) and `label` (a `ClassLabel`):
 
@@ -55,13 +55,13 @@ def load_few_shot_domains(split: str = "report") -> dict[str, FewShotDomain]:
     Half of the subgroups are in `"report"` for both vendors, the others in `"development"`. These halves differ from
     those of :func:`load_demo`, whose 120 concepts are in both.
 
-    `seen` is True for the emoji: the included ViT, ResNet and CLIP were pre-trained on their concepts, drawn by other
-    artists. It is False for the rest. That is exact only for ViT and ResNet: the mini-CLIP was also pre-trained on
-    other photographs of Fashion-MNIST.
+    `seen` is True for the emoji: the included ViT, ResNet and CLIP were pre-trained on the same concepts, drawn by
+    other artists. It is False for the other sets, which is exact only for ViT and ResNet: the mini-CLIP was also
+    pre-trained on other photographs of Fashion-MNIST.
 
     Args:
-        split: `"report"`, all five; or `"development"`, on which to choose hyper-parameters: `twemoji` and `emojione`
-            with the other subgroups, and the 3,000 included training photographs of `fashion_mnist`.
+        split: `"report"`, all five sets; or `"development"`, for the choice of hyper-parameters: `twemoji` and
+            `emojione` with the other subgroups, and the 3,000 included training photographs of `fashion_mnist`.
 
     Raises:
         ValueError: `split` is unknown.

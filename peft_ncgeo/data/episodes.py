@@ -17,13 +17,13 @@ from .sampling import label_array, rows_of_classes
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """One task of W ways. `support` and `query` are disjoint rows of the data set, sorted by class.
+    """One classification task of W classes (ways). `support` and `query` are disjoint rows of the data set, by class.
 
     Attributes:
         classes: (W,) int64, the data set's labels: class w of the episode is `classes[w]`.
         support: (N,) int64 rows for learning.
         support_labels: (N,) int64 in 0..W-1.
-        query: (Q,) int64 rows for testing, equally many of every class.
+        query: (Q,) int64 rows for testing, the same number for every class.
         query_labels: (Q,) int64 in 0..W-1.
     """
 
@@ -37,10 +37,11 @@ class Episode:
 class EpisodeSampler:
     """Sampler of endless episodes of a data set, by the rules of Meta-Dataset (arXiv 1903.03096, appendix).
 
-    `EpisodeSampler(dataset)` is any-way any-shot, `shots=5` any-way 5-shot, `ways=5, shots=1` 5-way 1-shot:
+    `EpisodeSampler(dataset)` gives any-way any-shot episodes, `shots=5` any-way 5-shot ones, and `ways=5, shots=1`
+    5-way 1-shot ones:
 
-    - Ways: uniform in `min_ways..min(max_ways, usable classes)`. A class is usable with at least `shots + 1` images
-      (two if `shots` is None). There are at most `max_support // shots` ways, so that the support set fits.
+    - Ways: uniform in `min_ways..min(max_ways, usable classes)`. A class is usable if it has at least `shots + 1`
+      images (two if `shots` is None). There are at most `max_support // shots` ways, so that the support set fits.
     - Classes: drawn without replacement.
     - Queries per class: `q = min(queries, floor(n/2))` for the smallest drawn class's size n. With `shots`:
       `q = min(queries, n - shots)`.
@@ -52,8 +53,8 @@ class EpisodeSampler:
 
     An episode depends only on the settings, the seed, its index and the labels in their order. So the order of the
     rows matters, unlike in [`few_shot`]: the same rows in another order give other episodes. For equal `q` and usable
-    classes, more `shots` include the images of fewer, and the queries stay. Only the label column is read, at
-    construction; the data set is not kept.
+    classes, an episode with more `shots` includes the images of one with fewer, and has the same queries. Only the
+    label column is read, at construction; the data set is not kept.
 
     Args:
         dataset: a `datasets.Dataset` with a `ClassLabel` column. Classes without samples are never drawn.
@@ -66,8 +67,8 @@ class EpisodeSampler:
         seed: seed of all draws, 0 or more.
 
     Raises:
-        TypeError, ValueError: the set or its label column is wrong, a label is outside the names, an argument is out
-            of range, the support set cannot fit, or too few classes have enough images.
+        TypeError, ValueError: the set or its label column is wrong, a label is outside the class names, an argument is
+            out of range, the support set cannot fit, or too few classes have enough images.
 
     Example:
         >>> from peft_ncgeo.data import EpisodeSampler, load_few_shot_domains
@@ -121,7 +122,7 @@ class EpisodeSampler:
         self._max_ways = min(max_ways, len(self._able), max_support // least_shots) if ways is None else ways
 
     def __getitem__(self, index: int) -> Episode:
-        """Return the episode of this number, 0 or more; it does not depend on earlier calls."""
+        """Return episode number `index`, 0 or more; it does not depend on earlier calls."""
         rng = np.random.default_rng([self._seed, check_int("index", index, least=0)])
         ways = rng.integers(self._min_ways, self._max_ways + 1)
         classes = rng.choice(self._able, ways, replace=False)
@@ -158,12 +159,12 @@ class EpisodeSampler:
 
 
 def _rows_of_classes(dataset: Dataset, label_column: str) -> list[np.ndarray]:
-    """Return the rows of each class, ascending; refuse labels outside the names."""
+    """Return the rows of each class in ascending order; raise an error for labels outside the class names."""
     names, labels = class_names(dataset, label_column, "EpisodeSampler"), label_array(dataset, label_column)
     outside = np.flatnonzero(labels < 0)
     if len(outside):
         raise ValueError(
-            f"Sample {outside[0]} has no label, outside the {len(names)} class names ({len(outside)} such samples); "
+            f"Sample {outside[0]} has no label among the {len(names)} class names ({len(outside)} such samples); "
             f"{leave_out_unlabelled(label_column)}."
         )
     return rows_of_classes(labels, len(names))

@@ -34,15 +34,15 @@ def head_names(model: nn.Module) -> list[str]:
 
 
 def name_numbers(class_names: Sequence[str], known: Sequence[str]) -> list[int]:
-    """Return the place of each of these names among the known ones of a classifier.
+    """Return the index of each of these names among the names that a classifier knows.
 
     Raises:
-        ValueError: fewer than two names, or one that is not known.
+        ValueError: there are fewer than two names, or a name is not known.
     """
     if unknown := [name for name in class_names if name not in known]:
         raise ValueError(
-            f"The classifier has no class {short_repr(unknown[0])} among {short_repr(list(known))}; pass its names; "
-            "those of a head are in model.config.id2label."
+            f"The classifier has no class {short_repr(unknown[0])} among {short_repr(list(known))}; pass names "
+            "that it has; those of a head are in model.config.id2label."
         )
     if len(class_names) < 2:
         raise ValueError(f"A classifier needs at least two class names, got {short_repr(list(class_names))}.")
@@ -56,14 +56,14 @@ def write_head_names(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def is_multi_label(model: nn.Module) -> bool:
-    """Return True if the model's config says that an image has any number of labels."""
+    """Return True if the model's config says that an image may have any number of labels."""
     return getattr(unwrap(model).config, "problem_type", None) == MULTI_LABEL
 
 
 def write_label_kind(model: nn.Module, multi_label: bool) -> None:
-    """Write into the model's config whether an image has any number of labels, which pipelines and other models read.
+    """Write into the model's config, for pipelines and other readers, if an image may have any number of labels.
 
-    Outputs then go through a sigmoid each, and not through a softmax.
+    Each output of a multi-label model goes through a sigmoid, and not through a softmax.
     """
     config = unwrap(model).config
     if multi_label:
@@ -78,13 +78,13 @@ def write_class_names(folder: Path, names: Sequence[str]) -> None:
 
 
 def same_names(names: Sequence[str], known: Sequence[str]) -> bool:
-    """Return True if both lists have the same names in the same order, up to case, "_" and extra spaces."""
+    """Return True if both lists have the same names in the same order; ignore case, "_" and extra spaces."""
     one, other = alike_spelled(names, known)
     return one == other
 
 
 def check_head_names(model: nn.Module, names: Sequence[str], label_column: str, training: bool = False) -> None:
-    """Refuse a data set whose label k does not mean an image classifier's output k.
+    """Raise an error if label k of a data set does not mean output k of an image classifier.
 
     Args:
         names: names of the data set's classes, in the order of its labels.
@@ -104,10 +104,10 @@ def check_head_names(model: nn.Module, names: Sequence[str], label_column: str, 
 
 
 def check_same_classes(names: Sequence[str], trained: Sequence[str], label_column: str) -> None:
-    """Refuse to evaluate a head on classes that differ from those of its training set, also in their order.
+    """Check that the classes of an evaluation set are those of a head's training set, in the same order.
 
     Raises:
-        ValueError: a class differs; the message has the first one and says what to do.
+        ValueError: a class differs; the message names the first one and says what to do.
     """
     mapping = f'{{name: i for i, name in enumerate(train_dataset.features["{label_column}"].names)}}'
     _check_order(names, trained, label_column, mapping, training=False)
@@ -138,7 +138,7 @@ def _check_order(names: Sequence[str], known: Sequence[str], label_column: str, 
 
 
 def alike_spelled(*lists: Sequence[str]) -> list[list[str]]:
-    """Return lists of names without case, "_" and extra spaces, or unchanged if two of a list would become equal."""
+    """Return lists of names without case, "_" and extra spaces; unchanged if two names would become equal."""
     spelled = [[" ".join(name.replace("_", " ").casefold().split()) for name in names] for names in lists]
     if any(len(set(some)) < len(some) for some in spelled):
         return [list(names) for names in lists]

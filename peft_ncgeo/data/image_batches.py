@@ -1,4 +1,4 @@
-"""Batches of a stream of images as inputs of an image tower, made by a data loader's worker processes."""
+"""Batches of a stream of images as inputs of an image tower, made by the worker processes of a data loader."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ImageBatch:
     """Images of a batch.
 
     Attributes:
-        samples: their paths, labels and errors, without images.
+        samples: paths, labels and errors of the images, without the images.
         views: inputs (B, ...) of each test view of the B images that could be read; empty if there are none.
     """
 
@@ -35,13 +35,13 @@ def load_batches(
 ) -> Iterator[ImageBatch]:
     """Check the arguments, and return the batches, with a progress bar after a second.
 
-    No more images are held than those of two batches for each worker process.
+    At most two batches of images for each worker process are in memory.
 
     Args:
-        num_workers: processes that open and process images; 0: none but this one.
+        num_workers: processes that open and process images; 0: this process does it.
 
     Raises:
-        TypeError, ValueError: an argument that does not fit, or a processor that cannot process crops as they are.
+        TypeError, ValueError: an argument does not fit, or the processor cannot process crops as they are.
     """
     batch_size = check_int("batch_size", batch_size, least=1)
     num_workers = check_int("num_workers", num_workers, least=0)

@@ -1,4 +1,4 @@
-"""Image files of a folder: `<class>/<image>`, or the same below train, validation and test."""
+"""Image files of a folder: `<class>/<image>`, or the same in folders train, validation and test."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _SUFFIXES = frozenset(ImageFolder.EXTENSIONS)
 
 
 def list_folder(folder: Path) -> dict[str, tuple[list[str], list[str] | None]]:
-    """Return the image files of each split, in order, and the names of their folders; None where there are no classes.
+    """Return the image files of each split, sorted, and the names of their folders; None if there are no classes.
 
-    Only whole names of folders directly below `folder` make splits: train, validation (val, valid, dev) or test. All
+    Folders directly in `folder` are splits if their whole name is train, validation (val, valid, dev) or test. All
     other folders are classes, also one that is called "bullet train". Hidden files and folders are left out.
 
     Returns:
-        split -> (paths, class of each). Without such folders there is one split, "train".
+        split -> (paths, class of each). If no folder is a split, there is one split, "train".
 
     Raises:
-        ValueError: splits stand beside classes, images at several depths, or a class has no images.
+        ValueError: splits and classes are side by side, images are at several depths, or a class has no images.
     """
     inside = _folders(folder)
     splits = [path for path in inside if path.name.lower() in _SPLITS]
@@ -35,7 +35,7 @@ def list_folder(folder: Path) -> dict[str, tuple[list[str], list[str] | None]]:
     if strange:
         raise ValueError(
             f"Folder {folder} holds {short_repr(strange[0])} beside the split {short_repr(splits[0].name)}; put the "
-            "classes into the folders of the splits, or call a class that is named like a split otherwise."
+            "classes into the folders of the splits, or rename a class that is named like a split."
         )
     found: dict[str, tuple[list[str], list[str] | None]] = {}
     for path in splits:
@@ -53,7 +53,7 @@ def _list_split(folder: Path) -> tuple[list[str], list[str] | None]:
         if (folder / name).is_file():
             raise ValueError(
                 f"Folder {folder} holds {name}, which describes its images; pass that file with "
-                "image_column='file_name' if it is a CSV, else what load_dataset('imagefolder', data_dir=...) gives."
+                "image_column='file_name' if it is a CSV, else what load_dataset('imagefolder', data_dir=...) returns."
             )
     if direct and classes:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Labelled images from folders, the Hub, tables and lists, in one form."""
+"""Labelled images from folders, the Hub, tables and lists, as data sets of the same form."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ def load_images(
     class_names: Sequence[str] | None = None,
     labels: Sequence[str | int | None] | None = None,
 ) -> Dataset | DatasetDict:
-    """Load images, and their classes if there are any, from where they are.
+    """Load images, and their classes if they have any, from a folder, table, list or data set.
 
     Args:
         source: a folder `<class>/<image>`, `<split>/<class>/<image>`, or of images alone; a CSV or TSV file or a
             `pandas.DataFrame` with a column of paths (those in a file are relative to its folder); a list of paths; a
             data set of the Hub, or one written by `save_to_disk`; a `Dataset` or `DatasetDict`.
         split: name of one split; None: all of them.
-        image_column: column that holds images or paths. A folder's and a list's get this name.
+        image_column: column that holds images or paths. Images of a folder or a list get a column of this name.
         label_column: column that holds names of classes, or numbers; None: no labels are read.
-        class_names: names of the classes in the order of their labels. Needed where the column holds numbers 0, 1,
-            ..., which are never taken for names. Default: the names in the training split, sorted.
+        class_names: names of the classes in the order of their labels. They are needed if the column holds numbers 0,
+            1, ..., which are never used as names. Default: the sorted names of the training split.
         labels: class of each path in a list of paths, a name or a number.
 
     Returns:
-        A `Dataset`, or a `DatasetDict` where there are several splits and none is asked for. It has the two columns
-        alone: images of type `datasets.Image`, read when used, and a `ClassLabel`, the same in all splits. There is no
-        second column without labels; a column of lists, of a multi-label set, stays as it is.
+        A `Dataset`, or a `DatasetDict` if there are several splits and `split` is None. It has only two columns:
+        images of type `datasets.Image`, read when they are used, and a `ClassLabel`, the same in all splits. Without
+        labels there is no second column; a column of lists, of a multi-label set, stays as it is.
 
     Raises:
-        TypeError, ValueError: something is missing (a file, column or split), a class is in another split but not in
-            training, labels are numbers without names or mixed with them. The message has its name and the mend.
+        TypeError, ValueError: a file, column or split is missing, a class is in another split but not in training, or
+            labels are numbers without names or mixed with names. The message names the thing and says what to do.
     """
     if labels is not None and (isinstance(source, str | Path | pd.DataFrame) or not _is_list(source)):
-        raise ValueError("labels are those of a list of paths; name the column of other sources in label_column.")
+        raise ValueError("labels belong to a list of paths; for other sources, name the column in label_column.")
     if labels is not None and label_column is None:
         raise ValueError("labels are given, but label_column=None leaves them out; leave out one of the two.")
     if label_column == image_column:
@@ -73,7 +73,7 @@ def load_images(
 
 
 def _columns(parts: dict[str, Dataset], image_column: str, label_column: str | None) -> list[str]:
-    """Return the columns to keep, which every split must have: images, and labels if there are any."""
+    """Return the columns to keep, which every split must have: images, and labels if they are read."""
     labelled = label_column is not None and any(label_column in rows.column_names for rows in parts.values())
     columns = [image_column, str(label_column)] if labelled else [image_column]
     for part, rows in parts.items():
@@ -90,7 +90,7 @@ def _columns(parts: dict[str, Dataset], image_column: str, label_column: str | N
 
 
 def _read(source: Any, image_column: str, label_column: str | None, labels: Any) -> dict[str, Dataset]:
-    """Return each split as it is, with a column of images or paths; "" is the name of the only one without a name."""
+    """Return each split as it is, with a column of images or paths; a single split without a name is called ""."""
     if isinstance(source, Dataset):
         return {"": source}
     if isinstance(source, DatasetDict):
@@ -100,14 +100,14 @@ def _read(source: Any, image_column: str, label_column: str | None, labels: Any)
     if isinstance(source, str | Path):
         return _read_named(source, image_column, label_column)
     if isinstance(source, IterableDataset) or not _is_list(source):
-        advice = "; GeometryTrainer takes a stream as it is" if isinstance(source, IterableDataset) else ""
+        advice = "; pass a stream to GeometryTrainer directly" if isinstance(source, IterableDataset) else ""
         raise TypeError(
             "source must be a folder, a CSV file, a data set of the Hub, a DataFrame, a list of paths, a Dataset or a "
             f"DatasetDict, got {type(source).__name__}{advice}."
         )
     paths = list(source)
     if labels is not None and len(labels) != len(paths):
-        raise ValueError(f"There are {len(paths)} paths and {len(labels)} labels; give each path one.")
+        raise ValueError(f"There are {len(paths)} paths and {len(labels)} labels; give each path one label.")
     table = {image_column: paths, **({} if labels is None else {label_column or "label": list(labels)})}
     return {"": _from_table(pd.DataFrame(table, dtype=object), image_column, label_column, Path())}
 
@@ -132,7 +132,7 @@ def _read_named(source: str | Path, image_column: str, label_column: str | None)
         return _read(load_dataset(source), image_column, label_column, None)
     except Exception as error:  # of the network, the Hub, and each format of files
         raise ValueError(
-            f"{short_repr(source)} is no folder or CSV file here, and the Hub does not give it: {one_line(error)} "
+            f"{short_repr(source)} is not a folder or CSV file here, and the Hub does not give it: {one_line(error)} "
             "Give the right name, or pass what datasets.load_dataset returns."
         ) from error
 
@@ -144,12 +144,12 @@ def _read_csv(path: Path) -> pd.DataFrame:
         )
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"{path} cannot be read as a table: {one_line(error)} Pass a DataFrame, read as the file needs it."
+            f"{path} cannot be read as a table: {one_line(error)} Read the file yourself and pass a DataFrame."
         ) from error
 
 
 def _from_table(table: pd.DataFrame, image_column: str, label_column: str | None, folder: Path) -> Dataset:
-    """Return the columns of paths and labels of a table, with paths relative to `folder` made whole."""
+    """Return the columns of paths and labels of a table; join relative paths to `folder`."""
     names = [str(name) for name in table.columns]
     if image_column not in names or (label_column is not None and label_column not in names and len(names) > 1):
         return Dataset.from_dict({name: [] for name in names})  # the caller says which column is missing
@@ -181,7 +181,7 @@ def _check_files(paths: Sequence[str]) -> None:
 
 
 def _plain_labels(labels: Iterable[Any], column: str) -> list[str | None]:
-    """Return labels as text, also numbers, and None where there is none."""
+    """Return labels as text, numbers too, and None for missing labels."""
     found: list[str | None] = []
     for row, label in enumerate(labels):
         if label is None or label is pd.NA or label != label or (isinstance(label, str) and not label.strip()):
@@ -198,7 +198,7 @@ def _plain_labels(labels: Iterable[Any], column: str) -> list[str | None]:
 
 
 def _with_images(rows: Dataset, column: str) -> Dataset:
-    """Return the set with a column of type `Image`, which may hold paths before."""
+    """Return the set with the column as type `Image`; the column may hold paths."""
     feature = rows.features[column]
     if isinstance(feature, Image):
         return rows if feature.decode else rows.cast_column(column, Image())
@@ -209,7 +209,7 @@ def _with_images(rows: Dataset, column: str) -> Dataset:
 
 
 def _with_classes(parts: dict[str, Dataset], column: str, given: Sequence[str] | None) -> dict[str, Dataset]:
-    """Return the splits with one `ClassLabel` for all."""
+    """Return the splits with the same `ClassLabel` for all."""
     features = [rows.features[column] for rows in parts.values()]
     if any(isinstance(feature, list) or hasattr(feature, "feature") for feature in features):
         return parts
@@ -268,7 +268,7 @@ def _with_classes(parts: dict[str, Dataset], column: str, given: Sequence[str] |
 
 
 def _check_same_classes(parts: dict[str, Dataset], column: str | None) -> None:
-    """Refuse a class that another split has, but training has not."""
+    """Raise an error if another split has a class that the training split does not have."""
     train = parts.get("train")
     if column is None or train is None or not isinstance(train.features.get(column), ClassLabel):
         return

@@ -1,4 +1,4 @@
-"""Images to classify, in their order, each opened when it is its turn: folders, files, data sets and generators."""
+"""Streams of images to classify, each opened when it is needed: folders, files, data sets and generators."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _ONLY_NAMED = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow knows by n
 
 
 class Sample(NamedTuple):
-    """Image of a stream, or the reason why there is none.
+    """Image of a stream, or the reason why it cannot be read.
 
     Attributes:
         path: file that was read; None for an image from memory.
-        label: name of its class, where the data set has one.
-        image: in RGB; None if it cannot be read.
-        error: why it cannot be read.
+        label: name of the image's class if the data set has labels, else None.
+        image: the image in RGB; None if it cannot be read.
+        error: reason why it cannot be read, else None.
     """
 
     path: str | None = None
@@ -40,11 +40,11 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageStream:
-    """Images in their order.
+    """Images in a fixed order.
 
     Attributes:
-        keys: one for each image, cheap to make; perhaps to be iterated over once.
-        read: function that returns the sample of a key, in any process; it raises nothing.
+        keys: one for each image, cheap to make; it may be possible to iterate over them only once.
+        read: function that returns the sample of a key, in any process; it never raises an error.
         size: number of images; None if it is not known.
         labelled: True if the samples have labels.
     """
@@ -56,10 +56,10 @@ class ImageStream:
 
 
 def stream_images(images: Any) -> ImageStream:
-    """Return one image or several as a stream; a generator is asked for the next image when it is its turn.
+    """Return one or several images as a stream; take an image from a generator only when it is needed.
 
     Raises:
-        TypeError: an image of a list is of another kind than [`~peft_ncgeo.data.reading.read_image`] takes.
+        TypeError: an image of a list is of a kind that [`~peft_ncgeo.data.reading.read_image`] does not take.
     """
     images = list_images(images) if is_one_image(images) or isinstance(images, list | tuple) else images
     size = len(images) if hasattr(images, "__len__") else None
@@ -68,7 +68,7 @@ def stream_images(images: Any) -> ImageStream:
 
 
 def stream_data(data: Any, image_column: str = "image") -> ImageStream:
-    """Return the images of a folder, of a data set, or of what [`stream_images`] takes, as a stream.
+    """Return the images of a folder or a data set, or images that [`stream_images`] takes, as a stream.
 
     Args:
         data: folder, which is searched recursively, in the order of the paths; one image file; `datasets.Dataset` or
@@ -76,8 +76,8 @@ def stream_data(data: Any, image_column: str = "image") -> ImageStream:
         image_column: column of a data set.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        TypeError, ValueError: a folder without images, a file of another kind, or a data set without such a column.
+        FileNotFoundError: the folder does not exist.
+        TypeError, ValueError: a folder has no images, a file is of another kind, or a data set has no such column.
     """
     if isinstance(data, str | os.PathLike):
         return stream_images(image_files(data))
@@ -91,13 +91,13 @@ def stream_data(data: Any, image_column: str = "image") -> ImageStream:
 
 
 def image_files(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the paths of all image files in a folder and in folders inside it, sorted; of an image file, itself.
+    """Return the sorted paths of all image files in a folder and its subfolders; for an image file, its own path.
 
-    Hidden entries, whose names start with ".", and files whose endings Pillow does not read are left out, and a
-    warning says how many.
+    Hidden entries, whose names start with ".", and files with endings that Pillow does not read are left out; a
+    warning gives their number.
 
     Raises:
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: the folder does not exist.
         ValueError: there is no image file.
         OSError: a folder cannot be listed.
     """
@@ -128,7 +128,7 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def _folders(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder with the names of its files and hidden folders; links are followed, but none in a circle."""
+    """Yield each folder with the names of its files and hidden folders; follow links, but not in a circle."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -206,17 +206,17 @@ def _no_column(image_column: str, columns: Iterable[str]) -> str:
 
 
 def _closed(dataset: Any, image_column: str, feature: datasets.Image | None, labelled: bool) -> Any:
-    """Return a data set of these columns alone, whose images are not opened."""
+    """Return a data set with these columns only, which does not open the images."""
     dataset = dataset.select_columns([image_column, *([_LABELS] if labelled else [])])
     return dataset if feature is None else dataset.cast_column(image_column, datasets.Image(decode=False))
 
 
 @dataclass(frozen=True)
 class _Cells:
-    """Reader of cells with their labels, as pairs; samples stay as they are.
+    """Reader of pairs of a cell and its label; samples stay as they are.
 
     Args:
-        feature: opens cells of bytes and paths, as in an image column; None: a cell is an image or a path.
+        feature: feature of an image column that opens cells of bytes and paths; None: a cell is an image or a path.
         labels: class names of the data set.
         white: white level of the column, if it is known.
     """
@@ -247,7 +247,7 @@ class _Cells:
     def keys(self, cells: Iterable[tuple[Any, Any]]) -> Iterator[Any]:
         """Yield pairs for files, and samples for images in memory, which are read here.
 
-        So nothing but paths, bytes and RGB images goes from process to process.
+        So only paths, bytes and RGB images are sent from process to process.
         """
         for pair in cells:
             yield self(pair) if isinstance(pair[0], Image.Image | np.ndarray) else pair

@@ -24,10 +24,10 @@ from .white_level import column_white_level, lacks_white_level, white_level
 def crop_flip(
     image: Image.Image, rng: np.random.Generator, size: tuple[int, int], smallest: float = 0.08
 ) -> Image.Image:
-    """Crop 8 to 100 % of the area at random (aspect ratio 3/4 to 4/3), resize it, and mirror half of the images.
+    """Crop a random 8 to 100 % of the area (aspect ratio 3/4 to 4/3), resize the crop, and mirror half of the images.
 
     Args:
-        image: RGB.
+        image: image in RGB.
         rng: source of all randomness.
         size: (width, height) of the result in pixels.
         smallest: smallest share of the area.
@@ -54,8 +54,8 @@ def to_rgb(image: Image.Image, white: int | None = None) -> Image.Image:
             [`~peft_ncgeo.data.white_level.white_level`]. Pillow alone would make every number above 255 white.
 
     Raises:
-        TypeError: it is not a PIL image.
-        ValueError: it has no pixels, cannot be decoded, or has numbers of an unknown range.
+        TypeError: `image` is not a PIL image.
+        ValueError: the image has no pixels, cannot be decoded, or has numbers of an unknown range.
     """
     if not isinstance(image, Image.Image):
         raise TypeError(f"An image must be a PIL image, got {type(image).__name__}.")
@@ -86,7 +86,7 @@ TEACHER = "teacher_"  # before the names of inputs that are a teacher's, where i
 
 
 def counted_rows(labels: Tensor) -> Tensor:
-    """Return a mask (B,) of the rows that do not only fill up a batch, from labels (B,) or (B, K)."""
+    """Return a mask (B,) of the real rows, without those that only fill up a batch, from labels (B,) or (B, K)."""
     return (labels if labels.dim() == 1 else labels[:, 0]) != FILLER
 
 
@@ -96,17 +96,17 @@ Augmentation = Callable[[Image.Image, np.random.Generator], Image.Image]
 class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
     """RGB images and labels of a `datasets` set; each view depends only on (seed, epoch, index).
 
-    So all processes, all workers and a resumed run get the same views. A sampler that draws an image several times in
-    an epoch uses the key (index, draw), which gives each draw its own view. The key None gives a sample that only
-    fills a batch: the first image, with a label of -100.
+    Therefore all processes, all workers and a resumed run get the same views. A sampler that draws an image several
+    times in an epoch uses the key (index, draw), which gives each draw a view of its own. The key None gives a sample
+    that only fills up a batch: the first image, with a label of -100.
 
     Labels of a multi-label column are rows (K,) of 0 and 1.
 
     Args:
-        dataset: a `datasets.Dataset`, or rows like its own.
-        label_column: column of the labels; None: none is read, and each is -1.
-        augment: augmentation of an image; None: an image has one view, itself.
-        num_views: number of views of an image, used by epochs in turn; 0: a new view in every epoch.
+        dataset: a `datasets.Dataset`, or an object with such rows.
+        label_column: column of the labels; None: no labels are read, and each label is -1.
+        augment: augmentation of an image; None: the image itself is the only view.
+        num_views: number of fixed views of an image, which epochs use in turn; 0: a new view in every epoch.
         crop: function that makes several test views of an image, which a sample holds as `crops` in place of `image`.
     """
 
@@ -140,16 +140,16 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
         self._epoch.fill_(epoch)
 
     def show(self, images: bool) -> None:
-        """Set whether samples hold images; if not, they hold only labels and numbers of views."""
+        """Set whether samples hold images; without images they hold only labels and view numbers."""
         self._shows.fill_(images)
 
     def show_teacher(self, images: bool) -> None:
-        """Set whether samples ask for the pixels of a teacher too, see [`ImageCollator`]."""
+        """Set whether samples also ask for the pixels of a teacher, see [`ImageCollator`]."""
         self._teaches.fill_(images)
 
     @property
     def views(self) -> int:
-        """Number of views of all images together; 0 if no view is used twice."""
+        """Number of fixed views of all images together; 0 if no view is used twice."""
         return 0 if self.transformed else len(self.dataset) * self.num_views
 
     def __len__(self) -> int:
@@ -169,7 +169,7 @@ class LabelledImages(torch.utils.data.Dataset[dict[str, Any]]):
         return {"label": int(label) if self._read_labels is None else label, "view": view}
 
     def fixed_view(self, view: int) -> dict[str, Any]:
-        """Return the sample with this number of a view; it is the same in all epochs."""
+        """Return the sample of a view number; it is the same in all epochs."""
         index, turn = divmod(view, self.num_views)
         return {**self._sample(index, (turn, index)), "view": view}
 
@@ -203,7 +203,7 @@ def show_image(
     drawn_from: Sequence[int],
     crop: Callable[[Image.Image], list[Image.Image]] | None,
 ) -> dict[str, Any]:
-    """Return the view of an image that the numbers `drawn_from` give, as `image`, or its test views as `crops`."""
+    """Return the view that the seed numbers `drawn_from` determine as `image`, or the test views as `crops`."""
     if augment is not None:
         image = augment(image, np.random.default_rng(drawn_from))
     return {"image": image} if crop is None else {"crops": crop(image)}
@@ -214,14 +214,14 @@ class ImageCollator:
 
     Labels are (B,), or (B, K) of a multi-label column.
 
-    What a model needs beside them is handed on, see [`~peft_ncgeo.models.image_encoder.image_inputs`]. There are no
-    `pixel_values` for samples without images, and no `views` for samples without fixed views. Samples of V crops each
-    give `pixel_values` (B, V, C, H, W).
+    Other tensors that a model needs are added, see [`~peft_ncgeo.models.image_encoder.image_inputs`]. Samples without
+    images give no `pixel_values`, and samples without fixed views give no `views`. Samples of V crops each give
+    `pixel_values` (B, V, C, H, W).
 
     Args:
-        image_processor: of the model.
-        teacher_processor: of a teacher, for samples that ask for its pixels: they stand beside the model's, under the
-            same names after `teacher_`.
+        image_processor: image processor of the model.
+        teacher_processor: image processor of a teacher, for samples that ask for its pixels: these get the same names
+            as the model's, with `teacher_` in front.
     """
 
     def __init__(self, image_processor: Any, teacher_processor: Any = None) -> None:

@@ -21,10 +21,10 @@ def class_counts(dataset: Dataset, label_column: str = "label") -> np.ndarray:
 
 
 def realised_imbalance_factor(dataset: Dataset, label_column: str = "label") -> float:
-    """Return `max_k n_k / min_k n_k` of the actual samples, to report beside the requested factor.
+    """Return `max_k n_k / min_k n_k` of the actual samples, to report together with the requested factor.
 
     Raises:
-        ValueError: a class has no samples; the message has its name.
+        ValueError: a class has no samples; the message gives its name.
     """
     counts = _counts_without_gaps(dataset, label_column)
     return float(counts.max() / counts.min())
@@ -39,7 +39,7 @@ def long_tailed(
     shuffle_classes: bool = False,
     label_column: str = "label",
 ) -> Dataset:
-    """Make an exponential tail: class k of K keeps `n_k` samples, by one of two rules.
+    """Make an exponential long tail: class k of K keeps `n_k` samples, by one of two rules.
 
     `tau`: `n_k = max(1, round(n_max * tau^(k/(K-1))))`, as in NPT and CPT; the default of `n_max` is 16.
     `imbalance_factor`: `n_k = max(1, int(n_max * (1/imbalance_factor)^(k/(K-1))))`, as in long-tailed image sets; the
@@ -47,15 +47,15 @@ def long_tailed(
 
     Args:
         tau: share that the last class keeps, in (0, 1].
-        imbalance_factor: first class's size over the last one's, at least 1.
+        imbalance_factor: size of the first class divided by that of the last class, at least 1.
         n_max: size of the largest class.
-        seed: seed of the draw, without replacement. The same seed and rows give the same samples for any order and
-            location of the rows, see [`few_shot`]; a larger `n_k` includes the samples of a smaller one.
-        shuffle_classes: assign the counts to classes at random, by the seed. Else k is the label.
+        seed: seed of the draw, which is without replacement. The same seed and rows give the same samples for any
+            order and location of the rows, see [`few_shot`]; a larger `n_k` includes the samples of a smaller one.
+        shuffle_classes: True: assign the counts to classes at random, by the seed. False: k is the label.
 
     Returns:
-        The samples sorted by class; format and transform stay. Every row is read once, and none is decoded: hashing
-        takes about two seconds per gigabyte.
+        The samples sorted by class, with the data set's format and transform. Every row is read once, and none is
+        decoded: hashing takes about two seconds per gigabyte.
 
     Raises:
         TypeError: an argument is not a number.
@@ -91,13 +91,13 @@ def step_imbalanced(
     shuffle_classes: bool = False,
     label_column: str = "label",
 ) -> Dataset:
-    """Make a step: the first `ceil(K/2)` classes keep `n_max` samples each, the others `max(1, int(n_max / ratio))`.
+    """Make a step imbalance: `ceil(K/2)` classes keep `n_max` samples each, the others `max(1, int(n_max / ratio))`.
 
     Args:
-        ratio: size of a large class over that of a small one, at least 1.
+        ratio: size of a large class divided by that of a small one, at least 1.
         n_max: size of the large classes. Default: the size of the smallest class.
         seed: seed of the draw; see [`long_tailed`], also for the cost and the order of the result.
-        shuffle_classes: choose the large classes at random, by the seed. Else they have the lowest labels.
+        shuffle_classes: True: choose the large classes at random, by the seed. False: they have the lowest labels.
 
     Raises:
         TypeError: an argument is not a number.
@@ -120,17 +120,17 @@ def _draw_tail(dataset: Dataset, counts: Sequence[int], seed: int, shuffle: bool
 
 
 def imbalance(name: str, value: float) -> float:
-    """Return a ratio of class sizes as a float; refuse all but finite numbers of at least 1."""
+    """Return a ratio of class sizes as a float; raise an error unless it is finite and at least 1."""
     return check_float(name, value, "a finite number of at least 1", lambda value: 1 <= value < math.inf)
 
 
 def _tidy(number: float) -> float:
-    """Remove the error of floating point, by which `int` would turn 4.999999999 into 4."""
+    """Remove floating-point errors, which would make `int` turn 4.999999999 into 4."""
     return round(number, 6)
 
 
 def _sizes(dataset: Dataset, n_max: int | None, label_column: str, reader: str) -> tuple[int, int]:
-    """Return the number of classes, and the largest size: `n_max`, or if None the size of the smallest class."""
+    """Return the number of classes and the largest size: `n_max`, or the size of the smallest class if it is None."""
     names = class_names(dataset, label_column, reader)
     if len(names) < 2:
         raise ValueError(f"Column {label_column!r} has {len(names)} class; imbalance needs at least two.")

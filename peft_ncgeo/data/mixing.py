@@ -12,14 +12,15 @@ from ..validation import check_positive
 
 
 class Mixing(ABC):
-    """Base of the ways to mix each image of a batch with another one, which takes a share lambda of it.
+    """Base of mixup and CutMix, which mix each image of a batch with another image: it keeps a share lambda of itself.
 
-    [`GeometryTrainer`] takes one as its `data_collator`: images are collated as always, and in every micro-batch of
-    training, over all processes, each is mixed with another one of it, drawn by seed and step. Evaluation is not
-    mixed. Losses read the share of each class in an image (`GeometryBatch.targets`) in place of one label.
+    Pass one to [`GeometryTrainer`] as its `data_collator`: images are collated as always, and in every micro-batch of
+    training, over all processes, each image is mixed with another image of the micro-batch, drawn by seed and step.
+    Images are not mixed in evaluation. Losses read the share of each class in an image (`GeometryBatch.targets`) in
+    place of one label.
 
     Args:
-        alpha: of the distribution Beta(alpha, alpha) of lambda, > 0.
+        alpha: parameter of the distribution Beta(alpha, alpha) of lambda, > 0.
 
     Raises:
         ValueError: alpha is not positive and finite.
@@ -32,18 +33,18 @@ class Mixing(ABC):
         return f"{type(self).__name__}(alpha={self.alpha:g})"
 
     def draw(self, rng: np.random.Generator) -> tuple[float, float, float]:
-        """Draw lambda, and a place in the image, as shares of its height and width."""
+        """Draw lambda and a position in the image, given as shares of its height and width."""
         return float(rng.beta(self.alpha, self.alpha)), rng.random(), rng.random()
 
     @abstractmethod
     def mix(self, images: Tensor, others: Tensor, drawn: tuple[float, float, float]) -> tuple[Tensor, float]:
-        """Return images (B, C, H, W) mixed with others of this shape, and the share that is left of each."""
+        """Return images (B, C, H, W) mixed with others of this shape, and the share that each image keeps."""
 
 
 class MixUp(Mixing):
-    r"""Mixup: `lambda x_i + (1 - lambda) x_j`, with `lambda ~ Beta(alpha, alpha)`, one for a batch.
+    r"""Mixup: `lambda x_i + (1 - lambda) x_j`, with one `lambda ~ Beta(alpha, alpha)` for a batch.
 
-    Targets are mixed alike, `lambda y_i + (1 - lambda) y_j`.
+    Targets are mixed in the same way, `lambda y_i + (1 - lambda) y_j`.
 
     Args:
         alpha: > 0; the paper's is 0.2 on ImageNet, 1 on CIFAR.
@@ -62,10 +63,10 @@ class MixUp(Mixing):
 
 
 class CutMix(Mixing):
-    r"""CutMix: a box of each image is cut out and filled with that of another; one box for a batch.
+    r"""CutMix: a box of each image is filled with the same box of another image; one box for a batch.
 
-    The box has `1 - lambda` of the area, with `lambda ~ Beta(alpha, alpha)`, and its centre anywhere in the image. It
-    ends where the image does; targets are mixed by the area that it really has.
+    The box has `1 - lambda` of the area, with `lambda ~ Beta(alpha, alpha)`, and its centre is anywhere in the image.
+    It is cut off at the borders of the image; targets are mixed by the area that it really has.
 
     Args:
         alpha: > 0; the paper's is 1.

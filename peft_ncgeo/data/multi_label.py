@@ -15,9 +15,9 @@ from .white_level import column_white_level
 
 
 def list_parts(feature: Any) -> tuple[Any, int] | None:
-    """Return the feature of a list's elements and its fixed length, -1 for any length; None: no list.
+    """Return the feature of a list's elements and its fixed length (-1 for any length); None if it is not a list.
 
-    `datasets` has had several types of lists.
+    All list types of old and new versions of `datasets` are known.
     """
     if isinstance(feature, list) and len(feature) == 1:
         return feature[0], -1
@@ -26,7 +26,7 @@ def list_parts(feature: Any) -> tuple[Any, int] | None:
 
 
 def is_multi_label(dataset: Any, label_column: str) -> bool:
-    """Return True if the column of labels holds a list for each image."""
+    """Return True if the label column holds a list for each image."""
     known = isinstance(dataset, Dataset) and label_column in dataset.column_names
     return known and list_parts(dataset.features[label_column]) is not None
 
@@ -62,10 +62,10 @@ class MultiHotReader:
         """Return the row (K,) int8 of a cell.
 
         Raises:
-            ValueError: it is no list, names a class outside 0..K-1, or holds other numbers than 0 and 1.
+            ValueError: it is not a list, names a class outside 0..K-1, or holds other numbers than 0 and 1.
         """
         if cell is None:
-            raise ValueError("it has no list of labels; give an empty list where none of the classes is there")
+            raise ValueError("it has no list of labels; give an empty list to an image with none of the classes")
         try:
             found = np.asarray(cell, dtype=np.float64)
         except (TypeError, ValueError) as error:
@@ -89,7 +89,7 @@ def multi_hot(dataset: Dataset, label_column: str = "label") -> np.ndarray:
     """Return the labels of every image as rows of 0 and 1: (N, K) int8.
 
     Raises:
-        ValueError: a column that is no such list, or a cell that is not; the message names the sample.
+        ValueError: the column does not hold such lists, or a cell is not such a list; the message names the sample.
     """
     read, cells = MultiHotReader(dataset, label_column), dataset.with_format(None)[label_column][:]
     rows = np.zeros((len(cells), read.classes), dtype=np.int8)
@@ -105,10 +105,10 @@ def multi_label_names(dataset: Dataset, label_column: str, given: Sequence[str] 
     """Return the K class names of a multi-label column.
 
     Args:
-        given: names of the K places of rows of 0 and 1, which have none of their own.
+        given: names of the K columns of rows of 0 and 1, which have no names of their own.
 
     Raises:
-        ValueError: names that are missing, or others than the column's.
+        ValueError: names are missing, or differ from the column's own.
     """
     read, feature = MultiHotReader(dataset, label_column), list_parts(dataset.features[label_column])
     own = list_names(feature[0].names) if feature and read.lists_classes else None
@@ -135,7 +135,7 @@ def check_multi_label_set(
 
     Args:
         given: see [`multi_label_names`].
-        every_class: True if each class must have an image, and an image without it, as in training.
+        every_class: True if each class must be in some images and not in others, as in training.
 
     Raises:
         TypeError, ValueError: a column is missing or of another type, the set is empty, there are fewer than two
@@ -149,7 +149,7 @@ def check_multi_label_set(
         if count in (0, len(dataset)):
             kind = "no image" if count == 0 else "every image"
             raise ValueError(
-                f"Class {short_repr(name)} is in {kind} of the training set, so it cannot be told apart; leave it out "
+                f"Class {short_repr(name)} is in {kind} of the training set, so it cannot be learned; leave it out "
                 "of the names and the labels."
             )
     column_white_level(dataset, image_column)

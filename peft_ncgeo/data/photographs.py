@@ -43,8 +43,8 @@ class ImageDemo(NamedTuple):
 def load_image_demo(backbone: str = "vit") -> ImageDemo:
     """Load ten classes of photographs together with a small pre-trained image classifier, without network.
 
-    The head is new and drawn from torch's global generator: call `torch.manual_seed` before, to get the same head
-    again. All other weights are pre-trained and the same in every call.
+    The head is new and drawn from torch's global generator: call `torch.manual_seed` before to get the same head in
+    each call. All other weights are pre-trained and the same in every call.
 
     Args:
         backbone: `"vit"` (four layers of width 128) or `"resnet"` (three stages, up to 128 channels).

@@ -25,7 +25,7 @@ def find_processor(
     token: str | None = None,
     revision: str | None = None,
 ) -> Any:
-    """Return the processor from the first of these places that has one, else from the base model's origin, or None.
+    """Return the processor from the first of these places that has one, else the base model's, or None.
 
     Processors that need remote code are skipped: code from a repository is never run.
 
@@ -34,7 +34,7 @@ def find_processor(
         places: folders or Hub repositories, in the order of the search.
         images_only: True if an image processor is enough, even for a model that reads text.
         token: Hub token for private repositories.
-        revision: of the base model. Default: the one that its adapters name, else "main".
+        revision: revision of the base model. Default: the one that its adapters name, else "main".
     """
     kind: Any = AutoProcessor if reads_text(model) and not images_only else AutoImageProcessor
     found = [(place, "main") for place in places]
@@ -75,5 +75,5 @@ def input_size(image_processor: Any) -> tuple[int, int]:
             return size["shortest_edge"], size["shortest_edge"]
     raise ValueError(
         f"{type(image_processor).__name__} does not say which size of images it makes, so they cannot be cropped to "
-        "it; take augmentation='none' and num_test_views=1."
+        "it; set augmentation='none' and num_test_views=1."
     )

@@ -1,4 +1,4 @@
-"""Images as people give them, files, PIL images or arrays, read as RGB."""
+"""Reading of images (files, PIL images or arrays) as RGB."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def read_image(given: Any, white: int | None = None) -> Image.Image:
     """Return an image in RGB, turned upright by its EXIF data.
 
     Args:
-        given: path of a file, which is opened and closed; PIL image; or uint8 array (H, W, 3), red, green and blue, or
-            (H, W), grey.
+        given: path of a file, which is opened and closed; PIL image; or uint8 array, (H, W, 3) for red, green and
+            blue, or (H, W) for grey.
         white: see [`~peft_ncgeo.data.images.to_rgb`].
 
     Raises:
-        TypeError: it is of another kind.
-        ValueError: there is no such file, it holds no image or a damaged one, or an array of other numbers.
+        TypeError: the input is of another kind.
+        ValueError: the file does not exist, holds no image or a damaged one, or an array is of another type or shape.
     """
     if isinstance(given, np.ndarray):
         return to_rgb(_from_array(given))
@@ -36,7 +36,7 @@ def read_image(given: Any, white: int | None = None) -> Image.Image:
     try:
         opened = Image.open(given)
     except FileNotFoundError:
-        raise ValueError("There is no such file; check the path and the folder that you are in.") from None
+        raise ValueError("There is no such file; check the path and the working folder.") from None
     except IsADirectoryError:
         raise ValueError("This is a folder, not a file; pass folders to predict_dataset.") from None
     except Exception as error:
@@ -46,7 +46,7 @@ def read_image(given: Any, white: int | None = None) -> Image.Image:
 
 
 def unreadable(error: Exception) -> ValueError:
-    """Return the error of a file that Pillow, each of whose formats raises other errors, cannot open."""
+    """Return the error for a file that Pillow cannot open; each of Pillow's formats raises errors of its own."""
     if isinstance(error, UnidentifiedImageError):
         return ValueError("An image cannot be read; its file is empty, damaged or of an unknown kind.")
     return ValueError(f"An image cannot be read; its file may be damaged: {one_line(error)}")
@@ -62,20 +62,20 @@ def _from_array(given: np.ndarray) -> Image.Image:
 
 
 def is_one_image(given: Any) -> bool:
-    """Return True for what stands for one image or for none, and False for several that can be iterated over."""
+    """Return True for one image, or for an object that cannot be iterated over; False for several images."""
     if isinstance(given, np.ndarray):
         return given.ndim < 4 and given.dtype.kind not in "OU"  # arrays of paths and of images hold several
     return not isinstance(given, Iterable) or isinstance(given, str | bytes | os.PathLike | Mapping | Image.Image)
 
 
 def list_images(images: Any, kinds: str = KINDS) -> list[Any]:
-    """Return one image or several as a list, without opening any.
+    """Return one or several images as a list, without opening any.
 
     Args:
         kinds: kinds of images that the caller takes, for the error message.
 
     Raises:
-        TypeError: an image is of another kind than [`read_image`] takes.
+        TypeError: an image is of a kind that [`read_image`] does not take.
     """
     images = [images] if is_one_image(images) else list(images)
     for image in images:

@@ -1,4 +1,4 @@
-"""Draws of samples per class that depend on the seed and the content of rows, not on their order."""
+"""Random draws of samples per class that depend on the seed and the content of rows, not on their order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .checks import class_names
 
 
 def draw(dataset: Dataset, counts: Sequence[int], seed: int, label_column: str, advice: str) -> Dataset:
-    """Draw `counts[c]` samples of every class c, without replacement, sorted by (class, content).
+    """Draw `counts[c]` samples of every class c, without replacement; sort them by (class, content).
 
     The rows of a class are ranked by [`content_order`] and permuted by a generator seeded with (seed, c); the first
     `counts[c]` are taken. So a larger count includes the samples of a smaller one, and one class's count does not
@@ -25,7 +25,7 @@ def draw(dataset: Dataset, counts: Sequence[int], seed: int, label_column: str, 
         advice: end of the error message for a class with too few samples.
 
     Raises:
-        ValueError: a class has fewer samples than asked for; the message has its name.
+        ValueError: a class has fewer samples than asked for; the message gives its name.
     """
     names, labels = class_names(dataset, label_column), label_array(dataset, label_column)
     available = np.bincount(labels[labels >= 0], minlength=len(names))
@@ -43,7 +43,7 @@ def draw(dataset: Dataset, counts: Sequence[int], seed: int, label_column: str, 
 
 
 def rows_of_classes(labels: np.ndarray, num_classes: int, order: np.ndarray | None = None) -> list[np.ndarray]:
-    """Return the rows of each class, ascending or in the sequence of `order`; skip labels of -1."""
+    """Return the rows of each class, in ascending order or in the order of `order`; skip labels of -1."""
     order = np.arange(len(labels), dtype=np.int64) if order is None else order
     order = order[labels[order] >= 0]
     # one sort, since a comparison of all labels with each class would be slow for a thousand classes
@@ -60,7 +60,7 @@ def content_order(dataset: Dataset) -> np.ndarray:
     seconds per gigabyte.
 
     Raises:
-        ValueError: a file cannot be read; the message has its path.
+        ValueError: a file cannot be read; the message gives its path.
     """
     images = sorted(c for c, feature in dataset.features.items() if isinstance(feature, Image))
     keys = [[_digest(content) for content in encoded_images(dataset, column)] for column in images]

@@ -125,7 +125,7 @@ class DatasetSource:
         return replace(self, image_column="image", label_column="label", class_names=fixes).prepare(dataset)
 
     def prepare(self, dataset: Dataset) -> Dataset:
-        """Convert columns and class names to the library's form; see [`DatasetSource.load`]."""
+        """Convert columns and class names to the form that [`DatasetSource.load`] returns."""
         if not isinstance(dataset, Dataset):
             raise TypeError(f"Expected a datasets.Dataset, got {type(dataset).__name__}.")
         for column in (self.image_column, self.label_column):
@@ -148,7 +148,9 @@ class DatasetSource:
         names = self.prompt_names(labels)
         nameless = [label for label, name in zip(labels, names, strict=True) if label == name and is_number(label)]
         if nameless and not told:
-            raise ValueError(f"{self.path} gives class {nameless[0]} no name; give the classes words in class_names.")
+            raise ValueError(
+                f"{self.path} gives class {nameless[0]} no name; give names to the classes in class_names."
+            )
         kept = [i for i, name in enumerate(names) if name is not None]
         if len(kept) != self.num_classes:
             raise ValueError(f"{self.path} has {len(kept)} classes, but the description says {self.num_classes}.")
@@ -157,10 +159,12 @@ class DatasetSource:
         chosen = [name for name in names if name is not None]
         wordnet = [name for name in chosen if re.fullmatch(r"n\d{8}", name)]
         if wordnet:
-            raise ValueError(f"{self.path} calls a class {wordnet[0]}, a WordNet number; give its classes words.")
+            raise ValueError(f"{self.path} calls a class {wordnet[0]}, a WordNet number; give names to its classes.")
         twice = [name for name, count in Counter(chosen).items() if count > 1]
         if twice:
-            raise ValueError(f"{self.path} would have two classes named {short_repr(twice[0])}; name them apart.")
+            raise ValueError(
+                f"{self.path} would have two classes named {short_repr(twice[0])}; give them different names."
+            )
         return dataset.cast_column("label", ClassLabel(names=chosen))
 
     def prompt_names(self, names: list[str]) -> list[str | None]:

@@ -15,7 +15,7 @@ from .sampling import content_order, draw, label_array, rows_of_classes
 
 
 def base_new_split(dataset: Dataset, label_column: str = "label") -> DatasetDict:
-    """Split by class: the first `ceil(K/2)` labels are "base", the others "new", each with only its own names.
+    """Split a set by class: the first `ceil(K/2)` labels are "base", the others "new", each with only its own names.
 
     Both halves keep the order of their samples.
 
@@ -51,12 +51,12 @@ def few_shot(dataset: Dataset, shots: int, seed: int = 0, label_column: str = "l
     """Draw `shots` samples of every class by `seed`, without replacement.
 
     The same seed and rows give the same samples for any order and location of the rows: rows are identified by their
-    images' encoded bytes, which are the same in a folder, a copy of it, a parquet file and on the Hub. More shots
-    include the samples of fewer. Every row is read once, and none is decoded: hashing takes about two seconds per
-    gigabyte.
+    images' encoded bytes, which are the same in a folder, a copy of it, a parquet file and on the Hub. A draw of more
+    shots includes the samples of a draw of fewer. Every row is read once, and none is decoded: hashing takes about two
+    seconds per gigabyte.
 
     Returns:
-        K * shots samples sorted by class; format and transform stay.
+        K * shots samples sorted by class, with the data set's format and transform.
 
     Raises:
         TypeError: shots or seed is not an integer.
@@ -72,9 +72,10 @@ def split_validation(
 ) -> DatasetDict:
     """Hold out a share of every class for validation, drawn by `seed`.
 
-    Of n images of a class, `max(1, round(share * n))` are held out, but never all of them. A class of one image stays
-    in training, and a warning names it; so do images without a label. As in [`few_shot`], the same images are drawn
-    for any order and location of the rows, for which every row is read once. Both parts keep the order of the rows.
+    Of the n images of a class, `max(1, round(share * n))` are held out, but never all of them. A class of one image
+    stays in training, and a warning names it. Images without a label stay in training too. As in [`few_shot`], the
+    same images are drawn for any order and location of the rows; every row is read once for this. Both parts keep the
+    order of the rows.
 
     Args:
         dataset: a labelled set; or a `DatasetDict` with "train" and without "validation", whose other splits stay.
@@ -84,8 +85,8 @@ def split_validation(
         `DatasetDict` with "train" and "validation".
 
     Raises:
-        TypeError, ValueError: there is no "train", or a "validation" already; no class has two images; or an argument
-            is out of range.
+        TypeError, ValueError: there is no "train", or there is a "validation" already; no class has two images; or an
+            argument is out of range.
     """
     share = check_float("share", share, "between 0 and 1", lambda value: 0 < value < 1)
     seed, others = check_int("seed", seed, least=0), {}

@@ -1,4 +1,4 @@
-"""Data sets of torch and streams, whose images, labels and class names are known one at a time."""
+"""Streams and torch data sets, whose samples have to be read one at a time."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ Crop = Callable[[Image.Image], list[Image.Image]]
 
 
 def is_stream(dataset: Any) -> bool:
-    """Return True for a set that is read from its beginning and has no numbered rows."""
+    """Return True for a set that can only be read from its beginning, without numbered rows."""
     return isinstance(dataset, datasets.IterableDataset | torch.utils.data.IterableDataset)
 
 
 def is_torch_set(dataset: Any) -> bool:
-    """Return True for a stream, or for a data set of torch with numbered rows."""
+    """Return True for a stream, or for a torch data set with numbered rows."""
     return is_stream(dataset) or (isinstance(dataset, torch.utils.data.Dataset) and not isinstance(dataset, Dataset))
 
 
 def known_names(dataset: Any, label_column: str) -> list[str]:
-    """Return the class names of a stream's `ClassLabel` column, or of `.classes` as torchvision's sets have it.
+    """Return the class names of a stream's `ClassLabel` column, or of the attribute `classes` of torchvision's sets.
 
-    The set may be a `torch.utils.data.Subset`, such as `random_split` makes. An empty list: they are not known.
+    The set may be a `torch.utils.data.Subset`, as `random_split` returns it. An empty list means that no names are
+    known.
     """
     feature = (getattr(dataset, "features", None) or {}).get(label_column)
     if isinstance(feature, ClassLabel):
@@ -47,14 +48,14 @@ def known_names(dataset: Any, label_column: str) -> list[str]:
 def torch_set_names(
     dataset: Any, label_column: str, given: Sequence[str] | None, others: Sequence[str] = ()
 ) -> list[str]:
-    """Return the class names of a stream or a data set of torch.
+    """Return the class names of a stream or a torch data set.
 
     Args:
-        given: names from the user, which must be those of the set where it has names.
-        others: names of a set without names of its own.
+        given: names from the user; they must be those of the set if it has names.
+        others: names for a set without names of its own.
 
     Raises:
-        ValueError: they are not known, other names are given, or there are fewer than two.
+        ValueError: no names are known, `given` differs from the set's names, or there are fewer than two.
     """
     known, kind = known_names(dataset, label_column), type(dataset).__name__
     if given is not None and known and list_names(given) != known:
@@ -72,34 +73,34 @@ def torch_set_names(
 
 
 def count_classes(dataset: Any, label_column: str, given: Sequence[int] | None, names: Sequence[str]) -> np.ndarray:
-    """Return the number of training images of each class, (K,), counted where that needs no pass over the images.
+    """Return the number of training images of each class, (K,), counted if that needs no pass over the images.
 
     Args:
-        given: numbers from the user, for a stream or a data set of torch.
+        given: numbers from the user, for a stream or a torch data set.
 
     Raises:
-        ValueError: they are not known, or not one positive number for each class.
+        ValueError: the numbers are not known, or are not one positive number for each class.
     """
     if not is_torch_set(dataset):
         return class_counts(dataset, label_column)
     if given is None:
         raise ValueError(
-            f"A loss reads how many images each class has, which a {type(dataset).__name__} does not tell; pass "
+            f"A loss reads how many images each class has, which a {type(dataset).__name__} does not say; pass "
             "class_counts=[...], in the order of the class names."
         )
     counts = [check_int("class_counts", value, least=1) for value in given]
     if len(counts) != len(names):
-        raise ValueError(f"class_counts has {len(counts)} numbers for {len(names)} classes; give each class one.")
+        raise ValueError(f"class_counts has {len(counts)} numbers for {len(names)} classes; give one for each class.")
     return np.array(counts, dtype=np.int64)
 
 
 class TorchRows:
-    """Rows of a data set of torch as a `datasets` set gives them: a dict of a PIL image and the number of a class.
+    """Rows of a torch data set in the form of a `datasets` set: a dict of a PIL image and the number of a class.
 
     Args:
-        dataset: its samples are `(image, label)`, or dicts of the two columns.
-        label_column: None: no label is read.
-        names: class names; a label is a number below K, or one of them.
+        dataset: torch data set whose samples are `(image, label)`, or dicts of the two columns.
+        label_column: column of the labels; None: no label is read.
+        names: K class names; a label is a number below K, or one of the names.
     """
 
     def __init__(self, dataset: Any, image_column: str, label_column: str | None, names: Sequence[str]) -> None:
@@ -116,7 +117,7 @@ class TorchRows:
         """Return the columns of a sample.
 
         Raises:
-            TypeError, ValueError: it has another form, no PIL image, or no label of a known class.
+            TypeError, ValueError: the sample has another form, no PIL image, or no label of a known class.
         """
         if isinstance(sample, tuple | list) and len(sample) == 2:
             sample = {self.image_column: sample[0], self.label_column: sample[1]}
@@ -127,7 +128,7 @@ class TorchRows:
         image = sample[self.image_column]
         if not isinstance(image, Image.Image):
             raise TypeError(
-                f"the image is a {type(image).__name__}, not a PIL image; leave out what converts it, such as ToTensor"
+                f"the image is a {type(image).__name__}, not a PIL image; leave out transforms such as ToTensor"
             )
         if self.label_column is None:
             return {self.image_column: image}
@@ -138,25 +139,25 @@ class TorchRows:
         plain = label.item() if hasattr(label, "item") else label
         if not isinstance(plain, int) or not 0 <= plain < len(self.number):
             raise ValueError(
-                f"the label {short_repr(label)} is none of the {len(self.number)} classes; leave the sample out, or "
-                "name all classes"
+                f"the label {short_repr(label)} is not one of the {len(self.number)} classes; leave the "
+                "sample out, or name all classes"
             )
         return plain
 
 
 class LabelledStream(torch.utils.data.IterableDataset[dict[str, Any]]):
-    """RGB images and labels of a stream, in its order; for training without end, from its beginning again and again.
+    """RGB images and labels of a stream, in its order; training reads the stream again and again without end.
 
-    So each batch is whole, on any number of processes, and a resumed run that reads past what it has seen goes on
-    exactly. Each pass has another order where the stream shuffles, and other views: a view depends on the seed, the
-    number of the pass, the place in the stream and the worker that reads it.
+    Therefore each batch is full, on any number of processes, and a resumed run, which skips the samples that it has
+    seen, continues exactly. Each pass has another order if the stream shuffles, and other views: a view depends on the
+    seed, the number of the pass, the position in the stream and the worker that reads it.
 
     Args:
-        stream: `datasets.IterableDataset`, whose shards are shared by workers; or torch's.
+        stream: `datasets.IterableDataset`, whose shards are divided among the workers; or torch's.
         rows: reader of its samples.
         endless: True for training.
         augment, seed, crop: see [`LabelledImages`].
-        teaches: True if samples ask for the pixels of a teacher too.
+        teaches: True if samples also ask for the pixels of a teacher.
     """
 
     def __init__(
@@ -209,7 +210,7 @@ def labelled_images(
     num_views: int = 0,
     crop: Crop | None = None,
 ) -> LabelledImages | LabelledStream:
-    """Return the images of any set as the trainer reads them; see [`LabelledImages`] for the arguments."""
+    """Return the images of any set in the form that the trainer reads; see [`LabelledImages`] for the arguments."""
     known = known_names(dataset, str(label_column)) if is_torch_set(dataset) else []
     rows = TorchRows(dataset, image_column, label_column, known or names)
     if is_stream(dataset):

@@ -22,12 +22,12 @@ def lacks_white_level(image: Any) -> bool:
 def white_level(numbers: np.ndarray, column: str | None = None) -> int:
     """Return the number that is white, 255 or 65535, if the largest number of an image or a column shows it.
 
-    It shows it if it needs all of 8 bits (128 to 255) or all of 16 bits (32768 to 65535). With other largest numbers,
-    white may be anything, such as 16, 100, 4095 or 65535. (Numbers up to 255 may still be of 16 bits, but such an
-    image is almost black.) If all numbers are 0, any white level is right.
+    The largest number shows it if it needs all of 8 bits (128 to 255) or all of 16 bits (32768 to 65535). With other
+    largest numbers, white may be anything, such as 16, 100, 4095 or 65535. (An image of 16 bits may also have no
+    number above 255, but such an image is almost black.) If all numbers are 0, any white level is right.
 
     Args:
-        column: column of the numbers, for the error message. None: the numbers are of one image.
+        column: column of the numbers, for the error message. None: the numbers belong to one image.
 
     Raises:
         ValueError: the white level is not known, or there are negative or floating-point numbers.
@@ -48,12 +48,12 @@ def white_level(numbers: np.ndarray, column: str | None = None) -> int:
 
 
 def column_white_level(dataset: Dataset, column: str) -> int | None:
-    """Return the [`white_level`] of a column whose first image [`lacks_white_level`], from all of its images.
+    """Return the [`white_level`] of a column from all of its images, if the first image [`lacks_white_level`].
 
     The images are read once for each data set.
 
     Returns:
-        The white level; None for other columns, also if a transform makes the images: then each image's own numbers
+        The white level; None for other columns and for images that a transform makes: then each image's own numbers
         decide.
 
     Raises:

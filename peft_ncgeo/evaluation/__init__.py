@@ -1,4 +1,4 @@
-"""Classifiers and metrics under the names that README of version 0.1.0 shows."""
+"""Classifiers and metrics under the names of version 0.1.0."""
 
 from __future__ import annotations
 

@@ -314,8 +314,8 @@ def test_bad_index_gets_one_line(index):
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (None, "Sample 3 has no label, outside the 2 class names (2 such samples); leave them out"),
-        (-1, "Sample 3 has no label, outside the 2 class names (2 such samples)"),
+        (None, "Sample 3 has no label among the 2 class names (2 such samples); leave them out"),
+        (-1, "Sample 3 has no label among the 2 class names (2 such samples)"),
         (2, "Sample 3 has label 2, outside the 2 class names (2 such samples)"),
         (-2, "Sample 3 has label -2, outside the 2 class names"),
     ],

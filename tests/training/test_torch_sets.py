@@ -122,7 +122,7 @@ def test_refusals_name_what_is_missing(tmp_path):
     bad = [{**rows[0], "label": 7}] * 8
     pixels = [{"image": torch.zeros(3, 8, 8), "label": 0}] * 8
     for expected, options in (
-        ("label 7 is none of the 5", {"train": Pairs(bad)}),
+        ("label 7 is not one of the 5", {"train": Pairs(bad)}),
         ("Tensor.*ToTensor", {"train": Pairs(pixels)}),
         ("no samples", {"train": Stream([]), "class_names": NAMES, "max_steps": 2}),
         ("epochs", {"train": stream, "max_steps": 2, "callbacks": [PromptAveraging()]}),
