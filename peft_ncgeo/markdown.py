@@ -1,4 +1,4 @@
-"""Markdown from untrusted texts: escaped, so that none is read as Markdown, HTML or Python."""
+"""Markdown from untrusted texts, which are escaped so that none is read as Markdown, HTML or Python."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def code_cell(value: Any) -> str:
 
 
 def literal(text: str) -> str:
-    """Return a text as a Python string literal in double quotes and one line; escape characters that do not print."""
+    """Return a text as a Python string literal in double quotes on one line; escape non-printable characters."""
     return "".join(c if c.isprintable() else _numbered(c) for c in json.dumps(text, ensure_ascii=False))
 
 

@@ -19,20 +19,20 @@ PUBLISHED_STEPS = 34000  # length of the run for which the paper gives its rotat
 
 
 def centred_means(means: Tensor, center: bool = True) -> Tensor:
-    """Subtract from class means their own mean, `mu_c = m_c - mean of m over the classes seen`.
+    """Subtract the mean of all class means from each of them, `mu_c = m_c - mean of m over the classes seen`.
 
     Args:
-        means: (K, d); rows wholly nan are classes not seen yet.
+        means: (K, d); a row of nan alone is a class that was not seen yet.
         center: False subtracts nothing.
 
     Returns:
-        (K, d) in float32 or wider. Rows are exactly 0 for classes not seen, and for means that equal their mean up to
-        rounding, as with a single class seen.
+        (K, d) in float32 or wider. Rows are exactly 0 for classes not seen, and for class means that equal the mean of
+        all up to rounding, for example if only one class was seen.
 
     Raises:
         ValueError: `means` is not a matrix, or a row is neither finite nor wholly nan.
 
-    Reference: arXiv 2512.07844; centring is our reading; the authors' SLERP code does not centre.
+    Reference: arXiv 2512.07844. To centre the means is our reading of the paper; the authors' SLERP code does not.
     """
     seen = seen_classes(means)[:, None]
     means = means.to(torch.promote_types(means.dtype, torch.float32))
@@ -107,11 +107,11 @@ def project_gradient(
 ) -> Tensor:
     """Remove a share 1 - gamma of the gradient that would rotate w_c away from its class mean (SpA-Proj).
 
-    With unit vectors w, mu and g the gradient of the row: `g_t = g - <g, w> w`, `d = unit(mu - <mu, w> w)`; where
-    `<g_t, d> > 0`, so that a descent step rotates w away, `g_t <- g_t - <g_t, d> d`. The result is
-    `(1 - gamma) g_t + gamma g`: in both cases the radial part is scaled by gamma, as in the authors' code, and so is
-    the speed of the rotation away; only gamma = 0 stops it. A descent step here is a step of plain SGD: with momentum
-    or Adam, the step is not along the gradient.
+    Let w and mu be unit vectors, g the gradient of the row, `g_t = g - <g, w> w` and `d = unit(mu - <mu, w> w)`. If
+    `<g_t, d> > 0`, a descent step rotates w away from mu, and `g_t <- g_t - <g_t, d> d`. The result is
+    `(1 - gamma) g_t + gamma g`. The radial part is scaled by gamma in every row, as in the authors' code; so is the
+    speed of the rotation away, which only gamma = 0 stops. A descent step is a step of plain SGD here: with momentum
+    or Adam, the step does not follow the gradient.
 
     Rows of classes not seen do not change, nor do rows where mu_c or w_c is 0 or the two are parallel or opposite.
 
@@ -146,11 +146,11 @@ def project_gradient(
 
 
 def slerp_fraction(step: int, steps: int, alpha: float = 0.002) -> float:
-    """Return the fraction for [`rotate_towards_means`] at one step, so that runs of any length rotate equally far.
+    """Return the fraction for [`rotate_towards_means`] at one step, such that runs of any length rotate equally far.
 
     `1 - (1 - alpha r_t)^(34000/T)` with the ramp `r_t = (1 - cos(pi t/T))/2`; the exponent is our reading: the paper
-    gives alpha for 34,000 steps, and the effect compounds. With the default alpha, the rotations of a run multiply the
-    angle by about `exp(-34)`, if training does not rotate the rows back.
+    gives alpha for 34,000 steps, and the effects of the steps multiply. With the default alpha, the rotations of a run
+    multiply the angle by about `exp(-34)`, if training does not rotate the rows back.
 
     Args:
         step: t = 0..T-1 (T is allowed: the end of the ramp).
@@ -161,7 +161,7 @@ def slerp_fraction(step: int, steps: int, alpha: float = 0.002) -> float:
         In [0, 1].
 
     Raises:
-        ValueError: `alpha` is not in [0, 1], `steps` is less than 1, or `step` not in 0..steps.
+        ValueError: `alpha` is not in [0, 1], `steps` is less than 1, or `step` is not in 0..steps.
 
     Reference: arXiv 2512.07844.
     """
@@ -202,6 +202,6 @@ def _directions(weights: Tensor, means: Tensor, center: bool) -> tuple[Tensor, T
 
 
 def _lengths(rows: Tensor) -> Tensor:
-    """Return the lengths (K, 1) of rows (K, d), exact even if their squares leave the range of floats."""
+    """Return the lengths (K, 1) of rows (K, d), exact even if their squares overflow or underflow."""
     length, _, nonzero = length_and_direction(rows.detach())
     return length * nonzero

@@ -1,4 +1,4 @@
-"""Checks of arguments: types, shapes, and values on a device, which [`DeferredChecks`] reads in one copy."""
+"""Checks of arguments: types, shapes, and values on a device; [`DeferredChecks`] reads many values in one copy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _active: ContextVar[DeferredChecks | None] = ContextVar("active", default=None)
 
 
 def check(good: Tensor, tell: Callable[[], None]) -> None:
-    """Call `tell`, which raises or warns, if `good` () is False: now, or when [`DeferredChecks`] are read."""
+    """Call `tell`, which raises or warns, if the scalar `good` is False: now, or when [`DeferredChecks`] are read."""
     deferred = _active.get()
     if deferred is not None:
         deferred.noted.append((good.detach(), tell))
@@ -25,10 +25,10 @@ def check(good: Tensor, tell: Callable[[], None]) -> None:
 
 
 def refuse_unless(good: Tensor, error: type[Exception], message: str, *values: Any) -> None:
-    """Raise `error` if `good` () is False; see [`check`].
+    """Raise `error` if the scalar `good` is False; see [`check`].
 
     Args:
-        message: with `{}` for each of `values`, among which tensors () are looked at only then.
+        message: text with `{}` for each of `values`; scalar tensors among these are read only for the error.
     """
     check(good, partial(_refuse, error, message, values))
 
@@ -38,12 +38,12 @@ def _refuse(error: type[Exception], message: str, values: tuple[Any, ...]) -> No
 
 
 def maybe(condition: Tensor) -> bool:
-    """Return the value of `condition` (); inside [`DeferredChecks`], return True without reading it."""
+    """Return the value of the scalar `condition`; inside [`DeferredChecks`], return True without reading it."""
     return _active.get() is not None or bool(condition)
 
 
 def number(value: Tensor) -> float | Tensor:
-    """Return `value` () as a float; inside [`DeferredChecks`], return a copy on its device."""
+    """Return the scalar `value` as a float; inside [`DeferredChecks`], return a copy on its device."""
     return float(value) if _active.get() is None else value.clone()
 
 
@@ -51,7 +51,7 @@ def numbers(name: str, value: Any) -> Tensor:
     """Return real numbers (a tensor, array, list or number) as a tensor, at full precision.
 
     Raises:
-        TypeError: anything else.
+        TypeError: the value is of another type.
     """
     try:
         value = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
@@ -62,7 +62,7 @@ def numbers(name: str, value: Any) -> Tensor:
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """Refuse all but tensors of real numbers, with a TypeError."""
+    """Raise a TypeError unless the value is a tensor of real numbers."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, got a value of type {type(value).__name__}.")
     if value.is_complex() or value.dtype == torch.bool:
@@ -70,7 +70,7 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def check_shape(name: str, value: Any, *axes: str) -> None:
-    """Refuse all but tensors of real numbers with these axes, for example K and d, none of length 0."""
+    """Check that a value is a tensor of real numbers with these axes, for example K and d, none of length 0."""
     check_tensor(name, value)
     if value.dim() != len(axes):
         raise ValueError(f"{name} must have shape ({', '.join(axes)}), got {tuple(value.shape)}.")
@@ -79,13 +79,13 @@ def check_shape(name: str, value: Any, *axes: str) -> None:
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    """Refuse values that are not finite; see [`check`]."""
+    """Check that all values are finite; see [`check`]."""
     if value.is_floating_point():
         refuse_unless(value.isfinite().all(), ValueError, "{} has non-finite values.", name)
 
 
 def check_labels(labels: Tensor, num_classes: int, lowest: int = 0) -> None:
-    """Refuse labels outside `lowest`..K-1; see [`check`]."""
+    """Check that labels are in `lowest`..K-1; see [`check`]."""
     if labels.numel():
         low, high = labels.aminmax()
         wrong = low.where(low < lowest, high)
@@ -94,14 +94,15 @@ def check_labels(labels: Tensor, num_classes: int, lowest: int = 0) -> None:
 
 
 def deferred() -> bool:
-    """Return True if a [`check`] is only recorded now, to be read later."""
+    """Return True if each [`check`] is only recorded now and read later."""
     return _active.get() is not None
 
 
 class DeferredChecks:
     """Context in which [`check`] only records its condition, so that the host does not wait for the device.
 
-    An error inside the context is given up for the first check noted before it that turns out to have failed.
+    If an error is raised inside the context and an earlier recorded check has failed, the error of that check is
+    raised in its place.
     """
 
     def __init__(self) -> None:

@@ -16,11 +16,11 @@ _RESTARTS = 10
 
 
 def cluster_features(features: Tensor, num_clusters: int, seed: int = 0) -> Tensor:
-    """Cluster normalised features by K-means: the best of ten k-means++ starts, in float64 on the CPU.
+    """Cluster normalised features by K-means: keep the best of ten k-means++ starts, in float64 on the CPU.
 
     Args:
         features: `(K, d)`.
-        num_clusters: at most K. The result may have fewer, since empty clusters are removed.
+        num_clusters: number of clusters, at most K. The result may have fewer, since empty clusters are removed.
         seed: seed of the starts; equal seeds give equal clusters.
 
     Returns:

@@ -23,7 +23,7 @@ class NeuralCollapse:
     """Streaming class statistics in float64, and the numbers NC1-NC4 computed from them.
 
     It keeps counts (K,), sums (K, d) and one second moment (d, d), on the device of the first features (for MPS, which
-    has no float64, on the CPU): O(Kd + d^2) for any number of samples, also while [`compute`] runs. With
+    has no float64, on the CPU). Memory is O(Kd + d^2) for any number of samples, also while [`compute`] runs. With
     `keep_samples` it also keeps the features, on the CPU in their own dtype, only for NC4.
 
     Args:
@@ -85,8 +85,8 @@ class NeuralCollapse:
 
         Raises:
             ValueError: a shape is wrong, labels are not integers in 0..K-1, or features or their squares are not
-                finite. Nothing has been added then.
-            RuntimeError: after [`all_reduce`].
+                finite. Nothing is added in this case.
+            RuntimeError: [`all_reduce`] was called before.
         """
         self._check_local("update")
         check_tensor("features", features)
@@ -131,13 +131,14 @@ class NeuralCollapse:
         """Add up the statistics of all processes, once; every process must call it. Do nothing with a single process.
 
         This takes one all-reduce of `K + Kd + d^2` numbers, after one of d + 1 numbers that gives a common origin.
-        Kept samples stay on their process. Afterwards every process has the same statistics, and refuses [`update`].
+        Kept samples stay on their process. Afterwards every process has the same statistics, and [`update`] raises an
+        error.
 
         Returns:
             Itself.
 
         Raises:
-            RuntimeError: at the second call.
+            RuntimeError: it was called before.
         """
         if not (dist.is_available() and dist.is_initialized()):
             return self
@@ -165,17 +166,17 @@ class NeuralCollapse:
         - `nc1`: `tr(S_B^+ S_W) / K'`.
         - `nc1_trace`: `tr(S_W) / tr(S_B)`.
         - `nc2`: [`simplex_distance`] of G.
-        - `nc2_norm_spread`: standard deviation of the lengths of M's rows (that of the population, divided by K')
-          over their mean.
+        - `nc2_norm_spread`: standard deviation of the lengths of M's rows (of the population: the sum is divided by
+          K') over their mean.
         - `nc2_cosine`: mean over pairs of classes of `|cos(M_c, M_c') + 1/(K'-1)|`.
 
-        With weights, where W holds the rows of the K' classes minus their mean:
+        With weights (W holds the rows of the K' classes minus their mean):
 
         - `nc3`: [`simplex_distance`] of `W M^T`.
         - `nc3_cosine`: mean over classes of `cos(W_c, M_c)`.
-        - `nc4`, if samples were kept: share of them on which `argmax_c (<x, weights_c> + bias_c)`, over all K classes,
-          is the class of the nearest of the K' means mu_c to x. After [`all_reduce`] it is a share of all processes'
-          samples, and every process must call this method.
+        - `nc4`, if samples were kept: share of the samples x for which `argmax_c (<x, weights_c> + bias_c)`, over all
+          K classes, is the class whose mean mu_c is nearest to x. After [`all_reduce`] it is a share of the samples of
+          all processes, and every process must call this method.
 
         All numbers are nan if fewer than two classes have samples or all class means are equal. Otherwise
         `nc2_cosine` and `nc3_cosine` are nan if a class mean equals mu_G, `nc3_cosine` if a row of W is 0, and `nc3`
@@ -184,11 +185,11 @@ class NeuralCollapse:
         Args:
             weights: (K, d), the classifier's rows, or text features.
             bias: (K,); only `nc4` uses it.
-            center_weights: False does not subtract the mean from W.
+            center_weights: False: do not subtract the mean from W.
 
         Raises:
             ValueError: weights or bias have the wrong shape or non-finite entries, there is a bias without weights, or
-                class means differ too little for float64 to hold the squares.
+                class means differ so little that the squares underflow in float64.
         """
         weights = self._check_classifier("weights", weights, (self.num_classes, self.dim))
         bias = self._check_classifier("bias", bias, (self.num_classes,))
@@ -260,7 +261,7 @@ class NeuralCollapse:
         return tally[0] / tally[1]
 
     def _about(self, origin: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sums and second moment of x - origin, from those about the current origin."""
+        """Return sums and second moment of x - origin, computed from those about the current origin."""
         shift = self._origin - origin.to(self._origin)
         cross = torch.outer(self._sums.sum(0), shift)
         second = self._second + cross + cross.T + self._counts.sum() * torch.outer(shift, shift)
@@ -287,7 +288,7 @@ class NeuralCollapse:
 
 
 def _centered(rows: Tensor, scale: Tensor) -> Tensor:
-    """Subtract the mean of the rows; rows that are only rounding, relative to `scale`, become exactly 0."""
+    """Subtract the mean of the rows; rows that are only rounding errors, relative to `scale`, become exactly 0."""
     rows = rows - rows.mean(0)
     return rows * (rows.norm(dim=1, keepdim=True) > ROUNDING * scale)
 

@@ -1,4 +1,4 @@
-"""Contrastive losses between images and class prototypes, and the gap between the two sets."""
+"""Contrastive losses between images and class prototypes, and the gap between both sets."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ URL_TEMPERATURE = 0.1
 def prototype_image_contrast(
     instances: Tensor, prototypes: Tensor, labels: Tensor, temperature: float = TEMPERATURE
 ) -> Tensor:
-    """Return the symmetric cross-entropy between samples and their class prototypes, like CLIP's of images and texts.
+    """Return the symmetric cross-entropy between samples and class prototypes, like CLIP's between images and texts.
 
-    With unit rows `e_i` and `p_c`, `q_i = p_{y_i}` and logits `S = e q^T / temperature` (N, N), it is
-    `1/2 (CE(S, i) + CE(S^T, i))`, with target i for sample i. Samples of one class share a prototype, so only the
-    logits `s = e p^T / temperature` (N, K) are formed: with n_c samples in class c,
+    With unit rows `e_i` and `p_c`, `q_i = p_{y_i}` and logits `S = e q^T / temperature` (N, N), the value is
+    `1/2 (CE(S, i) + CE(S^T, i))`, with target i for sample i. Samples of one class share a prototype, so the same
+    number is computed from the logits `s = e p^T / temperature` (N, K) alone: with n_c samples in class c,
 
-    `1/(2N) (sum_i log sum_c n_c e^{s_ic} + sum_c n_c log sum_i e^{s_ic} - 2 sum_i s_{i,y_i})`,
+    `1/(2N) (sum_i log sum_c n_c e^{s_ic} + sum_c n_c log sum_i e^{s_ic} - 2 sum_i s_{i,y_i})`.
 
-    the same number. The value is at least `mean_i log n_{y_i}`, since samples of one class share a target. Classes
-    without samples are ignored. O(NKd) time and O(N(K + d)) memory for each leading index.
+    The value is at least `mean_i log n_{y_i}`, since samples of one class share a target. Classes without samples are
+    ignored. It takes O(NKd) time and O(N(K + d)) memory for each leading index.
 
     Args:
         instances: `(..., N, d)`; normalised here.
-        prototypes: `(..., K, d)`, of the same leading shape, for example episodes; normalised here.
+        prototypes: `(..., K, d)`, with the same leading shape (for example episodes); normalised here.
         labels: `(..., N)` int64 in 0..K-1, or -1 for padding; padded rows are ignored and may hold any values.
         temperature: 1e-6 to 1e6; the default e^-2 scales cosines by 7.4.
 
@@ -42,7 +42,7 @@ def prototype_image_contrast(
 
     Raises:
         ValueError: shapes do not fit, labels are not int64 in -1..K-1, or temperature is out of range.
-        FloatingPointError: the value is not finite, because a sample or a prototype is not.
+        FloatingPointError: the value is not finite, because a sample or a prototype is not finite.
 
     Reference: H. Tian et al., Mind the Gap Between Prototypes and Images in Cross-domain Finetuning, NeurIPS 2024,
     arXiv 2410.12474.
@@ -65,8 +65,8 @@ def prototype_cross_entropy(
 ) -> Tensor:
     """Return the mean cross-entropy of samples over class prototypes, `-log softmax_c(e_i . p_c / temperature)[y_i]`.
 
-    This is the loss of URL, with a temperature of 0.1. Arguments, shapes and errors are those of
-    [`prototype_image_contrast`]; classes without samples and padding are ignored as there.
+    With a temperature of 0.1 this is the loss of URL. Arguments, shapes and errors are those of
+    [`prototype_image_contrast`]; classes without samples and padding are ignored too.
 
     Reference: W.-H. Li, X. Liu, H. Bilen, Universal Representation Learning from Multiple Domains for Few-shot
     Classification, ICCV 2021, arXiv 2103.13841.
@@ -83,9 +83,9 @@ def shared_head_gap_bound(features: Tensor, prototypes: Tensor, head: Tensor) ->
     """Return an upper bound of the gap between features and prototypes after one linear head.
 
     With `Delta = mean_i x_i - mean_c P_c` and Theta^j the head's columns:
-    `||Delta Theta||_2 <= max_j |cos(Delta, Theta^j)| ||Theta||_F ||Delta||_2`, the right-hand side. So a head shared
-    by both sides can only scale an existing gap. The bound is 0 if Delta is 0, which holds up to rounding for class
-    means of equally many samples; a column of 0 has cosine 0.
+    `||Delta Theta||_2 <= max_j |cos(Delta, Theta^j)| ||Theta||_F ||Delta||_2`, the right-hand side is returned.
+    So a head shared by both sides can only scale an existing gap. The bound is 0 if Delta is 0, as it is (up to
+    rounding) for class means over equal numbers of samples; a column of 0 has cosine 0.
 
     It does not bound the gap of normalised features, which [`modality_gap`] measures: that gap may be above 0 even if
     Delta is 0.
@@ -93,7 +93,7 @@ def shared_head_gap_bound(features: Tensor, prototypes: Tensor, head: Tensor) ->
     Args:
         features: (N, d), before the head, N at least 1; not normalised here.
         prototypes: (K, d), before the head, K at least 1.
-        head: Theta, (d, d_out); an `nn.Linear`'s is its `weight.T`.
+        head: Theta, (d, d_out); for an `nn.Linear` it is `weight.T`.
 
     Returns:
         A scalar in float32 or wider, in the units of the features times those of the head.
@@ -138,8 +138,8 @@ def loss_against_gap(
 ) -> tuple[Tensor, Tensor]:
     """Return [`prototype_image_contrast`] after shifts of images and prototypes along the gap between them.
 
-    With unit rows and `g = mean_i e_i - mean_c p_c` over the classes that have samples, for every t in `shifts`
-    `e_i' = unit(e_i + t/2 g)` and `p_c' = unit(p_c - t/2 g)`. t = 0 changes nothing, t > 0 enlarges the gap,
+    With unit rows and `g = mean_i e_i - mean_c p_c` over the classes that have samples, each t in `shifts` gives
+    `e_i' = unit(e_i + t/2 g)` and `p_c' = unit(p_c - t/2 g)`. t = 0 changes nothing, t > 0 makes the gap larger, and
     t = -1 almost closes it (not exactly, since rows are scaled to length 1 again). If g is 0 up to rounding, no t has
     an effect.
 
@@ -154,7 +154,7 @@ def loss_against_gap(
         Gaps (T,) after the shift, in 0..2, as in [`modality_gap`]; and losses (T,). Both in float32 or wider.
 
     Raises:
-        ValueError: as in [`prototype_image_contrast`]; also if there is no sample, or shifts are not a row of finite
+        ValueError: as in [`prototype_image_contrast`]; or there is no sample, or shifts are not a row of finite
             numbers.
 
     Reference: W. Liang et al., Mind the Gap, NeurIPS 2022, arXiv 2203.02053, for texts; H. Tian et al., NeurIPS 2024,
@@ -185,7 +185,7 @@ def loss_against_gap(
 
 
 def check_temperature(temperature: float) -> float:
-    """Return the temperature as a float; refuse one so small or large that scaled cosines overflow or become equal."""
+    """Return the temperature as a float; raise an error if scaled cosines would overflow or become equal."""
     return check_float("temperature", temperature, "1e-6 to 1e6", lambda number: 1e-6 <= number <= 1e6)
 
 
@@ -225,12 +225,12 @@ def _finite(value: Tensor) -> Tensor:
 
 
 def _nothing(scores: Tensor) -> float:
-    """Return a score that a softmax ignores. It is not -inf: a softmax over such scores alone must stay finite."""
+    """Return a score that a softmax ignores; it is not -inf, as a softmax over such scores alone must be finite."""
     return torch.finfo(scores.dtype).min / 4
 
 
 def _check(instances: Tensor, prototypes: Tensor, labels: Tensor) -> bool:
-    """Return True if there may be padding; refuse wrong shapes and labels with a ValueError."""
+    """Return True if there may be padding; raise a ValueError for wrong shapes and labels."""
     for name, tensor in (("instances", instances), ("prototypes", prototypes), ("labels", labels)):
         check_tensor(name, tensor)
     if instances.dim() < 2 or instances.dim() != prototypes.dim() or instances.shape[:-2] != prototypes.shape[:-2]:

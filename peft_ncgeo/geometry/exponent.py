@@ -1,4 +1,4 @@
-"""Error exponents: decay rates of a linear classifier's error as features gather at their class means."""
+"""Error exponents: decay rates of a linear classifier's error as features concentrate at their class means."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def class_exponents(means: Tensor, weights: Tensor, bias: Tensor | None = None) 
 
     For features `x = mu_c + sigma * noise` with standard normal noise, `-sigma^2 log P(x is misclassified)` tends to
     `min_{c' != c} ([<w_c - w_c', mu_c> + b_c - b_c']_+)^2 / (2 ||w_c - w_c'||^2)` as sigma falls to 0; a pair of equal
-    rows counts 0. The nearest rival is found by matrix products, which rule a pair out only beyond their rounding; the
-    rest is computed from differences of rows, so that nearly equal rows keep their digits. O(K^2 d) time, O(K d)
-    memory. Where two rivals are equally near, one of them gets the gradient.
+    rows counts as 0. The nearest other class c' is found by matrix products, which exclude a pair only if it is
+    farther by more than rounding; the rest is computed from differences of rows, so that nearly equal rows keep their
+    digits. This takes O(K^2 d) time and O(K d) memory. If two classes are equally near, one of them gets the gradient.
 
     Args:
-        means: (K, d), not centred here; rows wholly nan are absent classes, which are ignored, also as c'.
+        means: (K, d), not centred here; a row of nan alone is an absent class, which is ignored, also as c'.
         weights: (K, d).
         bias: (K,), default 0.
 
     Returns:
-        (K,) in float64 (on MPS in float32), since squares of float32 numbers may leave the range of float32; nan for
-        absent classes, and for all classes if fewer than two are present.
+        (K,) in float64 (on MPS in float32), since squares of float32 numbers may overflow or underflow in float32; nan
+        for absent classes, and for all classes if fewer than two are present.
 
     Raises:
         ValueError: shapes are wrong, a row of means is neither finite nor wholly nan, weights or bias of classes
@@ -54,7 +54,7 @@ def class_exponents(means: Tensor, weights: Tensor, bias: Tensor | None = None) 
 def error_exponent(means: Tensor, weights: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return the error exponent beta of a linear classifier, the smallest of [`class_exponents`].
 
-    It is 0 if a class mean itself is misclassified or on a boundary. For an aligned simplex ETF of unit rows it is
+    It is 0 if a class mean is misclassified or on a boundary. For an aligned simplex ETF of unit rows it is
     `K/(4(K-1))`, and no classifier exceeds [`optimal_exponent`].
 
     Args:
@@ -81,7 +81,7 @@ def error_exponent(means: Tensor, weights: Tensor, bias: Tensor | None = None) -
 
 
 def least_exponent(exponents: Tensor) -> Tensor:
-    """Return [`error_exponent`] from known [`class_exponents`] (K,): the smallest one, without absent classes."""
+    """Return the [`error_exponent`] of known [`class_exponents`] (K,): the smallest one, without absent classes."""
     present = ~exponents.isnan()
     return exponents[present].min() if present.any() else exponents.new_tensor(math.nan)
 
@@ -89,10 +89,10 @@ def least_exponent(exponents: Tensor) -> Tensor:
 def optimal_exponent(means: Tensor) -> Tensor:
     """Return the best error exponent of linear classifiers on these means, `min_{c != c'} ||mu_c - mu_c'||^2 / 8`.
 
-    The classifier by the nearest class mean reaches it, `w_c = mu_c` and `b_c = -||mu_c||^2 / 2`.
+    The nearest-mean classifier, `w_c = mu_c` and `b_c = -||mu_c||^2 / 2`, reaches it.
 
     Args:
-        means: (K, d), not centred here; rows wholly nan are absent classes, which are ignored.
+        means: (K, d), not centred here; a row of nan alone is an absent class, which is ignored.
 
     Returns:
         A scalar in float64 (on MPS in float32); nan if fewer than two classes are present.
@@ -133,7 +133,7 @@ def exponent_ratio(means: Tensor, weights: Tensor, bias: Tensor | None = None) -
 
 
 def share_of_best(beta: Tensor, means: Tensor) -> Tensor:
-    """Return [`exponent_ratio`] for a known [`error_exponent`]: `beta` over the best exponent on these means."""
+    """Return the [`exponent_ratio`] of a known [`error_exponent`]: `beta` over the best exponent on these means."""
     least = _least_distance(means)
     longest = torch.linalg.vector_norm(means.to(least.dtype), dim=1).nan_to_num().amax()
     if not least > rounding(_widest(means)) * longest:
@@ -155,7 +155,7 @@ def misaligned_exponent(num_classes: int, theta: float, rotation: str = "orthogo
         rotation: "orthogonal" or "span".
 
     Raises:
-        ValueError: too few classes, theta outside [0, pi], or an unknown rotation.
+        ValueError: there are too few classes, theta is outside [0, pi], or the rotation is unknown.
 
     Reference: arXiv 2512.07844.
     """

@@ -12,7 +12,7 @@ from .sphere import l2_normalize
 
 
 class Heads(NamedTuple):
-    """Pair of heads Theta_I and Theta_P, each (..., d, d); a shared head is in both fields."""
+    """Heads Theta_I for images and Theta_P for prototypes, each (..., d, d); a shared head is in both fields."""
 
     image: Tensor
     prototype: Tensor

@@ -1,7 +1,8 @@
-"""Numbers over all pairs of K classes, by matrix products of one block of rows at a time: O(Kd) memory.
+"""Numbers over all pairs of K classes, by matrix products of one block of rows at a time, in O(Kd) memory.
 
-The nearest of all pairs is exact. Products of rows lose digits where rows are nearly equal, so they only rule pairs
-out, by a bound on their rounding; what is left, usually one pair a class, is computed from differences of rows.
+The nearest of all pairs is exact. Products of rows lose digits if rows are nearly equal, so they are only used to
+exclude pairs, with a bound on their rounding; the other pairs, usually one for each class, are computed from
+differences of rows.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ def mean_cosine_deviation(directions: Tensor) -> Tensor:
 
 @torch.no_grad()
 def most_alike(directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest cosine of two of K >= 2 unit rows, and the numbers of the two, (2,)."""
+    """Return the largest cosine between two of K >= 2 unit rows, and the indices of the two rows, (2,)."""
     best, pair = directions.new_tensor(-torch.inf), torch.tensor([0, 1], device=directions.device)
     for below, block in _lower_blocks(len(directions), directions.device):
         before = int(block[-1])
@@ -137,7 +138,7 @@ def most_alike(directions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _lower_blocks(k: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield blocks of row numbers 1..K-1, with masks of the columns left of the diagonal, up to the last row's."""
+    """Yield blocks of row numbers 1..K-1, with masks of the columns to the left of each row's diagonal entry."""
     for block in torch.arange(1, k, device=device).split(block_rows(k)):
         yield torch.arange(int(block[-1]), device=device) < block[:, None], block
 
@@ -149,5 +150,5 @@ def _in_parts(value: Callable[[Tensor, Tensor], Tensor], of: Tensor, others: Ten
 
 
 def _rounding(rows: Tensor) -> float:
-    """Return a bound on the rounding of an inner product of d numbers and its terms, relative to the lengths."""
+    """Return a bound on the rounding of an inner product of d numbers and of its terms, relative to the lengths."""
     return 4 * (rows.shape[1] + 8) * torch.finfo(rows.dtype).eps

@@ -20,8 +20,8 @@ def prototypes_from_gram(gram: Tensor, dim: int) -> Tensor:
     """Return unit vectors with given inner products: rows of `V sqrt(L)` for `G = V L V^T`, padded to d numbers.
 
     Args:
-        gram: (K, K), the cosines: symmetric, unit diagonal, positive semi-definite, of rank at most d; each within
-            1e-8 (2e-6 for float32 and narrower).
+        gram: (K, K), the cosines: symmetric, with unit diagonal, positive semi-definite, and of rank at most d; each
+            of these up to 1e-8 (2e-6 for float32 and narrower).
         dim: d.
 
     Returns:
@@ -31,7 +31,7 @@ def prototypes_from_gram(gram: Tensor, dim: int) -> Tensor:
     Raises:
         ValueError: `gram` is not such a matrix; the message names the fault.
 
-    Reference: J. Gill, V. Vakilian, C. Thrampoulidis, arXiv 2310.00893, whose prototypes may have any geometry.
+    Reference: J. Gill, V. Vakilian, C. Thrampoulidis, arXiv 2310.00893, where prototypes may have any geometry.
     """
     check_tensor("gram", gram)
     dim = check_int("dim", dim)
@@ -50,7 +50,9 @@ def prototypes_from_gram(gram: Tensor, dim: int) -> Tensor:
     values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     values, vectors = values.flip(0), vectors.flip(1)
     if values[-1] < -tolerance * values[0]:
-        raise ValueError(f"gram must be positive semi-definite, its smallest eigenvalue is {float(values[-1]):.3g}.")
+        raise ValueError(
+            f"gram must be positive semi-definite, but its smallest eigenvalue is {float(values[-1]):.3g}."
+        )
     rank = int((values > tolerance * values[0]).sum())
     if rank > dim:
         raise ValueError(f"gram has rank {rank}, which does not fit into {dim} dimensions.")
@@ -80,7 +82,7 @@ def minority_margin(class_counts: Tensor | Sequence[int], dim: int, strength: fl
 
     Raises:
         ValueError: there are fewer than two classes, a count is below 1, d < K - 1, or strength is negative, not
-            finite, or so large that all but the rarest class have p = 0.
+            finite, or so large that p is 0 for all classes but the rarest.
 
     Reference: J. Gill, V. Vakilian, C. Thrampoulidis, arXiv 2310.00893.
 

@@ -80,9 +80,9 @@ def etf_floor(num_classes: int, dim: int) -> float:
 def etf_deviation(points: Tensor) -> Tensor:
     """Return the mean squared difference between pairwise cosines and those of a simplex ETF.
 
-    `1/(K(K-1)) sum_{i != j} (cos(p_i, p_j) + 1/(K-1))^2` for `points` (K, d), K >= 2; a scalar. For K > 2d it takes
-    O(Kd) memory: with unit rows P, `sum_ij cos_ij^2 = ||P^T P||_F^2` and `sum_ij cos_ij = ||sum_i p_i||^2`, which keep
-    their digits there, since the Welch bound leaves the result at least half of the first term.
+    The value is the scalar `1/(K(K-1)) sum_{i != j} (cos(p_i, p_j) + 1/(K-1))^2` for `points` (K, d), K >= 2. For K >
+    2d it takes O(Kd) memory: with unit rows P, `sum_ij cos_ij^2 = ||P^T P||_F^2` and `sum_ij cos_ij = ||sum_i
+    p_i||^2`. No digits are lost there: by the Welch bound, the result is at least half of the first term.
     """
     check_shape("points", points, "K", "d")
     check_finite("points", points)
@@ -107,7 +107,7 @@ def clustered_etf_deviation(points: Tensor, clusters: Tensor, reduction: str = "
     - "mean": `1/M' sum_m 1/(k_m (k_m - 1)) sum_{i != j in m} (cos_ij + 1/(k_m - 1))^2`, which for one cluster is
       [`etf_deviation`].
 
-    A cluster of one point counts 0; if all clusters have one point, the value is 0, attached to the graph.
+    A cluster of one point counts as 0; if all clusters have one point, the value is 0, attached to the graph.
 
     Args:
         points: `(K, d)`.
@@ -129,7 +129,7 @@ def clustered_etf_deviation(points: Tensor, clusters: Tensor, reduction: str = "
 
 
 def gram_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Return the distance between the shapes of two sets of K points, independent of rotation, scale and width.
+    """Return the distance between the shapes of two sets of K points, independent of rotation, scale and dimension.
 
     `|| G_a/||G_a||_F - G_b/||G_b||_F ||_F` with `G_a = a a^T`; the points are not centred. Without gradients and for
     K > d + d', no K x K matrix is formed; see [`fewer_rows`].
@@ -189,10 +189,11 @@ def simplex_distance(gram: Tensor, kept: Tensor | None = None) -> Tensor:
 
 
 def simplex_distance_of_product(a: Tensor, b: Tensor) -> Tensor:
-    """Return [`simplex_distance`] of `a b^T` for rows (K, d) of the same classes, in O(Kd) memory where K > d + 1.
+    """Return [`simplex_distance`] of `a b^T` for rows (K, d) of the same classes, in O(Kd) memory if K > d + 1.
 
-    Its square is `2 - 2 <G/||G||_F, (I - 11^T/K)/sqrt(K-1)>`, there at least about `1/(d+1)`, since G has rank d at
-    most, so the difference keeps its digits; `<G, I - 11^T/K> = sum_c <a_c, b_c> - <sum_c a_c, sum_c b_c>/K`.
+    Its square is `2 - 2 <G/||G||_F, (I - 11^T/K)/sqrt(K-1)>`. For K > d + 1 it is at least about `1/(d+1)`, since G
+    has rank d at most, so the difference keeps its digits. `<G, I - 11^T/K> = sum_c <a_c, b_c> - <sum_c a_c, sum_c
+    b_c>/K`.
     """
     k, d = a.shape
     if k <= d + 1:
@@ -205,10 +206,10 @@ def simplex_distance_of_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def fewer_rows(points: Tensor) -> Tensor:
-    """Return R (d, d) of `points = Q R`, with Q's columns orthonormal, if there are more points than d, else `points`.
+    """Return R (d, d) of `points = Q R` (Q has orthonormal columns) if there are more than d points, else `points`.
 
-    R's inner products of columns are those of the points, and so are the singular values, and norms of products
-    `||a p^T||_F = ||a R^T||_F` and of weighted products `||p D p^T||_F = ||R D R^T||_F`.
+    R and the points p have the same inner products of columns, the same singular values, and the same norms of
+    products, `||a p^T||_F = ||a R^T||_F`, and of weighted products, `||p D p^T||_F = ||R D R^T||_F`.
     """
     with torch.autocast(points.device.type, enabled=False):
         return torch.linalg.qr(points, mode="r").R if len(points) > points.shape[1] else points
@@ -217,7 +218,7 @@ def fewer_rows(points: Tensor) -> Tensor:
 def centred_directions(points: Tensor, kept: Tensor | None = None) -> Tensor:
     """Subtract the mean from points (K, d) and scale each to length 1; where `kept` (K,) is False, return 0.
 
-    A point that equals the mean to rounding gives 0: the rounding has no direction to tell.
+    A point that equals the mean up to rounding gives 0, since rounding has no meaningful direction.
     """
     points = points.to(torch.promote_types(points.dtype, torch.float32))
     kept = torch.ones(len(points), dtype=torch.bool, device=points.device) if kept is None else kept
@@ -246,7 +247,7 @@ def _unit_gram(points: Tensor) -> Tensor:
 
 
 def _moderate(matrix: Tensor) -> Tensor:
-    """Scale a matrix whose squares would be infinite or 0."""
+    """Scale a matrix if its squares would be infinite or 0."""
     return scale_extreme_rows(matrix.flatten()).view_as(matrix)
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # numpy 1.26 does not import it by itself
 def l2_normalize(features: Tensor) -> Tensor:
     """Scale rows of `(..., d)` to length 1, in float32 or wider even under autocast.
 
-    Rows of 0 stay 0 and get no gradient. So do rows below 1e-30 (in float64 1e-300), whose gradient would overflow.
+    Rows of 0 stay 0 and get no gradient. The same holds for rows shorter than 1e-30 (in float64 1e-300), whose
+    gradient would overflow.
     """
     with torch.autocast(features.device.type, enabled=False):
         rows = features.to(torch.promote_types(features.dtype, torch.float32))
@@ -34,8 +35,9 @@ def mean_directions(features: Tensor, counts: Sequence[int] | None) -> Tensor:
     """Return the direction of the mean of each group's directions, `g_k = m_k / |m_k|`, `m_k = mean_j f_kj / |f_kj|`.
 
     Args:
-        features: (R, d), the rows of a group one after the other; further rows, of no group, follow unchanged.
-        counts: numbers of rows of the K groups, n_k; None: the features are returned as they are.
+        features: (R, d), with the rows of each group next to each other; rows after those of the last group belong to
+            no group and are returned unchanged.
+        counts: n_k, the number of rows of each of the K groups; None: the features are returned as they are.
 
     Returns:
         (K + R - sum_k n_k, d), float32 or wider.
@@ -50,7 +52,7 @@ def mean_directions(features: Tensor, counts: Sequence[int] | None) -> Tensor:
 
 
 def has_usual_lengths(lengths: Tensor) -> bool:
-    """Return True if rows of these lengths need no scaling; False if checking needs a copy from the device."""
+    """Return True if rows of these lengths need no scaling; False if the check would need a copy from the device."""
     return _may_look(lengths) and bool(((lengths > 1e-10) & (lengths < 1e15)).all())
 
 
@@ -66,7 +68,7 @@ def scale_extreme_rows(rows: Tensor) -> Tensor:
 
 
 def cosine_logits(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor | None = None) -> Tensor:
-    """Return CLIP's logits `exp(logit_scale) * cos(f_i, g_k)`: (B, d) and (K, d) to (B, K), in float32 or wider.
+    """Return CLIP's logits (B, K) from (B, d) and (K, d), `exp(logit_scale) * cos(f_i, g_k)`, in float32 or wider.
 
     SigLIP adds `logit_bias`, a scalar, which a softmax over classes ignores.
     """
@@ -81,7 +83,7 @@ def modality_gap(a: Tensor, b: Tensor) -> Tensor:
     """Return the distance between the centres of two sets of unit features, `||mean_i a^_i - mean_j b^_j||_2`.
 
     Args:
-        a, b: raw features `(n, d)` and `(m, d)`, for example of images and texts; normalised here.
+        a, b: features `(n, d)` and `(m, d)`, for example of images and texts; normalised here.
 
     Returns:
         A scalar in 0..2, in float32 or wider.
@@ -186,5 +188,5 @@ def tangent(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """Return the relative length below which a difference of vectors counts as rounding."""
+    """Return the relative length below which a difference of vectors counts as a rounding error."""
     return max(1e-12, 16 * torch.finfo(dtype).eps)

@@ -23,7 +23,7 @@ _BATCH_ITERATIONS, _BATCH_TOLERANCE, _WORST_BATCH_MARGINAL = 1000, 1e-6, 1e-3
 
 
 def half_squared_distances(u: Tensor, v: Tensor) -> Tensor:
-    """Return the costs `C_ij = 1/2 ||u_i - v_j||^2` of `u` (n, d) and `v` (m, d), shape (n, m), never negative."""
+    """Return the costs (n, m) `C_ij = 1/2 ||u_i - v_j||^2`, never negative, of `u` (n, d) and `v` (m, d)."""
     with torch.autocast(u.device.type, enabled=False):
         dtype = torch.promote_types(u.dtype, torch.float32)  # errors of bf16 costs are larger than their differences
         u, v = u.to(dtype), v.to(dtype)
@@ -97,7 +97,7 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
 
 
 def check_solver(solver: str, epsilon: float | None) -> None:
-    """Refuse an unknown solver, and an epsilon that the solver does not use."""
+    """Raise an error for an unknown solver, or for an epsilon that the solver does not use."""
     if solver not in ("exact", "entropic"):
         raise ValueError(f"solver={solver!r} must be 'exact' or 'entropic'.")
     if epsilon is not None:
@@ -106,7 +106,7 @@ def check_solver(solver: str, epsilon: float | None) -> None:
 
 
 def transport_cost(cost: Tensor, solver: str = "exact", epsilon: float | None = None) -> Tensor:
-    """Return the transport value `<P, C>` of the plan, a scalar whose gradient with respect to `cost` is the plan P.
+    """Return the transport cost `<P, C>` of the plan, a scalar whose gradient with respect to `cost` is the plan P.
 
     For the exact plan this is the true gradient. The entropy is never part of the value.
 
@@ -130,8 +130,8 @@ def class_transport_plans(cost: Tensor, a: Tensor, b: Tensor, epsilon: float | N
         epsilon: strength of the entropy relative to each problem's mean cost over its unpadded pairs. Default 0.1.
 
     Returns:
-        Plans (C, T, n) in the dtype and on the device of `cost`, 0 where padded. If a mean cost is 0, or one side has
-        one point, the plan is the product of the marginals.
+        Plans (C, T, n) in the dtype and on the device of `cost`, 0 for padding. If a mean cost is 0, or one side has
+        only one point, the plan is the product of the marginals.
 
     Raises:
         ValueError: cost is not finite, or epsilon is so small that the iterations did not reach the marginals.
@@ -162,16 +162,16 @@ def class_transport_plans(cost: Tensor, a: Tensor, b: Tensor, epsilon: float | N
 
 
 def grouped_transport_plans(cost: Tensor, labels: Tensor, epsilon: float | None = None) -> tuple[Tensor, int]:
-    """Return entropic plans between each class's points and T others, with one copy to the host.
+    """Return entropic plans between the points of each class and T other points, with one copy to the host.
 
     Args:
-        cost: (B, T), finite: costs of each point with the T others of its own class.
+        cost: (B, T), finite: costs between each point and the T other points of its class.
         labels: (B,) int64.
         epsilon: see [`class_transport_plans`].
 
     Returns:
-        Plans (B, T) in the dtype and on the device of `cost`, with uniform marginals; rows of one class sum to 1. And
-        the number of classes.
+        Plans (B, T) in the dtype and on the device of `cost`, with uniform marginals (the rows of one class sum to 1),
+        and the number of classes.
 
     Raises:
         ValueError: as in [`class_transport_plans`].
@@ -192,8 +192,8 @@ def grouped_transport_plans(cost: Tensor, labels: Tensor, epsilon: float | None 
 def identity_share(plan: Tensor, v: Tensor) -> Tensor:
     """Return the share of mass of `plan` (n, m), m >= n, that does not move: `sum_ij P_ij [v_i == v_j] / sum_ij P_ij`.
 
-    `v` (m, d) are the targets, of which the first n belong to the rows. The share is 1 for the identity, also if some
-    targets are equal (the text of a repeated label).
+    `v` (m, d) are the targets; the first n of them belong to the n rows. The share is 1 for the identity, even if some
+    targets are equal (as for a repeated label, whose text appears twice).
     """
     v = v.detach()
     same = torch.cdist(v[: len(plan)], v, p=float("inf")) <= 1e-6

@@ -1,4 +1,4 @@
-"""Loss terms, one class for each published term. Their formulas are in `peft_ncgeo.geometry`."""
+"""Loss terms, one class for each published term. The formulas are in `peft_ncgeo.geometry`."""
 
 from .base import GeometryBatch, Regularizer
 from .copa import PrototypeImageContrast

@@ -1,4 +1,4 @@
-"""Base of the losses: their input (`GeometryBatch`) and the shared parts of regularisers (`Regularizer`)."""
+"""Base of the losses: their input (`GeometryBatch`) and the common parts of regularisers (`Regularizer`)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ from ..validation import check_float, check_non_negative, check_positive
 
 @dataclass
 class GeometryBatch:
-    """Input of the losses: raw features, labels and more of one batch over all processes.
+    """Input of the losses: unnormalized features, labels and more, of one batch over all processes.
 
-    Fields that no loss `requires` stay None and cost nothing. `axes` are a tensor's, those with one letter of one
-    length: B images, K classes, T templates, d the width of the shared space (for a classification model: of what
-    enters its head). Only a model that reads text has a field `of_text`. `frozen_` features are those of the model
-    with its adapter off, `teacher_logits` those of another model; both are without gradient.
+    Fields that no loss `requires` stay None and cost nothing. `axes` names the axes of a tensor; axes with the same
+    letter have the same length: B images, K classes, T templates, and d, the width of the shared space (for a
+    classification model: of its head's input). Only a model that reads text has the fields marked `of_text`.
+    `frozen_` features are those of the model with its adapter off, `teacher_logits` those of another model; both have
+    no gradient.
     """
 
     image_features: Tensor | None = field(default=None, metadata={"axes": "Bd"})
@@ -55,8 +56,9 @@ class GeometryBatch:
         """Return the values of the named fields, with labels as int64.
 
         Raises:
-            ValueError: naming the field, where one is None, empty, of another shape than the others ask for, or not
-                finite. In the trainer the latter is said once all terms are computed, before the step.
+            ValueError: a field, which the message names, is None, is empty, has a shape that does not fit the others,
+                or is not finite. Inside the trainer, the error for values that are not finite comes after all terms
+                are computed, before the optimizer step.
             TypeError: a field is not a tensor of real numbers, or labels are not integers.
         """
         values: list[Any] = []
@@ -91,10 +93,10 @@ class GeometryBatch:
 
 
 def class_indices(labels: Tensor, num_classes: int, lowest: int = 0, owner: str | None = None) -> Tensor:
-    """Return labels (B,), after refusing any outside `lowest`..K-1.
+    """Check that labels (B,) are in `lowest`..K-1, and return them, clamped to this range.
 
-    Clamped: a device may not survive an index out of range until the check is read. `owner` is the term whose K
-    prototypes the labels name, for the error.
+    They are clamped since an index out of range could stop a device before the check is read. `owner` is the name of
+    the term whose K prototypes the labels choose, for the error message.
     """
     if owner is not None:
         high = labels.max()
@@ -105,9 +107,9 @@ def class_indices(labels: Tensor, num_classes: int, lowest: int = 0, owner: str 
 
 
 def finite_value(name: str, value: Tensor) -> Tensor:
-    """Return a term's value; raise a FloatingPointError if it is not finite.
+    """Return the value of a term; raise a FloatingPointError if it is not finite.
 
-    Inside the trainer nothing is raised here: it checks every term itself, before the optimizer steps.
+    Inside the trainer no error is raised here: the trainer checks every term itself, before the optimizer step.
     """
     if not deferred():
         message = "{} is {}; its input or settings are extreme."
@@ -116,31 +118,34 @@ def finite_value(name: str, value: Tensor) -> Tensor:
 
 
 class Regularizer(nn.Module):
-    """A term added to the classification loss, with a fixed weight or with a budget that it must keep.
+    """Term that is added to the classification loss, with a fixed weight or with a budget that it must keep.
 
-    Calling one with a [`GeometryBatch`] gives its unweighted scalar value L. The trainer multiplies it by `factor`:
+    A call with a [`GeometryBatch`] returns the unweighted scalar value L. The trainer multiplies it by `factor`:
 
     - `weight`: a number, or a function of the share of training done (0 to 1).
-    - `budget` rho: the multiplier lambda of the constraint `L <= rho`, found by dual ascent,
-      `lambda <- max(0, lambda + step_size (L / rho - 1))` after each optimiser step, from 1. rho has the units of L.
+    - `budget` rho: the factor is the multiplier lambda of the constraint `L <= rho`. It starts at 1, and dual ascent
+      changes it after each optimiser step, `lambda <- max(0, lambda + step_size (L / rho - 1))`. rho has the units of
+      L.
 
     Args:
-        weight: as above. Exactly one of `weight` and `budget` is given.
+        weight: as above. Give exactly one of `weight` and `budget`.
         budget: as above, > 0.
-        name: under which `loss/<name>` and `lambda/<name>` are logged. Default: the class's own.
+        name: name of the term in the logs, `loss/<name>` and `lambda/<name>`. Default: the class's own.
         step_size: eta of the dual ascent.
         max_step: upper limit of `L / rho - 1` in one update; None: no limit.
 
     Attributes:
-        requires: the [`GeometryBatch`] fields that the term reads beside the student's features and the labels.
-        reads_labels: False for a term whose value does not depend on labels, so that images without labels do too.
-        reads_targets: True for a term that reads `targets` in place of labels where images are mixed.
-        metrics: scalars noted in the last call, logged under their own names.
+        requires: the [`GeometryBatch`] fields that the term reads in addition to the student's features and the
+            labels.
+        reads_labels: False for a term whose value does not depend on labels, so that it also works on images without
+            labels.
+        reads_targets: True for a term that reads `targets` in place of labels if images are mixed.
+        metrics: scalars recorded in the last call, logged under their own names.
 
     Raises:
-        ValueError: neither or both of `weight` and `budget` given, or a value out of range.
+        ValueError: neither or both of `weight` and `budget` are given, or a value is out of range.
         TypeError: a value is not a number, or the name is not a string.
-        FloatingPointError: when called, where the value is not finite although the batch is.
+        FloatingPointError: in a call, the value is not finite although the batch is.
     """
 
     default_name = "regularizer"
@@ -163,7 +168,7 @@ class Regularizer(nn.Module):
             raise TypeError(f"{own}: name must be a string, got {type(name).__name__}.")
         self.name = name or self.default_name
         if "." in self.name:
-            raise ValueError(f"Loss name {self.name!r} must not hold a dot: dots part names in checkpoints.")
+            raise ValueError(f"Loss name {self.name!r} must not hold a dot: dots separate names in checkpoints.")
         if (weight is None) == (budget is None):
             raise ValueError(f"{own} takes exactly one of weight and budget.")
         if weight is not None and not callable(weight):
@@ -179,10 +184,10 @@ class Regularizer(nn.Module):
         self._warned = False
 
     def bind(self, classifier: Any) -> None:
-        """Check and read the model's head; the trainer calls this when it is made and before each training.
+        """Check that the term fits the model's head, and read settings from it that were not given.
 
-        None for a CLIP-like model, and for a head that is not one linear layer.
-        A term checks here that it fits the model, and reads settings that were not given.
+        The trainer calls this when it is created and before each training. `classifier` is None for a CLIP-like model
+        and for a head that is not one linear layer.
         """
 
     def __call__(self, batch: GeometryBatch) -> Tensor:
@@ -192,9 +197,9 @@ class Regularizer(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define forward(batch).")
 
     def factor(self, progress: float = 0.0) -> float | Tensor:
-        """Return the factor by which the trainer multiplies the value; `progress` is the share of training done.
+        """Return the factor by which the trainer multiplies the value; `progress` is the finished share of training.
 
-        A number; under a budget the trainer gets a scalar tensor, so that the host does not wait for the device.
+        It is a number; under a budget the trainer gets a scalar tensor, so that the host does not wait for the device.
         """
         if self.budget is not None:
             return number(self.multiplier)
@@ -205,7 +210,7 @@ class Regularizer(nn.Module):
         return factor
 
     def constrained(self, value: Tensor) -> Tensor:
-        """Return the part of the last call's `value` that a budget limits; by default all of it."""
+        """Return the part of the last call's `value` that a budget limits; by default the whole value."""
         return value
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -224,8 +229,8 @@ class Regularizer(nn.Module):
             value: the constrained part of the term at this optimiser step, averaged over micro-batches and processes.
 
         Raises:
-            ValueError: the value is not one finite number, or so far above the budget that the multiplier would not
-                be finite. The multiplier stays as it was.
+            ValueError: the value is not one finite number, or is so far above the budget that the multiplier would not
+                be finite. The multiplier then does not change.
         """
         if self.budget is None:
             return
@@ -253,7 +258,7 @@ class Regularizer(nn.Module):
             check(self.multiplier <= 100, partial(self._warn_of_budget, value))
 
     def check_constrained(self, value: Tensor) -> None:
-        """Refuse a constrained value that is not finite, with the error that [`update`] documents."""
+        """Raise the error that [`update`] documents if a constrained value is not finite."""
         message = "{} is {}; its multiplier stays at {:.4g}."
         refuse_unless(value.isfinite().all(), ValueError, message, self.name, value.detach(), self.multiplier)
 

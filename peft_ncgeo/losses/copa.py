@@ -11,7 +11,7 @@ from .base import GeometryBatch, Regularizer, class_indices
 
 
 class PrototypeImageContrast(Regularizer):
-    r"""CoPA's loss: CLIP's symmetric contrast, with the prototype of each image's class instead of its text.
+    r"""CoPA's loss: CLIP's symmetric contrastive loss, with the prototype of each image's class in place of its text.
 
     With unit instances e, unit prototypes p and `s_{ic} = e_i \cdot p_c / \tau`,
 
@@ -19,9 +19,9 @@ class PrototypeImageContrast(Regularizer):
               - 2 \sum_i s_{i y_i}\Big)
 
     where `n_c` is the number of samples of class c in the batch. This is the mean cross-entropy of the N x N logits
-    and of their transpose, which are never formed. It stays above `mean_i log n_{y_i}`, so a budget must be larger
-    than that. Samples of a class whose row of class_means is nan are ignored; the loss is 0, attached to the graph, if
-    none is left.
+    and of their transpose; these matrices are never formed. It is at least `mean_i log n_{y_i}`, so a budget must be
+    larger than that. Samples of a class whose row of class_means is nan are ignored; if no sample is left, the loss is
+    0, attached to the graph.
 
     | field | shape |
     |---|---|
@@ -31,8 +31,7 @@ class PrototypeImageContrast(Regularizer):
 
     Instances and prototypes must be the outputs of their heads. The class means of [`GeometryTrainer`] are running
     means of the same features, `0.9 stored + 0.1 batch mean`: both share one head, and the prototypes get a tenth of
-    their gradient. In an episode, prototypes have their own head, which is the idea of the paper: see
-    `peft_ncgeo.adapt`.
+    their gradient. In an episode, prototypes have their own head, as the paper proposes: see `peft_ncgeo.adapt`.
 
     Args:
         temperature: tau, 1e-6 to 1e6; e^-2 by default.

@@ -56,10 +56,10 @@ class ClusterCollapse(_TextSimplex):
     .. math:: L = \frac{1}{M'} \sum_m \frac{1}{k_m(k_m-1)} \sum_{i \ne j \in m}
               \left(\hat g_i \cdot \hat g_j + \frac{1}{k_m-1}\right)^2
 
-    over the M' clusters of two classes or more (reduction "mean", ours). "sum" is the paper's formula, without its
-    constant diagonal: the inner sums, divided by the number M of all clusters. Clusters come from k-means on the
-    frozen text features at the first call, on process 0, and do not change later; checkpoints hold them. Clusters of
-    one class count 0; if all are of one class, the loss is 0, attached to the graph.
+    over the M' clusters of two classes or more (reduction "mean", ours). "sum" is the paper's formula without its
+    constant diagonal: the sum of the inner sums, divided by the number M of all clusters. Process 0 computes the
+    clusters at the first call, by k-means on the frozen text features; they do not change later, and checkpoints hold
+    them. Clusters of one class count as 0; if all clusters have one class, the loss is 0, attached to the graph.
 
     | field | shape |
     |---|---|
@@ -72,8 +72,8 @@ class ClusterCollapse(_TextSimplex):
         seed: seed of k-means.
 
     Raises:
-        ValueError: `num_clusters` is outside 1..K, reduction is unknown, the number of classes is not that of the
-            first call, or a field is missing or not finite; the message names it.
+        ValueError: `num_clusters` is outside 1..K, reduction is unknown, the number of classes differs from the first
+            call's, or a field, which the message names, is missing or not finite.
 
     Warns: once, if a cluster has more than d + 1 classes, and if two texts are equal.
 
@@ -115,7 +115,7 @@ class ClusterCollapse(_TextSimplex):
             self._find_clusters(batch.need("text_features", "frozen_text_features")[1])
         if len(self.clusters) != len(text):
             raise ValueError(
-                f"{self.name} has clusters of {len(self.clusters)} classes, the batch has {len(text)}; make a new "
+                f"{self.name} has clusters of {len(self.clusters)} classes, but the batch has {len(text)}; make a new "
                 "loss for a new list of classes."
             )
         return clustered_etf_deviation(text, self.clusters.to(text.device), self.reduction)

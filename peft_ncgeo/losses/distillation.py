@@ -19,7 +19,8 @@ class Distillation(Regularizer):
               \mathrm{softmax}(z_i / \tau)\big)
 
     with the teacher's logits t and the student's z. The mean is over images *and classes*, as in the published code
-    and formula, so a sample weighs `weight / K`: with more classes take a larger weight. Labels are not read.
+    and formula, so the weight of a sample is `weight / K`: choose a larger weight for more classes. Labels are not
+    read.
 
     | field | shape |
     |---|---|
@@ -27,8 +28,8 @@ class Distillation(Regularizer):
 
     Args:
         temperature: tau.
-        weight, budget, name, step_size, max_step: see [`Regularizer`]. Default: weight 1000, the paper's; it takes 200
-            for FGVC Aircraft, Flowers and DTD.
+        weight, budget, name, step_size, max_step: see [`Regularizer`]. Default: weight 1000, the paper's; for FGVC
+            Aircraft, Flowers and DTD the paper uses 200.
 
     Raises:
         ValueError: the temperature is not positive, or a field is missing or not finite; the message names it.

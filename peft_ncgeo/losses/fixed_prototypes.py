@@ -28,8 +28,8 @@ class PrototypeSupCon(Regularizer):
               - \frac{\sum_{j \ne i, y_j = y_i} h_i \cdot h_j + n_w\, h_i \cdot w_{y_i}}{\tau (n_{y_i} - 1 + n_w)}
 
     where `n_{y_i}` is the number of samples of the anchor's class in the batch; the loss is the mean of l_i. Anchors
-    without positives (no prototypes and no other sample of their class) are ignored; the loss is 0, attached to the
-    graph, if none is left. Cost and memory are O(B^2 + BK) for any n_w, since copies are counted, not made.
+    without positives (no prototypes and no other sample of their class) are ignored; if no anchor is left, the loss is
+    0, attached to the graph. Time and memory are O(B^2 + BK) for any n_w, since copies are counted, not made.
 
     | field | shape |
     |---|---|
@@ -38,16 +38,16 @@ class PrototypeSupCon(Regularizer):
     | classifier_weight | (K, d), the model's prototypes; used if `prototypes` is None |
 
     Args:
-        prototypes: (K, d), fixed; normalised here. None: those of a [`~peft_ncgeo.PrototypeConfig`] head, also
-            trained ones.
+        prototypes: (K, d), fixed; normalised here. None: those of a [`~peft_ncgeo.PrototypeConfig`] head, fixed or
+            trained.
         copies: n_w, 0 or more, fractions allowed; 0 is the supervised contrastive loss without prototypes. None: the
             head's `prototypes_per_class`.
         temperature: tau, 1e-6 to 1e6. None: the head's temperature.
         weight, budget, name, step_size, max_step: see [`Regularizer`]; default: weight 1.
 
     Raises:
-        ValueError: a field is missing or not finite; copies or temperature is out of range, or neither given nor in a
-            prototype head; or a label has no prototype.
+        ValueError: a field is missing or not finite; copies or temperature is out of range, or is neither given nor
+            known from a prototype head; or a label has no prototype.
 
     Relations: as n_w grows, `l_i - log n_w` goes to [`CrossEntropy`] with fixed classifier w and normalised h.
 
@@ -107,7 +107,7 @@ class PrototypeSupCon(Regularizer):
             (features, labels), prototypes = batch.need("image_features", "labels"), self.prototypes
             if prototypes.shape[1] != features.shape[1]:
                 raise ValueError(
-                    f"{self.name}: image_features have width {features.shape[1]}, the prototypes "
+                    f"{self.name}: image_features have width {features.shape[1]}, but the prototypes "
                     f"{prototypes.shape[1]}."
                 )
         labels = class_indices(labels, len(prototypes), owner=self.name)

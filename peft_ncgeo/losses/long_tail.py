@@ -24,8 +24,8 @@ class CrossEntropy(nn.Module):
         label_smoothing: share of the target that is spread evenly over all classes, 0 to 1.
 
     Raises:
-        ValueError: a field is missing or not finite (the message names it), labels are outside 0..K-1, or the share is
-            out of range.
+        ValueError: a field is missing or not finite (the message names it), labels are outside 0..K-1, or
+            `label_smoothing` is out of range.
         FloatingPointError: the value is not finite although logits are.
 
     Example: `GeometryTrainer(..., classification_loss=CrossEntropy())`, which is the default.
@@ -59,9 +59,9 @@ class CrossEntropy(nn.Module):
 
 
 class LogitAdjustment(CrossEntropy):
-    r"""Logit-adjusted cross-entropy: `CE(logits_k + tau log pi_k)`, pi the classes' shares of the training set.
+    r"""Logit-adjusted cross-entropy `CE(logits_k + tau log pi_k)`; pi are the classes' shares of the training set.
 
-    Its minimiser is optimal for balanced test data: in training, rare classes must win by a margin.
+    The classifier that minimizes it is optimal for balanced test data: in training, rare classes must win by a margin.
 
     | field | shape |
     |---|---|
@@ -128,8 +128,8 @@ class LDAM(CrossEntropy):
 
     Args:
         max_margin: m, a cosine if logits are scaled cosines.
-        scale: s. Default: `exp(logit_scale)` if the batch has one, so that margins are margins of the cosine, as in
-            the paper; 1 for a linear head (our reading).
+        scale: s. Default: `exp(logit_scale)` if the batch has a `logit_scale`, so that margins are margins of the
+            cosine, as in the paper; 1 for a linear head (our reading).
         reweight_after: share of training after which classes are weighted, 0 to 1; the paper's is 0.8. None: never.
         beta: beta of the effective number, in [0, 1).
 

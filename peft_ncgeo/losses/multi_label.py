@@ -24,7 +24,7 @@ class _Focus:
         self.clip = check_float("clip", clip, "at least 0 and below 1", lambda margin: 0 <= margin < 1)
 
     def weighted(self, logits: Tensor, of_present: Tensor, of_absent: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the terms (B, K) of labels 1 and 0, in a form whose gradient is finite for every logit.
+        """Return the terms (B, K) of labels 1 and of labels 0, in a form with a finite gradient for every logit.
 
         Args:
             of_present, of_absent: log p and log(1 - p), (B, K).
@@ -46,7 +46,7 @@ class MultiLabelLoss(nn.Module):
 
     .. math:: L = -\frac{1}{B K} \sum_i \sum_k \big( w_k y_{ik} \log p_{ik} + (1 - y_{ik}) \log (1 - p_{ik}) \big)
 
-    and with `asymmetric=True` the asymmetric loss (ASL), which passes over easy negatives,
+    and with `asymmetric=True` the asymmetric loss (ASL), which ignores easy negatives,
 
     .. math:: L = -\frac{1}{B K} \sum_i \sum_k \big( w_k y_{ik} (1 - p_{ik})^{\gamma_+} \log p_{ik}
               + (1 - y_{ik}) q_{ik}^{\gamma_-} \log (1 - q_{ik}) \big), \quad q = \max(p - m, 0)
@@ -56,22 +56,24 @@ class MultiLabelLoss(nn.Module):
     | logits | (B, K); for CLIP `exp(logit_scale) * cos(f_i, g_k) + logit_bias` |
     | multi_hot | (B, K), 0 or 1 |
 
-    CLIP has no bias, and its logits are far above 0, where every probability is 1. `GeometryTrainer` adds one, see
+    CLIP has no bias, and its logits are so far above 0 that every probability is 1. `GeometryTrainer` adds a bias, see
     `logit_bias` of [`~peft_ncgeo.GeometryTrainingArguments`].
 
     Args:
         asymmetric: True for ASL.
         gamma_neg, gamma_pos: exponents of ASL for negatives and positives. Default: 4 and 0, as in the paper.
-        clip: its margin m. Default: 0.05, as in the paper.
-        pos_weight: w, one number or one for each class. Default: 1.
+        clip: margin m of ASL. Default: 0.05, as in the paper.
+        pos_weight: w, one number, or one number for each class. Default: 1.
 
     Raises:
         ValueError: a field is missing or not finite (the message names it), `multi_hot` holds other numbers than 0 and
-            1, an option is out of range, one of ASL is given without `asymmetric=True`, or there are not K weights.
+            1, an option is out of range, an option of ASL is given without `asymmetric=True`, or there are not K
+            weights.
         FloatingPointError: the value is not finite although logits are.
 
-    Relations: without ASL and for one weight, it is `torch.nn.BCEWithLogitsLoss`. The authors' code of ASL sums where
-    this is a mean; so does `timm`'s.
+    Relations: without ASL and for one weight, it is `torch.nn.BCEWithLogitsLoss`. The authors' code of ASL and
+        `timm`'s
+    return a sum, not a mean.
 
     Reference: T. Ridnik, E. Ben-Baruch et al., Asymmetric Loss For Multi-Label Classification, ICCV 2021, arXiv
     2009.14119.
@@ -121,13 +123,13 @@ class MultiLabelLoss(nn.Module):
         weights = of_present.new_tensor(self.pos_weight)
         if weights.numel() not in (1, of_present.shape[1]):
             raise ValueError(
-                f"pos_weight has {weights.numel()} numbers for {of_present.shape[1]} classes; give each one."
+                f"pos_weight has {weights.numel()} numbers for {of_present.shape[1]} classes; give one for each class."
             )
         return weights * of_present
 
 
 def _weights(given: Any) -> float | list[float]:
-    """Return one weight or a list of them, each a finite number of at least 0."""
+    """Return one weight or a list of weights; check that each is a finite number of at least 0."""
     if not isinstance(given, Sequence | np.ndarray | Tensor) or isinstance(given, str):
         return check_non_negative("pos_weight", given)
     return [check_non_negative(f"pos_weight[{k}]", weight) for k, weight in enumerate(given)]

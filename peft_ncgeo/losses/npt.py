@@ -93,9 +93,10 @@ class GeometricDebiasing(_TextSimplex):
 
     .. math:: L = \left\| \frac{G_t}{\|G_t\|_F} - \frac{G_i}{\|G_i\|_F} \right\|_F
 
-    `G_m` is the Gram matrix of modality m's class means over the `n_c` classes in the batch, minus their mean, with
-    normalised rows. `anchor` adds the distance of each to the ETF's Gram matrix `n_c/(n_c-1) (I - 11^T/n_c)`. With
-    fewer than three classes in the batch, the loss is 0, attached to the graph.
+    `G_m` is the Gram matrix of modality m's class means over the `n_c` classes in the batch; the mean of these means
+    is subtracted and the rows are normalised. `anchor` adds the distance of each of the two matrices from the ETF's
+    Gram matrix `n_c/(n_c-1) (I - 11^T/n_c)`. With fewer than three classes in the batch, the loss is 0, attached to
+    the graph.
 
     | field | shape |
     |---|---|
@@ -105,7 +106,7 @@ class GeometricDebiasing(_TextSimplex):
 
     Args:
         weight, budget, name, step_size, max_step: see [`Regularizer`]. The paper's weight is 0.25 (our reading).
-        anchor: see above.
+        anchor: True adds the distances from the ETF, see above.
 
     Raises:
         ValueError: a field is missing or not finite; the message names it.
@@ -153,10 +154,11 @@ class ModalityIsomorphism(Regularizer):
 
     .. math:: L = \frac{1}{|S|} \sum_{c \in S} \frac{1}{n_c} \sum_{i: y_i = c} \|\hat f_i - \hat g_c\|^2
 
-    over the classes S in the batch (method "mean", the later version; CPT's class-centre term is the same). Method
-    "sinkhorn", the first version, replaces the inner mean by `W_eps(texts of c, images of c) = <P_eps, C>`: P_eps is
-    the entropic plan between the class's templates and its images, with uniform marginals, C their squared distances.
-    With one text for each class, only one plan is possible, and both methods agree.
+    over the classes S in the batch (method "mean", the later version of the paper; CPT's class-centre term is the
+    same). Method "sinkhorn", the first version, replaces the inner mean by `W_eps(texts of c, images of c) = <P_eps,
+    C>`: P_eps is the entropic plan between the class's templates and its images, with uniform marginals, and C are
+    their squared distances. With one text for each class, only one plan is possible, and both methods give the same
+    value.
 
     | field | shape |
     |---|---|
@@ -216,7 +218,7 @@ class ModalityIsomorphism(Regularizer):
 
 
 def _class_means(values: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Return the mean of the rows (B, d) of each class, (K, d), 0 for empty classes, and its number of rows, (K,)."""
+    """Return the mean (K, d) of the rows (B, d) of each class, 0 for empty classes, and the numbers of rows (K,)."""
     counts = torch.zeros(num_classes, dtype=values.dtype, device=values.device)
     counts = counts.index_add(0, labels, torch.ones_like(labels, dtype=values.dtype))
     sums = values.new_zeros(num_classes, values.shape[1]).index_add(0, labels, values)

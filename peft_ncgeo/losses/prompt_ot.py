@@ -24,30 +24,31 @@ _PROBLEMS = {
 class OTPreservation(Regularizer):
     r"""Transport cost between the batch's features and those of the frozen model.
 
-    Each sample is a pair: `u_i = [f_i; g_{y_i}]` of the tuned model and `v_j = [f0_j; g0_{y_j}]` of the frozen one,
-    each half normalised. Modality "image" or "text" keeps one half; "separate" adds the values of both.
+    Each sample has a pair of features, `u_i = [f_i; g_{y_i}]` of the tuned model and `v_j = [f0_j; g0_{y_j}]` of the
+    frozen one; each half of a pair is normalised. Modality "image" or "text" keeps one half; "separate" adds the
+    values of both.
 
     .. math:: L = \sum_{ij} P_{ij} C_{ij}, \quad C_{ij} = \tfrac12 \|u_i - v_j\|^2
 
     P is the plan between uniform marginals, without gradient, so the gradient with respect to C is P. With the exact
-    plan, L is at most the point-wise cost `mean_i[(1 - cos(f_i, f0_i)) + (1 - cos(g_{y_i}, g0_{y_i}))]`, and equal to
-    it if the plan is the identity, as it almost always is in small batches: `ot_identity_share` is logged. There are
-    two ways to transport across samples:
+    plan, L is at most the point-wise cost `mean_i[(1 - cos(f_i, f0_i)) + (1 - cos(g_{y_i}, g0_{y_i}))]`. It equals
+    this cost if the plan is the identity, as is almost always the case in small batches; the share of mass that does
+    not move is logged as `ot_identity_share`. There are two ways to transport across samples:
 
-    - `solver="entropic"` spreads the plan. Its value is above 0 even at zero drift: `ot_floor`, the same value with u
-      replaced by v, is logged, and a budget limits only the excess over it.
+    - `solver="entropic"` spreads the plan. The value is above 0 even if the features did not change: the same value
+      with u replaced by v is logged as `ot_floor`, and a budget limits only the excess over it.
     - `memory_size=M` appends the last M pairs, detached, to rows and columns. The value is
-      `(B + M)/B sum_{i <= B} sum_j P_ij C_ij` over the rows of the batch, 0 at zero drift.
+      `(B + M)/B sum_{i <= B} sum_j P_ij C_ij` over the rows of the batch; it is 0 if the features did not change.
 
     | field | shape |
     |---|---|
     | image_features, frozen_image_features | (B, d) |
     | text_features, frozen_text_features | (K, d) |
-    | labels | (B,); not of modality "image" |
+    | labels | (B,); not read for modality "image" |
 
     Args:
         weight, budget, name, step_size, max_step: see [`Regularizer`]. The paper's weight is 10, at logit scale 100.
-            "joint" and "separate" range over 0..4, a single modality over 0..2.
+            The value is in 0..4 for "joint" and "separate", and in 0..2 for a single modality.
         modality: "joint", "image", "text" or "separate".
         solver: "exact" or "entropic".
         epsilon: strength of the entropy relative to the mean cost, for "entropic" only. Default 0.1.

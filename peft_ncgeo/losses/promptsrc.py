@@ -13,7 +13,7 @@ from .base import GeometryBatch, Regularizer
 
 
 class PointwisePreservation(Regularizer):
-    r"""PromptSRC's three consistency terms: texts, images and predictions stay near those of the frozen model.
+    r"""PromptSRC's three consistency terms: texts, images and predictions stay close to those of the frozen model.
 
     .. math:: L = w_t \, \mathrm{mean}|\hat g - \hat g^0| + w_i \, \mathrm{mean}|\hat f - \hat f^0|
               + w_p \, \mathrm{KL}(p^0 \| p)

@@ -18,8 +18,8 @@ class SpaceAlignment(Regularizer):
     .. math:: L = \frac{1}{|S|} \sum_{c \in S} \left(1 - \cos(w_c, \mu_c)\right), \quad
               \mu_c = m_c - \frac{1}{|C|} \sum_{c' \in C} m_{c'}
 
-    over the classes C seen so far; S are those whose mu_c is not 0. If S is empty, the loss is 0, attached to the
-    graph. `w_c` is the classifier's row, or the class's text feature for a CLIP-like model.
+    over the classes C seen so far; S are the classes of C whose mu_c is not 0. If S is empty, the loss is 0, attached
+    to the graph. `w_c` is the classifier's row, or the class's text feature for a CLIP-like model.
 
     | field | shape |
     |---|---|
@@ -28,15 +28,15 @@ class SpaceAlignment(Regularizer):
     | text_features | (K, d), used if classifier_weight is None |
 
     Args:
-        detach_means: True moves only the weights. False also sends the gradient through class_means: the trainer's
-            are `0.9 stored + 0.1 batch mean`, so features get a tenth of it.
-        center: False means `mu_c = m_c`.
-        weight, budget, name, step_size, max_step: see [`Regularizer`]. A negative weight misaligns, as in the
-            paper's control.
+        detach_means: True: only the weights get a gradient. False: class_means get one too; in the trainer they are
+            `0.9 stored + 0.1 batch mean`, so features get a tenth of it.
+        center: False: `mu_c = m_c`.
+        weight, budget, name, step_size, max_step: see [`Regularizer`]. A negative weight misaligns, as in the paper's
+            control experiment.
 
     Raises:
         ValueError: class_means is missing, values are not finite, or there are neither weights nor texts; in the
-            trainer, also if the head is frozen, so that the loss could not move it.
+            trainer, also if the head is frozen, since the loss could not move it.
 
     Relations: [`~peft_ncgeo.training.SlerpAlignment`] and [`~peft_ncgeo.training.GradientProjection`] align
     without a loss, [`~peft_ncgeo.training.align_classifier`] after training.

@@ -14,11 +14,11 @@ from ..validation import check_float, one_line, short_repr
 
 
 def accuracy(predictions: ArrayLike, labels: ArrayLike) -> float:
-    """Return the share of samples whose prediction is the label; both (N,) class indices, or both names.
+    """Return the share of samples whose prediction equals the label; both are (N,) class indices, or both are names.
 
     Raises:
-        ValueError: other shapes, or no samples.
-        TypeError: entries that are neither indices nor names.
+        ValueError: the shapes are wrong, or there are no samples.
+        TypeError: entries are neither indices nor names.
 
     Example:
 
@@ -37,11 +37,11 @@ def balanced_accuracy(predictions: ArrayLike, labels: ArrayLike) -> float:
 
 
 def harmonic_mean(base: float, new: float) -> float:
-    """Return `H = 2 b n / (b + n)` of base and new accuracy; 0 where both are 0.
+    """Return `H = 2 b n / (b + n)` of base and new accuracy; 0 if both are 0.
 
     Raises:
-        ValueError: a value that is negative or not finite.
-        TypeError: a value that is not a number.
+        ValueError: a value is negative or not finite.
+        TypeError: a value is not a number.
 
     Example:
 
@@ -67,7 +67,7 @@ def evaluate_groups(
     Args:
         predictions: (N,) class indices.
         labels: (N,) class indices, 0 to K - 1.
-        class_counts: (K,) numbers of *training* samples, as `peft_ncgeo.data.class_counts(train_set)` gives them.
+        class_counts: (K,) numbers of *training* samples, as `peft_ncgeo.data.class_counts(train_set)` returns them.
         thresholds: (low, high), or "thirds".
 
     Returns:
@@ -75,8 +75,9 @@ def evaluate_groups(
         classes; None for a group without classes or without samples.
 
     Raises:
-        ValueError: other shapes, a label that is not a class index, or values that `class_groups` refuses.
-        TypeError: predictions or labels that are not numbers, or counts that `class_groups` refuses.
+        ValueError: the shapes are wrong, a label is not a class index, or `class_groups` refuses the counts or
+            thresholds.
+        TypeError: predictions, labels or counts are not numbers.
 
     Example:
 
@@ -100,16 +101,17 @@ def evaluate_groups(
 def class_groups(class_counts: ArrayLike, thresholds: Sequence[float] | str = (20, 100)) -> dict[str, np.ndarray]:
     """Return the indices of the classes with many, medium and few training samples.
 
-    With (low, high): many is `n > high`, medium `low < n <= high`, few `n <= low`. With "thirds", for tails that are
-    short everywhere: the classes by count, largest first and ties in the order of the labels, in three groups as
-    equal as possible (the first ones are the larger, as in `np.array_split`).
+    With (low, high), many is `n > high`, medium is `low < n <= high` and few is `n <= low`. With "thirds", for tails
+    whose classes are all small, classes are sorted by count (largest first, ties in the order of the labels) and
+    divided into three groups of nearly equal size (the first groups are the larger ones, as in `np.array_split`).
 
     Args:
         class_counts: (K,) numbers of training samples.
+        thresholds: (low, high), or "thirds".
 
     Raises:
-        ValueError: counts that are not (K,), negative or not finite, or other thresholds.
-        TypeError: counts that are not numbers.
+        ValueError: counts do not have the shape (K,), are negative or not finite, or thresholds have another form.
+        TypeError: counts are not numbers.
     """
     counts = _array("class_counts", class_counts)
     if counts.dtype.kind not in "iuf" and counts.size:
@@ -132,10 +134,10 @@ def class_groups(class_counts: ArrayLike, thresholds: Sequence[float] | str = (2
 
 
 def tail_thresholds(class_counts: ArrayLike) -> tuple[float, float] | str | None:
-    """Return thresholds of [`class_groups`] that fit a long tail, or None where the classes have none.
+    """Return thresholds of [`class_groups`] that fit a long tail, or None if the classes have no tail.
 
-    Classes have a tail if the largest has at least twice the samples of the smallest. The thresholds are (20, 100),
-    or "thirds" where no class has more than 100.
+    Classes have a tail if the largest has at least twice as many samples as the smallest. The thresholds are
+    (20, 100), or "thirds" if no class has more than 100 samples.
     """
     counts = np.asarray(class_counts)
     if counts.max() < 2 * counts.min():
@@ -156,7 +158,7 @@ def _low_and_high(thresholds: Any) -> tuple[float, float]:
 
 
 def _pairs(predictions: ArrayLike, labels: ArrayLike, empty: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as (N,) arrays whose entries can be compared."""
+    """Return predictions and labels as (N,) arrays whose entries can be compared."""
     one, other = _array("predictions", predictions), _array("labels", labels)
     if one.ndim != 1 or one.shape != other.shape:
         raise ValueError(

@@ -17,14 +17,15 @@ from ..geometry.sphere import l2_normalize
 class FeatureGeometry:
     """Geometry of classes and classifier, from features collected batch by batch.
 
-    | metric | what |
+    | metric | meaning |
     |---|---|
     | `nc1`, `nc1_trace` | within-class variability, `tr(S_B^+ S_W)/K` and `tr(S_W)/tr(S_B)` |
     | `nc2`, `nc2_norm_spread`, `nc2_cosine` | class means against a simplex ETF |
-    | `nc3`, `nc3_cosine`, `nc4` | class means against classifier weights (alignment), and their predictions |
-    | `alignment` | mean over classes of `cos(w_c, mu_c)`, weights as they are, class means centred |
+    | `nc3`, `nc3_cosine`, `nc4` | class means against classifier weights (alignment), and agreement of their
+    predictions |
+    | `alignment` | mean over classes of `cos(w_c, mu_c)`, weights not centred, class means centred |
     | `error_exponent`, `exponent_ratio` | how fast errors vanish with the noise, and as a share of the best possible |
-    | `class_exponent` | the same for each class against its nearest rival, mean over classes |
+    | `class_exponent` | mean over classes of the error exponent of each class against its nearest other class |
     | `gram_distance` | class means against classifier weights as shapes, neither centred (Delta_G*) |
     | `modality_gap` | distance between the centres of images and texts |
     | `text_nc2` | class texts against a simplex ETF |
@@ -35,12 +36,13 @@ class FeatureGeometry:
     processes each sample is counted once.
 
     Args:
-        nc4: keep all features until the set is done, which only `nc4` needs.
+        nc4: True: compute `nc4`, for which all features are kept until the set is finished.
 
     Attributes:
         per_class: `alignment` and `error_exponent` of each class in the last evaluation, (K,); nan for classes
             without samples.
-        class_means: mean feature of each class in the last evaluation, (K, d) float64; rows of nan without samples.
+        class_means: mean feature of each class in the last evaluation, (K, d) float64; a row of nan for a class
+            without samples.
         weights: the classifier's weights, (K, d) float64: unit text features, or the rows of a linear head.
     """
 
@@ -56,14 +58,14 @@ class FeatureGeometry:
         self._collapse, self.per_class, self.class_means, self.weights = None, {}, None, None
 
     def update(self, features: Tensor, labels: Tensor, num_classes: int, reads_text: bool) -> None:
-        """Add a batch of raw features (B, d)."""
+        """Add a batch of unnormalized features (B, d)."""
         features = l2_normalize(features) if reads_text else features.flatten(1).float()
         if self._collapse is None:
             self._collapse = NeuralCollapse(num_classes, features.shape[1], self.nc4)
         self._collapse.update(features, labels)
 
     def compute(self, text: Tensor | None, head: Any = None) -> dict[str, float]:
-        """Return the metrics since `begin`, from a CLIP-like model's raw `text` (K, d) or from the linear `head`."""
+        """Return the metrics since `begin`, from a CLIP-like model's text features (K, d) or from a linear head."""
         if self._collapse is None:
             return {}
         counts, means = self._collapse.counts.cpu(), self._collapse.class_means.cpu()

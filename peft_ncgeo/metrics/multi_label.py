@@ -1,4 +1,4 @@
-"""Metrics of predictions for images with any number of labels, by scikit-learn."""
+"""Metrics of predictions for images with any number of labels, computed by scikit-learn."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def multi_label_scores(probabilities: ArrayLike, labels: ArrayLike, threshold: f
 
     - `map`: mean over classes of `average_precision_score`; it does not depend on the threshold.
     - `macro_f1`, `macro_precision`, `macro_recall`: means over classes; 0 for a class that is never predicted.
-    - `micro_f1`: of all images and classes together.
-    - `left_out`: number of classes without an image in the set. Means over classes leave them out; where no class has
-      an image, means are nan.
+    - `micro_f1`: F1 over all images and classes together.
+    - `left_out`: number of classes without an image in the set. Means over classes leave them out; if no class has an
+      image, the means are nan.
 
     Args:
-        probabilities: (N, K); any scores whose order counts, if only `map` is read.
+        probabilities: (N, K); for `map` alone, any scores with the right order.
         labels: (N, K), 0 or 1.
-        threshold: a class is predicted from this probability on.
+        threshold: smallest probability at which a class is predicted.
 
     Raises:
-        ValueError: other shapes, no images, other labels than 0 and 1, or probabilities that are not finite.
+        ValueError: the shapes are wrong, there are no images, labels are not 0 or 1, or probabilities are not finite.
 
     Example:
 
@@ -64,7 +64,9 @@ def per_class_scores(
     threshold = check_float("threshold", threshold)
     scores, truth = _checked(probabilities, labels)
     if class_names is not None and len(class_names) != truth.shape[1]:
-        raise ValueError(f"There are {len(class_names)} class_names for {truth.shape[1]} classes; give each one.")
+        raise ValueError(
+            f"There are {len(class_names)} class_names for {truth.shape[1]} classes; give one for each class."
+        )
     precision, recall, f1, support = precision_recall_fscore_support(
         truth, scores >= threshold, average=None, zero_division=0
     )
@@ -76,7 +78,7 @@ def per_class_scores(
 
 
 def _checked(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as (N, K) arrays, of float64 and of 0 and 1."""
+    """Return probabilities as a float64 array (N, K), and labels as an array (N, K) of 0 and 1."""
     scores, truth = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     if scores.ndim != 2 or scores.shape != truth.shape or not scores.size:
         raise ValueError(

@@ -17,7 +17,7 @@ class SetSummary:
     """Summary of a pass over a labelled set, collected batch by batch.
 
     Args:
-        keep: keep raw features and logits of all images too, (N, d) and (N, K) on the CPU.
+        keep: True: also keep the unnormalized features (N, d) and the logits (N, K) of all images, on the CPU.
 
     Attributes:
         geometry: geometry of the features, known after [`compute`].
@@ -42,10 +42,10 @@ class SetSummary:
         reads_text: bool,
         logits: Tensor | None = None,
     ) -> None:
-        """Add a batch: raw features (B, d), predicted classes (B,), their probabilities (B,) and labels (B,).
+        """Add a batch: unnormalized features (B, d), predicted classes (B,), their probabilities (B,) and labels (B,).
 
         Args:
-            classes: K.
+            classes: K, the number of classes.
             logits: (B, K), if they are kept.
         """
         rows = {"predicted": predicted, "confidences": confidences, "labels": labels}
@@ -59,9 +59,9 @@ class SetSummary:
             self._rows.setdefault(name, []).append(value.cpu())
 
     def rows(self, name: str) -> np.ndarray:
-        """Return what was collected, a row for each image: "predicted", "confidences", "labels".
+        """Return the collected values with a row for each image: "predicted", "confidences", "labels".
 
-        With `keep` also "features" and "logits".
+        With `keep`, there are also "features" and "logits".
         """
         return torch.cat(self._rows[name]).numpy()
 
@@ -90,7 +90,7 @@ class SetSummary:
 
 
 class MultiLabelSummary(SetSummary):
-    """Summary of a pass over images with any number of labels, of which no geometry is measured."""
+    """Summary of a pass over images with any number of labels, without a geometry."""
 
     def update(
         self, features: Tensor, predicted: Tensor, confidences: Tensor, labels: Tensor, *others: Any, **more: Any

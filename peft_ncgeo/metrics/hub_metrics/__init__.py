@@ -1,16 +1,16 @@
-"""Metrics of the `evaluate` library, a folder each, with the script and the card of the metric's Space."""
+"""Metrics for the `evaluate` library, one folder each, with the script and the card of the metric's Space."""
 
 from pathlib import Path
 
 
 def metric_path(name: str) -> str:
-    """Return the folder of a metric's script and card, which `evaluate.load` loads without a network.
+    """Return the folder of a metric's script and card; `evaluate.load` loads it without a network.
 
     Args:
         name: "neural_collapse" or "group_accuracy".
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Accuracy on classes with many, medium and few training samples as a metric of `evaluate`."""
+"""Accuracy on classes with many, medium and few training samples, as a metric for `evaluate`."""
 
 from __future__ import annotations
 

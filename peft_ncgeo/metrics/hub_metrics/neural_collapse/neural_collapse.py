@@ -1,4 +1,4 @@
-"""Neural collapse of features and classifier as a metric of `evaluate`."""
+"""Neural collapse of features and classifier, as a metric for `evaluate`."""
 
 from __future__ import annotations
 
