@@ -66,8 +66,7 @@ def refuse_vision_prompts(model: nn.Module) -> None:
 
 
 def image_part(model: nn.Module, parts: tuple[str, ...] = PARTS) -> Any:
-    """Return a copy of a dual encoder that has only the image tower, without prompts, with other adapters merged into
-    it."""
+    """Return a copy of a dual encoder with only its image tower, without prompts, other adapters merged into it."""
     view = shallow_copy(model)
     view._modules = {name: _merged(child) for name, child in model.named_children() if name in parts}
     return view

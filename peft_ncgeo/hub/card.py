@@ -66,21 +66,21 @@ def create_card(
         repo_id: where the adapter will be found, for the snippets.
         base_model_id: Hub id of the base model. Default: the id that the model was loaded from, if it is one.
         license: SPDX identifier as the Hub writes it, "apache-2.0" for instance.
-        datasets: Hub ids of the data trained on.
+        datasets: Hub ids of the training data.
         dataset_name: name of the data in the results. Default: the first of `datasets`.
         language: language of the class names, "en" for instance.
         tags: tags added to the card's own.
-        runs: metrics of several seeds, in percent, each with its `seed`: `record.row()` of each, or the rows of one
-            method and setting of [`~peft_ncgeo.protocols.Results`]. Mean and standard deviation are shown.
+        runs: metrics of several seeds, in percent, each with its `seed`: `record.row()` of each run, or the rows of
+            one method and setting of [`~peft_ncgeo.protocols.Results`]. The card shows mean and standard deviation.
         figure: path of a figure of the geometry, relative to the card.
         revision: branch that holds the adapter, for the snippets.
-        processor_id: Hub id of the image processor. Default: it is beside the adapter.
+        processor_id: Hub id of the image processor. Default: the processor is in the adapter's repository.
 
     Returns:
         A `huggingface_hub.ModelCard`; `str(card)` is its Markdown.
 
     Raises:
-        ValueError: neither model nor record is given, or runs of several methods.
+        ValueError: neither model nor record is given, or `runs` hold several methods.
     """
     if record is None:
         if model is None:
@@ -197,7 +197,7 @@ def _call(part: Component) -> str:
 
 
 def _name(word: str) -> str:
-    """Return a name as code; other texts are quoted, since they could end the code around them."""
+    """Return a name as it is; put other texts in quotes, since they could end the Markdown code around them."""
     return word if word.isidentifier() else literal(word)
 
 

@@ -35,10 +35,10 @@ _GEOMETRY = {
 
 
 def check_runs(runs: Runs) -> None:
-    """Check that all runs over seeds are of one method and setting.
+    """Check that all runs belong to one method and setting, each with another seed.
 
     Raises:
-        ValueError: rows of several methods or settings, or a seed given twice.
+        ValueError: the rows belong to several methods or settings, or a seed appears twice.
     """
     for key in ("method", "setting"):
         if len({run.get(key) for run in runs}) > 1:
@@ -51,7 +51,7 @@ def check_runs(runs: Runs) -> None:
 def results_rows(record: TrainingRecord, runs: Runs) -> Rows:
     """Return the measured values of each row, in the order of the evaluation sets.
 
-    Many / medium / few of one seed get no mean over seeds beside them: other seeds may draw other classes as rare.
+    The values many / medium / few of one seed have no mean over seeds, since other seeds may draw other rare classes.
     """
     before, after = record.row("before"), record.row()
     rows: Rows = {}
@@ -67,7 +67,7 @@ def results_rows(record: TrainingRecord, runs: Runs) -> Rows:
 
 
 def results_table(record: TrainingRecord, rows: Rows) -> str:
-    """Return the table of accuracies in percent: before, after, and over seeds."""
+    """Return the table of accuracies in percent: before and after training, and over seeds."""
     this = "this head" if record.kind == "cached" else "this adapter"
     columns = {"before": before_title(record), "after": this, "over_seeds": "mean over seeds"}
     present = {key: title for key, title in columns.items() if any(key in row for row in rows.values())}
@@ -109,7 +109,7 @@ def results_note(record: TrainingRecord, rows: Rows, runs: Runs) -> str:
 def eval_results(
     record: TrainingRecord, rows: Rows, datasets: str | Sequence[str] | None, dataset_name: str | None
 ) -> list[EvalResult]:
-    """Return the results for the front matter's model-index as shares: this adapter's, else the mean over seeds."""
+    """Return the results for the model-index as shares: this adapter's, or the mean over seeds if there are none."""
     first = datasets if isinstance(datasets, str) else next(iter(datasets or []), None)
     name = dataset_name or first or "images of the author's own"
     values = {row: parts.get("after", parts.get("over_seeds", (None,))[0]) for row, parts in rows.items()}

@@ -47,39 +47,39 @@ def export_classifier(
     template: str | None = None,
     format: str = "safetensors",
 ) -> Path:
-    r"""Write an image classifier for these class names, with the probabilities of `ZeroShotClassifier`.
+    r"""Write an image classifier for these class names, which gives the probabilities of `ZeroShotClassifier`.
 
-    The class texts are encoded once; the text tower is left out. With the image's projected feature f and the texts'
-    `g_k`,
+    The class texts are encoded once; the text tower is left out. With the image's projected feature f and the text
+    features `g_k`,
 
     .. math:: z_k = \exp(\texttt{logit\_scale}) \, \mathrm{unit}(f) \cdot \mathrm{unit}(g_k)
 
-    Adapters that PEFT can merge, such as LoRA, are merged into the weights, with rounding if the model is in half
+    Adapters that PEFT can merge, such as LoRA, are merged into the weights, which rounds them if the model is in half
     precision; vision prompts are saved as tensors. The model itself does not change.
 
     The folder of a `CLIPModel` runs without this package. It holds `model.safetensors` (in the model's dtype; text
     features and scale in float32 or wider), `config.json` with the names, the image processor's config, a README, and
-    `exported_classifier.py`, the one class that Transformers needs to read them. Without vision prompts,
-    `CLIPVisionModelWithProjection` reads the image tower too.
+    `exported_classifier.py`, the class that Transformers needs to read them. Without vision prompts,
+    `CLIPVisionModelWithProjection` can read the image tower too.
 
     The folder of another dual encoder, such as SigLIP, holds an [`~peft_ncgeo.ImageClassifier`] with a cosine head,
-    which Transformers reads once `peft_ncgeo` is imported. It has no place for vision prompts.
+    which Transformers can read after `import peft_ncgeo`. It cannot hold vision prompts.
 
-    An [`~peft_ncgeo.ImageClassifier`] of a CLIP's image tower, such as a student with prompts and a projector, is
-    exported like a `CLIPModel`; the rows of its cosine head take the place of the texts.
+    An [`~peft_ncgeo.ImageClassifier`] with the image tower of a CLIP, such as a student with prompts and a projector,
+    is exported like a `CLIPModel`; the rows of its cosine head take the place of the texts.
 
     With `format="onnx"` the folder holds a graph, `model.onnx`, that runs without PyTorch: `pixel_values`
-    (batch, C, H, W) to `logits` (batch, K), float32, opset 18, for any number of images. It takes every dual encoder
-    and image classifier, also with prompts, prototypes or other adapters that cannot be merged. Beside it are
-    `config.json` with the names, the image processor's config and a README. Weights of more than 1.5 GiB are in
-    `model.onnx.data`. The written graph is run with onnxruntime and must give the model's logits.
+    (batch, C, H, W) to `logits` (batch, K), float32, opset 18, for any number of images. Every dual encoder
+    and image classifier can be exported, also with prompts, prototypes or other adapters that cannot be merged. The
+    folder also holds `config.json` with the names, the image processor's config and a README. Weights of more than
+    1.5 GiB are in `model.onnx.data`. The written graph is run with onnxruntime and must give the model's logits.
 
     Args:
         model: a dual encoder with or without adapters, or a `PeftModel` around one. Its active adapters are exported.
-            For ONNX, or with a CLIP's image tower, an image classifier too. An
+            An image classifier is accepted for ONNX, or if it has the image tower of a CLIP. An
             [`~peft_ncgeo.classifiers.aligned.AlignedClassifier`] is exported with its aligned rows.
-        class_names: K class names, at least two; for an image classifier, some of its own.
-        folder: a new or empty one; it is written completely or not at all.
+        class_names: K class names, at least two; for an image classifier, some of its own names.
+        folder: a new or empty folder; it is written completely or not at all.
         processor: the model's processor, with its tokenizer; for an image classifier, its image processor.
         template: text around a class name. Default: the adapter's own, else "a photo of a {}.".
         format: "safetensors" or "onnx".
@@ -89,12 +89,12 @@ def export_classifier(
 
     Raises:
         FileExistsError: the folder exists and is not empty.
-        TypeError: something else than a model, such as a few-shot classifier.
+        TypeError: `model` is not a model; it is a few-shot classifier, for instance.
         ImportError: a package for ONNX is missing; `pip install peft_ncgeo[onnx]` installs them.
-        NotImplementedError: it is not known in which way the model reads texts.
-        ValueError: fewer than two names, or names that [`class_prompts`] refuses; a model that is no dual encoder, or
-            whose image feature is not known; vision prompts in another model than a `CLIPModel`; an adapter of the
-            image tower that cannot be merged; a processor without tokenizer; or weights that are not finite.
+        NotImplementedError: it is not known how the model reads texts.
+        ValueError: there are fewer than two names, or [`class_prompts`] refuses them; the model is not a dual encoder,
+            or its image feature is not known; it has vision prompts and is not a `CLIPModel`; an adapter of the image
+            tower cannot be merged; the processor has no tokenizer; or weights are not finite.
 
     Example:
 
@@ -135,7 +135,7 @@ def export_classifier(
 def _class_rows(
     model: Any, tuned: nn.Module, names: list[str], processor: Any, template: str | None
 ) -> tuple[Tensor | None, str]:
-    """Return raw text features (K, d) of the names, or None for a head's own rows; and what a README says of them."""
+    """Return the names' unnormalized text features (K, d), or None for a head's own rows; and a phrase on them."""
     if not reads_text(tuned):
         return None, "the rows of its head"
     if isinstance(model, AlignedClassifier):
@@ -148,7 +148,7 @@ def _class_rows(
 
 
 def _model(model: nn.Module, names: list[str], text_features: Tensor | None) -> tuple[Any, dict[str, str]]:
-    """Return a classifier that Transformers saves, and what its README says of it."""
+    """Return a classifier that Transformers can save, and the texts on it for its README."""
     if _is_student(model):
         return _of_student(unwrap(model), names), _CODE
     if text_features is None:
@@ -231,7 +231,7 @@ def _exported(
 
 
 def _vision_prompts(model: nn.Module) -> dict[int, Tensor]:
-    """Return layer -> prompt vectors (n, width) that enter there, in the model's dtype; coupled ones are computed."""
+    """Return layer -> prompt vectors (n, width) at its input, in the model's dtype; compute coupled prompts."""
     tower = find_towers(model)["vision"]
     like = next(model.get_submodule(tower.embeddings).parameters()).new_empty(1, 0, 0)
     found = {}

@@ -34,9 +34,9 @@ def record_few_shot(
 ) -> TrainingRecord:
     """Return the record of an adaptation to a few images.
 
-    Its "before" is the nearest prototype of the backbone's own features.
+    Its values "before" are those of the nearest-prototype classifier on the backbone's own features.
 
-    For a head on cached features it is the zero-shot classifier, and there is no geometry.
+    For a head on cached features, they are those of the zero-shot classifier, and there is no geometry.
 
     Args:
         classifier: from [`~peft_ncgeo.adapt`], around a `PeftModel`, or with a head on cached features.
@@ -123,7 +123,7 @@ def _labelled(
     """Return the images and labels (N,) of a data set with the record's classes.
 
     Raises:
-        ValueError: it has other classes.
+        ValueError: the data set has other classes.
     """
     names = check_dataset(dataset, image_column, label_column, every_class=False)
     if names != record.class_names:

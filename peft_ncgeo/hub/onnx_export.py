@@ -41,13 +41,13 @@ _TORCHS_OWN = re.escape("`isinstance(treespec, LeafSpec)` is deprecated")
 
 @dataclass(frozen=True)
 class OnnxClassifier:
-    """ONNX graph of a classifier with its config; saved as Transformers saves a model.
+    """ONNX graph of a classifier with its config; it is saved like a Transformers model.
 
     Attributes:
-        program: what `torch.onnx.export` returned.
-        config: the image tower's, with the class names.
-        pixels: (3, C, H, W), on which the written graph is checked.
-        logits: (3, K) of the model for them.
+        program: the result of `torch.onnx.export`.
+        config: config of the image tower, with the class names.
+        pixels: (3, C, H, W), pixels on which the written graph is checked.
+        logits: (3, K), the model's logits for these pixels.
     """
 
     program: Any
@@ -58,10 +58,11 @@ class OnnxClassifier:
     def save_pretrained(self, folder: Path) -> None:
         """Write `model.onnx` and `config.json`, and run the graph on one image and on three.
 
-        Weights of more than 1.5 GiB go into a file of their own, `model.onnx.data`, since a graph ends at 2 GiB.
+        Weights of more than 1.5 GiB go into a separate file, `model.onnx.data`, since a graph file cannot exceed 2
+        GiB.
 
         Raises:
-            ValueError: the graph's logits are not the model's.
+            ValueError: the graph's logits differ from the model's.
         """
         folder.mkdir(parents=True)
         self.program.save(str(folder / FILE))
@@ -77,7 +78,7 @@ class OnnxClassifier:
                 )
 
     def describe(self, rows: str) -> str:
-        """Return the text of a README; `rows` tells what the head holds."""
+        """Return the text of a README; `rows` is a phrase for the rows of the head."""
         shape = ", ".join(map(str, self.pixels.shape[1:]))
         chances = _CHANCES[self.config.problem_type == MULTI_LABEL]
         return _README.format(count=self.logits.shape[1], rows=rows, shape=shape, opset=OPSET, chances=chances)
@@ -106,19 +107,20 @@ class _Logits(nn.Module):
 def onnx_classifier(
     model: nn.Module, class_names: Sequence[str], text_features: Tensor | None, processor: Any, multi_label: bool
 ) -> OnnxClassifier:
-    """Return the graph of a classifier of these names, in float32, for any number of images.
+    """Return the graph of a classifier for these names, in float32, for any number of images.
 
     Adapters that PEFT can merge are merged into copies of the weights; the others become part of the graph.
 
     Args:
         model: a dual encoder or an image classifier, with or without adapters, in evaluation mode.
-        text_features: raw ones (K, d) of a dual encoder; None: the image classifier's own outputs of these names.
+        text_features: unnormalized text features (K, d) of a dual encoder; None: use the image classifier's own
+            outputs for these names.
         processor: the model's processor.
-        multi_label: True if an image may have any number of labels, which the config then says.
+        multi_label: True if an image may have any number of labels; the config then says so.
 
     Raises:
-        ValueError: the model has neither texts nor a head, lacks a name, is quantized or offloaded, takes more than
-            pixels or images of no fixed size, or cannot be traced.
+        ValueError: the model has neither a text tower nor a head, lacks one of the names, is quantized or offloaded,
+            needs other inputs than pixels or images of several sizes, or cannot be traced.
     """
     name = type(unwrap(model)).__name__
     if text_features is None and classification_head(model) is None:
@@ -136,7 +138,7 @@ def onnx_classifier(
 
 
 def _pixels(processor: Any, name: str) -> Tensor:
-    """Return pixels (3, C, H, W) as the image processor makes them of a square, a wide and a high image."""
+    """Return pixels (3, C, H, W) that the image processor makes from a square, a wide and a high image."""
     image = fixed_image()
     images = [image, image.resize((96, 64)), image.resize((64, 80))]
     try:
@@ -148,12 +150,12 @@ def _pixels(processor: Any, name: str) -> Tensor:
         ) from error
     if len(found) > 1:
         others = ", ".join(key for key in found if key != INPUT)
-        raise ValueError(f"{name} takes {others} beside pixel_values, which an ONNX export has no place for.")
+        raise ValueError(f"{name} needs {others} beside pixel_values, and an ONNX export has no place for them.")
     return found[INPUT].float()
 
 
 def _copy(model: Any, name: str) -> Any:
-    """Return a copy of the model in float32 on the CPU, with an attention that can be traced."""
+    """Return a copy of the model in float32 on the CPU, with an attention implementation that can be traced."""
     if getattr(model, "is_quantized", False):
         raise ValueError(f"{name} is quantized; load its base model without quantization to export it.")
     if any(tensor.is_meta for tensor in model.parameters()):
@@ -165,7 +167,7 @@ def _copy(model: Any, name: str) -> Any:
 
 
 def _merge(model: nn.Module) -> None:
-    """Merge what PEFT can merge; other adapters stay as they are."""
+    """Merge the adapters that PEFT can merge; others stay as they are."""
     for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
         if not layer.disable_adapters and not layer.merged:
             try:

@@ -48,19 +48,19 @@ def push_adapter(
     """Push the active adapter, its processor and a card, in one commit: completely or not at all.
 
     Args:
-        model: a `PeftModel`, or a [`~peft_ncgeo.FewShotClassifier`] around one, or with a head on cached features.
-        repo_id: "user/name", or the name alone; created if it does not exist.
-        processor: saved beside the adapter. Default: loaded from the base model's name or path.
+        model: a `PeftModel`, or a [`~peft_ncgeo.FewShotClassifier`] around one or with a head on cached features.
+        repo_id: "user/name" or just the name; the repository is created if it does not exist.
+        processor: processor to save beside the adapter. Default: loaded from the base model's name or path.
         base_model_id: Hub id of the base model, written into config and card. Default: the id that the model was
             loaded from, if it is one.
         record: record of the training for the card, from `trainer.record()`.
         commit_message: title of the commit.
         private: make a new repository private. Default: the account's setting.
-        token: with the right to write. Default: the one that `hf auth login` stored.
+        token: Hub token with write permission. Default: the one that `hf auth login` stored.
         revision: branch to push to. Default: main.
-        create_pr: open a pull request instead.
-        space_id: "user/name" of a Gradio Space on which people try the adapter, pushed after it; created if it does
-            not exist.
+        create_pr: True: open a pull request in place of a commit.
+        space_id: "user/name" of a Gradio Space where people can try the adapter; it is pushed after the adapter, and
+            created if it does not exist.
         space_options: further arguments of [`~peft_ncgeo.hub.write_space`]: class_names, title, requirement.
         card: further arguments of [`create_card`]: license (default: the base model's), datasets, runs and so on.
 
@@ -68,11 +68,11 @@ def push_adapter(
         The result of `HfApi.upload_folder`: the commit's URL and hash.
 
     Raises:
-        ValueError: the base model is a folder, is not on the Hub or is of another kind: pass base_model_id. Or neither
-            adapter nor base holds the model's head; the repository holds a model; or a file or commit_message holds a
-            path of this machine or a token.
-        OSError: there is no token, it has no write permission, or the connection broke. The repository is unchanged,
-            or the message says that the Space alone was not pushed.
+        ValueError: the base model is a folder, is not on the Hub or is of another kind (pass `base_model_id`); neither
+            the adapter nor the base model holds the model's head; the repository holds a model; or a file or
+            `commit_message` holds a path of this machine or a token.
+        OSError: there is no token, it has no write permission, or the connection broke. Then the repository is
+            unchanged, or the message says that only the Space was not pushed.
 
     Example:
 
@@ -114,7 +114,7 @@ def push_adapter(
 def check_push(
     model: Any, repo_id: str, base_model_id: str | None = None, token: str | None = None
 ) -> tuple[ModelInfo, str]:
-    """Check everything that can go wrong with a push and needs no push to find out; see [`push_adapter`] for errors.
+    """Check before a push everything that can be checked without pushing; see [`push_adapter`] for the errors.
 
     Returns:
         The base model on the Hub, and the full id of the repository.
@@ -144,7 +144,9 @@ def _base_on_hub(name: str, given: bool, token: str | None) -> ModelInfo:
     if not name:
         raise ValueError(f"Others cannot load the base model, whose source is not known; {mend}.")
     if not given and is_folder(name):
-        raise ValueError(f"The base model was loaded from the folder {Path(name).name!r}, which others lack; {mend}.")
+        raise ValueError(
+            f"The base model was loaded from the folder {Path(name).name!r}, which others do not have; {mend}."
+        )
     try:
         with hub_errors(f"base_model_id={name!r} cannot be looked up"):
             return HfApi(token=token).model_info(name)
@@ -153,12 +155,12 @@ def _base_on_hub(name: str, given: bool, token: str | None) -> ModelInfo:
     except OSError as error:
         cause = error.__cause__  # with status 401 the token may be at fault
         if isinstance(cause, RepositoryNotFoundError) and cause.response.status_code == 404:
-            raise ValueError(f"The Hub has no model base_model_id={name!r} that others could load; {mend}.") from error
+            raise ValueError(f"The Hub has no model base_model_id={name!r} that others can load; {mend}.") from error
         raise
 
 
 def _check_base(model: nn.Module, base_model_id: str, token: str | None) -> None:
-    """Check that the adapter fits the model that others will load under that id, as far as its config tells."""
+    """Check by its config that the adapter fits the model that others will load under that id."""
     own = unwrap(model).config
     with hub_errors(f"base_model_id={base_model_id!r} holds no model"):
         base = AutoConfig.from_pretrained(base_model_id, token=token, trust_remote_code=False)

@@ -54,7 +54,7 @@ _OF_EVERY_CONFIG = {entry.name for entry in fields(PeftConfig)} | {"token_ids", 
 
 @dataclass
 class Component:
-    """A config, a loss or a callback: its class and those of its settings that are not defaults."""
+    """A config, a loss or a callback: its class, and its settings that differ from the defaults."""
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -62,7 +62,7 @@ class Component:
 
 @dataclass
 class TrainingRecord:
-    """Record of a training in plain values, which JSON keeps; `TrainingRecord.from_dict` reads them back.
+    """Record of a training in plain values that JSON can store; `TrainingRecord.from_dict` reads them back.
 
     Attributes:
         task: the Hub's pipeline tag.
@@ -72,27 +72,28 @@ class TrainingRecord:
         base_model: source of the base model, a Hub id or the absolute path of a folder.
         template: text around a class name; None for an image classifier.
         terms: classification loss, losses and callbacks.
-        class_names, class_counts: names and numbers of images of the training set's classes, (K,).
+        class_names, class_counts: names of the training set's classes, and their numbers of images, (K,).
         unlabelled: number of training images, if not all of them have labels; then there are no `class_counts`.
-        teacher: the model whose logits were learned from, or None.
-        arguments: training arguments that are not defaults, and after them others that matter.
-        changed: number of `arguments` that are not defaults.
-        seed, steps, epochs, processes, device: of the run.
+        teacher: the model from whose logits the student learned, or None.
+        arguments: training arguments that differ from the defaults, followed by others that matter.
+        changed: number of `arguments` that differ from the defaults.
+        seed, steps, epochs, processes, device: those of the run.
         base_changed: reason why `sets` have no `before`: the model without its adapter is not the pretrained one.
-        sets: evaluation set -> `size`, `classes`, `trained` (whether its classes are those of training), `before` and
+        sets: evaluation set -> `size`, `classes`, `trained` (True if its classes are those of training), `before` and
             `after`, the metrics with the adapter off and on, as shares in 0..1.
-        reports: evaluation set -> scores, see [`~peft_ncgeo.reports.Report.to_dict`]: of the first set with the
-            classes of training, and of each that `trainer.report()` was called for.
+        reports: evaluation set -> scores, see [`~peft_ncgeo.reports.Report.to_dict`], for the first set with the
+            classes of training, and for each set that `trainer.report()` was called with.
         leave_one_out: accuracy of the support images of a few-shot adaptation, `before` and `after`, see
             [`~peft_ncgeo.adapt`].
-        geometry_set: name of the set on the training classes whose geometry is shown.
-        thresholds: of many / medium / few, see [`~peft_ncgeo.metrics.accuracy.class_groups`]; None for equal counts.
-        dtype: of the base model's weights.
+        geometry_set: name of the set, with the training classes, whose geometry is shown.
+        thresholds: limits of the groups many / medium / few, see
+            [`~peft_ncgeo.metrics.accuracy.class_groups`]; None for equal counts.
+        dtype: dtype of the base model's weights.
         runs: metrics of several seeds, each with its `seed`.
         multi_label: True if an image may have any number of labels; `class_counts` then count each label, and the
             metrics are those of [`~peft_ncgeo.metrics.multi_label.multi_label_scores`].
-        post_hoc: changes of the adapter after its training, in words, with how their strength was chosen.
-        class_rows: True if rows of weights were trained for the classes, which stand in place of their texts.
+        post_hoc: changes of the adapter after its training, as text, with the way in which their strength was chosen.
+        class_rows: True if rows of weights were trained for the classes, which take the place of their texts.
         class_texts: texts of some classes, by name, in place of the template.
         snapshots: class means and classifier weights (K, d) before and after training, for a figure; not kept in JSON.
     """
@@ -141,10 +142,10 @@ class TrainingRecord:
         return "map" if self.multi_label else "accuracy"
 
     def row(self, moment: str = "after") -> dict[str, float]:
-        """Return accuracies in percent: of each set, "H" of base and new, many / medium / few; unknown: absent.
+        """Return the known accuracies in percent: of each set, "H" of base and new, and many / medium / few.
 
-        Of multi-label sets they are mean average precisions. It has "seed" too, so a card's `runs` can be the rows of
-        several runs. A set whose name is one of these other keys gets " (set)" after its name.
+        For multi-label sets they are mean average precisions. The row also has the key "seed", so that rows of several
+        runs can be the `runs` of a card. A set whose name is one of these other keys gets " (set)" after its name.
         """
         shares: dict[str, Any] = {
             f"{name} (set)" if name in ("H", "seed", *GROUPS) else name: entry.get(moment, {}).get(self.metric)
@@ -180,7 +181,7 @@ def check_peft_model(model: Any) -> PeftModel:
     """Return the model if it is a `PeftModel`.
 
     Raises:
-        TypeError: another model.
+        TypeError: the model is not a `PeftModel`.
     """
     if not isinstance(model, PeftModel):
         raise TypeError(
@@ -190,10 +191,10 @@ def check_peft_model(model: Any) -> PeftModel:
 
 
 def record_model(model: nn.Module, adapter_name: str | None = None) -> TrainingRecord:
-    """Return the record of a `PeftModel`'s adapter, by default the active one, as far as the model knows it.
+    """Return the record of a `PeftModel`'s adapter, by default the active one, with the values that the model knows.
 
     Raises:
-        TypeError: another model.
+        TypeError: the model is not a `PeftModel`.
     """
     model = check_peft_model(model)
     config: Any = model.peft_config[adapter_name or model.active_adapter]
@@ -233,9 +234,10 @@ def library_versions() -> dict[str, str]:
 
 
 def describe(owner: Any, aside: Container[str] = ()) -> Component:
-    """Return an object's class, and the arguments of its constructor that it kept and that are not defaults.
+    """Return an object's class, and the constructor arguments that it kept and that differ from the defaults.
 
-    Of classes that are neither this package's nor PEFT's, only weight and budget: other values may be private.
+    For classes that belong neither to this package nor to PEFT, only weight and budget are returned: other values may
+    be private.
     """
     known = type(owner).__module__.partition(".")[0] in ("peft_ncgeo", "peft")
     parameters = inspect.signature(type(owner)).parameters if known else {}
@@ -258,7 +260,7 @@ def describe(owner: Any, aside: Container[str] = ()) -> Component:
 
 
 def describe_arguments(args: Any) -> tuple[dict[str, Any], int]:
-    """Return the arguments that are not defaults, followed by the others of `_ALWAYS`; and how many are not."""
+    """Return the arguments that differ from the defaults, then those of `_ALWAYS`; and how many differ."""
     values, changed = {}, []
     for entry in fields(args):
         default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
@@ -273,7 +275,7 @@ def describe_arguments(args: Any) -> tuple[dict[str, Any], int]:
 
 
 def _plain(value: Any) -> Any:
-    """Return numbers, words, and lists and dicts of them, as JSON keeps them; None for other values and for paths."""
+    """Return numbers, strings, and lists and dicts of them, as JSON stores them; None for paths and other values."""
     if isinstance(value, Enum):
         value = value.value
     if isinstance(value, np.generic):
@@ -292,7 +294,7 @@ def _plain(value: Any) -> Any:
 
 
 def drawable(snapshots: list[Any]) -> Any:
-    """Return means and weights before and after; None if one is missing or they cannot be drawn side by side."""
+    """Return means and weights before and after training; None if they are missing or cannot be drawn together."""
     shapes = [[getattr(tensor, "shape", None) for tensor in moment] for moment in snapshots]
     whole = len(snapshots) == 2 and all(means is not None and means == weights for means, weights in shapes)
     same_classes = whole and len(snapshots[0][0]) == len(snapshots[1][0])

@@ -59,7 +59,7 @@ _PARTS = {  # config, loss or callback -> its phrase and papers
 
 
 def adapter_reference(adapter: Component) -> Reference:
-    """Return the reference of a PEFT config; an unknown config is called by its class name."""
+    """Return the reference of a PEFT config; for an unknown config, its class name."""
     settings = adapter.settings
     if adapter.name == "CoPAConfig":
         shared = settings.get("shared", False)
@@ -78,7 +78,7 @@ def adapter_reference(adapter: Component) -> Reference:
 
 
 def term_references(record: TrainingRecord) -> list[Reference]:
-    """Return the references of the losses and callbacks that are known here."""
+    """Return the references of the losses and callbacks of a record that are known here."""
     return [
         _ASYMMETRIC if term.settings.get("asymmetric") else _PARTS[term.name]
         for term in record.terms
@@ -87,7 +87,7 @@ def term_references(record: TrainingRecord) -> list[Reference]:
 
 
 def bibtex(record: TrainingRecord) -> list[str]:
-    """Return the BibTeX entries of every method used, each once."""
+    """Return the BibTeX entries of all methods of a record, each once."""
     references = [adapter_reference(record.adapter), *term_references(record)]
     return [_entries()[key] for key in dict.fromkeys(key for reference in references for key in reference.keys)]
 

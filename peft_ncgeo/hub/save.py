@@ -1,4 +1,4 @@
-"""Writing the folder of an adapter for others: adapter, processor, card and figure."""
+"""Writing of an adapter's folder for other people: adapter, processor, card and figure."""
 
 from __future__ import annotations
 
@@ -39,19 +39,20 @@ def save_adapter(
 ) -> None:
     """Write the folder that [`push_adapter`] pushes: adapter, processor, card and figure.
 
-    A base model that was loaded from a folder is not named in it; pass base_model_id, or pass the model when loading.
+    If the base model was loaded from a folder, the adapter does not name it: pass `base_model_id` here, or pass the
+    base model when you load the adapter.
 
     Args:
-        model: a `PeftModel`, or a [`~peft_ncgeo.FewShotClassifier`] around one, or with a head on cached features.
-        folder: it holds the new adapter completely, or its old content. Files of an adapter that was there before are
-            replaced; other files stay.
+        model: a `PeftModel`, or a [`~peft_ncgeo.FewShotClassifier`] around one or with a head on cached features.
+        folder: folder to write. It holds either the whole new adapter or its old content. Files of an earlier adapter
+            are replaced; other files stay.
         processor, base_model_id, record, card: see [`push_adapter`].
 
     Warns: if no processor is found to save.
 
     Raises:
-        TypeError: another model.
-        ValueError: an adapter name that cannot be a folder name; or the folder holds a model.
+        TypeError: the model is of another kind.
+        ValueError: the adapter's name cannot be a folder name, or the folder holds a model.
         OSError: the folder cannot be written.
     """
     published, folder = published_model(model), Path(folder)
@@ -128,11 +129,11 @@ def _save_head(
 
 
 def published_model(model: Any) -> nn.Module:
-    """Return the model whose adapter or head is written: a `PeftModel`, or the plain one below a head.
+    """Return the model whose adapter or head is written: a `PeftModel`, or the plain model under a head.
 
     Raises:
         TypeError: there is no `PeftModel`.
-        ValueError: a head on the features of a tuned model, which others could not load from one folder.
+        ValueError: a head was fitted on a tuned model, so other people could not load both from one folder.
     """
     if isinstance(model, HeadClassifier):
         if isinstance(model.model, PeftModel):

@@ -1,4 +1,4 @@
-"""Search for secrets in everything that would be published: tokens, and paths of this machine."""
+"""Search for secrets (tokens, and paths of this machine) in everything that would be published."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ESCAPED = re.compile(rb"(?P<letters>(?:\\u[0-9a-fA-F]{4})+)|\\(?P<letter>.)", r
 
 
 def refuse_secrets(folder: Path, base: str, token: str | None, texts: Mapping[str, str | None]) -> None:
-    """Raise if a file of a folder, or a text that is published beside it, holds a secret.
+    """Raise an error if a file of a folder, or a text that is published with it, holds a secret.
 
     Args:
         base: source of the base model.
@@ -34,7 +34,7 @@ def refuse_secrets(folder: Path, base: str, token: str | None, texts: Mapping[st
         texts: name -> text.
 
     Raises:
-        ValueError: one line that names the file, the line in it and the kind of secret.
+        ValueError: there is a secret; the message names the file, the line in it and the kind of secret.
     """
     shapes = [(what, re.compile(re.escape(secret.encode()))) for secret, what in _known(token).items()]
     shapes += [*_SHAPES.items(), *(("a path of this machine", place) for place in _places(folder, base))]

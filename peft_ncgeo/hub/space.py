@@ -1,4 +1,4 @@
-"""Space of the Hub on which people try an adapter in their browser."""
+"""Space of the Hub where people can try an adapter in their browser."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def write_space(
     """Write the files of a Gradio Space: `app.py`, `requirements.txt` and `README.md` with the Space's metadata.
 
     Args:
-        folder: where to write them; files of these names are replaced.
-        model: what was pushed: a `PeftModel` of a dual encoder or an image classifier, or a
+        folder: folder to write them to; files of these names are replaced.
+        model: the model that was pushed: a `PeftModel` of a dual encoder or an image classifier, or a
             [`~peft_ncgeo.FewShotClassifier`].
         repo_id: the adapter's repository.
         class_names: names in the box of a classifier that reads them. Default: those of its training.
         title: heading of the page. Default: the name of the repository.
-        requirement: what pip installs: a name with the extra "demo", or, for a package that is in no index,
+        requirement: requirement for pip: a name with the extra "demo" or, for a package that is in no index,
             "peft_ncgeo[demo] @ git+https://...".
         revision: branch of the adapter. Default: main.
 
@@ -45,8 +45,8 @@ def write_space(
         The folder.
 
     Raises:
-        ValueError: the model neither reads class names nor has a head; or class_names for a classifier with classes
-            of its own.
+        ValueError: the model neither reads class names nor has a head, or `class_names` is given for a classifier with
+            classes of its own.
     """
     loader = _loader(model)
     if class_names is not None and not (loader == "ZeroShotClassifier" or _takes_names(model)):
@@ -68,7 +68,7 @@ def write_space(
 
 
 def check_space(model: Any, space_id: str, create_pr: bool) -> None:
-    """Refuse a Space that cannot be made, before anything is pushed; see [`push_space`]."""
+    """Raise an error for a Space that cannot be made, before anything is pushed; see [`push_space`]."""
     _loader(model)
     if create_pr:
         raise ValueError("A Space loads a branch, not a pull request; leave out space_id or create_pr.")

@@ -1,4 +1,4 @@
-"""Adapter folders, written so that an interruption never leaves a mixture of two adapters."""
+"""Writing of adapter folders, such that an interruption never leaves a mixture of two adapters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CARD = "README.md"  # PEFT adds to a card that exists
 def writing_adapter(folder: str | Path, leftovers: Iterable[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder for the files of one or several adapters, and move them into `folder` at the end.
 
-    An adapter without `adapter_config.json` cannot be loaded. This file is removed from `folder` first and put back
+    An adapter without `adapter_config.json` cannot be loaded. This file is removed from `folder` first and written
     last. So an interruption in between leaves a folder that cannot be loaded, but never new weights beside old
     settings, names or prototypes. An interruption before that leaves `folder` unchanged.
 
@@ -52,7 +52,7 @@ def _outdated(place: Path, leftovers: Iterable[str]) -> list[Path]:
 
 
 def refuse_model_folder(folder: str | Path) -> None:
-    """Raise if a folder holds a model: an adapter written into it would replace the model's tokenizer.
+    """Raise an error if a folder holds a model: an adapter written into it would replace the model's tokenizer.
 
     Raises:
         ValueError: the folder holds a `config.json`.
@@ -62,5 +62,5 @@ def refuse_model_folder(folder: str | Path) -> None:
 
 
 def weights_digest(folder: Path) -> str:
-    """Return the SHA-256 of an adapter's weights, which other files store to show that they belong to them."""
+    """Return the SHA-256 of an adapter's weights; other files store it to show that they belong to these weights."""
     return hashlib.sha256((folder / SAFETENSORS_WEIGHTS_NAME).read_bytes()).hexdigest()

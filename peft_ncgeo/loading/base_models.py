@@ -40,7 +40,7 @@ _NOT_TAKEN = {
 
 
 class LoadedModel(NamedTuple):
-    """A model, and why its head must be trained, in words that follow "The head"; empty where it is known to fit."""
+    """A model, and the reason why its head must be trained, as words after "The head"; empty if the head fits."""
 
     model: nn.Module
     untrained: str = ""
@@ -50,7 +50,7 @@ def check_options(options: Any, name: str = "model_init_kwargs") -> dict[str, An
     """Return options of `from_pretrained` as a dict.
 
     Raises:
-        ValueError: it is no dict with names as keys, or has an option that cannot be given here.
+        ValueError: `options` is not a dict with names as keys, or has an option that cannot be given here.
     """
     if not isinstance(options, Mapping) or not all(isinstance(key, str) for key in options):
         raise ValueError(f"{name}={short_repr(options)} must be a dict, such as {{'revision': 'main'}}.")
@@ -65,19 +65,20 @@ def load_base_model(
 ) -> LoadedModel:
     """Load a dual encoder, or an image classifier, from a folder or the Hub.
 
-    The `architectures` of the model's config decide: a class that gives features of texts and of images is loaded by
-    `AutoModel`; an ...ForImageClassification model, and a backbone that has such a class, by
-    `AutoModelForImageClassification`. A classifier's head is kept where it has as many outputs as there are classes,
-    and made at random where it has not. It fits only if its outputs have the names of the classes.
+    The kind of model is read from the `architectures` of its config: a class that gives features of texts and of
+    images is loaded by `AutoModel`; an ...ForImageClassification model, or a backbone for which such a class exists,
+    by `AutoModelForImageClassification`. The head of a classifier is kept if it has as many outputs as there are
+    classes; otherwise a new random head replaces it. A kept head fits only if its outputs have the names of the
+    classes.
 
     Args:
-        class_names: of the head; none keeps the head of the files.
-        options: for `from_pretrained`, such as `revision` and `dtype`.
+        class_names: names of the classes; an empty list keeps the head of the files.
+        options: options for `from_pretrained`, such as `revision` and `dtype`.
 
     Raises:
         OSError: there is no such model, or its files cannot be read.
-        ValueError: no name, a model of another kind, an adapter, weights beside the head that are missing, or an
-            option that the model does not know.
+        ValueError: `name` is not a name, the model is of another kind, it is an adapter, weights other than the head's
+            are missing, or the model does not know an option.
     """
     options = check_options(options or {})
     if not (name and Path(name).is_dir()):
@@ -141,7 +142,7 @@ def _reads_texts_and_images(config: Any) -> bool:
 
 
 def _has_head(config: Any) -> bool:
-    """Return True if the files hold an image classifier, not a backbone alone."""
+    """Return True if the files hold an image classifier, not only a backbone."""
     return _architecture(config) in _names(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, config) or _is_of_timm(config)
 
 
@@ -150,7 +151,7 @@ def _is_of_timm(config: Any) -> bool:
 
 
 def _names(mapping: Any, config: Any) -> list[str]:
-    """Return the names of a mapping's classes, without those of code that some repository brought."""
+    """Return the names of a mapping's classes, without classes from the code of a repository."""
     found = mapping.get(type(config), None)
     classes = [each for each in (found if isinstance(found, tuple | list) else [found]) if each is not None]
     return [each.__name__ for each in classes if each.__module__.split(".")[0] in ("transformers", "peft_ncgeo")]
@@ -168,7 +169,7 @@ def _check_classifier(name: str, config: Any) -> None:
 
 
 def _check_complete(name: str, told: Mapping[str, Any], of_head: Sequence[str]) -> None:
-    """Raise for weights that the files lack: they would be random."""
+    """Raise an error if the files lack weights, which would be random."""
     new = {*told["missing_keys"], *(key for key, *_ in told["mismatched_keys"])} - set(of_head)
     if new:
         raise ValueError(

@@ -54,8 +54,8 @@ def import_prompts(path: str | Path, format: str, template: str = "a photo of a 
         template: text around a class name that the prompts were trained with.
 
     Raises:
-        ValueError: unknown format; the file cannot be read, has no prompts of that format, or holds a context for
-            each class (CoOp's CSC), which has no meaning for new classes.
+        ValueError: the format is unknown; or the file cannot be read, has no prompts of that format, or holds a
+            context for each class (CoOp's CSC), which has no meaning for new classes.
 
     Example:
 

@@ -11,7 +11,7 @@ from huggingface_hub import errors
 
 @contextmanager
 def hub_errors(what: str) -> Iterator[None]:
-    """Turn any error of the Hub or of the network into one `OSError` that starts with `what`."""
+    """Turn any error of the Hub or of the network into one `OSError`, whose message starts with `what`."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # RuntimeError: the download of a large file broke off

@@ -22,12 +22,12 @@ def hypothesis_template(
 ) -> str:
     """Return the `hypothesis_template` for `pipeline("zero-shot-image-classification")` with a tuned model.
 
-    Text prompts replace the first words in front of the class name. A pipeline does not know this: with another
-    template, words of it would be lost. The returned template has one word for every prompt. For adapters without
-    text prompts, such as LoRA, it is the one that they were trained with, which `geometry.json` beside them holds.
+    Text prompts replace the first words before the class name. A pipeline does not know this: with another template,
+    prompts would replace words of it. The returned template has one word for every prompt. For adapters without text
+    prompts, such as LoRA, it is the template that they were trained with, from the file `geometry.json` beside them.
 
     Args:
-        config_or_repo: an adapter's config, its folder, or its Hub repository.
+        config_or_repo: config, folder or Hub repository of an adapter.
         tokenizer: the model's tokenizer. Default: the one beside the adapter, else the base model's.
         revision, token: for the Hub repository.
 

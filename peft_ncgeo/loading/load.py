@@ -60,22 +60,23 @@ def load_adapter(
 ) -> PeftModel:
     """Load an adapter onto its base model, and return the tuned model in evaluation mode.
 
-    Only the adapter's own safetensors are read. Weights in a pickle are refused, and so are PEFT adapters that read
-    weights from other files (X-LoRA, Shadow, multitask prompts). From the Hub, configuration and weights come from
-    one commit.
+    Only the adapter's own safetensors file is read. Weights in a pickle are refused, and so are PEFT adapters that
+    read weights from other files (X-LoRA, Shadow, multitask prompts). Config and weights from the Hub belong to the
+    same commit.
 
     Args:
         repo_id: Hub repository or local folder with `adapter_config.json` and `adapter_model.safetensors`.
         base_model: the model to adapt, or the name or folder to load it from. Default: the one named in the adapter's
-            config, at the revision named there. A model that needs code of its own is refused: load it and pass it.
+            config, at the revision named there. A model that needs code of its own is refused: load it yourself and
+            pass it.
         revision: branch, tag or commit of the repository. With a revision, `repo_id` is never read as a folder.
-        token: for a private repository. Default: the one that `hf auth login` stored.
+        token: Hub token for a private repository. Default: the one that `hf auth login` stored.
 
     Raises:
         OSError: there is no such repository, revision or base model, or the Hub cannot be reached.
-        ValueError: it holds no adapter in safetensors; no base model is known; the file is damaged; it does not fit
-            the model (the error names a missing or unexpected weight); or its config asks for much more memory than
-            its file and the model take.
+        ValueError: the folder or repository holds no adapter in safetensors; no base model is known; the file is
+            damaged; it does not fit the model (the message names a missing or unexpected weight); or the config asks
+            for much more memory than the file and the model need.
     """
     folder = fetch_adapter(repo_id, revision, token)
     config, shapes, names = read_config(folder, repo_id), _read_shapes(folder, repo_id), _class_names(folder)
@@ -112,7 +113,7 @@ def _may_change_base(config: PeftConfig) -> bool:
 
 
 def _is_whole_in_file(config: PeftConfig) -> bool:
-    """Return True if adapters of this kind are known to make little more than their file holds."""
+    """Return True if adapters of this kind are known to need little more memory than their file."""
     return not _may_change_base(config) and not getattr(config, "use_dora", False)  # DoRA needs an identity
 
 
@@ -155,10 +156,10 @@ def _put_on(base: nn.Module, config: PeftConfig, folder: Path, given: dict[str, 
 
 
 def fetch_files(repo_id: str | Path, revision: str | None = None, token: str | None = None) -> Path:
-    """Return the folder that holds the files of an adapter or a head, which may lack any of them.
+    """Return the folder with the files of an adapter or a head; any of the files may be missing.
 
     Raises:
-        OSError, TypeError, ValueError: no such folder or repository.
+        OSError, TypeError, ValueError: there is no such folder or repository.
     """
     if not isinstance(repo_id, str | os.PathLike):
         raise TypeError(f"repo_id must be a folder or a repository of the Hub, got {type(repo_id).__name__}.")
@@ -180,10 +181,10 @@ def fetch_files(repo_id: str | Path, revision: str | None = None, token: str | N
 
 
 def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str | None = None) -> Path:
-    """Return the folder that holds the adapter: the given one, or the cached one from the Hub, all of one commit.
+    """Return the folder that holds the adapter: the given one, or the Hub's cached copy of one commit.
 
     Raises:
-        OSError, ValueError: as [`load_adapter`].
+        OSError, ValueError: as in [`load_adapter`].
     """
     folder = fetch_files(repo_id, revision, token)
     for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
@@ -199,7 +200,7 @@ def read_config(folder: Path, repo_id: str | Path) -> PeftConfig:
     """Read the adapter's config in a folder that [`fetch_adapter`] returned for `repo_id`.
 
     Raises:
-        ValueError: it is damaged, has a type that PEFT does not know, or reads weights outside its own file.
+        ValueError: the config is damaged, has a type that PEFT does not know, or reads weights outside its own file.
     """
     try:
         read_json(folder / CONFIG_NAME)  # checks the file's size and depth before PEFT reads it

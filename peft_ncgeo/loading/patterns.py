@@ -16,13 +16,13 @@ _FIELDS = ("modules", "pattern", "layers", "parameters")
 
 
 def check_patterns(fields: dict[str, Any]) -> None:
-    """Raise if a pattern in a PEFT config's fields could take too long to match.
+    """Raise an error if a pattern in the fields of a PEFT config could take too long to match.
 
-    Python searches by trial: `(a+)+` doubles its steps with every letter, and each `.*` multiplies them.
+    Python matches by backtracking: with `(a+)+` the steps double with every letter, and each `.*` multiplies them.
 
     Raises:
-        ValueError: a pattern that is not a regular expression, is too long, repeats a group, refers back to a group,
-            or has too many repeats and alternatives; or too many patterns.
+        ValueError: a pattern is not a regular expression, is too long, repeats a group, refers back to a group, or has
+            too many repeats and alternatives; or there are too many patterns.
     """
     total = 0.0
     for field, value in fields.items():
@@ -38,7 +38,7 @@ def check_patterns(fields: dict[str, Any]) -> None:
 
 
 def _steps(field: str, pattern: str) -> float:
-    """Return the most steps that matching a module's name can take, to an order of magnitude."""
+    """Return the order of magnitude of the largest number of steps that matching a module's name can take."""
     if len(pattern) > LONGEST_TEXT:
         raise ValueError(
             f"{field} has a pattern of {len(pattern):,} characters; at most {LONGEST_TEXT:,} are allowed."
@@ -66,6 +66,6 @@ def _steps(field: str, pattern: str) -> float:
 
 
 def _choices(text: str) -> float:
-    """Return the number of ways in which a text without groups can be tried."""
+    """Return the number of ways in which a pattern without groups can be tried."""
     repeats = len(re.findall(r"[*+{]", text))
     return (1 + text.count("|")) * math.pow(2, text.count("?")) * math.pow(_PLACES, repeats)

@@ -1,4 +1,4 @@
-"""A limit on the memory that an adapter may ask for while it is added to a model."""
+"""Limit on the memory that an adapter may ask for while it is added to a model."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _MAKERS: frozenset[Callable[..., Any]] = frozenset(
 class SizeLimit(TorchFunctionMode):
     """Context in which new tensors may hold only as many numbers as an adapter can need.
 
-    The author of an adapter's config chose its sizes (r, num_vision_tokens, ...), and PEFT makes the tensors before it
-    reads the file. Tensors of a regular adapter hold a few times the numbers of its file; with some methods, also a
-    few times the numbers of the model.
+    The author of an adapter chooses the sizes in its config (r, num_vision_tokens, ...), and PEFT makes the tensors
+    before it reads the file. The tensors of a regular adapter hold a few times as many numbers as its file; for some
+    methods, also a few times as many as the model.
 
     Args:
         numbers: limit for all tensors together; a million more are allowed.

@@ -1,4 +1,4 @@
-"""Files beside an adapter: template, class names and kind of labels of its training, and rows for these classes."""
+"""Files beside an adapter: template, class names and kind of labels in its training, and rows for these classes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ADAPTER = "adapter_sha256"  # key in the rows' header: digest of the adapter th
 
 
 def write_text_setting(folder: Path, setting: TextSetting) -> None:
-    """Write what is known of the adapter in this folder; nothing is known: no file."""
+    """Write the known settings of the adapter in this folder; write no file if none are known."""
     known = {
         "template": setting.template,
         "class_names": list(setting.class_names),
@@ -46,7 +46,7 @@ def write_text_setting(folder: Path, setting: TextSetting) -> None:
 
 
 def read_text_setting(folder: Path) -> TextSetting:
-    """Read the setting of the adapter in this folder; without the files, nothing is known.
+    """Read the settings of the adapter in this folder; without the files, none are known.
 
     Raises:
         ValueError: a file is damaged, or belongs to another adapter.
