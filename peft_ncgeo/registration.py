@@ -1,6 +1,6 @@
 """Registration of the package's methods with PEFT, and of its image classifier with Transformers.
 
-Only this file touches PEFT's enum and mappings.
+Only this file changes PEFT's enum and mappings.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _METHODS: tuple[tuple[str, Any, Any], ...] = (
 
 
 def register() -> None:
-    """Make the package's methods and models known to PEFT and Transformers. Calling it again changes nothing."""
+    """Register the package's methods and models with PEFT and Transformers; a second call changes nothing."""
     AutoConfig.register(ImageClassifierConfig.model_type, ImageClassifierConfig, exist_ok=True)
     if ImageClassifierConfig not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:  # else a subclass may be there already
         AutoModelForImageClassification.register(ImageClassifierConfig, ImageClassifierModel)

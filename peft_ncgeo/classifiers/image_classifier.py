@@ -127,7 +127,7 @@ class ImageClassifier(ImageClassifierModel):
         projected = check_bool("projected", projected)
         batch_size = check_int("batch_size", batch_size, least=1)
         if (dataset is not None) != (init == "means"):
-            raise ValueError("init='means' needs dataset, a labelled image set, and no other init reads one.")
+            raise ValueError("init='means' needs a labelled dataset, and no other init reads one.")
         if init != "random" and processor is None:
             raise ValueError(f"init={init!r} needs the model's processor; pass processor.")
         names = None if class_names is None else _check_class_names(class_names)

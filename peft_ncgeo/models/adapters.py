@@ -20,7 +20,7 @@ _KEEPS_BASE = {"true", "false", "gaussian", "eva", "orthogonal", "mica"}
 
 
 def adapter_layers(model: nn.Module) -> list[Any]:
-    """Return the modules through which PEFT changes the model's output, for any PEFT method."""
+    """Return the modules by which PEFT changes the model's output, for any PEFT method."""
     return [m for m in model.modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
 
 
@@ -39,9 +39,9 @@ def is_of_base(name: str) -> bool:
 
 
 def change_of_base(model: nn.Module) -> str:
-    """Return why the model with its adapters off is not the pretrained model, or "" if it is.
+    """Return the reason why the model with its adapters off is not the pretrained model, or "" if it is.
 
-    An unknown `init_lora_weights` counts as one that changes the base model.
+    An unknown `init_lora_weights` is treated as one that changes the base model.
     """
     for name in trained_outside(model):
         return f"{name} is trained and belongs to no adapter, so switching adapters off does not restore it"
@@ -55,7 +55,7 @@ def trained_outside(model: nn.Module) -> list[str]:
 
 
 def base_change_of(config: Any) -> str:
-    """Return why an adapter with this PEFT config changes the base model's own weights, or "" if it does not."""
+    """Return the reason why an adapter with this config changes the base model's own weights, or "" if it does not."""
     start = getattr(config, "init_lora_weights", True)
     if str(start).lower() not in _KEEPS_BASE:
         return (
@@ -74,7 +74,7 @@ def _configs(model: nn.Module) -> list[Any]:
 
 
 def check_adapter_weights(model: nn.Module) -> None:
-    """Refuse adapters whose weights have no values, which would give random output.
+    """Raise an error for adapters whose weights have no values, which would give random output.
 
     Raises:
         ValueError: the weights are on `meta`, where PEFT puts the adapter of an offloaded layer.
@@ -88,12 +88,12 @@ def check_adapter_weights(model: nn.Module) -> None:
 
 
 class AdapterSnapshot:
-    """Copy of the state of a model's adapters: their switches, and the weights of those that are on.
+    """Copy of the state of a model's adapters: whether each is on, and the weights of those that are on.
 
-    The base model's own weights are not looked at.
+    The base model's own weights are not part of it.
 
     Args:
-        settings: all other values that a result depends on.
+        settings: all other values on which a result depends.
 
     Attributes:
         switches: for each adapter layer, True if it is off, with the names of its active adapters.
@@ -106,7 +106,7 @@ class AdapterSnapshot:
     def matches(self, model: nn.Module, *settings: Any) -> bool:
         """Return True if the same adapters are on, with equal weights.
 
-        Weights are compared by value: addresses and version counters miss some changes.
+        Weights are compared by value, since addresses and version counters miss some changes.
         """
         if (settings, _switches(model)) != (self.settings, self.switches):
             return False
@@ -132,7 +132,7 @@ def _same(weight: Tensor, copy: Tensor) -> bool:
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Switch adapters off. Unlike PEFT's `disable_adapter()`, this does not rewrite `requires_grad` at every use.
 
-    Use it only where no other thread runs the model: other threads would run the base model too.
+    Use it only if no other thread runs the model: other threads would run the base model too.
     """
     layers = adapter_layers(model)
     before = [layer._disable_adapters for layer in layers]
@@ -153,7 +153,7 @@ _EVALUATED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # module ->
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Keep the model in evaluation mode; afterwards, restore the mode of each module.
 
-    Passes of several threads may overlap: the last one to end restores training mode.
+    Uses in several threads may overlap: the last one that ends restores training mode.
     """
     held: list[nn.Module] = []
     try:
@@ -181,5 +181,5 @@ def innermost(module: Any) -> Any:
 
 
 def unwrap(model: nn.Module) -> Any:
-    """Return the Transformers model inside a `PeftModel`, with its adapters; return other models unchanged."""
+    """Return the Transformers model inside a `PeftModel`, with the adapters in it; return other models unchanged."""
     return model.get_base_model() if isinstance(model, PeftModel) else model

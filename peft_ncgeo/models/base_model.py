@@ -16,8 +16,8 @@ from .adapters import unwrap
 def base_name(model: nn.Module) -> str:
     """Return the Hub id or the absolute path that the base model was loaded from, or "" if it is not known.
 
-    A relative name that is not in this machine's Hub cache counts as a path, even if no such folder exists: the
-    working folder may have changed, and on the Hub the name may belong to someone else.
+    A relative name that is not in this machine's Hub cache is treated as a path, even if no such folder exists: the
+    working folder may have changed, and on the Hub the name may belong to another user.
     """
     name = str(getattr(unwrap(model), "name_or_path", "") or "")
     return os.path.abspath(name) if name and (is_folder(name) or not _is_cached(name)) else name

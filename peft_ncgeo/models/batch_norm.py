@@ -16,10 +16,10 @@ _COUNTED: ContextVar[Tensor | None] = ContextVar("counted", default=None)
 
 @contextmanager
 def rows_that_count(rows: Tensor) -> Iterator[None]:
-    """Let every [`SharedBatchNorm`] inside this context take its statistics of these rows alone.
+    """Let every [`SharedBatchNorm`] inside this context compute its statistics from these rows only.
 
     Args:
-        rows: (B,) True for a row that counts. Normalised are all of them.
+        rows: (B,), True for a row that counts. All rows are normalised.
     """
     token = _COUNTED.set(rows)
     try:
@@ -29,10 +29,10 @@ def rows_that_count(rows: Tensor) -> Iterator[None]:
 
 
 class SharedBatchNorm(nn.BatchNorm1d):
-    """`BatchNorm1d` of features (B, d) whose statistics are those of the batch of all processes.
+    """`BatchNorm1d` of features (B, d) with the statistics of the batch over all processes.
 
-    So several processes normalise as one does, and their running statistics are equal. (Torch's `SyncBatchNorm` does
-    not run on CPUs, and counts every row.) On one process it is `BatchNorm1d` itself. Each micro-batch of a step has
+    So several processes normalise like a single one, and their running statistics are equal. (Torch's `SyncBatchNorm`
+    does not run on CPUs, and counts every row.) On one process it equals `BatchNorm1d`. Each micro-batch of a step has
     its own statistics.
     """
 
@@ -65,7 +65,7 @@ def _sum_of_processes(value: Tensor) -> Tensor:
 
 
 class _SumOfProcesses(torch.autograd.Function):
-    """Sum of a tensor over all processes, and in backward of its gradients."""
+    """Sum of a tensor over all processes; the backward pass sums the gradients."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

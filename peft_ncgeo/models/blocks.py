@@ -14,7 +14,7 @@ def find_mlp_norms(model: nn.Module) -> list[str]:
     """Return, for each block of the image tower, the path of the layer norm before its MLP.
 
     The input of this norm is the residual x (B, L, d) itself, to which the block adds the output of its MLP:
-    `x + MLP(LN(x))`, with a layer scale, dropout or drop path on the MLP's output where the family has them.
+    `x + MLP(LN(x))`, with a layer scale, dropout or drop path on the MLP's output if the family has them.
 
     Raises:
         ValueError: the model has no image tower whose blocks are known.

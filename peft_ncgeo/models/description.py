@@ -1,4 +1,4 @@
-"""Description of a model: its towers, its feature and its head, and which methods fit it."""
+"""Description of a model: its towers, its feature, its head, and the methods that fit it."""
 
 from __future__ import annotations
 
@@ -61,18 +61,18 @@ class ModelDescription:
         return "\n".join(lines)
 
     def _fits(self, method: str) -> str:
-        """Return "yes", or "no" with the fault alone: what to do about it differs from method to method."""
+        """Return "yes", or "no" with the reason but without advice, which differs from method to method."""
         fault = self.methods[method].split("; ")[0].split(", so ")[0].removeprefix(f"{self.name} ").rstrip(".")
         return f"no: {fault}" if fault else "yes"
 
 
 def describe(model: nn.Module) -> ModelDescription:
-    """Describe a model: where its parts are, and which of this package's methods fit it. Nothing is changed.
+    """Describe a model, without changing it: the places of its parts, and the methods of this package that fit it.
 
-    LoRA and other methods of PEFT are not listed: they depend on the layers alone.
+    LoRA and other methods of PEFT are not listed, since they depend only on the layers.
 
     Args:
-        model: plain, or under PEFT: then it says what fits beside its adapters.
+        model: plain, or under PEFT: then the description lists the methods that fit in addition to its adapters.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""Execution devices of models, offloaded models included."""
+"""Execution devices of models, including offloaded models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def execution_device(module: nn.Module) -> torch.device | None:
 
 
 def check_movable(model: Any) -> None:
-    """Refuse to train a fully offloaded model, which torch cannot move.
+    """Raise an error if a model is fully offloaded: torch cannot move it, so it cannot be trained.
 
     Raises:
         ValueError: no part of the model is on a device.

@@ -17,30 +17,30 @@ from .text_reading import CLS, MEAN, PADDED, EndOfText, TextReading
 class Family:
     """Facts about the models in one folder of `transformers.models`, taken from their code.
 
-    The `no_...` fields are reasons of refusal; an error message shows them after the model's name.
+    The `no_...` fields are reasons why a model is refused; error messages show them after the model's name.
 
     Attributes:
         name: the family's name, as its authors write it.
-        text: rules by which a text tower reads texts, or a function from the tower to them; None: they are not known.
+        text: rules by which a text tower reads texts, or a function from the tower to these rules; None: not known.
         takes_prompts: True if all layers treat vectors after the image tokens as tokens, and only the image tower's
             last output is used.
         special_tokens: function from the image tower to its number of special tokens, for a tower that takes prompts
-            between them and its patches; None: prompts follow the last token.
-        image_inputs: names of the inputs that an image needs beside its `pixel_values`. A `pixel_attention_mask` also
-            reaches the layers, as a mask of their tokens.
+            between these and its patches; None: prompts follow the last token.
+        image_inputs: names of the inputs that an image needs in addition to `pixel_values`. A `pixel_attention_mask`
+            also reaches the layers, as a mask of their tokens.
         features: names of modules in an image tower whose output is the pooled feature, or has it as its first token;
-            each runs once in a forward pass.
+            each of them runs once in a forward pass.
         pooled_tokens: function from the image tower to the number of first tokens whose mean is the feature, or None
-            for all; by default one, [CLS].
-        width: function from the image tower to the feature's width, where it is not the width of the patches.
+            for all tokens; by default one, [CLS].
+        width: function from the image tower to the feature's width, if it is not the width of the patches.
         residual_convolutions: True if a 1x1 convolution with the same stride can run beside each larger one of the
             encoder.
         heads: function from a classification model to the paths of its heads, whose logits are averaged if there are
             several; None: its head is `classifier`.
-        reads_layers: names of classes that also read inner layers of an image tower; every `...Backbone` does.
+        reads_layers: names of classes that also read inner layers of an image tower, as every `...Backbone` does.
         mlp_norm: name of the layer norm in a block of the image tower whose input is the residual to which the block
             adds the output of its MLP, see [`~peft_ncgeo.models.blocks.find_mlp_norms`]; "": it is not known.
-        no_texts: reason why texts are not read, where `text` is None.
+        no_texts: reason why texts are not read, if `text` is None.
         no_prompts: reason why images take no prompts.
         no_features: reason why no pooled image feature can be read.
         no_images: reason why pixels (B, C, H, W) alone are not a valid input.
@@ -73,12 +73,12 @@ def _first(tower: Any) -> TextReading | None:
 
 
 def _first_or_legacy(tower: Any) -> TextReading | None:
-    """Return CLIP's rule. Its first configs have a wrong `eos_token_id`, 2, for which the largest id is used."""
+    """Return CLIP's rule. The first CLIP configs have a wrong `eos_token_id`, 2: then the largest id marks [EOT]."""
     return _LARGEST if tower.eos_token_id == 2 else _first(tower)
 
 
 def _roberta(tower: Any) -> TextReading:
-    """Return the rule of towers that number positions from `pad_token_id + 1`."""
+    """Return the rule of towers whose position numbers start at `pad_token_id + 1`."""
     return replace(CLS, unused_positions=tower.config.pad_token_id + 1)
 
 
@@ -281,7 +281,7 @@ def find_text_reading(tower: nn.Module) -> TextReading | None:
 
 
 def reads_layers(module: nn.Module) -> bool:
-    """Return True for a model that reads inner layers of its image tower, where prompts would leak in."""
+    """Return True for a model that also reads inner layers of its image tower, whose outputs would include prompts."""
     family = find_family(module)
     names = {"BackboneMixin", *(family.reads_layers if family else ())}
     return any(parent.__name__ in names for parent in type(module).__mro__)
@@ -294,11 +294,11 @@ def first_reason(modules: Iterable[nn.Module], reason: str) -> str:
 
 
 def why_no_texts(model: nn.Module) -> str:
-    """Return why the texts of a model are not read, in words that follow its name."""
+    """Return the reason why the texts of a model are not read, as words after its name."""
     return first_reason(model.modules(), "no_texts") or "reads texts in a way that is not known"
 
 
 def list_families(known: Callable[[Family], Any]) -> str:
-    """Return the names of the families that pass a test, as a list for an error message."""
+    """Return the names of the families for which `known` is true, as a list for an error message."""
     *names, last = [family.name for family in FAMILIES.values() if known(family)]
     return f"{', '.join(names)} and {last}"

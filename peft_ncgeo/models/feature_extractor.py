@@ -1,4 +1,4 @@
-"""Single module for every pass of the student, so that DDP sees all of them."""
+"""Module for all forward passes of the student, so that DDP sees all of them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .towers import reads_text
 
 
 class FeatureExtractor(nn.Module):
-    """Module that runs the towers for which it gets inputs, and returns raw features.
+    """Module that runs the towers for which it gets inputs, and returns unnormalized features.
 
-    The result has `image_features` (B, d) and `text_features` (K, d) for a CLIP-like model, `image_features` and
+    The result has `image_features` (B, d) and `text_features` (K, d) for a CLIP-like model, and `image_features` and
     `logits` (B, K) for a classification model. Features of a classification model are the input of its head.
 
     Args:
-        text_batch_size: texts that are encoded at a time, see [`~peft_ncgeo.models.encode_texts`].
+        text_batch_size: number of texts that are encoded at a time, see [`~peft_ncgeo.models.encode_texts`].
     """
 
     def __init__(self, model: nn.Module, text_batch_size: int | None = None) -> None:
@@ -30,7 +30,7 @@ class FeatureExtractor(nn.Module):
         self.model, self.text_batch_size = model, text_batch_size
 
     def train(self, mode: bool = True) -> FeatureExtractor:
-        """Set training mode, but keep the statistics of frozen batch norms, which adapter files do not store."""
+        """Set training mode, but do not update frozen batch norms, whose statistics adapter files do not store."""
         super().train(mode)
         trained = trained_batch_norms(self)
         for module in self.modules():
@@ -39,10 +39,11 @@ class FeatureExtractor(nn.Module):
         return self
 
     def spare_lower_layers(self, args: Any) -> None:
-        """Stop the backward pass at the first prompt, under gradient checkpointing too.
+        """Stop the backward pass at the first prompt, also under gradient checkpointing.
 
-        Only reentrant checkpointing needs inputs of the towers that require gradients. Transformers lets those of
-        texts do so, also for other checkpointing, and leaves image models out, whose adapters would not be trained.
+        Only reentrant checkpointing needs tower inputs that require gradients. Transformers makes the inputs of text
+        towers require them, also for other checkpointing, but not those of image models, whose adapters would then not
+        be trained.
         """
         options = getattr(args, "activation_checkpointing_kwargs", None) or {}
         model = unwrap(self.model)
@@ -70,13 +71,13 @@ class FeatureExtractor(nn.Module):
 
 
 def trained_batch_norms(model: nn.Module) -> list[nn.Module]:
-    """Return the batch norms that are trained, whose statistics are those of each batch."""
+    """Return the batch norms that are trained; they use the statistics of each batch."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     return [module for module in norms if any(parameter.requires_grad for parameter in module.parameters())]
 
 
 @torch.no_grad()
 def extract_features(towers: FeatureExtractor, **inputs: Tensor) -> dict[str, Tensor]:
-    """Run a pass without gradient in evaluation mode, and restore the mode of every module."""
+    """Run a pass without gradients in evaluation mode, and restore the mode of every module."""
     with evaluation_mode(towers), one_at_a_time(towers):
         return towers(**inputs)

@@ -36,10 +36,10 @@ def other_heads(model: nn.Module) -> list[str]:
 
 
 def replaceable_head(model: nn.Module) -> str:
-    """Return the path of the head that prototypes can replace: the only one, which takes features of a known width.
+    """Return the path of the head that prototypes can replace: a model's only head, with a known input width.
 
     Raises:
-        ValueError: the model has no head that is known, or several, or one that holds no linear layer.
+        ValueError: the model has no known head, has several heads, or has a head without a linear layer.
     """
     name, head = type(unwrap(model)).__name__, classification_head(model)
     if head is None:
@@ -58,7 +58,7 @@ def replaceable_head(model: nn.Module) -> str:
 
 
 def saved_head(model: nn.Module) -> str:
-    """Return the argument that lets PEFT train and save the head as a whole, for an error message."""
+    """Return the argument by which PEFT trains and saves the whole head, for an error message."""
     return f"modules_to_save=[{(head_path(model) or HEAD)!r}]"
 
 
@@ -68,7 +68,7 @@ def covers(name: str, path: str) -> bool:
 
 
 def _head_paths(model: nn.Module) -> list[str]:
-    """Return the paths of all heads, or none if the first is an identity, or a list whose layers are called singly."""
+    """Return the paths of all heads; none if the first is an identity, or a list of layers called one by one."""
     base = unwrap(model)
     family = find_family(base)
     if family is None or family.heads is None:
@@ -81,7 +81,7 @@ def _head_paths(model: nn.Module) -> list[str]:
 
 
 def _module(model: nn.Module, path: str) -> Any:
-    """Return the module at a path, or None if there is none."""
+    """Return the module at a path, or None if no module is there."""
     module: Any = model
     for name in path.split("."):
         module = getattr(module, name, None)
@@ -102,9 +102,9 @@ def head_width(head: nn.Module) -> int:
 
 
 def classifier(model: nn.Module) -> Any:
-    """Return the module that takes an image model's features and gives its logits, or None.
+    """Return the module from an image model's features to its logits, or None.
 
-    It is the head itself, or the replacement by an adapter: such a wrapper has an attribute `active_classifier`.
+    It is the head, or the replacement of the head by an adapter, whose wrapper has an attribute `active_classifier`.
     """
     head = classification_head(model)
     if isinstance(head, ModulesToSaveWrapper):
@@ -116,8 +116,8 @@ def classifier(model: nn.Module) -> Any:
 def linear_classifier(model: nn.Module) -> Any:
     """Return the linear layer of [`classifier`], with `weight` (K, d) and `bias` (K,) or None.
 
-    Return None if there is no single such layer, for example for a head under LoRA, whose own weight alone does not
-    classify, for a head that is a convolution, or for a model with a second head.
+    Return None if there is no single layer of this kind, for example for a head under LoRA, whose own weight is only a
+    part of the classifier, for a head that is a convolution, or for a model with a second head.
     """
     head = None if other_heads(model) else _only_layer(classifier(model))
     weight = None if isinstance(head, BaseTunerLayer) else getattr(head, "weight", None)
@@ -135,7 +135,7 @@ def _only_layer(head: Any) -> Any:
 def linear_parameter(model: nn.Module) -> nn.Parameter:
     """Return the parameter (K, d) to which a change of an image model's classifier can be added.
 
-    It is the weight of [`linear_classifier`]; for a head under LoRA, the weight of the layer that LoRA adapts.
+    It is the weight of [`linear_classifier`], or, for a head under LoRA, the weight of the layer that LoRA adapts.
 
     Raises:
         ValueError: the head is not one linear layer, its rows are prototypes, or the model has a second head.

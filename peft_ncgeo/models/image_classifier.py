@@ -26,13 +26,14 @@ class ImageClassifierConfig(PreTrainedConfig):
     Args:
         vision_class: name of the tower's class in Transformers, such as "CLIPVisionModel".
         vision_config: the tower's config.
-        pooling: "pooler_output", the tower's own; "first_token" or "mean", of the tokens of its last hidden state.
+        pooling: "pooler_output" for the tower's own pooling; "first_token" or "mean" of its last hidden state's
+            tokens.
         hidden_size: width of the pooled feature.
         projection_dim: width of the feature after a linear projection. Default: the feature is not projected.
-        projector_dim: width of the feature after a projector: linear, batch norm, ReLU, linear, its inner layer as
-            wide. Default: there is none.
+        projector_dim: width of the feature after a projector (linear, batch norm, ReLU, linear); the inner layer has
+            the same width. Default: there is no projector.
         head: "linear" or "cosine".
-        scale: factor of the cosines.
+        scale: scale s of the cosines.
     """
 
     model_type = "ncgeo_image_classifier"
@@ -63,7 +64,7 @@ class ImageClassifierConfig(PreTrainedConfig):
 
 
 def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raise a ValueError for a value that is not one of the choices."""
+    """Raise a ValueError if a value is not one of the choices."""
     if value not in choices:
         raise ValueError(f"{name}={short_repr(value)} must be one of {', '.join(map(repr, choices))}.")
 
@@ -83,13 +84,14 @@ def find_vision_class(name: Any) -> Any:
 class ImageClassifierModel(PreTrainedModel):
     r"""Image tower, pooling, and a head `classifier`; saved, loaded and used as an ...ForImageClassification model.
 
-    With the tower's pooled feature v, which a dual encoder projects, f = P v (else f = v), and a student of another
-    model's texts maps into their space by a projector, f = projector(P v), the logits are
+    The feature f is made from the tower's pooled feature v: f = P v if the tower of a dual encoder has a projection P,
+    else f = v. A student that learns from another model's texts maps it into their space by a projector,
+    f = projector(P v). The logits are
 
     .. math:: z_k = w_k \cdot f + b_k \quad \text{(linear)}, \qquad z_k = s \cos(f, w_k) \quad \text{(cosine)}
 
-    `AutoModelForImageClassification` and `pipeline("image-classification")` load it from a folder, once `peft_ncgeo`
-    is imported. [`~peft_ncgeo.ImageClassifier.from_backbone`] makes one.
+    `AutoModelForImageClassification` and `pipeline("image-classification")` load it from a folder after
+    `import peft_ncgeo`. [`~peft_ncgeo.ImageClassifier.from_backbone`] makes one.
     """
 
     config_class = ImageClassifierConfig
@@ -119,7 +121,7 @@ class ImageClassifierModel(PreTrainedModel):
         self.post_init()
 
     def new_projector(self) -> nn.Module:
-        """Return a projector of the config's width at random, or an identity."""
+        """Return a random projector of the config's width, or an identity if the config has none."""
         inner, width = self.config.projection_dim or self.config.hidden_size, self.config.projector_dim
         if width is None:
             return nn.Identity()
@@ -152,7 +154,7 @@ class ImageClassifierModel(PreTrainedModel):
         """Return logits (B, K), and the mean cross-entropy if labels are given.
 
         Args:
-            pixel_values: images as the tower takes them, usually (B, C, H, W).
+            pixel_values: images in the form that the tower takes, usually (B, C, H, W).
             labels: (B,) class of each image.
             kwargs: other inputs of the tower, such as `pixel_attention_mask` or `interpolate_pos_encoding`.
         """

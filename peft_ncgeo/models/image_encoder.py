@@ -16,12 +16,12 @@ _BESIDE_PIXELS = ("pixel_attention_mask", "spatial_shapes")  # what SigLIP 2 wit
 
 
 def image_inputs(batch: Mapping[str, Any], device: Any = None, prefix: str = "") -> dict[str, Tensor]:
-    """Return the inputs of an image tower in a batch: `pixel_values`, and what some models need beside them.
+    """Return the inputs of an image tower from a batch: `pixel_values`, and the other tensors that some models need.
 
     Args:
         batch: output of an image processor, or a batch of a data loader.
-        device: device to which the inputs are moved; None: they stay where they are.
-        prefix: text before their names in the batch; not in the result.
+        device: device to which the inputs are moved; None: they are not moved.
+        prefix: text before the names in the batch; the names in the result do not have it.
     """
     names = ["pixel_values", *(name for name in _BESIDE_PIXELS if prefix + name in batch)]
     found = {name: batch[prefix + name] for name in names}
@@ -29,10 +29,10 @@ def image_inputs(batch: Mapping[str, Any], device: Any = None, prefix: str = "")
 
 
 def check_image_inputs(model: nn.Module, others: Mapping[str, Any]) -> None:
-    """Raise a ValueError if an input that the model needs beside its pixels is missing.
+    """Raise a ValueError if an input that the model needs in addition to the pixels is missing.
 
     Args:
-        others: inputs beside the pixels.
+        others: inputs in addition to the pixels.
     """
     base = unwrap(model)
     for module in (base, *base.children()):
@@ -46,15 +46,15 @@ def check_image_inputs(model: nn.Module, others: Mapping[str, Any]) -> None:
 
 
 def encode_images(model: nn.Module, pixel_values: Tensor, **others: Tensor) -> Tensor:
-    """Return the raw features (B, d) of pixels (B, C, H, W).
+    """Return the unnormalised features (B, d) of pixels (B, C, H, W).
 
-    Features of a CLIP are projected and not normalised; those of an image classifier are the input of its head.
+    Features of a CLIP are projected; those of an image classifier are the input of its head.
 
     Args:
-        others: what the model's image processor returns beside the pixels, see [`image_inputs`].
+        others: tensors that the model's image processor returns in addition to the pixels, see [`image_inputs`].
 
     Raises:
-        ValueError: an input that the model needs beside the pixels is missing.
+        ValueError: an input that the model needs in addition to the pixels is missing.
     """
     base = unwrap(model)
     if hasattr(base, "get_image_features"):
@@ -64,13 +64,13 @@ def encode_images(model: nn.Module, pixel_values: Tensor, **others: Tensor) -> T
 
 
 def encode_and_classify(model: nn.Module, pixel_values: Tensor, **others: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the features (B, d) that a classification model's head takes, and its logits (B, K).
+    """Return the input features (B, d) of a classification model's head, and its logits (B, K).
 
     Args:
         others: see [`encode_images`].
 
     Raises:
-        ValueError: the model has no head, does not call it exactly once, or gives it maps of features; or an input is
+        ValueError: the model has no head, does not call it exactly once, or passes feature maps to it; or an input is
             missing.
     """
     check_image_inputs(model, others)

@@ -1,4 +1,4 @@
-"""Separation of the image tower from a model: its module, projection and pooled feature; and a new head on it."""
+"""Separation of the image tower from a model, with its projection and pooling; and a new head on it."""
 
 from __future__ import annotations
 
@@ -46,15 +46,16 @@ class ImageTower:
 
 
 def take_image_tower(model: Any, projected: bool) -> ImageTower:
-    """Return a model's image tower in new modules, whose parameters and buffers are the model's own.
+    """Return a model's image tower in new modules, which share parameters and buffers with the model.
 
     Args:
         model: a dual encoder or its image part, or a backbone without a head.
-        projected: keep the projection of a dual encoder.
+        projected: True: keep the projection of a dual encoder.
 
     Raises:
         TypeError: the model is not one of Transformers.
-        ValueError: it has adapters, a head, a projection that is not one linear layer, or an unknown pooled feature.
+        ValueError: the model has adapters, a head, a projection that is not one linear layer, or an unknown pooled
+            feature.
     """
     name = type(model).__name__
     if isinstance(model, nn.Module) and adapter_layers(model):
@@ -92,7 +93,7 @@ def take_image_tower(model: Any, projected: bool) -> ImageTower:
 
 
 def _in_public_class(tower: Any) -> Any:
-    """Return the tower, or the tower in the model class of Transformers that only wraps it, as OwlViT's is."""
+    """Return the tower, or a public class of Transformers that only wraps it, as for OwlViT."""
     name = type(tower).__name__
     if getattr(transformers, name, None) is type(tower):
         return tower
@@ -108,11 +109,11 @@ def _in_public_class(tower: Any) -> Any:
 def put_head(
     cls: type[_Model], tower: ImageTower, head: str, scale: float, projector_dim: int | None = None, **labels: Any
 ) -> _Model:
-    """Return a classifier of this class, in evaluation mode, that holds the tower and a new head, to be filled.
+    """Return a classifier of this class, in evaluation mode, with the tower and a new head without values.
 
     Args:
-        projector_dim: width of a projector between feature and head, at random; None: there is none.
-        labels: fields of the config that name the outputs, or count them.
+        projector_dim: width of a random projector between feature and head; None: no projector.
+        labels: config fields with the names of the outputs, or with their number.
     """
     config = ImageClassifierConfig(
         vision_class=type(tower.module).__name__,

@@ -1,4 +1,4 @@
-"""Changes of an adapter after its training, remembered for its model card."""
+"""Changes of an adapter after its training, recorded for its model card."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ _ATTRIBUTE = "ncgeo_post_hoc"  # of a PEFT config: no field, so PEFT neither wri
 
 
 def remember_change(model: Any, adapter: str, change: str) -> None:
-    """Remember a change of an adapter of a model under PEFT, in words."""
+    """Record a change of an adapter of a model under PEFT, as text."""
     config = model.peft_config[adapter]
     setattr(config, _ATTRIBUTE, [*changes_after_training(config), change])
 
 
 def forget_change(model: Any, adapter: str, change: str) -> None:
-    """Forget the last change in these words, which was undone."""
+    """Remove the last recorded change with this text, after it was undone."""
     config = model.peft_config[adapter]
     found = changes_after_training(config)
     if change in found:
@@ -23,5 +23,5 @@ def forget_change(model: Any, adapter: str, change: str) -> None:
 
 
 def changes_after_training(config: Any) -> list[str]:
-    """Return the changes of an adapter that are remembered, the first one first."""
+    """Return the recorded changes of an adapter, the first one first."""
     return list(getattr(config, _ATTRIBUTE, []))

@@ -1,4 +1,4 @@
-"""Float32 weights for adapters in a base model of any precision: half precision rounds small steps to zero."""
+"""Float32 weights for adapters in a base model of any precision, since half precision rounds small steps to zero."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def hold_in_float32(model: nn.Module) -> bool:
 
     Modules trained as a whole (`modules_to_save`), which PEFT keeps in the base model's dtype, are cast too. Such a
     module then takes inputs of any precision; a classification head gives float32 logits, other modules give the base
-    model's dtype. Parameters stay the same objects, so an optimiser that has them keeps them.
+    model's dtype. Parameters stay the same objects, so an optimiser that holds them stays valid.
     """
     found = False
     with unchanged_on_error(model):

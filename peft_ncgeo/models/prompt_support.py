@@ -1,4 +1,4 @@
-"""Refusal of prompts in towers that are not known to support them."""
+"""Check that towers are known to support prompts."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _UNKNOWN = "is not known to treat prompts as it treats image tokens"
 
 
 def check_prompts(model: nn.Module, kind: str, tower: Tower | None) -> None:
-    """Refuse a model whose text or vision tower is not known to support prompts.
+    """Raise an error if a model's text or vision tower is not known to support prompts.
 
     Args:
         kind: "text" or "vision".
         tower: the tower of this kind from [`~peft_ncgeo.models.towers.find_towers`].
 
     Raises:
-        ValueError: a model of a known family has no such tower.
-        NotImplementedError: any other model; the error gives the reason if it is known.
+        ValueError: the model is of a known family and has no such tower.
+        NotImplementedError: the model is refused for another reason; the message gives it if it is known.
     """
     if kind == "text":
         reason = "" if tower is not None and _gives_features(model, tower) else why_no_texts(model)
@@ -42,9 +42,9 @@ def check_prompts(model: nn.Module, kind: str, tower: Tower | None) -> None:
 
 
 def _gives_features(model: nn.Module, tower: Tower) -> bool:
-    """Return True for a text tower whose pooled token, known by its rules, is the feature of a text.
+    """Return True for a text tower with known rules of reading, whose pooled token is the feature of a text.
 
-    Towers that pool at [CLS] also work inside models that do something else with them, such as image-text matching.
+    Towers that pool at [CLS] are also used in models for other purposes, such as image-text matching.
     """
     if tower.reading is None:
         return False
@@ -53,7 +53,7 @@ def _gives_features(model: nn.Module, tower: Tower) -> bool:
 
 
 def _why_no_vision_prompts(model: nn.Module, tower: Tower | None) -> str:
-    """Return why a model takes no vision prompts, in words that follow the model's name, or ""."""
+    """Return the reason why a model takes no vision prompts, as words after the model's name, or ""."""
     if tower is None:
         return first_reason(model.modules(), "no_prompts") or _UNKNOWN
     path = parent_path(tower.embeddings)

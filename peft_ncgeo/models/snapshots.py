@@ -1,4 +1,4 @@
-"""Restoration of a model after a change that fails."""
+"""Restoring a model after a failed change."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import nn
 
 @contextmanager
 def unchanged_on_error(model: Any, copy_weights: bool = False) -> Iterator[None]:
-    """Restore the model if the body raises, also on Ctrl-C.
+    """Restore the model if the body of the context raises an error, also on Ctrl-C.
 
-    Restored are its modules with their attributes, hooks and modes, its config, and its parameter and buffer objects.
+    Its modules with their attributes, hooks and modes, its config, and its parameter and buffer objects are restored.
     Without a model, nothing is done.
 
     Args:
-        copy_weights: restore weights that the body may change in place too; this doubles the memory of the model.
+        copy_weights: True: also restore weights that the body may change in place; this doubles the model's memory.
     """
     if not isinstance(model, nn.Module):
         yield

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 
 def substitute(model: nn.Module, modules: Mapping[str, nn.Module]) -> Any:
-    """Return a copy of `model` with some modules replaced, which shares everything else with it.
+    """Return a copy of `model` with some modules replaced; the copy shares everything else with it.
 
-    The parents of a replaced module are copied without their weights: microseconds each, and no memory. Nothing is
-    written on `model`, so other threads can run it at the same time. Weights are the same objects, so gradients reach
+    The parents of a replaced module are copied without their weights, which takes microseconds and no memory. `model`
+    is not changed, so other threads can run it at the same time. Weights are the same objects, so gradients reach
     them.
 
     Args:
@@ -48,7 +48,7 @@ def shallow_copy(module: nn.Module) -> Any:
 
 
 class Recorder(nn.Module):
-    """Replacement of a module in [`substitute`] that keeps the module's input and output.
+    """Replacement for a module in [`substitute`] that records the module's input and output.
 
     Use a new one for each pass.
     """

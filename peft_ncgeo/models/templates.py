@@ -26,14 +26,14 @@ def find_tokenizer(name_or_path: str | None, revision: str | None = None) -> Pre
 
 
 def spelled(name: str) -> str:
-    """Return a class name as texts have it: an underscore is read as a space."""
+    """Return a class name as it is written in texts, with spaces in place of underscores."""
     return name.replace("_", " ")
 
 
 def check_template(template: Any, name: str = "template") -> None:
-    """Refuse all but texts that hold "{}", the place of the class name, exactly once."""
+    """Raise an error unless a template is a text that holds "{}", the place of the class name, exactly once."""
     if not isinstance(template, str) or template.count("{}") != 1:
-        raise ValueError(f"{name}={short_repr(template)} must hold '{{}}' once, where the class name goes.")
+        raise ValueError(f"{name}={short_repr(template)} must hold '{{}}' once, at the place of the class name.")
     check_length(name, template)
 
 
@@ -49,7 +49,7 @@ def padded_template(template: str, num_text_tokens: int, tokenizer: PreTrainedTo
 
 
 def behind_prompts(template: str, num_text_tokens: int) -> str:
-    """Put one placeholder word for each prompt before the template, so that all of its own words stay."""
+    """Put one placeholder word for each prompt before the template, so that prompts replace none of its own words."""
     return f"{_PLACEHOLDER} " * num_text_tokens + template
 
 

@@ -16,7 +16,7 @@ _KINDS = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", 
 
 
 def check_tensors(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that training cannot produce: integers, floats of 8 bits, nan and infinity."""
+    """Raise an error for tensors that training cannot produce: integers, floats of 8 bits, nan and infinity."""
     for name, tensor in tensors.items():
         if tensor.dtype not in _FLOATS:
             raise ValueError(f"{name} is of {tensor.dtype}; expected floats of 16 bits or more.")
@@ -25,7 +25,7 @@ def check_tensors(tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a file's tensors by name. Only the header is read, not the numbers.
+    """Return the shapes of a file's tensors by name; read only the header, not the numbers.
 
     Raises:
         OSError: the file does not exist.

@@ -1,4 +1,4 @@
-"""Encoder of class texts, used by the whole library: packed into rows where that is exact, in pieces if many."""
+"""Encoder of class texts for the whole library; it packs texts into rows if that is exact, and splits long lists."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ _PIECE = 1024  # tokens of a piece otherwise
 def encode_texts(
     model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, batch_size: int | None = None
 ) -> Tensor:
-    """Return the projected, unnormalised features (K, d) of texts (K, L), as `get_text_features` gives them.
+    """Return the projected, unnormalised features (K, d) of texts (K, L), as `get_text_features` does.
 
-    [`~peft_ncgeo.data.class_prompts`] writes the texts of a model as its tower reads them.
+    [`~peft_ncgeo.data.class_prompts`] writes texts in the form that the model's tower reads.
 
-    Texts with the same beginning share rows where that is exact (see `text_packing`): in a causal tower that pools at
-    [EOT], without adapters, under adapters that treat each token alone (LoRA for example), and under prompts with
-    `pack_text`. Other texts are encoded one in a row. In training, dropout draws one mask for the words that texts
-    share.
+    Texts with the same beginning share rows if that is exact (see `text_packing`): in a causal tower that pools at
+    [EOT], without adapters, under adapters that treat each token separately (LoRA for example), and under prompts with
+    `pack_text`. Other texts are encoded with one text in each row. In training, dropout draws one mask for the words
+    that texts share.
 
-    Many texts are encoded in pieces. With gradients, each piece is encoded again in the backward pass, with the same
-    dropout, so that activations of one piece are kept at a time: memory grows with the texts by their features and ids
-    alone. Features are the same to rounding.
+    Long lists of texts are encoded in pieces. With gradients, each piece is encoded a second time in the backward
+    pass, with the same dropout, so that only the activations of one piece are kept at a time: memory grows with the
+    number of texts only by their features and ids. Features are equal up to rounding.
 
     All state of a pass is in its arguments, so threads do not disturb each other.
 
     Args:
-        batch_size: texts in a piece, about. Default: all of them up to 4,096 tokens, else about 1,024 tokens.
+        batch_size: approximate number of texts in a piece. Default: all texts up to 4,096 tokens, else about 1,024
+            tokens.
 
     Raises:
-        ValueError: SigLIP's texts are not padded to its full length, or come with a mask.
+        ValueError: SigLIP's texts are not padded to its full length, or have a mask.
     """
     base = unwrap(model)
     reading = find_text_reading(base.text_model) if hasattr(base, "text_model") else None
@@ -81,7 +82,7 @@ def _piece_size(rows: int, tokens: int, texts: int, batch_size: int | None) -> i
 
 
 def _in_pieces(pieces: list[Callable[[], Tensor]]) -> Tensor:
-    """Return what the pieces give, one after the other; of several, activations are not kept for the backward pass."""
+    """Return the results of the pieces, concatenated; if there are several, do not keep activations for backward."""
     if len(pieces) == 1:
         return pieces[0]()
     if not torch.is_grad_enabled():
@@ -90,7 +91,7 @@ def _in_pieces(pieces: list[Callable[[], Tensor]]) -> Tensor:
 
 
 def text_features(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Return the projected, unnormalised features (K, d) of texts (K, L), with one text in a row."""
+    """Return the projected, unnormalised features (K, d) of texts (K, L), with one text in each row."""
     return unwrap(model).get_text_features(input_ids=input_ids, attention_mask=attention_mask).pooler_output
 
 
@@ -98,9 +99,9 @@ def text_features(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | 
 def _pack(
     base: Any, input_ids: Tensor, end_of_text: EndOfText, batch_size: int | None
 ) -> tuple[list[tuple[Tensor, Tensor, Any, Tensor]], Tensor] | None:
-    """Return texts (K, L) as pieces of packed rows, and the place of each among them; None if they cannot share rows.
+    """Return texts (K, L) as pieces of packed rows, and each text's index in them; None if they cannot share rows.
 
-    A piece is ids, positions and mask of rows, and the ends of their texts, see [`Layout.split`].
+    A piece has ids, positions and mask of its rows, and the ends of their texts, see [`Layout.split`].
     """
     tower: Any = base.text_model
     if not hasattr(base, "text_projection") or torch.jit.is_tracing():
@@ -121,7 +122,7 @@ def _pack(
 
 
 def _keeps_tokens_apart(module: nn.Module) -> bool:
-    """Return False for an adapter that may mix tokens: one around more than a single layer, unless it says not to."""
+    """Return False for an adapter that may mix tokens: one around several layers, unless it declares otherwise."""
     if not isinstance(module, BaseTunerLayer) or getattr(module, "keeps_tokens_apart", False):
         return True
     return isinstance(module.get_base_layer(), nn.Linear | nn.Embedding | nn.LayerNorm)

@@ -1,8 +1,8 @@
 """Packing of many class texts into one row: their common beginning is computed once, and rows need little padding.
 
 Attention in CLIP's text tower is causal. Texts with the same beginning can follow one another in a row,
-`[BOS] context | name 1 . [EOT] | name 2 . [EOT] | ...`. Each name attends to the context and to itself, and keeps the
-positions that it has in a row of its own. The tower's layers are not changed; features equal those of padded rows.
+`[BOS] context | name 1 . [EOT] | name 2 . [EOT] | ...`. Each name attends to the context and to itself, and has the
+same positions as in a row of its own. The tower's layers are not changed; features equal those of padded rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOCK = threading.Lock()  # held while the remembered lists are read or changed,
 
 
 class Slots(NamedTuple):
-    """Token slots after [BOS] that prompts own. `replaced`: the tower's input already holds the prompts."""
+    """Token slots after [BOS] that prompts fill. `replaced`: True if the tower's input already holds the prompts."""
 
     number: int = 0
     replaced: bool = False
@@ -41,7 +41,7 @@ class Layout:
         ends: (K,), position of each text's [EOT] in the flattened rows.
         added: dtype -> additive mask in that dtype, made on first use.
         blocks: rows of a piece -> the masks of the pieces for flex attention, made on first use.
-        pieces: rows of a piece -> the texts in each piece, made on first use.
+        pieces: rows of a piece -> the texts of each piece, made on first use.
     """
 
     input_ids: Tensor
@@ -61,7 +61,8 @@ class Layout:
     def attention_mask(self, implementation: str, dtype: torch.dtype) -> Tensor:
         """Return the mask (R, 1, T, T) in the form that the tower's attention takes.
 
-        For "sdpa", True where a token attends to another; else 0 there, and the lowest number of the dtype elsewhere.
+        For "sdpa" it is True where a token attends to another. Otherwise it is 0 there, and the lowest number of the
+        dtype elsewhere.
         """
         if implementation == "sdpa":
             return self.mask
@@ -84,7 +85,7 @@ class Layout:
     def split(self, size: int, implementation: str, dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Any, Tensor]]:
         """Return pieces of `size` rows: ids, positions, mask, and the ends of their texts in the flattened rows.
 
-        The texts of all pieces, one after the other, are in the order of [`order`].
+        [`order`] gives the order of the texts in the concatenated pieces.
         """
         flex = implementation == "flex_attention"
         masks = self.block_masks(size) if flex else self.attention_mask(implementation, dtype).split(size)
@@ -92,7 +93,7 @@ class Layout:
         return list(zip(*parts, strict=True))
 
     def order(self, size: int) -> Tensor:
-        """Return the place (K,) of each text among the texts of all pieces."""
+        """Return the index (K,) of each text among the texts of all pieces."""
         return self._texts(size)[1]
 
     @torch.inference_mode(False)
@@ -163,9 +164,9 @@ def lay_out(input_ids: Tensor, ends: list[int], context: int) -> Layout | None:
 class Texts:
     """List of texts whose [EOT] positions and layout are known.
 
-    On the CPU, a list is recognised by its values. On other devices that would make the host wait; there it is
-    recognised by its address in memory, which this object keeps in use, and by torch's version counter, which misses
-    changes through `.data`.
+    On the CPU, a list is recognised by its values. On other devices this would make the host wait; there a list is
+    recognised by its address in memory, which is not reused while this object exists, and by torch's version counter,
+    which misses changes through `.data`.
 
     Attributes:
         input_ids: (K, L), the tensor of the caller.
@@ -181,7 +182,7 @@ class Texts:
     layout: Layout | None
 
     def matches(self, input_ids: Tensor, asked: tuple[EndOfText, int, bool, bool]) -> bool:
-        """Return True if these are the same texts, asked for with the same settings."""
+        """Return True if these are the same texts with the same settings."""
         mine = self.input_ids
         if self.asked != asked or mine.device != input_ids.device:
             return False
@@ -208,9 +209,9 @@ def read_texts(
     Args:
         input_ids: (K, L).
         end_of_text: the rule by which the tower finds [EOT].
-        slots: n, number of token slots after [BOS] that prompts own.
+        slots: n, number of token slots after [BOS] that prompts fill.
         replaced: True if prompts fill these slots in the tower's input, so that the words there do not matter.
-        packed: make a layout too.
+        packed: True: also make a layout.
     """
     asked = (end_of_text, slots, replaced, packed)
     with _LOCK:

@@ -19,7 +19,7 @@ class EndOfText:
     token_id: int | None
 
     def positions(self, input_ids: Tensor) -> Tensor:
-        """Return the position of each text's [EOT]: token ids (K, L) to (K,)."""
+        """Return the position (K,) of each text's [EOT] in token ids (K, L)."""
         score = input_ids if self.token_id is None else (input_ids == self.token_id).int()
         return score.argmax(dim=-1)
 
@@ -31,12 +31,12 @@ class TextReading:
     Attributes:
         pools: the token whose feature is the text's: an [`EndOfText`], "first" ([CLS]) or "last" (of the padded row);
             or "mean", over all tokens.
-        front: number of special tokens before the words, 1 for [BOS] or [CLS]. Prompts own the slots behind them.
-        full_length: texts are padded to the tower's full length and read without a mask, padding included.
-        unused_positions: positions of the tower's table that no token gets.
+        front: number of special tokens before the words, 1 for [BOS] or [CLS]. Prompts fill the slots behind them.
+        full_length: True if texts are padded to the tower's full length and read without a mask, padding included.
+        unused_positions: number of positions in the tower's table that no token gets.
 
-    A tower that pools at [EOT] is causal, so tokens behind [EOT] do not matter. One that pools at [CLS] or averages
-    needs a mask over the padding.
+    A tower that pools at [EOT] is causal, so tokens behind [EOT] do not matter. A tower that pools at [CLS], or the
+    mean, needs a mask over the padding.
     """
 
     pools: EndOfText | str
@@ -51,10 +51,10 @@ class TextReading:
 
 
 def check_full_length(model: Any, input_ids: Tensor, attention_mask: Tensor | None) -> None:
-    """Refuse token ids (K, L) that are not padded as the text tower of a SigLIP was trained.
+    """Raise an error if token ids (K, L) are not padded in the way in which SigLIP's text tower was trained.
 
     Raises:
-        ValueError: texts that are shorter than the tower, or have a mask.
+        ValueError: texts are shorter than the tower's full length, or have a mask.
     """
     length, found = model.config.text_config.max_position_embeddings, input_ids.shape[1]
     if found != length or attention_mask is not None:

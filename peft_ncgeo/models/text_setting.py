@@ -1,4 +1,4 @@
-"""Setting that an adapter keeps beside its weights and config: template, class names, rows, and its kind of labels."""
+"""Settings kept beside an adapter's weights and config: template, class names, rows, and kind of labels."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ _ATTRIBUTE = "ncgeo_text_setting"  # of a PEFT config: no field, so PEFT neither
 
 @dataclass(frozen=True)
 class TextSetting:
-    """Template, class names and kind of labels that an adapter was trained with, and what was trained for each class.
+    """Template, class names and kind of labels that an adapter was trained with, and trained values for each class.
 
     Attributes:
         template: text around a class name; None if the adapter's own config has it.
         class_names: names of the K classes of training, in the order of its labels; empty if they are not known.
-        class_texts: texts of some classes, by name, which stand in place of the template; empty: there are none.
-        rows: (K, d), weights that were trained in place of the texts of these classes; None: there are none.
+        class_texts: texts of some classes, by name, in place of the template; empty if there are none.
+        rows: (K, d), weights that were trained in place of the texts of these classes; None if there are none.
         multi_label: True if an image could have any number of labels, so that each class has a probability of its own.
-        logit_bias: number that was added to the logits of a dual encoder without one; None: there is none.
+        logit_bias: bias that was added to the logits of a dual encoder without a bias of its own; None if there is
+            none.
     """
 
     template: str | None = None
@@ -36,7 +37,7 @@ class TextSetting:
     class_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     def put_rows(self, features: Tensor, names: Sequence[str]) -> Tensor:
-        """Return text features (K', d) of any names, with the trained rows in the places of trained classes.
+        """Return text features (K', d) of any names, with the trained rows in place of those of trained classes.
 
         Raises:
             ValueError: the rows have another width.
@@ -45,7 +46,7 @@ class TextSetting:
             return features
         if self.rows.shape[1] != features.shape[1]:
             raise ValueError(
-                f"The adapter's class rows have {self.rows.shape[1]} numbers, the model's text features "
+                f"The adapter's class rows have {self.rows.shape[1]} numbers, but the model's text features have "
                 f"{features.shape[1]}; load it onto the model that it was trained on."
             )
         places = {spelled(name): i for i, name in enumerate(self.class_names)}
@@ -58,15 +59,15 @@ class TextSetting:
 
 
 def remember_text_setting(model: Any, setting: TextSetting, adapters: Iterable[str]) -> None:
-    """Remember a setting for adapters of a model under PEFT, by their names."""
+    """Store settings for adapters of a model under PEFT, by the adapters' names."""
     for adapter in adapters:
         setattr(model.peft_config[adapter], _ATTRIBUTE, setting)
 
 
 def text_setting(config: Any) -> TextSetting:
-    """Return the setting that belongs to an adapter with this config: what was remembered for it, or an empty one.
+    """Return the settings of an adapter with this config: those that were stored for it, or empty ones.
 
-    The template of a config that has a field for it is that field.
+    If the config has a field for the template, the template is read from that field.
     """
     known: TextSetting = getattr(config, _ATTRIBUTE, TextSetting())
     own = getattr(config, "template", None)
@@ -74,10 +75,11 @@ def text_setting(config: Any) -> TextSetting:
 
 
 def active_text_setting(model: nn.Module) -> TextSetting:
-    """Return the setting of the active adapters; an empty one without adapters or with all of them off.
+    """Return the settings of the active adapters; empty settings without adapters, or if all of them are off.
 
-    For an adapter of which nothing is known, such as a combination that PEFT made of others, it is the setting that
-    the model's other adapters of its kind share. What differs from adapter to adapter is left out, but for templates.
+    For an adapter without known settings, such as a combination that PEFT made from others, return the settings that
+    the model's other adapters of its kind have in common. Settings that differ between adapters are left out; for
+    templates and class texts, this is an error.
 
     Raises:
         ValueError: the adapters have different templates, or different texts of classes.
@@ -87,7 +89,7 @@ def active_text_setting(model: nn.Module) -> TextSetting:
 
 
 def active_logit_bias(model: nn.Module) -> float | None:
-    """Return the `logit_bias` of the active adapters; None where there is none, or where they differ."""
+    """Return the `logit_bias` of the active adapters; None if there is none, or if they differ."""
     try:
         return active_text_setting(model).logit_bias
     except ValueError:
@@ -95,7 +97,7 @@ def active_logit_bias(model: nn.Module) -> float | None:
 
 
 def adapter_text_setting(model: Any, adapter: str) -> TextSetting:
-    """Return the setting of one adapter, as [`active_text_setting`] gives it; an empty one where others differ."""
+    """Return the settings of one adapter, as [`active_text_setting`] does; empty settings if other adapters differ."""
     try:
         return _setting_of([adapter], model.peft_config)
     except ValueError:

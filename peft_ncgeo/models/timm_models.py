@@ -1,4 +1,4 @@
-"""Parts of timm's models, which Transformers holds in a `TimmWrapperModel` or ...ForImageClassification."""
+"""Parts of timm's models, which Transformers wraps in a `TimmWrapperModel` or ...ForImageClassification."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ONE_FEATURE = ("EfficientFormer", "EfficientFormerV2", "LevitDistilled", "Swift
 
 
 def find_heads(wrapper: Any) -> tuple[str, ...]:
-    """Return the paths of the heads of a model that classifies; several, if the model combines their logits."""
+    """Return the paths of a classification model's heads; several if the model combines their logits."""
     if not hasattr(wrapper, "num_labels"):
         return ()
     auxiliary = hasattr(wrapper.timm_model, "aux_head")  # of VOLO, which adds the largest logits of its tokens
@@ -22,9 +22,9 @@ def find_heads(wrapper: Any) -> tuple[str, ...]:
 
 
 def find_last_modules(wrapper: Any) -> tuple[str, ...]:
-    """Return the paths of the modules that take a model's pooled feature, as timm's `get_classifier` names them.
+    """Return the paths of the modules that take a model's pooled feature, as timm's `get_classifier` returns them.
 
-    In a model without classes, they are identities. A model that only makes feature maps has none.
+    In a model without classes they are identities. A model that only makes feature maps has none.
     """
     inner = wrapper.timm_model
     try:
@@ -36,7 +36,7 @@ def find_last_modules(wrapper: Any) -> tuple[str, ...]:
 
 
 def why_no_feature(wrapper: Any) -> str:
-    """Return why a model has no single pooled feature of an image, in words that follow its name, or ""."""
+    """Return the reason why a model has no single pooled feature of an image, as words after its name, or ""."""
     count = len(find_last_modules(wrapper))
     if count > 1 and type(wrapper.timm_model).__name__ not in _ONE_FEATURE:
         return f"gives its {count} heads features that are not known to be the same"
@@ -57,7 +57,7 @@ def _listed(found: Any) -> list[nn.Module]:
 def find_blocks(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the blocks of a plain VisionTransformer, or none for any other model of timm.
 
-    Subclasses do not count: they place or read tokens in ways of their own.
+    Subclasses of it are not accepted, since they place or read tokens in other ways.
     """
     if not _is(module, "vision_transformer", "VisionTransformer"):
         return ()
@@ -87,6 +87,6 @@ def find_convolutions(module: nn.Module) -> list[str]:
 
 
 def _is(module: nn.Module, file: str, *names: str) -> bool:
-    """Return True for a class of timm itself, without importing timm."""
+    """Return True if a module's class is one of these classes of timm, without importing timm."""
     kind = type(module)
     return kind.__module__ == f"timm.models.{file}" and kind.__name__ in names

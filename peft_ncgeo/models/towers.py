@@ -66,9 +66,9 @@ def find_towers(model: nn.Module, exclude: Iterable[str] = ()) -> dict[str, Towe
     """Return the model's towers as `{"text": Tower, "vision": Tower}`; a model may have one of them or neither.
 
     A tower is a module with `embeddings` and a list of layers. It reads text if its embeddings hold a
-    `token_embedding` or `word_embeddings`, images if they hold patch embeddings. In timm's plain VisionTransformer,
-    `norm_pre`, which gives the layers their tokens, takes the place of `embeddings`. `exclude` names modules (full
-    path, or its end) whose towers are skipped.
+    `token_embedding` or `word_embeddings`, and images if they hold patch embeddings. In timm's plain
+    VisionTransformer, the module `norm_pre`, whose output enters the layers, takes the place of `embeddings`.
+    `exclude` names modules (by the full path or its end) whose towers are skipped.
 
     Raises:
         ValueError: `exclude` names a module that the model does not have.
@@ -119,8 +119,8 @@ def _text_tower(module: Any, path: str, layers: tuple[str, ...], table: str) -> 
 def _patch_width(embeddings: nn.Module) -> int | None:
     """Return the width of patch embeddings, or None for other embeddings.
 
-    CLIP has a convolution `patch_embedding`, SigLIP 2 a linear layer; the ViT family has `patch_embeddings` with the
-    convolution one level down, and DINOv3 has the convolution itself.
+    In CLIP, `patch_embedding` is a convolution, in SigLIP 2 a linear layer. In the ViT family, `patch_embeddings` is a
+    module that holds the convolution; in DINOv3 it is the convolution.
     """
     patches = getattr(embeddings, "patch_embedding", None) or getattr(embeddings, "patch_embeddings", None)
     patches = innermost(patches)
@@ -131,8 +131,8 @@ def _patch_width(embeddings: nn.Module) -> int | None:
 class Pooling(NamedTuple):
     """Path of the module whose output holds an image's feature, and the feature's width d.
 
-    The feature is the mean of the first `tokens` rows of that output (None: of all), if it holds tokens. If
-    `is_input`, it is the module's input instead.
+    If the output holds tokens, the feature is the mean of its first `tokens` rows (None: of all rows). If `is_input`,
+    the module's input is read in place of its output.
     """
 
     path: str
@@ -147,7 +147,7 @@ class Pooling(NamedTuple):
 
 
 def channels_last(output: Tensor, width: int) -> Tensor:
-    """Return a pooled map (B, d, 1) or (B, d, 1, 1) as (B, d); features (B, d) or (B, L, d) stay as they are."""
+    """Return a pooled map (B, d, 1) or (B, d, 1, 1) as (B, d); return features (B, d) or (B, L, d) unchanged."""
     return output if output.shape[-1] == width else output.flatten(1)
 
 
@@ -202,7 +202,7 @@ def find_pooling(model: nn.Module) -> Pooling:
 
 
 def _timm_pooling(model: Any) -> Pooling:
-    """Return the place of `forward_head(..., pre_logits=True)`, which enters the last module."""
+    """Return the place of the output of `forward_head(..., pre_logits=True)`: the input of the last module."""
     _check_timm_feature(model)
     last = timm_models.find_last_modules(model)
     if len(last) > 1:
@@ -223,8 +223,8 @@ def _check_timm_feature(model: Any) -> None:
 def find_residual_places(model: nn.Module) -> list[str]:
     """Return the paths of the modules to which residual adapters are added.
 
-    In a vision transformer, these are every layer's attention and MLP; in a ResNet, also timm's, every convolution
-    of its stages with a kernel larger than 1x1.
+    In a vision transformer, these are the attention and the MLP of every layer; in a ResNet (also timm's), every
+    convolution in its stages with a kernel larger than 1x1.
 
     Raises:
         ValueError: a transformer layer lacks attention or MLP, or the model has no such modules.
@@ -266,17 +266,17 @@ def parent_path(path: str) -> str:
 
 
 def _width_of_output(projection: nn.Module) -> int:
-    """Return the output width of a linear layer, or of the last one in a `Sequential`, under any adapter."""
+    """Return the output width of a linear layer, or of the last one in a `Sequential`, with or without adapters."""
     inner = innermost(projection)
     layers = reversed(inner) if isinstance(inner, nn.Sequential) else [inner]
     return next(width for layer in layers if (width := getattr(innermost(layer), "out_features", None)))
 
 
 def text_tower(model: nn.Module) -> Tower:
-    """Return the text tower of a dual encoder, whose rules of reading and number of tokens are known.
+    """Return the text tower of a dual encoder; its rules of reading texts and its number of tokens are known.
 
     Raises:
-        NotImplementedError: they are not known; or another part of the model changes what the tower gives.
+        NotImplementedError: they are not known, or another part of the model changes the output of the tower.
     """
     base = unwrap(model)
     tower = find_towers(base).get("text")
@@ -292,25 +292,26 @@ def text_tower(model: nn.Module) -> Tower:
 
 
 def max_text_length(model: nn.Module) -> int:
-    """Return the number of tokens that a dual encoder's text tower takes, special ones included."""
+    """Return the number of tokens that a dual encoder's text tower takes, including special tokens."""
     length = text_tower(model).max_length
     assert length is not None  # text_tower knows it
     return length
 
 
 def reads_text(model: nn.Module) -> bool:
-    """Return True if the model has a text tower beside its image tower, as CLIP has."""
+    """Return True if the model has a text tower and an image tower, as CLIP has."""
     return hasattr(unwrap(model), "get_text_features")
 
 
 def check_encoders(model: nn.Module) -> None:
-    """Refuse models that cannot encode pixels (B, C, H, W) alone, or have neither class texts nor a head.
+    """Check that a model can encode pixels (B, C, H, W) alone, and has class texts or a head.
 
     Raises:
-        TypeError: something other than a model.
-        ValueError: a model that reads no text and has no classification head, or gives several heads other features.
-        NotImplementedError: a model that reads videos; a model with text features but no image features; a text tower
-            of an unknown family.
+        TypeError: the object is not a model.
+        ValueError: the model reads no text and has no classification head, or passes different features to several
+            heads.
+        NotImplementedError: the model reads videos, has text features but no image features, or has a text tower of an
+            unknown family.
     """
     base = unwrap(model)
     if not isinstance(base, nn.Module):
@@ -332,12 +333,12 @@ def check_encoders(model: nn.Module) -> None:
 
 
 def logit_scale(model: nn.Module) -> Tensor:
-    """Return the logarithm of a dual encoder's learned factor of cosines, a scalar ().
+    """Return the logarithm of a dual encoder's learned scale of cosines, a scalar tensor.
 
-    ALIGN has a temperature, the inverse of the factor.
+    ALIGN has a temperature, the inverse of the scale.
 
     Raises:
-        ValueError: it is offloaded, so only a forward pass of the whole model loads it.
+        ValueError: it is offloaded, so that only a forward pass of the whole model loads it.
     """
     base = unwrap(model)
     name = "logit_scale" if hasattr(base, "logit_scale") else "temperature"
@@ -346,9 +347,9 @@ def logit_scale(model: nn.Module) -> Tensor:
 
 
 def logit_bias(model: nn.Module) -> Tensor | None:
-    """Return the number that SigLIP adds to its logits, or the active adapter's own, of a multi-label training.
+    """Return the bias that SigLIP adds to its logits, or the bias of the active adapter from a multi-label training.
 
-    None: there is neither, as in CLIP.
+    Return None if there is neither, as in CLIP.
 
     Raises:
         ValueError: it is offloaded.

@@ -1,4 +1,4 @@
-"""Figures of results, one kind in each file; needs matplotlib (`pip install peft_ncgeo[plot]`)."""
+"""Figures of results, one kind per file; they need matplotlib (`pip install peft_ncgeo[plot]`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figure of class means and classifier before and after a training."""
+"""Figure of class means and classifier before and after training."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ def plot_alignment(
 ) -> dict[str, np.ndarray]:
     """Draw the directions of class means and classifier weights at two moments, and their cosines.
 
-    Above, for each moment, the unit vectors of centred class means mu_c and weights w_c, projected on one plane common
-    to both moments: that of the first two right singular vectors of all of them stacked, each with its largest
-    coordinate positive. Where d differs between the moments, each has a plane of its own. The share of the moment's
-    squared length that the plane holds is in the title; the unit circle gives the scale. Below, `cos(w_c, mu_c')`.
+    The upper row shows, for each moment, the unit vectors of centred class means mu_c and weights w_c, projected on
+    one plane for both moments: the plane of the first two right singular vectors of all these vectors, each with its
+    largest coordinate positive. If d differs between the moments, each has a plane of its own. The title gives the
+    share of the vectors' squared length that lies in the plane; the unit circle shows the scale. The lower row shows
+    `cos(w_c, mu_c')`.
 
     Args:
-        before, after: `(means, weights)`, both (K, d) with d >= 2; a row of means that is all nan is a class without
+        before, after: `(means, weights)`, both (K, d) with d >= 2; a row of nan alone in the means is a class without
             samples. The means of a moment are centred over the classes that have samples at that moment.
         path: image file to write.
         class_names: names of the K classes, shown for at most 30 classes. Default: their indices.
         title: title above the figure.
 
     Returns:
-        The drawn numbers, of the K' classes for which mu_c and w_c exist and are not 0 at both moments, in order:
-        `means_before`, `weights_before`, `means_after`, `weights_after`, the projections (K', 2); `cosines_before`,
-        `cosines_after` (K', K'), a row for each weight and a column for each mean.
+        The drawn numbers for the K' classes for which mu_c and w_c exist and are not 0 at both moments, in order: the
+        projections `means_before`, `weights_before`, `means_after` and `weights_after` (K', 2); and `cosines_before`
+        and `cosines_after` (K', K'), with a row for each weight and a column for each mean.
 
     Raises:
         ValueError: shapes or the number of names differ, weights are not finite, a row of means is neither finite nor

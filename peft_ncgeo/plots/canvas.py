@@ -1,4 +1,4 @@
-"""Matplotlib, and functions that several figures share; needs `pip install peft_ncgeo[plot]`."""
+"""Matplotlib, and functions that several figures use; they need `pip install peft_ncgeo[plot]`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def short_name(name: str) -> str:
 
 
 def write_figure(figure: Figure, path: str | Path, **options: Any) -> None:
-    """Write a figure with plain texts: a dollar in a name is a dollar and starts no mathematics."""
+    """Write a figure with plain texts: a dollar sign in a name is a dollar sign, not the start of a formula."""
     # logarithmic axes write powers with dollars
     scales = (axes.xaxis for axes in figure.axes if axes.get_xscale() != "linear")
     powers = {text for axis in scales for text in axis.get_ticklabels(which="both")}

@@ -14,9 +14,10 @@ _PAIRS = 15  # most confused pairs listed beside a matrix without names
 
 
 def plot_confusion(confusion: Any, path: str | Path, title: str | None = None) -> np.ndarray:
-    """Draw a confusion matrix, each row as shares of its true class, with the numbers of images in the cells.
+    """Draw a confusion matrix, with each row as shares of its true class and the numbers of images in the cells.
 
-    For more than 30 classes there are neither names nor numbers; the most confused pairs are listed beside it.
+    For more than 30 classes there are neither names nor numbers; the most confused pairs are listed next to the
+    matrix.
 
     Args:
         confusion: a [`~peft_ncgeo.reports.Report`], or its `confusion`: a DataFrame (K, K), true classes as rows.
@@ -27,7 +28,7 @@ def plot_confusion(confusion: Any, path: str | Path, title: str | None = None) -
         The drawn shares (K, K); rows of nan for classes without images.
 
     Raises:
-        ValueError: a table that is not square.
+        ValueError: the table is not square.
     """
     matrix: pd.DataFrame = getattr(confusion, "confusion", confusion)
     counts = matrix.to_numpy()

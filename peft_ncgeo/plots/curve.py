@@ -21,19 +21,20 @@ def plot_curve(
     y_label: str | None = None,
     log_x: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Draw one line for each group: the mean of metric `y` at each `x`, in a band of one standard deviation.
+    """Draw one line for each group: the mean of metric `y` at each `x`, with a band of one standard deviation.
 
     Args:
-        rows: one for each run, such as those of [`Results`]; rows without x or y are left out. Rows of one group and
-            x count as seeds of one run: pass the rows of one setting.
+        rows: one row for each run, such as those of [`Results`]; rows without x or y are left out. Rows with the same
+            group and x are treated as seeds of one run: pass the rows of one setting.
         x, y: keys of numbers in the rows.
         path: image file to write.
         group: key whose values separate the lines.
         x_label, y_label: labels of the axes. Default: the keys.
-        log_x: logarithmic in x from the smallest positive one on, linear below, so that 0 has a place.
+        log_x: True: the x axis is logarithmic from the smallest positive x on, and linear below, so that it can show
+            0.
 
     Returns:
-        For each group (n, 3): x in increasing order, mean, standard deviation (that of a sample; 0 for one run).
+        An array (n, 3) for each group: x in increasing order, mean, and sample standard deviation (0 for one run).
 
     Raises:
         ValueError: no row has both x and y.

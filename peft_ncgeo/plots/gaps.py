@@ -15,10 +15,11 @@ from .canvas import MARKERS, Figure, Line2D, Patch, short_name, spread_colours, 
 def plot_gaps(results: EpisodeResults, path: str | Path, title: str | None = None) -> dict[str, np.ndarray]:
     """Draw the gap between images and prototypes before and after adaptation, and the loss as that gap is shifted.
 
-    On the left, for every domain, the mean gap of support sets before adaptation and after it by each method, with
-    95 % intervals. On the right, the contrast loss of query images against their gap, one point for each of `SHIFTS`;
-    the point without a shift is larger. Means are taken within a domain, then over domains. Only episodes that all
-    methods ran count. If a domain has no such episode with a sweep, the right panel and its numbers are left out.
+    The left panel shows, for every domain, the mean gap of support sets before adaptation and after adaptation by each
+    method, with 95 % intervals. The right panel shows the contrastive loss of query images against their gap, with one
+    point for each of `SHIFTS`; the point without a shift is larger. Means are taken within a domain, then over
+    domains. Only episodes that all methods ran count. If a domain has no such episode with a sweep, the right panel
+    and its numbers are left out.
 
     Args:
         results: results of [`~peft_ncgeo.protocols.few_shot`].
@@ -26,11 +27,11 @@ def plot_gaps(results: EpisodeResults, path: str | Path, title: str | None = Non
         title: title above the figure.
 
     Returns:
-        The drawn numbers, for D domains, M methods and T shifts: `before` (D, 2) and `after` (D, M, 2), mean and half
-        of the interval, which is nan for a single episode; `gaps` and `losses` (M, T).
+        The drawn numbers, for D domains, M methods and T shifts: `before` (D, 2) and `after` (D, M, 2) with the mean
+        and half of the interval, which is nan for a single episode; `gaps` and `losses` (M, T).
 
     Raises:
-        ValueError: there are no rows, no row of a domain and method, or a sweep that is not over `SHIFTS`.
+        ValueError: there are no rows, a domain and method have no row, or a sweep is not over `SHIFTS`.
 
     Reference: H. Tian et al., Mind the Gap Between Prototypes and Images in Cross-domain Finetuning, NeurIPS 2024,
     arXiv 2410.12474.

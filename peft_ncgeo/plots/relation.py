@@ -14,7 +14,7 @@ from .canvas import MARKERS, Figure, colormaps, write_figure
 def plot_relation(
     results: Results, x: str, y: str, path: str | Path, x_label: str | None = None, y_label: str | None = None
 ) -> dict[str, float]:
-    """Draw one point for each run: metric `x` against metric `y`, coloured by method, a marker for each setting.
+    """Draw one point for each run, metric `y` against metric `x`, with colours for methods and markers for settings.
 
     Args:
         results: results of a protocol; runs without one of the metrics are left out.
@@ -23,8 +23,8 @@ def plot_relation(
         x_label, y_label: labels of the axes. Default: the metrics' names.
 
     Returns:
-        `pearson` and `spearman` correlation over the runs, `pearson_within` after subtracting each setting's mean from
-        both metrics, and `runs`, their number. The title shows them too.
+        `pearson` and `spearman` correlation over the runs, `pearson_within` (after subtracting each setting's mean
+        from both metrics), and `runs`, the number of runs. The title shows them too.
 
     Raises:
         ValueError: fewer than three runs have both metrics.

@@ -13,10 +13,11 @@ _AGREES, _TOO_SURE, _TOO_UNSURE = "tab:blue", "tab:red", "tab:orange"
 
 
 def plot_reliability(calibration: Any, path: str | Path, title: str | None = None) -> dict[str, np.ndarray]:
-    """Draw a reliability diagram: accuracy against confidence in bins, and below the share of images in each.
+    """Draw a reliability diagram: accuracy against confidence in bins, and below it the share of images in each bin.
 
-    Blue reaches up to accuracy or mean confidence, whichever is smaller. Red is confidence above the accuracy, orange
-    accuracy above the confidence. Where a temperature was fitted, a second diagram shows the probabilities after it.
+    The blue part of a bar ends at the accuracy or the mean confidence, whichever is smaller. A red part is confidence
+    above the accuracy, an orange part is accuracy above the confidence. If a temperature was fitted, a second diagram
+    shows the probabilities with it.
 
     Args:
         calibration: a [`~peft_ncgeo.reports.Report`] or its `calibration`.
@@ -24,7 +25,8 @@ def plot_reliability(calibration: Any, path: str | Path, title: str | None = Non
         title: title above the figure.
 
     Returns:
-        `before`, and `after` if there is one: (B, 3), confidence, accuracy and number of images of each bin.
+        `before`, and `after` if a temperature was fitted: (B, 3), confidence, accuracy and number of images of each
+        bin.
     """
     made = getattr(calibration, "calibration", calibration)
     panels = {"before": ("as the model gives them", made.before)}

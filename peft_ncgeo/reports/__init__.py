@@ -1,4 +1,4 @@
-"""Reports of what a classifier is worth: scores of each class, confusions, calibration, and simple baselines."""
+"""Reports on the quality of a classifier: scores of each class, confusions, calibration, and simple baselines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Baselines that cost nothing: classifiers on frozen features of the training images."""
+"""Cheap baselines: classifiers on frozen features of the training images."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _FOLDS, _MOST_IMAGES, _STEPS = 3, 5000, 1000
 
 
 class Probe(NamedTuple):
-    """Predictions (M,) of a linear probe, and words on how it was made."""
+    """Predictions (M,) of a linear probe, and a sentence on how it was made."""
 
     predicted: np.ndarray
     note: str
 
 
 def nearest_class_mean(features: ArrayLike, labels: ArrayLike, queries: ArrayLike) -> np.ndarray:
-    """Return the class (M,) whose mean has the largest cosine with each query: `argmax_c cos(x, mu_c)`.
+    """Return for each query the class (M,) whose mean has the largest cosine with it: `argmax_c cos(x, mu_c)`.
 
     `mu_c` is the mean of the class's unit features. A class without features is never predicted.
 
@@ -40,17 +40,17 @@ def nearest_class_mean(features: ArrayLike, labels: ArrayLike, queries: ArrayLik
 
 
 def linear_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike) -> Probe:
-    """Return the classes that scikit-learn's logistic regression on unit features predicts, every class as heavy.
+    """Return the predictions of scikit-learn's logistic regression on unit features, with equal weights of classes.
 
-    C is the one of 0.3, 3, 30, 300 and 3,000 with the best balanced accuracy in three-fold cross-validation on the
-    labelled images, the smallest of ties, if each class has three of them and they are at most 5,000; else it is 30.
-    A class without features is never predicted.
+    If each class has three images or more and there are at most 5,000 images, C is chosen from 0.3, 3, 30, 300 and
+    3,000 by balanced accuracy in three-fold cross-validation on the labelled images (the smallest C among ties); else
+    C is 30. A class without features is never predicted.
 
     Args:
         features, labels, queries: see [`nearest_class_mean`].
 
     Raises:
-        ValueError: the labels are of one class.
+        ValueError: all labels are of one class.
     """
     x, own = _unit(features), np.asarray(labels)
     fewest = int(np.unique(own, return_counts=True)[1].min())

@@ -1,4 +1,4 @@
-"""Calibration: expected calibration error, reliability bins, and the temperature that mends most of it."""
+"""Calibration: expected calibration error, reliability bins, and temperature scaling."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Reliability:
 
     Attributes:
         error: the expected calibration error, 0..1.
-        bins: one row a bin: `lowest` and `highest` confidence, `images`, and their mean `confidence` and `accuracy`,
-            nan in an empty bin.
+        bins: one row per bin: `lowest` and `highest` confidence, the number of `images`, and their mean `confidence`
+            and `accuracy`, which are nan in an empty bin.
     """
 
     error: float
@@ -32,13 +32,13 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration of a model, and after temperature scaling if there were images to fit it on.
+    """Calibration of a model, before and (if there were images to fit a temperature on) after temperature scaling.
 
     Attributes:
-        before: of the model's own probabilities.
-        after: of `softmax(logits / temperature)`, or None.
+        before: calibration of the model's own probabilities.
+        after: calibration of `softmax(logits / temperature)`, or None.
         temperature: see [`fit_temperature`], or None.
-        fitted_on: words for the images that it was fitted on.
+        fitted_on: phrase for the images that the temperature was fitted on.
     """
 
     before: Reliability
@@ -52,16 +52,16 @@ def reliability(confidences: ArrayLike, right: ArrayLike, num_bins: int = BINS) 
 
     .. math:: ECE = \sum_b \frac{n_b}{N} |acc_b - conf_b|
 
-    Bin b holds the n_b images whose confidence, the largest probability, is in `((b - 1) / B, b / B]`, with the mean
-    confidence `conf_b` and the share `acc_b` that is right; a confidence of 0 is in the first.
+    Bin b holds the n_b images whose confidence (the largest probability) is in `((b - 1) / B, b / B]`; `conf_b` is
+    their mean confidence and `acc_b` the share of correct predictions. A confidence of 0 belongs to the first bin.
 
     Args:
         confidences: (N,) in 0..1.
-        right: (N,) True where the prediction is the label.
+        right: (N,), True where the prediction equals the label.
         num_bins: B.
 
     Raises:
-        ValueError: other shapes, no images, or a confidence out of range.
+        ValueError: the shapes are wrong, there are no images, or a confidence is out of range.
 
     Reference: C. Guo, G. Pleiss, Y. Sun, K. Weinberger, On Calibration of Modern Neural Networks, ICML 2017,
     arXiv 1706.04599.
@@ -98,18 +98,18 @@ def expected_calibration_error(confidences: ArrayLike, right: ArrayLike, num_bin
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     r"""Return the temperature T that makes the labels most likely: the minimum of the mean of `-log softmax(z / T)_y`.
 
-    The loss is convex in `1 / T`, so there is one minimum, where the mean logit under the probabilities is that of the
-    labels. Use images that the model was neither trained nor reported on. Predictions do not change.
+    The loss is convex in `1 / T`, so it has one minimum; there the mean logit under the probabilities equals the mean
+    logit of the labels. Use images that were used neither for training nor for the report. Predictions do not change.
 
     Args:
         logits: (N, K), or logarithms of probabilities.
         labels: (N,) class indices.
 
     Raises:
-        ValueError: other shapes or values; or every label has the largest logit (T would be 0), or labels have no
-            larger logits than other classes on average (T would be infinite).
+        ValueError: shapes or values are wrong, every label has the largest logit (T would be 0), or the logits of the
+            labels are on average not larger than those of other classes (T would be infinite).
 
-    Reference: as [`reliability`].
+    Reference: see [`reliability`].
 
     Example:
 
@@ -138,7 +138,7 @@ def check_labels(labels: Any, scores: np.ndarray) -> np.ndarray:
     """Return labels (N,) as int64, checked against finite scores (N, K).
 
     Raises:
-        ValueError: other shapes, no images, a score that is not finite, a label that is not a class index.
+        ValueError: the shapes are wrong, there are no images, a score is not finite, or a label is not a class index.
     """
     own = np.asarray(labels)
     if scores.ndim != 2 or own.shape != scores.shape[:1] or not scores.size:
@@ -159,7 +159,8 @@ def log_probabilities(scores: ArrayLike) -> np.ndarray:
     Rows in 0..1 that sum to 1 are probabilities; a matrix with a number outside 0..1 holds logits.
 
     Raises:
-        ValueError: all numbers are in 0..1, but the rows do not sum to 1, so both could be meant.
+        ValueError: all numbers are in 0..1, but the rows do not sum to 1, so it is not clear which of the two they
+            are.
     """
     z = np.asarray(scores, np.float64)
     if z.ndim == 2 and z.size and ((z >= 0) & (z <= 1 + 1e-6)).all():

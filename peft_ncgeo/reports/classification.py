@@ -1,4 +1,4 @@
-"""Reports of classifications, from probabilities or from predictions alone."""
+"""Reports on classifications, from probabilities or from predictions alone."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def classification_report(
 
     Args:
         probabilities: (N, K), or logits: rows in 0..1 that sum to 1 are probabilities, a matrix with a number outside
-            0..1 holds logits, and anything else is refused.
+            0..1 holds logits, and other numbers are refused.
         labels: (N,) class indices.
         class_names: K names.
         class_counts: (K,) numbers of training images, for many / medium / few, see
             [`~peft_ncgeo.metrics.accuracy.tail_thresholds`].
         validation: probabilities or logits, and labels, of other images, to fit a temperature on; see
             [`~peft_ncgeo.reports.fit_temperature`].
-        num_bins: bins of the calibration error.
+        num_bins: number of bins of the calibration error.
 
     Raises:
-        ValueError: shapes or values that do not fit; one line names them.
+        ValueError: shapes or values do not fit; the message names them.
 
     Example:
 
@@ -82,14 +82,14 @@ def report_of_predictions(
 ) -> Report:
     """Return a report from predicted classes (N,), their probabilities (N,) and labels (N,).
 
-    Numbers of a class are scikit-learn's: precision is 0 for a class that is never predicted, recall and F1 are 0 for
-    one without images. `macro_f1` is the mean F1 of the classes that are among labels or predictions.
+    Scores of a class are scikit-learn's: precision is 0 for a class that is never predicted, recall and F1 are 0 for a
+    class without images. `macro_f1` is the mean F1 of the classes that are among labels or predictions.
 
     Args:
         class_names, class_counts, num_bins: see [`classification_report`].
 
     Raises:
-        ValueError: shapes or values that do not fit; one line names them.
+        ValueError: shapes or values do not fit; the message names them.
     """
     names = list(class_names)
     found, own = np.asarray(predicted), np.asarray(labels)
@@ -132,12 +132,12 @@ def macro_f1(predicted: ArrayLike, labels: ArrayLike) -> float:
 def scale_temperature(
     report: Report, scores: np.ndarray, others: np.ndarray, labels: ArrayLike, fitted_on: str
 ) -> Report:
-    """Return a report with its calibration after temperature scaling, or with a note if no temperature is best.
+    """Return a report with its calibration after temperature scaling, or with a note if there is no best temperature.
 
     Args:
         scores: logits (N, K) of the report's images.
         others, labels: logits (M, K) and labels (M,) of images to fit the temperature on.
-        fitted_on: words for these images.
+        fitted_on: phrase for these images.
     """
     own = check_labels(labels, others)
     before = report.calibration.before

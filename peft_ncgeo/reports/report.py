@@ -27,14 +27,14 @@ class Report:
     Attributes:
         class_names: names of the K classes.
         predicted, labels: (N,) class indices.
-        per_class: one row a class: `precision`, `recall`, `f1`, `support`, and `training_images` where known.
-        accuracy, balanced_accuracy, macro_f1: in 0..1.
+        per_class: one row per class: `precision`, `recall`, `f1`, `support`, and `training_images` if they are known.
+        accuracy, balanced_accuracy, macro_f1: scores in 0..1.
         calibration: see [`Calibration`].
         groups: accuracy on classes with many, medium and few training images, or None without a long tail.
-        thresholds: of the groups, see [`~peft_ncgeo.metrics.accuracy.class_groups`].
-        baselines: one row a classifier: `accuracy`, `balanced_accuracy`, `macro_f1`; the last is the tuned model.
-            Empty if no baselines were computed.
-        notes: sentences on how numbers were made and what is missing.
+        thresholds: limits of the groups, see [`~peft_ncgeo.metrics.accuracy.class_groups`].
+        baselines: one row per classifier: `accuracy`, `balanced_accuracy`, `macro_f1`; the last row is the tuned
+            model. Empty if no baselines were computed.
+        notes: sentences on how numbers were made, and on missing numbers.
     """
 
     class_names: list[str]
@@ -52,13 +52,13 @@ class Report:
 
     @cached_property
     def confusion(self) -> pd.DataFrame:
-        """Confusion matrix (K, K): images of each true class (rows) that were predicted as each class (columns)."""
+        """Confusion matrix (K, K): numbers of images by true class (rows) and predicted class (columns)."""
         matrix = confusion_matrix(self.labels, self.predicted, labels=np.arange(len(self.class_names)))
         names = pd.Index(self.class_names)
         return pd.DataFrame(matrix, index=names.rename("true"), columns=names.rename("predicted"))
 
     def most_confused(self, count: int = _MOST_PAIRS) -> pd.DataFrame:
-        """Return the most frequent errors: `true`, `predicted`, `images`, and their `share` of the true class."""
+        """Return the most frequent errors: `true`, `predicted`, `images`, and `share`, that of the true class."""
         wrong = self.labels != self.predicted
         pairs, images = np.unique(np.stack([self.labels, self.predicted])[:, wrong], axis=1, return_counts=True)
         first = np.argsort(-images, kind="stable")[:count]
@@ -68,7 +68,7 @@ class Report:
         return pd.DataFrame({"true": true, "predicted": predicted, "images": images[first], "share": share})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the Markdown shows in plain values, which JSON keeps."""
+        """Return the content of the Markdown as plain values that JSON can store."""
         made, bins = self.calibration, self.calibration.before.bins
         weights = bins["images"] / bins["images"].sum()
         return {
@@ -94,7 +94,7 @@ class Report:
         }
 
     def to_markdown(self) -> str:
-        """Return the report as Markdown: scores, baselines, classes (of many, the worst and best ten), calibration."""
+        """Return the report as Markdown: scores, baselines, classes (the worst and best ten if many), calibration."""
         return f"# Report\n\n{report_markdown(self.to_dict(), '##')}\n"
 
     def save(self, folder: str | Path) -> None:

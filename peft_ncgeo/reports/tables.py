@@ -1,4 +1,4 @@
-"""Markdown of a report, from the plain values that a record keeps."""
+"""Markdown of a report, from the plain values that a record stores."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def report_markdown(values: Values, heading: str) -> str:
     """Return scores, baselines, classes, confusions and calibration as Markdown.
 
     Args:
-        values: from [`Report.to_dict`].
-        heading: marks of a heading, "##" for instance.
+        values: values from [`Report.to_dict`].
+        heading: Markdown of a heading's level, "##" for instance.
     """
     parts = [
         ("", scores_line(values)),
@@ -33,7 +33,7 @@ def report_markdown(values: Values, heading: str) -> str:
 
 
 def scores_line(values: Values) -> str:
-    """Return the scores of all images as a sentence, and those of many / medium / few as another."""
+    """Return a sentence with the scores of all images, and another one with those of many / medium / few."""
     shown = ", ".join(f"{title} {_percent(values[key])}" for key, title in zip(SCORES, _TITLES, strict=True))
     line = f"On {values['images']:,} images of {len(values['class_names']):,} classes: {shown}."
     groups = {name: share for name, share in (values["groups"] or {}).items() if share is not None}
@@ -44,7 +44,7 @@ def scores_line(values: Values) -> str:
 
 
 def baselines_section(values: Values) -> str:
-    """Return the table of baselines and a sentence that says which of them are not beaten; "" without baselines."""
+    """Return the table of baselines, and a sentence on those that the model does not beat; "" without baselines."""
     rows = values["baselines"]
     if len(rows) < 2:
         return ""
@@ -53,7 +53,7 @@ def baselines_section(values: Values) -> str:
 
 
 def verdict(rows: Mapping[str, Sequence[float]]) -> str:
-    """Return a sentence on the tuned model against the other rows, by accuracy and balanced accuracy."""
+    """Return a sentence that compares the tuned model with the other rows by accuracy and balanced accuracy."""
     tuned, lost = rows[TUNED], []
     for name, shares in rows.items():
         pairs = [
@@ -110,7 +110,7 @@ def confused_table(values: Values) -> str:
 
 
 def calibration_line(values: Values) -> str:
-    """Return the calibration before and after temperature scaling as sentences."""
+    """Return sentences on the calibration before and after temperature scaling."""
     made = values["calibration"]
     line = (
         f"Expected calibration error {_percent(made['error'])} ({made['bins']} bins): mean confidence "

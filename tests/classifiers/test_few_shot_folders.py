@@ -188,7 +188,7 @@ def test_an_adapter_of_another_type(tmp_path):
 
 def test_missing_prototypes(folder):
     (folder / PROTOTYPES).unlink()
-    assert refused(folder) == f"{folder} has no {PROTOTYPES}; write it with FewShotClassifier.save_pretrained."
+    assert refused(folder) == f"{folder} has no {PROTOTYPES}; FewShotClassifier.save_pretrained writes one."
 
 
 def truncate(file):
