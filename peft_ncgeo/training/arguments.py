@@ -25,7 +25,7 @@ SHARDED = {
 
 
 def _end_process_group() -> None:
-    """End the process group at exit, while Python still runs: its threads would abort a process without Python."""
+    """End the process group at exit while Python still runs, since its threads would later abort the process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         gc.collect()  # its threads end with the last reference, which unused wrapped models still hold
@@ -35,42 +35,45 @@ def _end_process_group() -> None:
 class GeometryTrainingArguments(TrainingArguments):
     """[`~transformers.TrainingArguments`] for [`GeometryTrainer`].
 
-    Defaults that differ: no gradient clipping (`max_grad_norm=0`, as in the papers), NaN losses are never hidden
-    (`logging_nan_inf_filter=False`), columns are kept, DDP does not search for unused parameters, callbacks resume
-    with their states, and a machine without an accelerator uses its CPU. `optim="sgd"` has momentum only if
-    `optim_args` sets it. `dataloader_drop_last` is used for training only: every image is evaluated.
+    Defaults that differ from Transformers': gradients are not clipped (`max_grad_norm=0`, as in the papers), NaN
+    losses are never hidden (`logging_nan_inf_filter=False`), columns are kept, DDP does not search for unused
+    parameters, callbacks resume with their saved states, and a machine without an accelerator uses its CPU.
+    `optim="sgd"` has momentum only if `optim_args` sets it. `dataloader_drop_last` holds for training only: every
+    image is evaluated.
 
     Args:
         image_column: column of the data sets that holds images.
-        label_column: column that holds labels, a `ClassLabel`, or lists of them for
+        label_column: column that holds labels: a `ClassLabel`, or lists of labels for
             [`~peft_ncgeo.losses.MultiLabelLoss`].
         template: text around a class name. Default: the adapter's own, else "a photo of a {}."; another template than
             the adapter's own is an error.
         frozen_templates: texts that the frozen teacher reads, averaged for each class. Default: the template.
         student_templates: texts that the tuned model reads for losses on several texts of a class
-            (`GeometryBatch.template_features`), with its prompts in front of all words. Default: the template alone,
-            whose first words the prompts replace.
-        logit_bias: number added to the logits of a dual encoder without a bias of its own, such as CLIP, under
+            (`GeometryBatch.template_features`), with its prompts before all words. Default: only the template, whose
+            first words the prompts replace.
+        logit_bias: bias added to the logits of a dual encoder without a bias of its own, such as CLIP, under
             [`~peft_ncgeo.losses.MultiLabelLoss`]; it is saved with the adapter, and not trained. Default: the
-            adapter's own, else the one with which the frozen model's mean probability is the share of ones among the
-            training labels (as the bias of a detector is set to a prior in Lin et al., arXiv 1708.02002), measured on
-            up to 512 training images and rounded to two decimals. A softmax over classes does not change with it.
-        class_balanced_sampling: draw classes evenly, with replacement inside a class; an epoch is as long as before.
+            adapter's own, else the bias with which the frozen model's mean probability equals the share of ones among
+            the training labels (as Lin et al., arXiv 1708.02002, set the bias of a detector to a prior), measured on
+            up to 512 training images and rounded to two decimals. It does not change a softmax over classes.
+        class_balanced_sampling: True: draw all classes equally often, with replacement inside a class; the length of
+            an epoch does not change.
         augmentation: "none", or "crop_flip": a random crop of 8 to 100 % of the area and a horizontal flip, as in
             CoOp. It depends on seed, epoch and sample only, so processes and resumed runs see the same views.
-        num_views: number of views of each image that augmentation draws, used in turn; 0: a new view in every epoch.
-            With a number, features that do not change (the frozen model's, and those of a tuned CLIP whose image tower
-            is not trained) are computed once for each view; without augmentation, once for each image.
-        text_batch_size: class texts encoded at a time, about. Their activations are made again in backward, so
-            that memory grows with the classes by their features alone, and the text tower's time by half. Default: all
-            texts up to 4,096 tokens, else about 1,024 tokens.
-        num_test_views: number of views of each image that is evaluated or predicted: 1, the image itself, or 5, the
-            corners and the centre of the image resized to 248 / 224 of the model's size, as in LIFT. Logits are the
-            mean over the views, and so are the features that the geometry is measured on. It takes five times as long.
+        num_views: number of fixed views of each image that augmentation draws, used in turn; 0: a new view in every
+            epoch. With fixed views, features that do not change (the frozen model's, and those of a tuned CLIP whose
+            image tower is not trained) are computed once for each view; without augmentation, once for each image.
+        text_batch_size: approximate number of class texts that are encoded at a time. Their activations are computed a
+            second time in the backward pass, so that memory grows with the number of classes only by their features;
+            the text tower takes about 50 % more time. Default: all texts up to 4,096 tokens, else about 1,024
+            tokens.
+        num_test_views: number of views of each image in evaluation and prediction: 1, the image itself, or 5, crops of
+            the corners and the centre of the image resized to 248 / 224 of the model's size, as in LIFT. Logits are
+            the mean over the views, and so are the features for the geometry. Five views take five times as long.
         model_init_kwargs: options of `from_pretrained`, such as `revision` and `dtype`, for a model that the trainer
-            loads by its name; on the command line as JSON.
+            loads by its name; given as JSON on the command line.
         restore_callback_states_from_checkpoint: resume callbacks with their saved state, such as the patience of early
-            stopping; it overrides the arguments that the callback is made with now.
+            stopping; the saved state overrides the arguments of the new callback.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012  as Transformers'
@@ -82,21 +85,23 @@ class GeometryTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Texts that the frozen teacher reads. Default: the template."}
     )
     student_templates: list[str] | None = field(
-        default=None, metadata={"help": "Texts of each class for losses that read several. Default: the template."}
+        default=None,
+        metadata={"help": "Texts of each class, for losses that read several texts. Default: the template."},
     )
     logit_bias: float | None = field(
-        default=None, metadata={"help": "Added to a CLIP's logits under MultiLabelLoss. Default: measured."}
+        default=None, metadata={"help": "Bias added to CLIP's logits under MultiLabelLoss. Default: measured."}
     )
     class_balanced_sampling: bool = field(default=False, metadata={"help": "Draw every class equally often."})
     augmentation: str = field(default="none", metadata={"help": "'none' or 'crop_flip'."})
     num_views: int = field(
-        default=0, metadata={"help": "Views of each image that augmentation draws; 0: a new one each epoch."}
+        default=0, metadata={"help": "Number of views of each image that augmentation draws; 0: a new one each epoch."}
     )
     text_batch_size: int | None = field(
-        default=None, metadata={"help": "Class texts that are encoded at a time. Default: by their number of tokens."}
+        default=None,
+        metadata={"help": "Number of class texts that are encoded at a time. Default: by their number of tokens."},
     )
     num_test_views: int = field(
-        default=1, metadata={"help": "Views of each image that is evaluated, whose logits are averaged: 1 or 5."}
+        default=1, metadata={"help": "Number of test views of each image, whose logits are averaged: 1 or 5."}
     )
 
     model_init_kwargs: dict[str, Any] | str | None = field(
@@ -119,12 +124,13 @@ class GeometryTrainingArguments(TrainingArguments):
         """Set the batch size of each process so that all processes together see `size` training images in a step.
 
         Raises:
-            ValueError: `size` cannot be shared evenly.
+            ValueError: `size` is not a multiple of the number of processes.
         """
         self.per_device_train_batch_size, left = divmod(size, self.world_size)
         if left or not self.per_device_train_batch_size:
             raise ValueError(
-                f"batch_size={size} cannot be shared by {self.world_size} processes; use a multiple of them."
+                f"batch_size={size} cannot be shared by {self.world_size} processes; use a multiple of "
+                f"{self.world_size}."
             )
 
     def _refuse_shards(self) -> None:  # arguments without effect are refused in `checks`, which knows the trainer
@@ -136,7 +142,7 @@ class GeometryTrainingArguments(TrainingArguments):
                 )
 
     def _start_process_group(self) -> None:
-        """Start the process group of CPUs with `ddp_timeout`, which Transformers passes on for accelerators alone."""
+        """Start the process group of CPUs with `ddp_timeout`, which Transformers passes on only for accelerators."""
         on_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
         started = int(os.environ.get("WORLD_SIZE", 1)) > 1 and {"RANK", "MASTER_ADDR"} <= os.environ.keys()
         if on_cpu and started and self.ddp_backend in (None, "gloo") and not torch.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""Records of a training for its model card, with evaluations with the adapter off and on."""
+"""Records of a training for its model card, with evaluations without and with the adapter."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def record_training(trainer: Any, measure: bool = True, known_only: bool = False
     Call it on all processes; without measuring, any process may call it.
 
     Args:
-        measure: False leaves evaluations out.
-        known_only: True takes the evaluations that were made with these weights already, and makes none.
+        measure: False: leave evaluations out.
+        known_only: True: use only evaluations that were already made with these weights, and make no new ones.
 
     Raises:
         TypeError: the trainer's model is not a `PeftModel`.
@@ -93,7 +93,7 @@ def _measure(trainer: Any, record: TrainingRecord, measure: Callable[..., Any]) 
 
 
 def _moment(trainer: Any, measured: Measurement, *groups: Any) -> tuple[dict[str, Any], Any]:
-    """Return the metrics on a set, and class means and classifier weights, of the model in its present state."""
+    """Return the metrics of the model in its current state on a set, with class means and classifier weights."""
     summary: Any = measured.summary
     metrics = summary.compute(measured.text_features, trainer.linear_head, *groups)
     return metrics, (summary.geometry.class_means, summary.geometry.weights)

@@ -1,4 +1,4 @@
-"""Checks before training that model, losses and arguments fit together, and checks of each term's value."""
+"""Checks before training, that model, losses and arguments fit together, and checks of each term's value."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NO_PLACE = {
 
 
 def check_arguments(args: Any, options: dict[str, Any]) -> None:
-    """Raise for arguments that GeometryTrainer would ignore, or that would fail after training has started.
+    """Raise an error for arguments that GeometryTrainer would ignore, or that would fail after training has started.
 
     Args:
         options: the trainer's other arguments.
@@ -51,13 +51,13 @@ def check_arguments(args: Any, options: dict[str, Any]) -> None:
             "CUDA_VISIBLE_DEVICES."
         )
     if (args.fp16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16") and args.device.type == "cpu":
-        raise ValueError("fp16=True needs a GPU: no autocast to float16 runs on a CPU; take bf16=True or neither.")
+        raise ValueError("fp16=True needs a GPU: no autocast to float16 runs on a CPU; set bf16=True or neither.")
     if getattr(args.accelerator_config, "dispatch_batches", None):
         raise ValueError("dispatch_batches=True is not supported; every process reads its own images.")
     if args.world_size > 1 and not getattr(args.accelerator_config, "even_batches", True):
         raise ValueError(
-            "even_batches=False is not supported on several processes, of which some would wait for others; leave "
-            "it at True, under which each image still counts once."
+            "even_batches=False is not supported on several processes, since some would wait for others; leave it at "
+            "True, with which each image still counts once."
         )
     if getattr(args, "train_sampling_strategy", "random") == "group_by_length":
         raise ValueError("train_sampling_strategy='group_by_length' sorts texts by length; images have none.")
@@ -65,7 +65,7 @@ def check_arguments(args: Any, options: dict[str, Any]) -> None:
         raise ValueError("GeometryTrainer takes either a model, or model_init, which makes one for each training.")
     if options.get("model_init") is not None and any(options.get("optimizers") or ()):
         raise ValueError(
-            "optimizers belong to one model; with model_init, name them by optim or optimizer_cls_and_kwargs."
+            "optimizers belong to one model; with model_init, choose them by optim or optimizer_cls_and_kwargs."
         )
     if args.num_test_views > 1 and options.get("data_collator") is not None:
         raise ValueError("num_test_views cuts images before the collator; leave out num_test_views or data_collator.")
@@ -76,18 +76,20 @@ def check_arguments(args: Any, options: dict[str, Any]) -> None:
             "use 'end' or 'every_save'."
         )
     if options.get("class_names") is not None and options.get("train_dataset") is None:
-        raise ValueError("class_names are those of a train_dataset without labels; pass it, or leave them out.")
+        raise ValueError(
+            "class_names belong to a train_dataset without labels; pass train_dataset, or leave class_names out."
+        )
     if options.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func is not read here; pass losses and classification_loss.")
     _check_metrics(args, options)
 
 
 def _check_metrics(args: GeometryTrainingArguments, options: dict[str, Any]) -> None:
-    """Raise for metric arguments that would fail at the end of the first evaluation."""
+    """Raise an error for metric arguments that would fail at the end of the first evaluation."""
     if args.batch_eval_metrics and options.get("compute_metrics") is None:
         raise ValueError(
             "batch_eval_metrics=True needs a compute_metrics(prediction, compute_result) of your own; accuracy and "
-            "balanced accuracy are computed of a whole set."
+            "balanced accuracy are computed from a whole set."
         )
     metric, sets = args.metric_for_best_model, options.get("eval_dataset")
     if metric is None or args.eval_strategy == "no" or not isinstance(sets, dict):
@@ -102,7 +104,7 @@ def _check_metrics(args: GeometryTrainingArguments, options: dict[str, Any]) -> 
 
 
 def check_metric_inputs(args: GeometryTrainingArguments, reads_text: bool) -> None:
-    """Raise if metrics ask for a CLIP's texts as inputs, since batches hold images."""
+    """Raise an error if metrics ask for a CLIP's texts as inputs, since batches hold images."""
     if reads_text and "inputs" in args.include_for_metrics:
         raise ValueError(
             "include_for_metrics=['inputs'] asks for the model's 'input_ids', but batches hold images; leave it out "
@@ -111,19 +113,19 @@ def check_metric_inputs(args: GeometryTrainingArguments, reads_text: bool) -> No
 
 
 def check_weights(model: nn.Module) -> None:
-    """Raise for weights that cannot be trained on their device, and for a base model trained in half precision."""
+    """Raise an error for weights that cannot be trained on their device, or would be trained in half precision."""
     check_adapter_weights(model)
     check_movable(model)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype in HALF:
             raise ValueError(
-                f"{name} would be trained in {parameter.dtype}, in which small steps round to nothing; load the model "
+                f"{name} would be trained in {parameter.dtype}, which rounds small steps to zero; load the model "
                 "with dtype=torch.float32, or train an adapter and freeze the rest."
             )
 
 
 def check_templates(args: GeometryTrainingArguments, required: set[str]) -> None:
-    """Check that templates have a place for the class name and that a loss reads them."""
+    """Check that templates have a place for the class name, and that a loss reads them."""
     for name, reader in (("student_templates", "template_features"), ("frozen_templates", "frozen_text_features")):
         templates = getattr(args, name) or []
         if not isinstance(templates, list | tuple):
@@ -139,7 +141,7 @@ def check_teacher(teacher: Any, teacher_processor: Any, terms: Sequence[Any]) ->
     readers = [term.name for term in terms if "teacher_logits" in getattr(term, "requires", ())]
     if readers and teacher is None:
         raise ValueError(
-            f"{readers[0]} requires teacher_logits; pass GeometryTrainer the model that gives them, teacher."
+            f"{readers[0]} requires teacher_logits; pass a model that gives them to GeometryTrainer as teacher."
         )
     if not readers and (teacher is not None or teacher_processor is not None):
         given = "teacher" if teacher is not None else "teacher_processor"
@@ -155,7 +157,7 @@ def find_label_reader(args: GeometryTrainingArguments, terms: Sequence[Any]) -> 
 
 
 def check_mixing(mixing: Any, owners: Iterable[Any]) -> None:
-    """Raise for losses and callbacks that need one label for each image, if images are mixed."""
+    """Raise an error for losses and callbacks that need one label for each image, if images are mixed."""
     for owner in owners if mixing is not None else ():
         of_classes = {"labels", "class_means"}.intersection(getattr(owner, "requires", ()))
         if of_classes or (getattr(owner, "reads_labels", True) and not getattr(owner, "reads_targets", False)):
@@ -166,7 +168,7 @@ def check_mixing(mixing: Any, owners: Iterable[Any]) -> None:
 
 
 def list_losses(losses: Any) -> list[Any]:
-    """Return the terms as a list; a single term is accepted too."""
+    """Return losses as a list; accept a single term too."""
     if isinstance(losses, Regularizer):
         return [losses]
     if not isinstance(losses, Iterable):
@@ -175,7 +177,7 @@ def list_losses(losses: Any) -> list[Any]:
 
 
 def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification_loss: nn.Module | None) -> None:
-    """Check kinds and names of losses, and that trainer and model have what each loss requires."""
+    """Check kinds and names of losses, and that trainer and model have the fields that each loss requires."""
     for loss in losses:
         if not isinstance(loss, Regularizer):
             place = f"; {type(loss).__name__} belongs to classification_loss" if isinstance(loss, nn.Module) else ""
@@ -197,8 +199,8 @@ def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification
                 raise ValueError(f"{term.name} requires {field}, which GeometryTrainer does not fill.")
             if field == "frozen_image_features" and hasattr(classification_head(model), "active_classifier"):
                 raise ValueError(
-                    f"{term.name} compares features with the frozen model's, which has no projector: its features are "
-                    "others than those of a prototype head."
+                    f"{term.name} compares features with the frozen model's, which has no projector: its features "
+                    "differ from those of a prototype head."
                 )
             if field == "classifier_weight" and reads_text(model):
                 raise ValueError(f"{term.name} requires {field}, but {type(unwrap(model)).__name__} has no head.")
@@ -215,10 +217,11 @@ def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification
 
 
 def with_label_smoothing(classification_loss: nn.Module | None, share: float) -> nn.Module | None:
-    """Return the classification loss with Trainer's `label_smoothing_factor`; 0 leaves it as it is.
+    """Return the classification loss with Trainer's `label_smoothing_factor`; for 0, return it unchanged.
 
     Raises:
-        ValueError: the factor is not 0 to 1, the loss is no plain cross-entropy, or has another share of its own.
+        ValueError: the factor is not in 0..1, the loss is not a plain cross-entropy, or it has another share of its
+            own.
     """
     if not share:
         return classification_loss
@@ -236,7 +239,7 @@ def with_label_smoothing(classification_loss: nn.Module | None, share: float) ->
 
 def _check_classification_loss(loss: Any) -> None:
     if isinstance(loss, Regularizer):
-        raise TypeError(f"{type(loss).__name__} belongs to losses, where its weight or budget counts.")
+        raise TypeError(f"{type(loss).__name__} belongs to losses, where its weight or budget is used.")
     expected = "classification_loss must be one module that takes a GeometryBatch, such as CrossEntropy()"
     if not isinstance(loss, nn.Module):
         raise TypeError(f"{expected}; got {short_repr(loss)}.")
@@ -254,10 +257,10 @@ def _check_classification_loss(loss: Any) -> None:
 
 
 class CheckedCollator:
-    """Data collator of the user's, with a check that batches are images with labels of the right kind.
+    """The user's own data collator, with a check that batches are images with labels of the right kind.
 
     Args:
-        multi_label: True if labels are (B, K), of 0 and 1; else each image has one class.
+        multi_label: True if labels are (B, K), 0 or 1; False if each image has one class.
     """
 
     def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]], multi_label: bool = False) -> None:
@@ -270,7 +273,7 @@ class CheckedCollator:
 
 
 def make_collator(given: Any, image_processor: Any, teacher: Any, multi_label: bool) -> Any:
-    """Return the data collator of a trainer: the user's own, checked, or one of pixels for the model and its teacher.
+    """Return the data collator of a trainer: the user's own with checks, or one of pixels for model and teacher.
 
     Raises:
         ValueError: a collator is given, but the teacher needs pixels of its own.
@@ -279,7 +282,7 @@ def make_collator(given: Any, image_processor: Any, teacher: Any, multi_label: b
     if not given:
         return ImageCollator(image_processor, of_teacher)
     if of_teacher:
-        raise ValueError("data_collator gives no pixels of the teacher, whose processor is another; leave it out.")
+        raise ValueError("data_collator gives no pixels for the teacher, which has another processor; leave it out.")
     return CheckedCollator(given, multi_label)
 
 
@@ -304,20 +307,20 @@ def _check_batch(inputs: dict[str, Any], multi_label: bool) -> None:
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Raise if nothing can be trained; warn if the whole model is trained, which may not be intended."""
+    """Raise an error if nothing can be trained; warn if the whole model is trained, which may not be intended."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if not trained:
         raise ValueError("No parameter is trainable; load an adapter with is_trainable=True to train it on.")
     if trained == sum(parameter.numel() for parameter in model.parameters()) and not adapter_layers(model):
         warnings.warn(
             f"{type(unwrap(model)).__name__} has no PEFT adapter, so all its {trained:,} parameters are trained. Wrap "
-            "it with get_peft_model(model, config) to train few, or freeze what is to stay.",
+            "it with get_peft_model(model, config) to train few, or freeze those that must not change.",
             stacklevel=3,
         )
 
 
 def check_term(name: str, value: Tensor, step: int) -> None:
-    """Raise if a term's value is not a finite scalar."""
+    """Raise an error if a term's value is not a finite scalar."""
     if value.dim():
         raise ValueError(f"loss/{name} must be a scalar, got shape {tuple(value.shape)}.")
     message = "loss/{} is {} at step {}; no step was taken."
@@ -325,7 +328,7 @@ def check_term(name: str, value: Tensor, step: int) -> None:
 
 
 def check_total(total: Tensor, step: int) -> None:
-    """Raise if the weighted sum of finite terms is not finite."""
+    """Raise an error if the weighted sum of finite terms is not finite."""
     message = (
         "The weighted sum of the losses is {} at step {}, though each is finite; no step was taken. Lower a weight, "
         "or raise a budget."

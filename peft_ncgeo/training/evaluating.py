@@ -1,4 +1,4 @@
-"""Evaluation of labelled images: each set over its own class names, with the geometry of its features."""
+"""Evaluation of labelled images: each set among its own class names, with the geometry of its features."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Return `accuracy` and `balanced_accuracy` of logits (N, K) against labels (N,)."""
     logits, labels = _whole(prediction)
     if labels.ndim > 1:
-        raise ValueError("accuracy reads one label an image, but these are several; leave compute_metrics out.")
+        raise ValueError("accuracy reads one label per image, but these have several; leave compute_metrics out.")
     predicted = logits.argmax(axis=-1)
     return {"accuracy": accuracy(predicted, labels), "balanced_accuracy": balanced_accuracy(predicted, labels)}
 
 
 def multi_label_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Return the metrics of [`~peft_ncgeo.metrics.multi_label.multi_label_scores`], of logits and labels (N, K)."""
+    """Return [`~peft_ncgeo.metrics.multi_label.multi_label_scores`] of logits and labels (N, K)."""
     logits, labels = _whole(prediction)
     return metrics.multi_label_scores(torch.from_numpy(logits).double().sigmoid().numpy(), labels)
 
@@ -55,7 +55,7 @@ def _whole(prediction: EvalPrediction) -> tuple[np.ndarray, np.ndarray]:
 
 
 class EvaluatingTrainer(CheckpointingTrainer):
-    """Transformers' Trainer whose evaluations classify images over the class names of their data set."""
+    """Transformers' Trainer whose evaluations classify images among the class names of their data set."""
 
     args: GeometryTrainingArguments
     task: ClassificationTask
@@ -72,7 +72,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Return accuracy and balanced accuracy of each set over its own class names, and the `harmonic_mean`."""
+        """Return accuracy and balanced accuracy of each set among its own class names, and the `harmonic_mean`."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, str):
             known = self.eval_dataset if isinstance(self.eval_dataset, dict) else {}
@@ -93,19 +93,19 @@ class EvaluatingTrainer(CheckpointingTrainer):
         return metrics
 
     def predict(self, test_dataset: Dataset, *args: Any, **kwargs: Any) -> Any:
-        """Return logits (N, K) over the set's own class names, labels and metrics."""
+        """Return logits (N, K) of the set's own class names, labels and metrics."""
         self._begin(test_dataset, summary=self._kept_summary(test_dataset))
         return super().predict(test_dataset, *args, **kwargs)
 
     def measure(self, dataset: Dataset, template: str | None = None, keep: bool = False) -> Measurement:
-        """Return predictions and geometry on a set by the model in its present state.
+        """Return the predictions of the model in its current state on a set, and their geometry.
 
-        An evaluation set of the trainer that was evaluated with the same weights is not predicted again. Call this
-        on all processes.
+        The result on an evaluation set of the trainer is reused if the set was evaluated with the same weights. Call
+        this on all processes.
 
         Args:
             template: text around a class name. Default: the task's template.
-            keep: keep features and logits of all images too.
+            keep: True: also keep features and logits of all images.
         """
         known = self.find_measurement(dataset, template)
         if known is not None and (not keep or (known.summary is not None and known.summary.keep)):
@@ -116,30 +116,32 @@ class EvaluatingTrainer(CheckpointingTrainer):
         return self._measurement
 
     def find_measurement(self, dataset: Dataset, template: str | None = None) -> Measurement | None:
-        """Return the results on an evaluation set that was evaluated with these weights, or None; see [`measure`]."""
+        """Return the known results on an evaluation set with these weights, or None; see [`measure`]."""
         if self.task.reads_text:
             template = template or self.task.template
         settings = template, self.args.num_test_views
         return self._measurements.find(Measurement, dataset, self.extractor.model, *settings)
 
     def _is_kept(self, dataset: Any) -> bool:
-        """Return True for a set of the trainer and a model that trains adapters alone, which a snapshot knows."""
+        """Return True for a set of the trainer and a model that trains only adapters, as snapshots hold no more."""
         of_trainer = any(dataset is given for given in (*self.evaluation_sets.values(), self.train_dataset))
         return of_trainer and self.model is not None and not trained_outside(self.extractor.model)
 
     def _kept_summary(self, dataset: Any) -> SetSummary | None:
-        """Return a summary to collect a pass in that is kept for a card; None if it is not kept."""
+        """Return a summary that collects a pass and is kept for a card, or None if it is not kept."""
         return self._new_summary() if self._is_kept(dataset) else None
 
     def _new_summary(self, keep: bool = False) -> SetSummary:
         return MultiLabelSummary(keep) if self.task.multi_label else SetSummary(keep)
 
     def _begin(self, dataset: Dataset, template: str | None = None, *, summary: SetSummary | None) -> None:
-        """Start a pass over a set: read its class names; a summary collects its results."""
+        """Start a pass over a set: read its class names; `summary` collects its results."""
         if not dataset:
             raise ValueError("There is nothing to evaluate: pass eval_dataset.")
         if self.model is None:
-            raise ValueError("A search keeps no model; set its best values on trainer.args and call train() first.")
+            raise ValueError(
+                "hyperparameter_search keeps no model; set its best values on trainer.args and call train() first."
+            )
         check_multi_label_callbacks(self.callback_handler.callbacks, self.task.multi_label)
         names, features = self.task.names(dataset, self.class_names), None
         if self.task.reads_text:
@@ -152,7 +154,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         self._measurement = Measurement(dataset, names, self.extractor.model, template, features, summary, views)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Run Transformers' loop, and add the metrics of each [`GeometryMonitor`]."""
+        """Run Transformers' evaluation loop, and add the metrics of each [`GeometryMonitor`]."""
         monitors = [c for c in self.callback_handler.callbacks if isinstance(c, GeometryMonitor)]
         output = self._loop(monitors, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
@@ -162,7 +164,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
         return output
 
     def _loop(self, monitors: Sequence[GeometryMonitor], *args: Any, **kwargs: Any) -> Any:
-        """Run Transformers' loop; these monitors see its batches, and results on an evaluation set are kept."""
+        """Run Transformers' evaluation loop; pass its batches to the monitors, and keep results on evaluation sets."""
         self._monitors = monitors
         for monitor in monitors:
             monitor.begin()
@@ -179,7 +181,7 @@ class EvaluatingTrainer(CheckpointingTrainer):
 
     @property
     def linear_head(self) -> Any:
-        """Linear layer that classifies images; None for a CLIP-like model, or if the head is not one such layer."""
+        """Linear layer that classifies images; None for a CLIP-like model, or if the head is not one linear layer."""
         return None if self.task.reads_text else linear_classifier(self.extractor.model)
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Batches gathered from all processes, with gradients that return to the process of each row."""
+"""Batches gathered from all processes; gradients return to the process of each row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def batch_sizes(labels: Tensor) -> list[int]:
     """Return the number of rows of the batch that count on each process, in order of rank.
 
     Args:
-        labels: (B_own,) or (B_own, K); -100 in the last rows if they only fill up the batch, see [`EvenBatches`].
+        labels: (B_own,) or (B_own, K), with -100 in last rows that only fill up the batch, see [`EvenBatches`].
     """
     return step_sizes([labels])[0]
 
@@ -42,13 +42,14 @@ def step_sizes(labels: Sequence[Tensor]) -> list[list[int]]:
 def gather_batch(tensor: Tensor, sizes: list[int]) -> Tensor:
     """Return the rows of all processes in order of rank: `(B_own, ...)` to `(B, ...)`, differentiable.
 
-    Backward sums the gradients of all processes and returns this process's rows. Every process computes the same loss
-    of the global batch, so with DDP's mean over processes the parameters get the gradient of a single process.
+    The backward pass sums the gradients of all processes and returns this process's rows. Every process computes the
+    same loss of the global batch, so with DDP's mean over processes the parameters get the gradient of a single
+    process.
 
     Args:
         tensor: this process's rows; their number may differ between processes. Rows beyond this process's size are
             left out and get a gradient of zero.
-        sizes: from [`batch_sizes`], shared by all tensors of a batch.
+        sizes: result of [`batch_sizes`], the same for all tensors of a batch.
     """
     return tensor if len(sizes) == 1 else _GatherBatch.apply(tensor[: sizes[dist.get_rank()]], sizes)
 

@@ -1,4 +1,4 @@
-"""Checks that data, terms and callbacks agree on one label an image, or on any number of them."""
+"""Checks that data, terms and callbacks agree on one label per image, or on any number of labels."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ _MADE_OF_LABELS = {"labels", "class_means", "class_counts"}
 
 
 def reads_one_label(term: Any) -> bool:
-    """Return True for a term that reads one label an image, or what is made of such labels."""
+    """Return True for a term that reads one label per image, or values computed from such labels."""
     requires = _MADE_OF_LABELS.intersection(getattr(term, "requires", ()))
     return getattr(term, "reads_labels", True) or bool(requires)
 
 
 def reads_lists(terms: Iterable[Any]) -> bool:
-    """Return True if a term reads any number of labels an image, as `MultiLabelLoss` does."""
+    """Return True if a term reads any number of labels per image, as `MultiLabelLoss` does."""
     return any("multi_hot" in getattr(term, "requires", ()) for term in terms)
 
 
 def check_label_kind(dataset: Any, label_column: str, multi_label: bool, reader: str) -> None:
-    """Refuse a set whose column of labels is of another kind than what the terms read.
+    """Check that the label column of a set is of the kind that the terms read.
 
     Args:
-        multi_label: True if the terms read any number of labels an image.
-        reader: name of what reads one label, for the error message; empty: nothing does.
+        multi_label: True if the terms read any number of labels per image.
+        reader: name of the term that reads one label, for the error message; empty if there is none.
 
     Raises:
-        ValueError: as above.
+        ValueError: the column is of another kind.
     """
     lists = is_multi_label(dataset, label_column)
     if lists and not multi_label:
-        reader = f"{reader} reads one label an image" if reader else "no term reads lists of labels"
+        reader = f"{reader} reads one label per image" if reader else "no term reads lists of labels"
         raise ValueError(
             f"Column {label_column!r} holds lists, so this is a multi-label set, but {reader}; pass "
-            "classification_loss=MultiLabelLoss(), and leave out what reads one label."
+            "classification_loss=MultiLabelLoss(), and leave out terms that read one label."
         )
     if multi_label and is_torch_set(dataset):
         raise ValueError(
-            "MultiLabelLoss reads lists of labels, which streams and data sets of torch do not give here; pass a "
+            "MultiLabelLoss reads lists of labels, which streams and torch data sets do not give here; pass a "
             "datasets.Dataset."
         )
     if multi_label and not lists and label_column in (getattr(dataset, "column_names", None) or ()):
         raise ValueError(
-            f"MultiLabelLoss reads a list of labels an image, but column {label_column!r} is no list; pass "
-            "classification_loss=CrossEntropy() for one label an image, or make it a "
+            f"MultiLabelLoss reads a list of labels per image, but column {label_column!r} is not a list; pass "
+            "classification_loss=CrossEntropy() for one label per image, or make the column a "
             "datasets.Sequence(datasets.ClassLabel(names=[...]))."
         )
 
@@ -61,11 +61,11 @@ def check_label_kind(dataset: Any, label_column: str, multi_label: bool, reader:
 def check_multi_label(
     args: GeometryTrainingArguments, model: nn.Module, terms: Sequence[Any], multi_label: bool
 ) -> None:
-    """Refuse terms and arguments that do not go with the kind of labels.
+    """Check that terms and arguments fit the kind of labels.
 
     Raises:
-        ValueError: beside a term that reads lists, one that reads one label an image; or a `logit_bias` that nothing
-            reads, or for which the model has no place.
+        ValueError: a term reads lists and another one reads one label per image; or no term reads the `logit_bias`, or
+            the model has no place for it.
     """
     name, text = type(unwrap(model)).__name__, reads_text(model)
     own_bias = text and hasattr(unwrap(model), "logit_bias")
@@ -80,7 +80,7 @@ def check_multi_label(
     readers += ["class_balanced_sampling"] if args.class_balanced_sampling else []
     if readers:
         raise ValueError(
-            f"{readers[0]} reads one label an image, but MultiLabelLoss trains on any number of them; leave "
+            f"{readers[0]} reads one label per image, but MultiLabelLoss trains on any number of labels; leave "
             f"{readers[0]} out."
         )
     if text and not own_bias and not hasattr(model, "peft_config"):
@@ -91,10 +91,10 @@ def check_multi_label(
 
 
 def check_multi_label_callbacks(callbacks: Iterable[Any], multi_label: bool) -> None:
-    """Refuse callbacks that read one label an image in a training on any number of them, by their names."""
+    """Raise an error that names a callback that reads one label per image, in a training on any number of labels."""
     for callback in callbacks if multi_label else ():
         if isinstance(callback, GeometryMonitor) or hasattr(callback, "bind"):
             raise ValueError(
-                f"{type(callback).__name__} reads one label an image, for the means of classes, but MultiLabelLoss "
-                "trains on any number of them; leave it out."
+                f"{type(callback).__name__} reads one label per image, for the class means, but MultiLabelLoss "
+                "trains on any number of labels; leave it out."
             )

@@ -16,7 +16,7 @@ from .sampling import ClassBalancedSampler, check_batches, count_samples_once, d
 
 
 class LoadingTrainer(EvaluatingTrainer):
-    """Transformers' Trainer whose data loaders read images as the arguments ask."""
+    """Transformers' Trainer whose data loaders read images as the arguments say."""
 
     class_names: list[str]
     labelled: bool

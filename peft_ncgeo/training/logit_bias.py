@@ -1,4 +1,4 @@
-"""Bias of the logits of a dual encoder that was trained without one, for probabilities of single classes."""
+"""Bias of the logits of a dual encoder that was trained without a bias, for probabilities of single classes."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _IMAGES = 512  # on which it is measured
 def choose_logit_bias(
     task: ClassificationTask, extractor: FeatureExtractor, dataset: Dataset, names: Sequence[str]
 ) -> float | None:
-    """Return the bias of a training: the arguments', the adapter's own, or a measured one; None: none is added.
+    """Return the bias of a training: the arguments', the adapter's own, or a measured one; None if none is added.
 
     Args:
         dataset: the training set.
-        names: of its classes.
+        names: names of its classes.
     """
     base: Any = unwrap(extractor.model)
     if not task.multi_label or not task.reads_text or hasattr(base, "logit_bias"):
@@ -51,8 +51,8 @@ def measure_logit_bias(
 
     .. math:: \frac{1}{N K} \sum_{ik} \sigma(e^l \cos(f_i, g_k) + b) = \frac{1}{N K} \sum_{ik} y_{ik}
 
-    The left side is of up to 512 images, evenly spaced in the set, with adapters off: so a resumed run, and each of
-    several processes, finds the same number. It is rounded to two decimals.
+    The left side is computed on up to 512 images, evenly spaced in the set, with adapters off; so a resumed run and
+    each of several processes get the same number. It is rounded to two decimals.
     """
     args, model = task.args, extractor.model
     rows = np.linspace(0, len(dataset) - 1, min(len(dataset), _IMAGES)).astype(int).tolist()

@@ -16,7 +16,7 @@ class Result:
 
     Attributes:
         dataset: the set, as the caller passed it.
-        snapshot: the adapters that were active, with all settings that the result depends on.
+        snapshot: the adapters that were active, with all settings on which the result depends.
     """
 
     def __init__(self, dataset: Any, model: nn.Module, *settings: Any) -> None:
@@ -28,9 +28,9 @@ class Measurement(Result):
 
     Attributes:
         class_names: names of the classes, in the order of the logits.
-        template: text around its class names; None for an image classifier.
-        text_features: (K, d), raw, of its class names; None for an image classifier.
-        summary: predictions and geometry, added batch by batch; None if they are not collected.
+        template: text around the class names; None for an image classifier.
+        text_features: (K, d), unnormalized text features of the class names; None for an image classifier.
+        summary: predictions and geometry, collected batch by batch; None if they are not collected.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Measurement(Result):
 
 
 class Embedding(Result):
-    """Raw features (N, d) and labels (N,) of a set."""
+    """Unnormalized features (N, d) and labels (N,) of a set."""
 
     def __init__(
         self, dataset: Any, model: nn.Module, features: np.ndarray, labels: np.ndarray, num_test_views: int
@@ -85,6 +85,6 @@ class Measurements:
         self._kept = [*(one for one in self._kept if not replaced(one)), new]
 
     def find(self, kind: type[Kind], dataset: Any, model: nn.Module, *settings: Any) -> Kind | None:
-        """Return the result on a set by the model in its present state; None if there is none."""
+        """Return the result of the model in its current state on a set, or None if it is not known."""
         of_set = (one for one in self._kept if isinstance(one, kind) and one.dataset is dataset)
         return next((one for one in of_set if one.snapshot.matches(model, *settings)), None)

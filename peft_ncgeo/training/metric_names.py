@@ -1,4 +1,4 @@
-"""Metrics of the user's own, which may ask for the class names of the set that is evaluated."""
+"""The user's own metrics, which may ask for the class names of the evaluated set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Metrics = Callable[..., dict[str, float]]
 
 
 def with_class_names(compute_metrics: Metrics, class_names: Callable[[], Sequence[str]]) -> Metrics:
-    """Return metrics that hand on the class names, where the function has a parameter `class_names`.
+    """Return metrics that pass the class names to the function if it has a parameter `class_names`.
 
     Raises:
         TypeError: the function cannot be called with a prediction alone, or with `class_names` or `compute_result`.
@@ -28,7 +28,7 @@ def with_class_names(compute_metrics: Metrics, class_names: Callable[[], Sequenc
         signature.bind(object(), **dict.fromkeys(known))
     except TypeError as error:
         raise TypeError(
-            f"compute_metrics={short_repr(compute_metrics)} must take an EvalPrediction, and beside it nothing but "
+            f"compute_metrics={short_repr(compute_metrics)} must take an EvalPrediction, and beside it only "
             f"class_names (and compute_result under batch_eval_metrics): {error}."
         ) from error
     if NAMES not in known:

@@ -1,4 +1,4 @@
-"""The model that a trainer trains: loaded where it is named, and with an adapter where a config is given."""
+"""Maker of the model that a trainer trains: it loads a model by its name, and adds an adapter for a config."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class ModelMaker:
     """Maker of a trainer's model.
 
     Args:
-        peft_config: of the adapter that every model gets; None: models stay as they are.
-        args: training arguments, with `model_init_kwargs` for a model that is named.
-        train_dataset: its classes are those of the head of an image classifier that is named.
-        given_names: classes of a training set that does not tell them.
+        peft_config: config of the adapter that every model gets; None: models are not changed.
+        args: training arguments, with `model_init_kwargs` for a model that is given by its name.
+        train_dataset: training set; an image classifier that is given by its name gets a head for its classes.
+        given_names: class names of a training set that does not have them.
 
     Raises:
-        TypeError: `peft_config` is no `PeftConfig`.
-        ValueError: options that cannot be given; see [`~peft_ncgeo.loading.base_models.load_base_model`].
+        TypeError: `peft_config` is not a `PeftConfig`.
+        ValueError: an option cannot be given; see [`~peft_ncgeo.loading.base_models.load_base_model`].
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class ModelMaker:
         self.options = None if args.model_init_kwargs is None else check_options(args.model_init_kwargs)
 
     def __call__(self, given: Any) -> nn.Module:
-        """Return the model, which is given or named.
+        """Return the model, which is given as an object or by its name.
 
         Raises:
-            OSError, ValueError: a named model cannot be loaded; options for a model that is not named; or a config
-                for a model that has an adapter.
+            OSError, ValueError: a model cannot be loaded by its name; options are given for a model that is an object;
+                or a config is given for a model that has an adapter.
         """
         named, untrained = isinstance(given, str | os.PathLike), ""
         if self.options is not None and not named:
@@ -95,10 +95,10 @@ class ModelMaker:
 
 
 def _train_head(config: Any, model: nn.Module, reason: str) -> None:
-    """Let the adapter train and save a head for a reason, in words that follow its path, with a warning.
+    """Let the adapter train and save a head, and warn with the reason, given as words after the head's path.
 
     Raises:
-        ValueError: the adapter cannot, so that the head would stay random.
+        ValueError: the adapter cannot train a head, so the head would stay random.
     """
     path = head_path(model) or ""
     saved = getattr(config, "modules_to_save", None) or []
@@ -107,7 +107,7 @@ def _train_head(config: Any, model: nn.Module, reason: str) -> None:
     if not hasattr(config, "modules_to_save"):
         raise ValueError(
             f"The head {path!r} {reason} and must be trained, but {type(config).__name__} has no modules_to_save; "
-            "take another config, or a model whose head was trained."
+            "use another config, or a model whose head was trained."
         )
     config.modules_to_save = [*saved, path]
     warnings.warn(

@@ -1,4 +1,4 @@
-"""The training objective: the classification loss plus every term times its factor."""
+"""Training objective: the classification loss plus every term times its factor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def objective(
 
     Raises:
         ValueError: a term is not a scalar.
-        FloatingPointError: a term, or the sum, is not finite; it names `step`.
+        FloatingPointError: a term or the sum is not finite; the message names `step`.
     """
     logits: Any = batch.logits  # of every model
     result = Objective(torch.zeros((), device=logits.device))

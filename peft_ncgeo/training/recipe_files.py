@@ -30,7 +30,7 @@ def find_recipe(name: str | Path) -> Path:
     """Return the path of a recipe: a file as it is, or the file of one of the package's recipes by its name.
 
     Raises:
-        ValueError: there is no file and no recipe of that name; the error names the nearest recipe.
+        ValueError: there is no file and no recipe of that name; the message gives the nearest recipe.
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
@@ -47,7 +47,7 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def describe_recipe(name: str) -> str:
-    """Return the first sentence of a recipe's file, which tells method, paper and model."""
+    """Return the first sentence of a recipe's file, with method, paper and model."""
     words = []
     for line in find_recipe(name).read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

@@ -1,4 +1,4 @@
-"""Reports of a trained model beside baselines that cost nothing: `trainer.report()`."""
+"""Reports on a trained model next to cheap baselines: `trainer.report()`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BASELINES = ("zero-shot", "nearest class mean", "linear probe")
 
 
 class ReportingTrainer(LoadingTrainer):
-    """Trainer that reports what its model is worth."""
+    """Trainer that reports the quality of its model."""
 
     given_counts: Sequence[int] | None
 
@@ -48,25 +48,25 @@ class ReportingTrainer(LoadingTrainer):
     ) -> Report:
         """Return scores of each class, confusions, calibration and baselines on a labelled set.
 
-        Baselines read frozen features, of the model with its adapters off. "zero-shot": its own texts of the class
-        names, for a dual encoder; "nearest class mean" and "linear probe": see
-        [`~peft_ncgeo.reports.nearest_class_mean`] and [`~peft_ncgeo.reports.linear_probe`], on the training images
-        without augmentation. Training and evaluation images are encoded once each. The report says where the tuned
-        model does not beat them, and which of them are missing and why.
+        Baselines use frozen features, those of the model with its adapters off. "zero-shot" classifies by the texts of
+        the class names, for a dual encoder. For "nearest class mean" and "linear probe", fitted on the training images
+        without augmentation, see [`~peft_ncgeo.reports.nearest_class_mean`] and
+        [`~peft_ncgeo.reports.linear_probe`]. Every training and evaluation image is encoded once. The report names the
+        baselines that the tuned model does not beat, and those that are missing, with the reason.
 
-        Of an evaluation set of the trainer, the report is in the model card too, until the model changes. Call this
-        on all processes.
+        The report on an evaluation set of the trainer is also part of the model card, until the model changes. Call
+        this on all processes.
 
         Args:
-            dataset: labelled images, or the name of an evaluation set. Default: the only one.
+            dataset: labelled images, or the name of an evaluation set. Default: the only evaluation set.
             validation: a labelled set of the same classes, or its name, to fit a temperature on; see
-                [`~peft_ncgeo.reports.fit_temperature`]. The calibration is then shown before and after it. The report
-                says so if it is the reported set itself.
-            baselines: those to compute, of the three; `()` for none.
+                [`~peft_ncgeo.reports.fit_temperature`]. The calibration is then shown without and with the
+                temperature. If it is the reported set itself, the report says so.
+            baselines: baselines to compute, out of the three; `()` for none.
 
         Raises:
-            ValueError: there is no such set, or several and none is named; a validation set of other classes; a
-                baseline of another name.
+            ValueError: there is no such set, or there are several and none is chosen; the validation set has other
+                classes; or a baseline is unknown.
 
         Example:
 
@@ -81,7 +81,7 @@ class ReportingTrainer(LoadingTrainer):
             raise ValueError(f"baselines holds {short_repr(unknown[0])}; there are {', '.join(BASELINES)}.")
         if self.task.multi_label:
             raise ValueError(
-                "A report is of images with one label each; of several labels, evaluate() gives the scores, and "
+                "A report needs images with one label each; for several labels, evaluate() gives the scores, and "
                 "peft_ncgeo.metrics.per_class_scores those of each class."
             )
         reported, fitted = self._named_set(dataset), None if validation is None else self._named_set(validation)
@@ -110,9 +110,9 @@ class ReportingTrainer(LoadingTrainer):
         return reports.report_of_predictions(predicted, confidences, labels, names, counts)
 
     def training_counts(self) -> np.ndarray | None:
-        """Return the number of training images of each class (K,), of multi-label sets that of its labels.
+        """Return the number of training images of each class (K,); for multi-label sets, the number of its labels.
 
-        It is None where there are no labels, or where a stream or a data set of torch does not tell it.
+        Return None if there are no labels, or if a stream or a torch data set does not give their number.
         """
         dataset, given = self.train_dataset, self.given_counts
         if dataset is None or not self.labelled or (given is None and is_torch_set(dataset)):
@@ -123,10 +123,10 @@ class ReportingTrainer(LoadingTrainer):
         return count_classes(dataset, self.args.label_column, given, self.class_names)
 
     def check_replaced(self) -> None:
-        """Refuse a training set, put in the place of the first one, whose labels mean other classes.
+        """Check that a training set that has replaced the first one has the same classes.
 
         Raises:
-            ValueError: as above.
+            ValueError: its labels mean other classes.
         """
         known = known_names(self.train_dataset, self.args.label_column)
         if known and self.class_names and known != self.class_names:
@@ -136,13 +136,13 @@ class ReportingTrainer(LoadingTrainer):
             )
 
     def last_report(self, measured: Measurement) -> Report | None:
-        """Return what [`report`] returned for a set by the model in its present state; None if it was not called."""
+        """Return the result of [`report`] on a set with the model in its current state; None if it was not called."""
         settings = measured.template, self.args.num_test_views
         found = self._measurements.find(Reported, measured.dataset, self.extractor.model, *settings)
         return None if found is None else found.report
 
     def _named_set(self, dataset: Any) -> Any:
-        """Return a set, given as it is, by its name, or by being the only one."""
+        """Return a set that is given as an object or by its name; for None, the only evaluation set."""
         known = self.evaluation_sets
         if dataset is None and len(known) == 1:
             return next(iter(known.values()))
@@ -187,7 +187,7 @@ class ReportingTrainer(LoadingTrainer):
         return replace(report, baselines=table, notes=tuple(notes))
 
     def _training_features(self, names: Sequence[str]) -> tuple[tuple[np.ndarray, np.ndarray] | None, str]:
-        """Return features (N, d) and labels (N,) of the training images of these classes, and words on what lacks."""
+        """Return features (N, d) and labels (N,) of these classes' training images, and a note on missing ones."""
         missing = "Nearest class mean and linear probe are missing:"
         if self.train_dataset is None or not self.labelled or is_stream(self.train_dataset):
             return None, f"{missing} there are no labelled training images, or they are a stream."
@@ -208,7 +208,7 @@ class ReportingTrainer(LoadingTrainer):
 
     @torch.no_grad()
     def _embed(self, dataset: Any) -> Embedding:
-        """Return raw features of a set by the model in its present state, and keep those of the trainer's sets."""
+        """Return a set's unnormalized features by the model in its current state; keep those of the trainer's sets."""
         model, views = self.extractor.model, self.args.num_test_views
         known = self._measurements.find(Embedding, dataset, model, views)
         if known is not None:

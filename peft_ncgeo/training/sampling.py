@@ -1,4 +1,4 @@
-"""Batches of training images: each class equally often, and each image once on several processes."""
+"""Batches of training images: classes drawn equally often, and each image counted once on several processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 
 
 class ClassBalancedSampler(Sampler[tuple[int, int]]):
-    """Sampler that draws a class evenly, then one of its samples, as many times as there are samples.
+    """Sampler that draws a class (all equally likely), then one of its samples, as many times as there are samples.
 
     It draws with replacement from (seed, epoch) only, so every process and a resumed run see the same order. It yields
     (index, number of earlier draws in this epoch), so that augmentation shows a rare image in several views.
@@ -47,11 +47,11 @@ class ClassBalancedSampler(Sampler[tuple[int, int]]):
 class EvenBatches(BatchSampler):
     """Batches for several processes, which take turns: every process gets the same number, all of one size.
 
-    Accelerate fills up the last ones with images from the start of the epoch, which then count twice. Here None fills
-    them up: a row that [`~peft_ncgeo.training.gathering.gather_batch`] removes again.
+    Accelerate fills up the last batches with images from the start of the epoch, which then count twice. Here None
+    fills them up: it gives a row that [`~peft_ncgeo.training.gathering.gather_batch`] removes again.
 
     Args:
-        batches: all batches of an epoch, the last one perhaps shorter.
+        batches: all batches of an epoch; the last one may be shorter.
         processes: number of processes that take turns.
     """
 
@@ -70,7 +70,7 @@ class EvenBatches(BatchSampler):
 
 
 def count_samples_once(loader: DataLoader[Any]) -> None:
-    """Make each image of an epoch count once in a loader that Accelerate has prepared for several processes."""
+    """Make each image of an epoch count once in a loader that Accelerate prepared for several processes."""
     shard = loader.batch_sampler
     if isinstance(shard, BatchSamplerShard) and not shard.drop_last:
         shard.batch_sampler = EvenBatches(shard.batch_sampler, 1 if shard.split_batches else shard.num_processes)
@@ -78,7 +78,7 @@ def count_samples_once(loader: DataLoader[Any]) -> None:
 
 @contextmanager
 def drop_last_only(args: TrainingArguments, is_training: bool) -> Iterator[None]:
-    """Apply `dataloader_drop_last` to training loaders alone inside this context: every image is evaluated."""
+    """Apply `dataloader_drop_last` only to training loaders inside this context, so that every image is evaluated."""
     given, args.dataloader_drop_last = args.dataloader_drop_last, args.dataloader_drop_last and is_training
     try:
         yield
@@ -87,7 +87,7 @@ def drop_last_only(args: TrainingArguments, is_training: bool) -> Iterator[None]
 
 
 def check_batches(loader: DataLoader[Any], batch_size: int, processes: int, least: int, drop_last: bool) -> None:
-    """Raise for a training loader that drops every image, or has a batch of fewer than `least` images."""
+    """Raise an error if a training loader drops every image, or has a batch of fewer than `least` images."""
     if len(loader) == 0:
         several = f" on each of {processes} processes" if processes > 1 else ""
         raise ValueError(
@@ -99,6 +99,6 @@ def check_batches(loader: DataLoader[Any], batch_size: int, processes: int, leas
     last = whole if drop_last else len(dataset) % whole or whole
     if last < least:
         raise ValueError(
-            f"A batch norm is trained, but a batch has {last} image, of which it cannot take statistics; set "
+            f"A batch norm is trained, but a batch has {last} image, too few to compute statistics; set "
             "dataloader_drop_last=True, or another per_device_train_batch_size."
         )

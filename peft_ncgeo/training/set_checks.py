@@ -1,4 +1,4 @@
-"""Checks of the kinds of data sets that a training gets, before any of them is read."""
+"""Checks of the kinds of data sets that a training gets, before they are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .arguments import GeometryTrainingArguments
 
 
 def check_sets(args: GeometryTrainingArguments, train: Any, evaluation: Any, class_counts: Any) -> None:
-    """Raise for data sets that do not fit the arguments.
+    """Raise an error for data sets that do not fit the arguments.
 
     Args:
         train, evaluation: the sets, None, or a dict of sets for evaluation.
@@ -22,7 +22,7 @@ def check_sets(args: GeometryTrainingArguments, train: Any, evaluation: Any, cla
         splits = ", ".join(f"train_dataset=data[{split!r}]" for split in list(train)[:3])
         raise TypeError(f"train_dataset is a DatasetDict of {len(train)} splits; pass one of them: {splits}.")
     if class_counts is not None and not is_torch_set(train):
-        raise ValueError("class_counts are for a stream or a data set of torch; this one is counted: leave them out.")
+        raise ValueError("class_counts are for a stream or a torch data set; this set can be counted: leave them out.")
     for name, dataset in (evaluation if isinstance(evaluation, dict) else {"eval_dataset": evaluation}).items():
         if is_stream(dataset) and args.world_size > 1:
             raise ValueError(
@@ -31,7 +31,7 @@ def check_sets(args: GeometryTrainingArguments, train: Any, evaluation: Any, cla
             )
     if args.class_balanced_sampling and is_torch_set(train):
         raise ValueError(
-            f"class_balanced_sampling draws images by their labels, which a {type(train).__name__} does not tell "
+            f"class_balanced_sampling draws images by their labels, which a {type(train).__name__} does not give "
             "before it is read; leave it out, or load the set as a datasets.Dataset."
         )
     if not is_stream(train):

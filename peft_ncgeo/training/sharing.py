@@ -32,17 +32,17 @@ from .card_record import record_training
 class SharingTrainer(Trainer):
     """Transformers' Trainer that saves and pushes adapters with this package's cards, not whole folders.
 
-    Transformers uploads the output folder, with pickled arguments that hold paths and any token that was given. Here
-    an upload holds the adapter, the processor and the card.
+    Transformers uploads the output folder, including pickled arguments with paths and tokens. Here an upload holds
+    only the adapter, the processor and the card.
     """
 
     _card_options: dict[str, Any] | None = None  # of the last `create_model_card`
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the adapter, its processor and a card; checkpoints, which are not shared, hold the adapter alone.
+        """Save the adapter, its processor and a card; checkpoints, which are not shared, hold only the adapter.
 
-        The card has the results of evaluations that belong to the present weights, and measures nothing anew: call
-        `evaluate` or `create_model_card` before. Call this on all processes.
+        The card has the results of evaluations that were made with the current weights; nothing is measured for it:
+        call `evaluate` or `create_model_card` before. Call this on all processes.
         """
         super().save_model(output_dir, _internal_call=True)
         if _internal_call:
@@ -53,7 +53,7 @@ class SharingTrainer(Trainer):
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_beside(self, folder: Path) -> None:
-        """Write the processor, and for an adapter a card, into the folder of the model that was saved."""
+        """Write the processor, and for an adapter also a card, into the folder of the saved model."""
         model: Any = self.model
         if isinstance(model, PeftModel):
             folder = folder if model.active_adapter == "default" else folder / model.active_adapter  # as PEFT does
@@ -91,7 +91,7 @@ class SharingTrainer(Trainer):
             self.processing_class = processing_class
 
     def _save_class_names(self, folder: Path) -> None:
-        """Write class names, and the template of an adapter, which [`~peft_ncgeo.hub.load_adapter`] reads."""
+        """Write the class names and an adapter's template; [`~peft_ncgeo.hub.load_adapter`] reads them."""
         model: Any = self.model
         heads = not reads_text(model) and classification_head(model) is not None and head_names(model)
         for name in getattr(model, "peft_config", {}):
@@ -127,8 +127,8 @@ class SharingTrainer(Trainer):
     ) -> None:
         """Write `README.md`, and a figure of the geometry, into the output folder.
 
-        See [`~peft_ncgeo.hub.create_card`], whose arguments are accepted too. Call this on all processes. `tasks` and
-        `dataset_args` are ignored: the card's task is the model's.
+        It also accepts the arguments of [`~peft_ncgeo.hub.create_card`]. `tasks` and `dataset_args` are ignored: the
+        task in the card is the model's. Call this on all processes.
         """
         options = _card_options(card, language, license, tags, finetuned_from, dataset_tags, dataset)
         self._card_options = options if model_name is None else {"repo_id": model_name, **options}
@@ -151,15 +151,16 @@ class SharingTrainer(Trainer):
     ) -> CommitInfo | None:
         """Push the active adapter, the processor and a card to `args.hub_model_id`, in one commit.
 
-        Call this on all processes. The card needs evaluations with the adapter off and on, for which the trainer's
-        evaluation sets are used.
+        Call this on all processes. For the card, the trainer's evaluation sets are evaluated with the adapter off and
+        on.
 
         Args:
-            commit_message, token, revision, private: as for [`~peft_ncgeo.hub.push_adapter`].
-            blocking: must be True; an adapter is small.
+            commit_message, token, revision, private: see [`~peft_ncgeo.hub.push_adapter`].
+            blocking: must be True, since an adapter is pushed in seconds.
             base_model_id: Hub id of the base model; needed if it was loaded from a folder.
-            record: from `trainer.record()`, used instead of measuring again.
-            card: for [`~peft_ncgeo.hub.create_card`], under its names or those of Transformers' `create_model_card`.
+            record: record from `trainer.record()`, to avoid new measurements.
+            card: arguments of [`~peft_ncgeo.hub.create_card`], by its names or those of Transformers'
+                `create_model_card`.
 
         Returns:
             The commit; None on all processes except the first.
@@ -221,15 +222,15 @@ class SharingTrainer(Trainer):
 def _card_options(
     card: dict[str, Any], language: Any, license: Any, tags: Any, finetuned_from: Any, dataset_tags: Any, dataset: Any
 ) -> dict[str, Any]:
-    """Return card options under the names of [`create_card`], from Transformers' names and from `card`.
+    """Return card options by the names of [`create_card`], from options by Transformers' names and from `card`.
 
     Raises:
-        TypeError: `card` has a name that neither of them has.
+        TypeError: `card` has a name that neither of the two functions has.
     """
     known = inspect.signature(create_card).parameters
     for name in card:
         if name not in (*known, "model_name", "tasks", "dataset_args"):
-            raise TypeError(f"A card has no {name!r}; it takes {', '.join(n for n in known if n != 'model')}.")
+            raise TypeError(f"A card has no option {name!r}; it takes {', '.join(n for n in known if n != 'model')}.")
     options = {
         "language": language,
         "license": license,

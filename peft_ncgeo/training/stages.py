@@ -1,4 +1,4 @@
-"""Training in stages: an adapter first, then, on the frozen result, a row of weights for each class."""
+"""Training in stages: first an adapter, then a row of weights for each class on the frozen result."""
 
 from __future__ import annotations
 
@@ -52,29 +52,29 @@ def train_stages(
     `w_k` (d) for each class while the tuned towers are frozen. The rows start as the tuned model's texts, and the
     logits are `exp(logit_scale) cos(f, w_k)`. Each stage has its own losses, arguments, optimiser and schedule.
 
-    Afterwards the rows stand for the classes of the training, and texts for any other name, wherever this package
-    classifies: in the trainer, in [`~peft_ncgeo.ZeroShotClassifier`] and in exports. They are saved beside the
-    adapter.
+    Afterwards, wherever this package classifies (in the trainer, in [`~peft_ncgeo.ZeroShotClassifier`] and in
+    exports), the rows are used for the classes of the training, and texts for any other name. The rows are saved
+    beside the adapter.
 
     Args:
         recipe: a recipe with `stages`.
         model: a CLIP-like model without adapters.
-        train_dataset, processing_class, eval_dataset: see [`GeometryTrainer`]. While rows are trained, the sets that
-            have the classes of the training are evaluated.
+        train_dataset, processing_class, eval_dataset: see [`GeometryTrainer`]. While rows are trained, only sets with
+            the classes of the training are evaluated.
         output_dir: a new folder; stage i writes its checkpoints into `output_dir/stage-i`, and the result is saved
             in `output_dir`.
         args: arguments of every stage, which override the recipe's; `batch_size` counts all processes.
-        callbacks: of every stage, beside the recipe's.
-        resume: go on where a stopped run with the same recipe and arguments ended, in whichever stage.
+        callbacks: callbacks of every stage, in addition to the recipe's.
+        resume: True: continue a stopped run with the same recipe and arguments, in any stage.
 
     Returns:
         The first stage's trainer, whose model has the result of all stages: `evaluate()`, `record()` and
         `push_to_hub()` work as after one training.
 
     Raises:
-        FileExistsError: the folder is not empty, without `resume`.
-        ValueError: a recipe without stages; a model that is no dual encoder; a run of another recipe to resume; rows
-            to evaluate without a set of their classes; what [`GeometryTrainer`] refuses.
+        FileExistsError: the folder is not empty and `resume` is False.
+        ValueError: the recipe has no stages, the model is not a dual encoder, the run to resume has another recipe, a
+            stage of rows is to be evaluated without a set of their classes, or [`GeometryTrainer`] raises an error.
 
     Reference: M. Farina et al., CVPR 2025, arXiv 2503.11609.
 
@@ -131,7 +131,7 @@ def _sets_of_rows(
     train_dataset: Dataset,
     eval_dataset: Dataset | dict[str, Dataset] | None,
 ) -> Dataset | dict[str, Dataset] | None:
-    """Return the evaluation sets that have the classes of the training, as rows have; None: there are none."""
+    """Return the evaluation sets that have the classes of the training, which have rows; None if there are none."""
     column = arguments[0].label_column
 
     def has_rows(dataset: Dataset) -> bool:
@@ -146,13 +146,13 @@ def _sets_of_rows(
         if stage.rows and own.eval_strategy != "no" and found is None:
             raise ValueError(
                 f"{stage.name}: its eval_strategy needs an evaluation set with the classes of "
-                "the training, which alone have rows; pass one as eval_dataset, or set eval_strategy='no'."
+                "the training, since only these have rows; pass one as eval_dataset, or set eval_strategy='no'."
             )
     return found
 
 
 def _claim(folder: Path, recipe: Recipe, args: Mapping[str, Any], resume: bool) -> None:
-    """Write into the folder which run it holds, or check that it holds this one."""
+    """Write a description of the run into the folder, or check that the folder holds this run."""
     content = json.dumps(
         {"recipe": recipe.source, "args": {name: repr(args[name]) for name in sorted(args)}}, indent=1
     )
@@ -170,7 +170,7 @@ def _claim(folder: Path, recipe: Recipe, args: Mapping[str, Any], resume: bool) 
 def _first_adapter(
     recipe: Recipe, model: nn.Module, places: Sequence[Path], arguments: GeometryTrainingArguments
 ) -> PeftModel:
-    """Return the model with its adapter as the last finished stage left it, or new, ready to be trained."""
+    """Return the model with the adapter of the last finished stage, or with a new adapter, ready to be trained."""
     finished = [
         place for stage, place in zip(recipe.stages, places, strict=True) if not stage.rows and _is_done(place)
     ]
@@ -206,7 +206,7 @@ def _trainer(
 
 
 def _train_or_restore(trainer: GeometryTrainer, place: Path) -> None:
-    """Train a stage from its last checkpoint or from the start, or restore the state of one that is done."""
+    """Train a stage from its last checkpoint or from the start, or restore the state of a finished stage."""
     if _is_done(place):
         trainer.state = TrainerState.load_from_json(str(place / TRAINER_STATE_NAME))
         return
@@ -225,7 +225,7 @@ def _train_rows(
     common: Mapping[str, Any],
     callbacks: Sequence[TrainerCallback],
 ) -> None:
-    """Train a row for each class on the frozen image tower, and keep the rows with the adapter."""
+    """Train a row for each class on the frozen image tower, and store the rows with the adapter."""
     tuned: Any = first.extractor.model
     names, adapter = first.class_names, tuned.active_adapter
     with evaluation_mode(tuned):

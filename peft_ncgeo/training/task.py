@@ -1,4 +1,4 @@
-"""Class names as the model reads them: as texts through tokenizer and template, or as outputs of its head."""
+"""Class names in the form that a model reads: as texts by tokenizer and template, or as outputs of its head."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class ClassificationTask:
         model: plain or under PEFT.
         processing_class: the model's processor; for a classification model its image processor.
         args: arguments with the names of columns, and templates.
-        multi_label: True if labels are lists, False if each image has one.
+        multi_label: True if labels are lists, False if each image has one label.
         class_texts: texts of some classes; None: those that the active adapter was trained with.
 
     Raises:
-        ValueError: the model has neither text nor a head, or the processor cannot read text.
+        ValueError: the model has neither a text tower nor a head, or the processor cannot read texts.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ClassificationTask:
 
     @property
     def template(self) -> str:
-        """Template of the active prompts; without prompts that of the arguments, else the one trained with before."""
+        """Template of the active prompts; without prompts, the arguments', else that of the adapter's training."""
         config = active_prompt_config(self.model)
         if config is None:
             return self.args.template or active_text_setting(self.model).template or DEFAULT_TEMPLATE
@@ -84,10 +84,10 @@ class ClassificationTask:
         return config.template
 
     def names(self, dataset: Any, training_names: list[str]) -> list[str]:
-        """Check a set for evaluation against columns, tokenizer and head, and return its class names.
+        """Check that an evaluation set fits columns, tokenizer and head, and return its class names.
 
         Args:
-            training_names: names of the training set; empty if nothing is trained.
+            training_names: class names of the training set; empty if nothing is trained.
         """
         columns = self.args.image_column, self.args.label_column
         check_label_kind(dataset, columns[1], self.multi_label, "an evaluation")
@@ -103,11 +103,11 @@ class ClassificationTask:
         return names
 
     def training_names(self, dataset: Any, given: Sequence[str] | None, reader: str) -> tuple[list[str], bool]:
-        """Check the training set as [`names`] does; return its class names, and whether all images have labels.
+        """Check the training set as [`names`] does; return its class names, and True if all images have labels.
 
         Args:
             given: class names for a set without labels, or with rows of 0 and 1.
-            reader: name of what reads labels; empty: nothing does, so they may be missing.
+            reader: name of the term that reads labels; empty: no term does, so labels may be missing.
         """
         columns = self.args.image_column, self.args.label_column
         check_label_kind(dataset, columns[1], self.multi_label, reader)
@@ -130,7 +130,7 @@ class ClassificationTask:
         check_head_names(self.model, names, self.args.label_column, training=learns)
 
     def write_names(self, names: Sequence[str], logit_bias: float | None = None) -> None:
-        """Name what will be trained after the training set's classes: a head's outputs, or the active adapters.
+        """Give the training set's class names to the outputs of a trained head, or else to the active adapters.
 
         Args:
             logit_bias: see [`~peft_ncgeo.models.text_setting.TextSetting`].
@@ -149,10 +149,11 @@ class ClassificationTask:
     def texts(self, names: Sequence[str], templates: Sequence[str] = (), template: str | None = None) -> BatchEncoding:
         """Return the names in the template, with slots for the active adapter's prompts: (K, L).
 
-        A `template` given here is used instead of the task's. Where a class has texts of its own, there are more rows
-        and their `counts`, see [`class_prompts`].
+        A `template` given here replaces the task's. If a class has texts of its own, there are more rows and their
+        `counts`, see [`class_prompts`].
 
-        With `templates`, the names in each of these follow, with the prompts in front of all words: ((1 + T) K, L).
+        With T `templates`, rows with the names in each of these follow, with the prompts before all words:
+        ((1 + T) K, L).
         """
         config, template = active_prompt_config(self.model), template or self.template
         slots = config.num_text_tokens if config else 0
@@ -177,7 +178,7 @@ class ClassificationTask:
     def frozen_texts(self, names: Sequence[str]) -> list[BatchEncoding]:
         """Return the names in each template that the frozen model reads; none for a classification model.
 
-        Texts of a class stand in place of the task's template, not of templates for the frozen model alone.
+        Texts of a class replace the task's template, but not templates that only the frozen model reads.
         """
         if not self.reads_text or not names:
             return []

@@ -63,62 +63,68 @@ from .task import ClassificationTask
 class GeometryTrainer(ReportingTrainer):
     """Trainer of adapters on labelled images: a classification loss plus any number of geometric terms.
 
-    `L = classification_loss + sum_t factor_t * losses_t`, each term on the batch of all processes. A CLIP-like model
-    is trained against the texts of the data set's own class names; an image classification model through its head.
-    Works with this package's configs and with PEFT's own (LoRA and others).
+    The loss is `L = classification_loss + sum_t factor_t * losses_t`, with each term computed on the batch of all
+    processes. A CLIP-like model is trained against the texts of the data set's own class names, an image
+    classification model through its head. The trainer works with this package's configs and with PEFT's own (LoRA and
+    others).
 
     Args:
-        model: a `PeftModel`, or a model for `peft_config`. It may be a name or a folder: of a dual encoder, or of an
-            image classifier, whose head is new where it has not an output for each class.
+        model: a `PeftModel`, or a model for `peft_config`. It may be the name or folder of a dual encoder or of an
+            image classifier; the classifier gets a new head if its head does not have one output for each class.
         args: [`GeometryTrainingArguments`].
         train_dataset: a `datasets.Dataset` with an image and a `ClassLabel` column; for
             [`~peft_ncgeo.losses.MultiLabelLoss`], lists of `ClassLabel`, or of K numbers 0 and 1, see `class_names`.
-            Or a stream (`IterableDataset` of `datasets` or torch; with `max_steps`) or a data set of torch, which give
-            dicts of these columns or pairs (image, label); their class names come from the column, from `.classes`, or
-            from `class_names`.
-        eval_dataset: one such set, or a dict of them; each is classified over its own names. A dict with "base" and
-            "new" also gives their harmonic mean. A head is evaluated on the classes of training only, in their order.
+            Or a stream (`IterableDataset` of `datasets` or torch; with `max_steps`) or a torch data set, whose samples
+            are dicts with these columns or pairs (image, label); their class names come from the column, from the
+            attribute `classes`, or from `class_names`.
+        eval_dataset: one set of these kinds, or a dict of sets; each is classified among its own names. A dict with
+            "base" and "new" also gives their harmonic mean. A head can only be evaluated on the classes of training,
+            in the same order.
         processing_class: the model's processor (for a classification model: its image processor). Default: the one
             found where the model was loaded from.
-        losses: [`Regularizer`] terms with different names, or one.
-        classification_loss: None leaves the classification term out.
-        compute_metrics: function of an `EvalPrediction`; a parameter `class_names` gets those of the set that is
-            evaluated. Default: accuracy and balanced accuracy; mean average precision and F1 of multi-label sets.
-        model_init: in place of `model`, a function that makes one for each training, so for each trial of
-            `hyperparameter_search` too; it may take the trial, None outside a search. `losses` and
-            `classification_loss` may then be such functions; where they are given as they are, each training gets
-            copies (`trainer.losses`). Callbacks begin each training with the state that they had at first.
-        data_collator: default: the processor's pixels; [`~peft_ncgeo.data.MixUp`] or [`~peft_ncgeo.data.CutMix`] mixes
-            those of training. On several processes it meets labels of -100 in the last batch,
-            in rows that only fill it up.
-        class_names: class names for a training set without labels, with rows of 0 and 1, or one that does not tell
-            them. Where no term reads labels (`classification_loss=None` and terms such as
+        losses: [`Regularizer`] terms with different names, or one term.
+        classification_loss: classification loss; None leaves the classification term out.
+        compute_metrics: function of an `EvalPrediction`; if it has a parameter `class_names`, it gets the names of the
+            evaluated set. Default: accuracy and balanced accuracy; for multi-label sets, mean average precision and
+            F1.
+        model_init: function that replaces `model`: it makes a new model for each training, and so for each trial of
+            `hyperparameter_search`. It may take the trial, which is None outside a search. `losses` and
+            `classification_loss` may then be functions of this kind too; if they are objects, each training gets
+            copies (`trainer.losses`). Callbacks begin each training with their initial state.
+        data_collator: Default: a collator that makes the processor's pixels. [`~peft_ncgeo.data.MixUp`] or
+            [`~peft_ncgeo.data.CutMix`] mixes the images in training. On several processes, a collator of your own gets
+            labels of -100 in the last batch, in rows that only fill it up.
+        class_names: class names for a training set without labels, with rows of 0 and 1, or without names of its own.
+            If no term reads labels (`classification_loss=None` and terms such as
             [`~peft_ncgeo.losses.Distillation`]), the label column may be absent, or hold -1 or None for some images.
             Evaluation sets need labels.
-        class_counts: number of images of each class, for a loss that reads it; counted where the set can be.
-        class_texts: texts of some classes, such as descriptions, as a dict of name and list; "{}" in a text is the
-            name. A class's feature is the direction of the mean of its texts' directions; prompts stand in front of
-            all their words. Other classes use the template. Default: the texts that the adapter was trained with.
-        teacher: another model whose logits on the training images a loss reads, over the same class names: a larger
+        class_counts: number of images of each class, for a loss that reads it. Default: counted, if the set allows it.
+        class_texts: texts of some classes, such as descriptions, as a dict from a name to a list; "{}" in a text
+            stands for the name. The feature of a class is the direction of the mean of its texts' directions; prompts
+            stand before all words of these texts. Other classes use the template. Default: the texts that the adapter
+            was trained with.
+        teacher: another model whose logits on the training images a loss reads, for the same class names: a larger
             CLIP, one with adapters, or an image classifier of the same classes. It is moved to the device, never
-            trained, and not saved; a checkpoint resumes with the same teacher only. Views that come again (see
-            `num_views`) pass through it once.
-        teacher_processor: its processor. Default: the one found where it was loaded from. Where its pixels differ from
-            the student's, images are processed for both.
-        peft_config: config of the adapter that the model gets, and each model that `model_init` makes.
+            trained, and not saved; a checkpoint resumes only with the same teacher. Fixed views (see `num_views`) are
+            passed through it once.
+        teacher_processor: the teacher's processor. Default: the one found where the teacher was loaded from. If its
+            pixels differ from the student's, images are processed for both.
+        peft_config: config of the adapter that the model gets, or each model that `model_init` makes.
 
-    Logged while training: `loss/ce`, and for each term `loss/<name>`, `lambda/<name>` (its factor) and the scalars it
-    notes itself, each the mean since the last log.
+    Logs of training hold `loss/ce` and, for each term, `loss/<name>`, `lambda/<name>` (its factor) and the scalars
+    that the term records itself, each as the mean since the last log.
 
-    Training writes the class names of a head into `model.config`, and holds what adapters train in float32.
+    Training writes the class names of a head into `model.config`, and keeps the trained weights of adapters in
+    float32.
 
-    Under gradient accumulation a micro-batch counts by its images, so terms that are means over images have the value
-    and gradient of one large batch, and terms on texts alone theirs. Terms that compare samples, or divide by anything
-    else of a batch, see one micro-batch at a time; so does a batch norm that is trained.
+    Under gradient accumulation, a micro-batch is weighted by its number of images, so terms that are means over images
+    have the value and gradient of one large batch; terms that read only texts keep their value and gradient. Terms
+    that compare samples, or divide by another number of a batch, see one micro-batch at a time; so does a trained
+    batch norm.
 
     Raises:
-        ValueError: before training starts, where model, data and losses do not fit together.
-        FloatingPointError: while training, naming the term that is not finite, before the step is taken.
+        ValueError: before training starts, if model, data and losses do not fit together.
+        FloatingPointError: during training, before the optimizer step, if a term is not finite; the message names it.
     """
 
     args: GeometryTrainingArguments
@@ -300,7 +306,7 @@ class GeometryTrainer(ReportingTrainer):
         return self.accelerator.prepare_model(self.extractor)
 
     def geometry_batch(self, model: nn.Module, inputs: dict[str, Any]) -> GeometryBatch:
-        """Return one pass of the student, and of the teacher if a loss asks for it, on the batch of all processes."""
+        """Return the input of the losses on the batch of all processes: features of student and, if read, teacher."""
         device = inputs["labels"].device
         sizes = inputs["sizes"] if "sizes" in inputs else batch_sizes(inputs["labels"])
         mixed = MixedBatch(self.mixing, inputs, sizes, (self.args.seed, self.state.global_step))

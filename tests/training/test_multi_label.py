@@ -145,8 +145,8 @@ REFUSED = {  # options, words of the error
     "sampling": ({"class_balanced_sampling": True}, ["class_balanced_sampling", "one label"]),
     "monitor": ({"callbacks": [GeometryMonitor()]}, ["GeometryMonitor", "one label"]),
     "projection": ({"callbacks": [GradientProjection()]}, ["GradientProjection", "one label"]),
-    "one label": ({"train": tiny_images(10)}, ["MultiLabelLoss", "'label' is no list", "CrossEntropy"]),
-    "one label to evaluate": ({"eval_dataset": tiny_images(10)}, ["MultiLabelLoss", "'label' is no list"]),
+    "one label": ({"train": tiny_images(10)}, ["MultiLabelLoss", "'label' is not a list", "CrossEntropy"]),
+    "one label to evaluate": ({"eval_dataset": tiny_images(10)}, ["MultiLabelLoss", "'label' is not a list"]),
     "lists to evaluate": (
         {"train": tiny_images(10), "eval_dataset": LISTS, "classification_loss": CrossEntropy()},
         ["evaluation reads one label", "MultiLabelLoss"],

@@ -1,4 +1,4 @@
-"""Space alignment without a loss: callbacks that rotate the classifier's weights or project their gradient."""
+"""Space alignment without a loss: callbacks that rotate a classifier's weights or project their gradient."""
 
 from __future__ import annotations
 
@@ -52,13 +52,14 @@ class _Alignment(TrainerCallback):
 class SlerpAlignment(_Alignment):
     r"""SpA-SLERP callback: after each step it rotates every misaligned row of the head towards its class mean.
 
-    At step t of T, where `cos(w_c, mu_c) <= threshold`, by the fraction of their angle (length kept)
+    At step t of T, a row with `cos(w_c, mu_c) <= threshold` rotates, with its length kept, by this fraction of the
+    angle:
 
     .. math:: 1 - (1 - \alpha r_t)^{34000 / T}, \quad r_t = (1 - \cos(\pi t / T)) / 2
 
-    because the effect adds up and the published alpha is for 34,000 steps (our reading). `mu_c` is the moving average
-    of class c's features, minus the mean of those of all classes seen. Rows of classes not seen yet, of length 0, or
-    parallel to their mean do not change.
+    The exponent is our reading: the effects of the steps multiply, and the published alpha is for 34,000 steps. `mu_c`
+    is the moving average of class c's features, minus the mean of these averages over all classes seen. Rows of
+    classes not seen yet, rows of length 0, and rows parallel to their mean do not change.
 
     Class texts of a CLIP-like model are not weights, so they cannot be rotated during training; use
     [`~peft_ncgeo.training.align_classifier`] afterwards.
@@ -69,7 +70,7 @@ class SlerpAlignment(_Alignment):
         center: False uses class means without subtracting their mean, as in the authors' code.
 
     Raises:
-        ValueError: a value out of range; when training starts, a head that is not one trained linear layer.
+        ValueError: a value is out of range; or, when training starts, the head is not one trained linear layer.
 
     Reference: J. Wang, Z. Gao, Z. Xie, Space Alignment Matters, arXiv 2512.07844.
 
@@ -102,15 +103,15 @@ class SlerpAlignment(_Alignment):
 
 
 class GradientProjection(_Alignment):
-    r"""SpA-Proj callback: it removes from each weight's gradient the part that rotates it away from its class mean.
+    r"""SpA-Proj callback: it removes from each row's gradient the part that rotates the row away from its class mean.
 
-    With w and mu of length 1 and g the gradient of row c, `g_t = g - <g, w> w` and `d = unit(mu - <mu, w> w)`; if
-    `<g_t, d> > 0`, `g_t <- g_t - <g_t, d> d`; the row's gradient becomes `(1 - gamma) g_t + gamma g`. So the part
-    along w is scaled by gamma, as in the authors' code. "Away" means a step of gradient descent; Adam's step may
+    Let w and mu have length 1, g be the gradient of row c, `g_t = g - <g, w> w` and `d = unit(mu - <mu, w> w)`. If
+    `<g_t, d> > 0`, then `g_t <- g_t - <g_t, d> d`. The row's gradient becomes `(1 - gamma) g_t + gamma g`, so the part
+    along w is scaled by gamma, as in the authors' code. "Away" refers to a step of gradient descent; Adam's step may
     differ.
 
-    For a head, it changes the gradient summed over all processes and micro-batches. For a CLIP-like model, it changes
-    the same gradient of the class texts, before it enters the text tower (under gradient accumulation, in the
+    For a head, the callback changes the gradient summed over all processes and micro-batches. For a CLIP-like model,
+    it changes this gradient of the class texts before it enters the text tower (under gradient accumulation, in the
     backward pass of the last micro-batch).
 
     Args:
@@ -118,7 +119,7 @@ class GradientProjection(_Alignment):
         center: False uses class means without subtracting their mean.
 
     Raises:
-        ValueError: gamma out of range; when training starts, a head that is not one trained linear layer.
+        ValueError: gamma is out of range; or, when training starts, the head is not one trained linear layer.
 
     Reference: J. Wang, Z. Gao, Z. Xie, Space Alignment Matters, arXiv 2512.07844.
 

@@ -19,16 +19,17 @@ class PromptAveraging(TrainerCallback):
     .. math:: \bar\theta = \sum_e w_e \theta_e / \sum_e w_e, \quad
               w_e = \exp(-(e - \mathrm{mean})^2 / 2\,\mathrm{std}^2)
 
-    over the epochs e = 1..E; theta_e are the adapter's trained parameters after epoch e, and frozen weights never
-    change. Evaluations and checkpoints during training see the prompts of their own epoch. The sum so far is part of a
-    checkpoint, so a resumed run ends with the same average.
+    over the epochs e = 1..E; theta_e are the adapter's trained parameters after epoch e. Frozen weights do not change.
+    Evaluations and checkpoints during training use the prompts of their own epoch. A checkpoint holds the current sum,
+    so a resumed run ends with the same average.
 
     Args:
         mean: epoch with the greatest weight.
-        std: width in epochs, > 0. The paper's are 15 and 1 of 20 epochs.
+        std: width in epochs, > 0. The paper uses mean 15 and std 1 for 20 epochs.
 
     Raises:
-        ValueError: std not greater than 0; or `load_best_model_at_end`, whose model the average would replace.
+        ValueError: std is not greater than 0, or `load_best_model_at_end` is set, whose model the average would
+            replace.
 
     Reference: M. U. Khattak et al., ICCV 2023, arXiv 2307.06948.
 

@@ -1,4 +1,4 @@
-"""A callback that counts the epochs for augmentation."""
+"""Callback that counts the epochs for augmentation."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 class EpochSetter(TrainerCallback):
-    """Callback that gives training images and sampler the number of the epoch, so that each epoch draws new views.
+    """Callback that sets the epoch's number on training images and sampler, so that each epoch draws new views.
 
-    Accelerate's loader sets it on the sampler or the data set, with several processes on the sampler only, and on
-    neither if it skips the batches that a resumed training has seen.
+    Accelerate's loader sets the number on the sampler or the data set, with several processes only on the sampler, and
+    on neither if it skips the batches that a resumed training has already seen.
     """
 
     def on_epoch_begin(

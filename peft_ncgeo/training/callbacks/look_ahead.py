@@ -1,4 +1,4 @@
-"""A callback that encodes images before the first step."""
+"""Callback that encodes images before the first step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...data.images import LabelledImages
 
 
 class LookAhead(TrainerCallback):
-    """Callback that calls `look_ahead(images, steps)` when a training's images and number of steps are known."""
+    """Callback that calls `look_ahead(images, steps)` as soon as a training's images and number of steps are known."""
 
     def __init__(self, look_ahead: Callable[[LabelledImages, int], None]) -> None:
         self.look_ahead = look_ahead

@@ -1,4 +1,4 @@
-"""A callback that adds the geometry of features to an evaluation's metrics."""
+"""Callback that adds the geometry of features to the metrics of an evaluation."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The features that a training step's losses read."""
+"""Features that the losses of a training step read."""

@@ -1,4 +1,4 @@
-"""Frozen weights in half precision for autocast, cast once instead of in every pass."""
+"""Frozen weights in half precision for autocast, cast once and not in every pass."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def autocast_dtype(accelerator: Accelerator) -> torch.dtype | None:
 class HalfWeights:
     """Context in which frozen linear and convolution layers hold half-precision copies of their weights.
 
-    Autocast would make the same copies in every pass: it keeps those of trained weights alone, and only for a pass.
-    Outside the context the model is as it was, so whoever else runs it sees its own weights.
+    Autocast would make the same copies in every pass: it keeps only copies of trained weights, and only during a pass.
+    Outside the context the model has its own weights, so other users of the model are not affected.
 
     Args:
-        model: whose frozen weights are meant; memory for their copies is taken at the first use.
+        model: model with frozen weights; memory for their copies is allocated at the first use.
         dtype: torch.bfloat16 or torch.float16; None: nothing is cast.
     """
 

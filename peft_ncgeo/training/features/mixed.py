@@ -17,22 +17,22 @@ from ..gathering import gather_batch, process_index
 
 
 class MixedBatch:
-    """Images of a micro-batch, each mixed with another one of the micro-batch of all processes.
+    """Images of a micro-batch, each mixed with another image of the micro-batch of all processes.
 
-    What is drawn depends on the seed, the optimiser step and the micro-batch's number in it alone, so all processes
-    draw the same, and so does a resumed training.
+    The random draws depend only on the seed, the optimiser step and the number of the micro-batch in this step, so all
+    processes draw the same, and so does a resumed training.
 
     Args:
-        mixing: the way to mix; None leaves the batch as it is.
-        inputs: this process's batch, with rows that only fill it up at its end.
-        sizes: from [`batch_sizes`].
+        mixing: mixup or CutMix; None leaves the batch unchanged.
+        inputs: this process's batch; rows that only fill it up are at its end.
+        sizes: result of [`batch_sizes`].
         key: seed and step; the number of the micro-batch is among the inputs.
 
     Attributes:
-        inputs: the batch with mixed pixels, of a teacher too where it has its own.
+        inputs: the batch with mixed pixels, and with mixed pixels of a teacher if it has its own.
 
     Raises:
-        ValueError: the model needs more than pixels, so that two images cannot be mixed.
+        ValueError: the model needs other inputs than pixels, so two images cannot be mixed.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class MixedBatch:
         self.share = shares[0]
 
     def mix_labels(self, fields: dict[str, Any], num_classes: int) -> None:
-        """Replace the labels (B,) of all processes by `targets` (B, K), the shares of the classes in mixed images."""
+        """Replace the labels (B,) of all processes by `targets` (B, K), the shares of classes in the mixed images."""
         if self.order is None or "labels" not in fields:
             return
         labels = fields.pop("labels")

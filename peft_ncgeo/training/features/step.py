@@ -1,4 +1,4 @@
-"""Features that a training step's losses read, each computed as seldom as possible."""
+"""Features that the losses of a training step read, each computed as rarely as possible."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from .views import ViewFeatures, never_changes
 class StepFeatures:
     """Features of micro-batches: the student's, and the frozen model's and a teacher's if a loss asks for them.
 
-    - Texts do not depend on images: one pass serves all micro-batches of an optimiser step, and each process encodes
-      its share of them.
-    - The frozen model's and the teacher's texts are read once.
-    - Where images are shown in views that come again, the frozen model and the teacher see each view once. So does the
-      student where nothing in its image tower is trained; images are not even decoded then.
+    - Texts do not depend on images: one pass of the text tower serves all micro-batches of an optimiser step, and each
+      process encodes its share of the texts.
+    - The frozen model and the teacher encode their texts once.
+    - If images have fixed views, the frozen model and the teacher encode each view once. The student does so too if
+      nothing in its image tower is trained; then images are not even decoded.
 
     Args:
         extractor: the student.
         frozen: the frozen model, or None.
         teacher: another model, or None.
         required: [`GeometryBatch`] fields that losses ask for.
-        args: of the training.
+        args: training arguments.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class StepFeatures:
         self.begin({})
 
     def begin(self, texts: dict[str, Tensor]) -> None:
-        """Start a training on these texts, and drop features of images and of an unfinished step."""
+        """Start a training on these texts; drop the features of images and of an unfinished step."""
         self.texts = TextShare(texts)
         self.forget_step()
         self.student_views: ViewFeatures | None = None
@@ -68,10 +68,10 @@ class StepFeatures:
         """Return `image_features` (B, d) and `text_features` (K, d), or `logits` (B, K), with gradient.
 
         Args:
-            model: the extractor, under DDP where there are several processes.
-            inputs: `pixel_values` (B, C, H, W) with what the model needs beside them, or `views` where the images'
+            model: the extractor, wrapped by DDP if there are several processes.
+            inputs: `pixel_values` (B, C, H, W) and the other tensors that the model needs, or `views` if the images'
                 features are known.
-            is_last: whether the optimiser steps after this micro-batch.
+            is_last: True if an optimiser step follows this micro-batch.
         """
         new = {} if self.step_text is not None else dict(self.texts.own)
         if "pixel_values" in inputs:
@@ -117,7 +117,7 @@ class StepFeatures:
         return {"teacher_logits": self.teacher.logits(**image_inputs(inputs, prefix=prefix)).to(device)}
 
     def look_ahead(self, images: Any, collate: Callable[..., dict[str, Any]], steps: int) -> None:
-        """Encode every view now, if `steps` optimiser steps will see each more than once on average."""
+        """Encode every view now if `steps` optimiser steps will use each view more than once on average."""
         args = self.args
         seen = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         if not isinstance(images, LabelledImages) or not images.views or seen < 2 * images.views:

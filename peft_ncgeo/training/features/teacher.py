@@ -1,4 +1,4 @@
-"""Features of the frozen model: the student's weights with the adapter switched off, never a second copy."""
+"""Features of the frozen model: the student with its adapter switched off, without a second copy of the weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class FrozenTeacher:
 
     Args:
         extractor: the student; its adapter is switched off for each pass.
-        texts: the class names in each template; the features of several are averaged.
+        texts: the class names in each template; features of several templates are averaged.
 
     Raises:
-        ValueError: the model has no adapters to switch off, or is not the pretrained one without them: parameters
-            outside them are trained, or the adapter was made of the base model's weights.
+        ValueError: the model has no adapters to switch off, or is not the pretrained model without them: parameters
+            outside of adapters are trained, or the adapter was made from the base model's weights.
     """
 
     def __init__(self, extractor: FeatureExtractor, texts: Sequence[BatchEncoding]) -> None:
@@ -34,7 +34,7 @@ class FrozenTeacher:
         self._text_features: Tensor | None = None
 
     def image_features(self, pixel_values: Tensor, **others: Tensor) -> Tensor:
-        """Return the features (B, d) of `pixel_values` (B, C, H, W) and what the model needs beside them."""
+        """Return the features (B, d) of `pixel_values` (B, C, H, W) and the other tensors that the model needs."""
         with adapters_off(self.extractor):
             return extract_features(self.extractor, pixel_values=pixel_values, **others)["image_features"]
 

@@ -1,4 +1,4 @@
-"""Logits of a teacher that is another model than the one that is trained, as in distillation."""
+"""Logits of a teacher that is another model than the trained one, as in distillation."""
 
 from __future__ import annotations
 
@@ -27,28 +27,27 @@ from .text_share import TextShare
 class TeacherModel:
     """Logits of another model on the training images, without gradient and in evaluation mode.
 
-    A dual encoder reads the class names in the template of its own adapter, else in that of the arguments, once for
-    each training: `exp(logit_scale) cos(f, g)`. Classes for which its adapter has trained rows have these. An image
-    classifier must have the same classes in the same order.
+    A dual encoder gives `exp(logit_scale) cos(f, g)`. It encodes the class names once for each training, in the
+    template of its own adapter, else in that of the arguments; texts of classes are also those of its own adapter,
+    else the student's. Rows that its adapter trained for classes take the place of their texts. An image classifier
+    must have the same classes in the same order.
 
-    Texts of classes are those of its own adapter too, else the student's.
-
-    Its weights are not part of the trained model, so they are neither trained nor saved. A checkpoint holds a
-    fingerprint of them: a training does not resume with another teacher.
+    The teacher's weights are not part of the trained model, so they are neither trained nor saved. A checkpoint holds
+    a fingerprint of them, and a training does not resume with another teacher.
 
     Args:
-        model: with or without adapters; it is moved to the device, unless it was dispatched over several.
-        processing_class: its processor; None: the one that is found where it was loaded from.
-        student: what is trained, with its image processor.
-        class_names: of the training set.
-        args: of the training.
+        model: the teacher, with or without adapters; it is moved to the device, unless it is spread over several.
+        processing_class: the teacher's processor; None: the one found where the teacher was loaded from.
+        student: the classification task of the trained model, with its image processor.
+        class_names: class names of the training set.
+        args: training arguments.
 
     Attributes:
-        image_processor: its image processor, where this makes other pixels than the student's; else None.
+        image_processor: the teacher's image processor if it makes other pixels than the student's, else None.
 
     Raises:
-        ValueError: it shares trained parameters with the student, its processor is not known, or it cannot classify
-            images as these classes.
+        ValueError: the teacher shares trained parameters with the student, its processor is not known, or it cannot
+            classify images into these classes.
     """
 
     name = "teacher"  # of its fingerprint in checkpoints
@@ -96,7 +95,7 @@ class TeacherModel:
         self._text_features: Tensor | None = None
 
     def logits(self, **images: Tensor) -> Tensor:
-        """Return the logits (B, K) of the inputs that its image processor makes."""
+        """Return the logits (B, K) of inputs that the teacher's image processor made."""
         model: Any = self.extractor.model
         device: Any = execution_device(model)
         out = extract_features(self.extractor, **{name: value.to(device) for name, value in images.items()})
@@ -110,7 +109,7 @@ class TeacherModel:
             return cosine_logits(out["image_features"], self._text_features, logit_scale(model), logit_bias(model))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return a fingerprint of its weights and template, of exact sums, so the same on every device."""
+        """Return a fingerprint of the teacher's weights and template, by exact sums: the same on every device."""
         found = hashlib.blake2b(digest_size=8)
         found.update((self.task.template if self.task.reads_text else "").encode())
         if self.task.class_texts:
@@ -126,12 +125,12 @@ class TeacherModel:
         """Compare with the fingerprint in a checkpoint.
 
         Raises:
-            ValueError: it is that of another teacher.
+            ValueError: the fingerprint is that of another teacher.
         """
         if not torch.equal(state_dict["fingerprint"].cpu(), self.state_dict()["fingerprint"]):
             raise ValueError(
                 "The checkpoint was written with another teacher, or with the same one in another precision or "
-                "template; resume with that one, or start from the beginning."
+                "template; resume with that teacher, or start from the beginning."
             )
 
 

@@ -1,4 +1,4 @@
-"""Class texts dealt over processes, each of which encodes its share."""
+"""Distribution of class texts over processes, each of which encodes its share."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ..gathering import gather_batch, process_index, world_size
 
 
 class TextShare:
-    """Share of texts that this process encodes; features of all processes come together in the order of the texts.
+    """Share of texts that this process encodes; the features of all processes are gathered in the order of the texts.
 
-    Texts are dealt by length, the longest first, each to the process with the fewest tokens so far. A process without
-    a text encodes one that does not count, since all processes take part in each pass of the model.
+    The longest texts are distributed first, each to the process with the fewest tokens so far. A process without a
+    text encodes one that does not count, since all processes must take part in each pass of the model.
 
     Args:
         texts: `input_ids` (K, L), and an `attention_mask` (K, L) unless all texts are of full length. With `counts`,
-            there are several texts of a class, whose features are averaged, see [`mean_directions`].
+            classes may have several texts, whose features are averaged, see [`mean_directions`].
 
     Attributes:
         own: the texts of this process.
@@ -45,7 +45,7 @@ class TextShare:
         self._order = places.argsort()
 
     def gather(self, features: Tensor) -> Tensor:
-        """Return the features (K, d) of all classes, from those of this process's texts, differentiable."""
+        """Return the features (K, d) of all classes from those of this process's texts, differentiable."""
         if self._order is not None:
             features = gather_batch(features, self.sizes).index_select(0, self._order)
         return mean_directions(features, self._counts)
@@ -66,7 +66,7 @@ def class_features(extractor: FeatureExtractor, texts: Mapping[str, Any], device
     """Return the text features (K, d) of classes, all encoded on this process.
 
     Args:
-        texts: what a task's `texts` returns: the texts of the classes, with their numbers if a class has several.
+        texts: result of a task's `texts`: the texts of the classes, with `counts` if a class has several texts.
     """
     moved: dict[str, Any] = {
         name: part.to(device) if isinstance(part, Tensor) else part for name, part in texts.items()

@@ -1,4 +1,4 @@
-"""Features of training images that do not change from epoch to epoch, computed once."""
+"""Features of training images that do not change between epochs, computed once."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ class FixedViews(Dataset[dict[str, Any]]):
 class ViewFeatures:
     """Features of every view of the training images, kept on the host: (V, d).
 
-    Views are encoded in their own order and in batches of one size, so that a resumed run has the same features to
-    the last bit. Several processes share the work.
+    Views are encoded in a fixed order and in batches of a fixed size, so that a resumed run has exactly the same
+    features, bit for bit. Several processes share the work.
 
     Args:
-        images: with `views` > 0.
-        collate: makes `pixel_values` of samples.
-        encode: `pixel_values` (B, C, H, W), and what the model needs beside them, to features (B, d).
-        device: of the encoder.
-        batch_size: of the passes.
+        images: training images with `views` > 0.
+        collate: function that makes `pixel_values` from samples.
+        encode: function from `pixel_values` (B, C, H, W), and the other tensors that the model needs, to features
+            (B, d).
+        device: device of the encoder.
+        batch_size: number of images per pass.
         workers: number of processes that read and collate images, as `dataloader_num_workers`.
-        quiet: no progress bar.
+        quiet: True: show no progress bar.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class ViewFeatures:
 
 
 def never_changes(model: nn.Module, out: dict[str, Tensor]) -> bool:
-    """Return True if every pass in training mode, with gradient on, gives the same image features."""
+    """Return True if every pass in training mode, with gradients enabled, gives the same image features."""
     return not out["image_features"].requires_grad and not is_random(model)
 
 

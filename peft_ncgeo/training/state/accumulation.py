@@ -13,7 +13,7 @@ from ...losses import Regularizer
 
 
 class StepPart(Protocol):
-    """Object that keeps something from one micro-batch of a step to the next."""
+    """Object that keeps state from one micro-batch of a step to the next."""
 
     def forget_step(self) -> None: ...
 
@@ -41,13 +41,13 @@ class WeightedMeans:
 class Accumulation:
     """State that lasts over the micro-batches of an optimiser step.
 
-    The trainer calls `begin` before a step, `add` with each micro-batch and `end` before the optimiser steps. A step
-    that was interrupted, for instance because memory ran out, leaves nothing for the next one. A step's values are
-    means over its images: a micro-batch counts by its share of them.
+    The trainer calls `begin` before a step, `add` with each micro-batch and `end` before the optimiser step. An
+    interrupted step, for instance if memory ran out, leaves no state for the next one. A step's values are means over
+    its images: each micro-batch is weighted by its share of the images.
 
     Args:
         losses: terms whose multipliers are updated by dual ascent at the end of each step.
-        parts: other objects that keep something within a step.
+        parts: other objects that keep state within a step.
     """
 
     def __init__(self, losses: Sequence[Regularizer], parts: Sequence[StepPart] = ()) -> None:
@@ -56,7 +56,7 @@ class Accumulation:
         self.begin()
 
     def begin(self) -> None:
-        """Start a step and drop what an unfinished step has left."""
+        """Start a step, and drop the values of an unfinished step."""
         self._noted, self._constrained = WeightedMeans(), WeightedMeans()
         for part in self.parts:
             part.forget_step()
@@ -66,7 +66,7 @@ class Accumulation:
 
         Args:
             noted: scalars for the log.
-            constrained: values that budgets limit, by the names of their terms.
+            constrained: values that budgets limit, by the names of the terms.
             share: the micro-batch's share of the step's images, 0 to 1.
         """
         self._noted.add(noted, share)
@@ -83,5 +83,5 @@ class Accumulation:
         self._log.add(self._noted.read())
 
     def read_log(self) -> dict[str, float]:
-        """Return the means over the steps that ended since the last call."""
+        """Return the means over the steps that were finished since the last call."""
         return {name: float(value) for name, value in self._log.read().items()}

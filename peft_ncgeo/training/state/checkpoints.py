@@ -29,10 +29,10 @@ from .retry import TrainingSnapshot
 
 
 def why_not_resumable(folder: str | Path) -> str:
-    """Return why training cannot resume from this checkpoint; an empty text for a complete one.
+    """Return the reason why training cannot resume from this checkpoint; an empty text for a complete one.
 
     `trainer_state.json` is written last, after every process has written its own file. The other files are checked
-    too, because a copy may be incomplete.
+    too, because a copied folder may be incomplete.
     """
     folder = Path(folder)
     try:
@@ -54,22 +54,22 @@ def why_not_resumable(folder: str | Path) -> str:
 
 
 def check_classes(folder: str | Path, names: Sequence[str]) -> None:
-    """Refuse a checkpoint whose head was trained on other classes, or on these in another order.
+    """Check that the head in a checkpoint was trained on these classes, in this order.
 
     Raises:
-        ValueError: as above.
+        ValueError: the head was trained on other classes, or in another order.
     """
     file = Path(folder) / CLASS_NAMES
     known = list(map(str, read_json(file))) if names and file.is_file() else list(names)
     if not same_names(names, known):
         raise ValueError(
             f"Cannot resume from {folder}: its head was trained on the classes {short_repr(known)}, but the training "
-            f"set has {short_repr(list(names))}; take the training set that it began with, or train anew."
+            f"set has {short_repr(list(names))}; use the training set of that run, or start a new training."
         )
 
 
 def check_whole(paths: Iterable[Path]) -> None:
-    """Refuse files of torch that are cut short, of which torch 2.6 says nothing when they are small."""
+    """Raise an error for truncated torch files; torch 2.6 reports no error when it writes small ones."""
     for path in paths:
         # sharded trainings write other files; a device such as /dev/full would be read without end
         if path.exists() and not (path.is_file() and is_zipfile(path)):
@@ -77,10 +77,10 @@ def check_whole(paths: Iterable[Path]) -> None:
 
 
 def last_resumable(output_dir: str | Path) -> str:
-    """Return the latest checkpoint that training can resume from. Warn of damaged later ones.
+    """Return the latest checkpoint from which training can resume; warn if later ones are damaged.
 
     Raises:
-        ValueError: there is none; the error gives the reason.
+        ValueError: there is none; the message gives the reason.
     """
     names = [path.name for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
     steps = [int(found[1]) for name in names if (found := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", name))]
@@ -189,7 +189,7 @@ class CheckpointingTrainer(SharingTrainer):
                 model.load_adapter(str(folder), name, is_trainable=name in model.active_adapters)
 
     def _stateful(self) -> list[Any]:
-        """Return all objects with a name and a state: losses, class means, a teacher and some callbacks."""
+        """Return all objects that have a name and a state: losses, class means, a teacher and some callbacks."""
         others = [self.class_means, self.teacher, *self.callback_handler.callbacks]
         owners = [*self.losses, *(o for o in others if hasattr(o, "name") and hasattr(o, "load_state_dict"))]
         for name, count in Counter(owner.name for owner in owners).items():

@@ -15,8 +15,9 @@ MOMENTUM = 0.9
 class ClassMeans:
     """Exponential moving average of every class's mean feature, `m_c <- 0.9 m_c + 0.1 batch mean`.
 
-    A class's first batch mean is taken as it is; until then its row is nan. A batch is what one optimiser step sees:
-    all micro-batches and, since features are gathered, all processes. Part of a checkpoint.
+    The row of a class is nan until its first batch, whose mean it then takes. A batch holds all images of one
+    optimiser step: all micro-batches and, since features are gathered, all processes. The averages are part of a
+    checkpoint.
     """
 
     name = "class_means"
@@ -32,17 +33,17 @@ class ClassMeans:
 
     @property
     def means(self) -> Tensor:
-        """Class means (K, d) with everything added so far; rows of nan for classes not seen yet."""
+        """Class means (K, d) including all added micro-batches; rows of nan for classes not seen yet."""
         return self._means if self._step is None else self._blend(*self._step)
 
     def update(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Add a micro-batch and return the means with it, (K, d), attached to the graph of `features` (B, d).
+        """Add a micro-batch and return the new means (K, d), attached to the graph of `features` (B, d).
 
         Raises:
             ValueError: features are not finite.
         """
         features = features.to(torch.promote_types(features.dtype, torch.float32))
-        message = "image_features has non-finite values; class means stay as they were."
+        message = "image_features has non-finite values; class means do not change."
         refuse_unless(features.isfinite().all(), ValueError, message)
         if self._means.shape[1] == 0:
             self._means = features.new_full((self.num_classes, features.shape[1]), math.nan)
@@ -71,6 +72,8 @@ class ClassMeans:
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         if len(state_dict["means"]) != self.num_classes:
-            raise RuntimeError(f"it holds {len(state_dict['means'])} classes, the data set {self.num_classes}.")
+            raise RuntimeError(
+                f"it holds {len(state_dict['means'])} classes, but the data set has {self.num_classes}."
+            )
         self._means = state_dict["means"]
         self.forget_step()

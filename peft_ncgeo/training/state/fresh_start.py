@@ -1,4 +1,4 @@
-"""Initial losses and callbacks for each training, if `model_init` makes a new model each time."""
+"""Initial losses and callbacks for each training, for the case that `model_init` makes a new model each time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..checks import list_losses, with_label_smoothing
 
 
 class LossFactory:
-    """Losses passed to a trainer, of which each model gets its own.
+    """Maker of the losses of each training, from those passed to a trainer.
 
     Args:
-        losses: one, several, or a function of a trial that makes them.
-        classification_loss: a module, None, or a function of a trial that makes one.
-        copied: give each training copies, so that nothing learned or remembered reaches the next one.
+        losses: one term, several terms, or a function from a trial to them.
+        classification_loss: a module, None, or a function from a trial to one of these.
+        copied: True: each training gets copies, so that no state reaches the next training.
         label_smoothing: Trainer's `label_smoothing_factor`, for the classification loss.
     """
 
@@ -45,8 +45,8 @@ class LossFactory:
 class CallbackStates:
     """State of each callback before its first training.
 
-    It is what a checkpoint holds: `state()["attributes"]` of Transformers' `ExportableState`, or `state_dict()`. Other
-    callbacks reset themselves in `on_train_begin`.
+    The state is the one that a checkpoint holds: `state()["attributes"]` of Transformers' `ExportableState`, or
+    `state_dict()`. Other callbacks reset themselves in `on_train_begin`.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class CallbackStates:
         self._first: dict[int, tuple[TrainerCallback, Any]] = {}
 
     def begin(self, callbacks: Iterable[TrainerCallback]) -> None:
-        """Restore the first state of known callbacks, and store it for new ones."""
+        """Restore the first state of known callbacks, and store the state of new ones."""
         for callback in callbacks:
             if id(callback) in self._first:
                 _write_state(callback, deepcopy(self._first[id(callback)][1]))

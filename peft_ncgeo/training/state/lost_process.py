@@ -1,4 +1,4 @@
-"""Processes of a training that cannot go on together: one is lost, or they found other checkpoints."""
+"""Errors of processes that cannot continue a training together: one is lost, or they found different checkpoints."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def saying_who_is_lost(state: Callable[[], TrainerState], last_whole: Callable[[
     """Turn the error of a broken connection into one line that names the step and the last whole checkpoint.
 
     Args:
-        state: gives the trainer's state.
-        last_whole: gives the path of the last whole checkpoint, or a ValueError.
+        state: function that returns the trainer's state.
+        last_whole: function that returns the path of the last whole checkpoint, or raises a ValueError.
 
     Raises:
         ConnectionError: another process has ended, or did not answer within `ddp_timeout` seconds.
@@ -37,7 +37,7 @@ def saying_who_is_lost(state: Callable[[], TrainerState], last_whole: Callable[[
         try:
             mend = f"start all of them again with resume_from_checkpoint=True, from {Path(last_whole()).name}"
         except ValueError:
-            mend = "there is no whole checkpoint to resume from, so start all of them anew"
+            mend = "there is no whole checkpoint to resume from, so start all of them from the beginning"
         raise ConnectionError(
             f"Process {dist.get_rank()} of {world_size()} lost another one after step {state().global_step} "
             f"({one_line(error)}); {mend}."
@@ -48,7 +48,7 @@ def agree(find: Callable[[], str]) -> str:
     """Return the checkpoint that every process has found.
 
     Raises:
-        ValueError: a process found none, or another one than the others.
+        ValueError: a process found none, or a different one.
     """
     if world_size() == 1:
         return find()
@@ -64,7 +64,7 @@ def agree(find: Callable[[], str]) -> str:
     if len(set(found)) > 1:
         listed = "; ".join(f"process {rank}: {name or 'none'}" for rank, name in enumerate(found))
         raise ValueError(
-            f"Processes found other checkpoints ({listed}). Put output_dir on a disk that all machines share, "
+            f"Processes found different checkpoints ({listed}). Put output_dir on a disk that all machines share, "
             "or set save_on_each_node=True and name a checkpoint that all of them have."
         )
     return path

@@ -1,4 +1,4 @@
-"""Restarting a training with a smaller batch after memory ran out."""
+"""Restart of a training with a smaller batch after memory ran out."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .files import Stateful
 class TrainingSnapshot:
     """Copy of everything that a training changes, made before its first step and kept in the host's memory.
 
-    Under `auto_find_batch_size` Transformers starts again after the steps that fitted into memory. With this copy put
-    back first, the second try ends as if it had been the only one.
+    With `auto_find_batch_size`, Transformers starts again, but after steps that already changed the model. If this
+    copy is restored first, the second try gives the result of a training that started with the smaller batch.
 
     Args:
-        model: its trained parameters and buffers are copied.
+        model: model whose trained parameters and buffers are copied.
         owners: losses, class means and callbacks with a state.
         tools: optimiser and scheduler; None for one that does not exist yet.
     """

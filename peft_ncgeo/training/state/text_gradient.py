@@ -1,4 +1,4 @@
-"""A point between text tower and losses where the full gradient of the class texts can be changed."""
+"""Point between text tower and losses where the full gradient of the class texts can be changed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 
 class TextGradient:
-    """Sum of the texts' gradient over the micro-batches of a step, changed and released at the last one.
+    """Sum of the texts' gradient over the micro-batches of a step, changed and passed on at the last micro-batch.
 
-    Nothing passes before that, so one pass of the text tower serves all micro-batches of a step. Each process computes
-    the loss of the batch of all processes, so the gradient here is the same on every process, and DDP's mean over
-    processes does not change it.
+    No gradient enters the text tower before that, so one pass of it serves all micro-batches of a step. Each process
+    computes the loss of the batch of all processes, so the gradient here is the same on every process, and DDP's mean
+    over processes does not change it.
 
     Args:
-        changes: functions of gradient and texts, both (K, d), that return the gradient for the text tower.
-        classes: K. Further rows, from student templates, pass unchanged.
+        changes: functions from gradient and texts, both (K, d), to the gradient for the text tower.
+        classes: K, the number of classes. Further rows, from student templates, pass unchanged.
     """
 
     def __init__(self, changes: Sequence[Callable[[Tensor, Tensor], Tensor]], classes: int) -> None:
@@ -32,7 +32,7 @@ class TextGradient:
     end_step = forget_step  # the whole sum has entered the text tower
 
     def watch(self, text: Tensor, is_last: bool) -> Tensor:
-        """Return the texts (K, d) that losses read; `is_last`: the optimiser steps after this pass.
+        """Return the texts (K, d) that losses read; `is_last` is True if an optimiser step follows this pass.
 
         Raises:
             ValueError: the texts are not trained, so there is no gradient to change.
