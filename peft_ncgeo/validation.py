@@ -1,4 +1,4 @@
-"""Checks of plain arguments, and one-line forms of values and errors for messages."""
+"""Checks of plain arguments, and one-line texts of values and errors for messages."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_float(
     """Return the value as a Python float; accept numpy values and tensors of one number too.
 
     Args:
-        wanted: requirement on the value, as the error message states it.
+        wanted: requirement on the value, in the words of the error message.
         fits: test that returns True for a valid number.
 
     Raises:
@@ -77,7 +77,7 @@ def check_non_negative(name: str, value: Any) -> float:
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """Return the value as a Python bool. Refuse all other values: Python takes the string "false" as true."""
+    """Return the value as a Python bool; refuse other types, since the string "false" is true in Python."""
     plain = _plain(value)
     if not isinstance(plain, bool):
         raise ValueError(f"{name}={short_repr(value)} must be True or False.")
@@ -85,7 +85,7 @@ def check_bool(name: str, value: Any) -> bool:
 
 
 def check_names(name: str, value: Any) -> list[str] | None:
-    """Return a list of names, or None for None. A single string is a list of one name."""
+    """Return a list of names, or None for None; a single string becomes a list of one name."""
     if value is None:
         return None
     names = [value] if isinstance(value, str) else value
@@ -104,7 +104,7 @@ def check_path(name: str, value: Any) -> str | None:
 
 
 def check_length(name: str, text: str) -> str:
-    """Return the text; refuse one that is too long for a person to have written."""
+    """Return the text; raise an error if it is longer than a person would write."""
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"{name} has {len(text):,} characters; it must be at most {LONGEST_TEXT:,}.")
     return text

@@ -1,1 +1,1 @@
-"""PEFT tuners: one folder for each method, with `config.py`, `model.py`, `layer.py`."""
+"""PEFT tuners: one folder for each method, with `config.py`, `model.py` and `layer.py`."""

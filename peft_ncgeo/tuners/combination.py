@@ -37,10 +37,10 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def spherical(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Rotate rows `(n, d)` of the first tensor to those of the second by the share `t = weights[1]`, in float64.
+    """Rotate rows `(n, d)` of the first tensor towards those of the second by the share `t = weights[1]`, in float64.
 
-    Lengths are interpolated linearly. Rows of the same or opposite directions, and pairs with a row of 0, are
-    interpolated linearly as a whole.
+    Lengths are interpolated linearly. Rows with the same or opposite directions, and pairs with a row of 0, are
+    interpolated linearly without a rotation.
     """
     a, b = (tensor.double() for tensor in tensors)
     t = weights[1]
@@ -58,10 +58,10 @@ def check_combination(
     adapter_name: str,
     combination_type: str,
 ) -> None:
-    """Refuse adapters that cannot be combined; see [`~peft_ncgeo.tuners.tuner_model.TunerModel.add_weighted_adapter`].
+    """Check that adapters can be combined; see [`~peft_ncgeo.tuners.tuner_model.TunerModel.add_weighted_adapter`].
 
     Args:
-        configs: configs of the adapters that can be combined, by name.
+        configs: configs of the adapters of this method in the model, by name.
     """
     if combination_type not in COMBINATION_TYPES:
         raise ValueError(f"combination_type={combination_type!r} must be one of {', '.join(COMBINATION_TYPES)}.")

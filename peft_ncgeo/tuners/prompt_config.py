@@ -1,4 +1,4 @@
-"""Shared config fields of all methods that learn prompts."""
+"""Config fields that all methods with prompts have in common."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _LARGEST_ID = 2**31 - 1
 class PromptConfig(PeftConfig):
     """Base config of prompts in the text and vision towers of a CLIP-like or ViT-like model; not a PEFT method itself.
 
-    Text: learned vectors replace slots `1..num_text_tokens` of the tokenised template (after [BOS], before the class
-    name); each further layer below `text_depth` overwrites them with its own vectors. Vision: `num_vision_tokens`
-    vectors follow the patches, or precede them in DINOv3, whose last tokens must be patches; each further layer below
-    `vision_depth` overwrites them.
+    In the text tower, learned vectors replace slots `1..num_text_tokens` of the tokenised template (after [BOS],
+    before the class name); each further one of `text_depth` layers overwrites them with its own vectors. In the vision
+    tower, `num_vision_tokens` vectors follow the patches, or precede them in DINOv3, whose last tokens must be
+    patches; each further one of `vision_depth` layers overwrites them.
 
     Args:
         num_text_tokens: learned vectors in each prompted text layer. 0: no text prompts.
@@ -31,20 +31,21 @@ class PromptConfig(PeftConfig):
         text_depth: number of text layers, from the first, with their own vectors. A number larger than the tower's
             means all layers.
         vision_depth: the same for the vision tower.
-        first_layer: layer at whose entry the first vectors are inserted; 0 is the tower's input. Below it, text slots
-            hold the placeholders' own features, and `text_init` is used only if it is 0.
+        first_layer: layer at whose entry the first vectors are inserted; 0 is the tower's input. Before this layer,
+            text slots hold the features of the placeholder words. `text_init` is used only if `first_layer` is 0.
         coupling: "independent", or "coupled" (MaPLe): a layer's vision vectors are a learned linear map of its text
-            vectors. Needs equal numbers of tokens and `vision_depth <= text_depth`.
+            vectors. "coupled" needs equal numbers of tokens and `vision_depth <= text_depth`.
         text_init: start of the first layer's text vectors: a phrase, token ids, or None for N(0, init_std). Only the
             first tokens of a long phrase are used; after a short phrase, the rest is N(0, init_std).
         tokenizer_name_or_path: Hub id or folder of the tokenizer for `text_init` and `template`. Default: the base
             model.
         template: text around a class name, with `{}` in place of the name.
         init_std: standard deviation of all other vectors at the start.
-        init_weights: False starts every vector from N(0, init_std) and ignores `text_init`.
-        pack_text: run texts with the same beginning in one row, with the same features and gradients (up to float
-            error) in a fraction of the time and memory. It is skipped if it is not possible. Set False if a mask
-            hides tokens before a text's [EOT], which packing ignores, or if hooks on text layers need padded rows.
+        init_weights: False: start every vector from N(0, init_std) and ignore `text_init`.
+        pack_text: True: run texts with the same beginning in one row, with the same features and gradients (up to
+            rounding) in a fraction of the time and memory. Packing is skipped if it is not possible. Set False if a
+            mask hides tokens before a text's [EOT], which packing ignores, or if hooks on text layers need padded
+            rows.
         exclude_modules: names of modules whose towers get no prompts.
         modules_to_save: modules trained and saved as a whole beside the prompts, for example a classification head.
         token_ids: tokens of `text_init` and `template`, written when the adapter is created, so that loading needs
@@ -144,7 +145,7 @@ class PromptConfig(PeftConfig):
 
 
 def _token_ids(name: str, value: Any) -> list[int]:
-    """Return token ids as a list of ints; refuse strings and bytes, although they are iterable."""
+    """Return token ids as a list of ints; raise an error for strings and bytes, although they are iterable."""
     ids = value.tolist() if hasattr(value, "tolist") else value  # a tensor or an array
     if not isinstance(ids, list | tuple):
         raise ValueError(f"{name}={short_repr(value)} must be token ids, whole numbers of at least 0.")

@@ -1,7 +1,7 @@
 """Wrappers that insert learned vectors into a tower: one class for embeddings and one for layers, per modality.
 
-They replace `embeddings` and every `layers.i` of a prompted tower. As `BaseTunerLayer`s, they inherit enabling,
-switching, deleting, saving and unloading from PEFT.
+They replace `embeddings` and every `layers.i` of a prompted tower. They are `BaseTunerLayer`s, so PEFT enables,
+switches, deletes, saves and unloads them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class PromptLayer(TunerLayer):
 
     Args:
         base_layer: the module to wrap.
-        prefix: prefix of the PEFT type; names of its parameters start with it, so that Transformers finds them.
+        prefix: prefix of the PEFT type, with which the names of its parameters start, so that Transformers finds them.
     """
 
     other_param_names: tuple[str, ...] = ("num_tokens", "sources")
@@ -66,7 +66,7 @@ class PromptLayer(TunerLayer):
 
         Args:
             prompt: `(num_tokens, width)`; None if this layer has no vectors of its own.
-            source: layer whose prompt is mapped to this layer's width; of `prompt`, only the width is then used.
+            source: layer whose prompt is mapped to this layer's width; only the width of `prompt` is then used.
         """
         self.num_tokens[adapter_name] = num_tokens
         if prompt is not None and source is not None:
@@ -80,7 +80,7 @@ class PromptLayer(TunerLayer):
 
     @property
     def active_tokens(self) -> int:
-        """Number of this tower's slots that the active adapter owns; 0 if it owns none or is disabled."""
+        """Number of this tower's slots that the active adapter fills; 0 if it fills none or is disabled."""
         if self.disable_adapters or not self.active_adapters:
             return 0
         return self.num_tokens.get(self.active_adapters[0], 0)
@@ -105,7 +105,7 @@ def _write_slots(hidden_states: Tensor, prompt: Tensor, first: int) -> Tensor:
 
 
 class _TableWithPrompt(nn.Module):
-    """Token embeddings whose output holds prompts in its first slots. They replace a tower's own in one pass."""
+    """Token embeddings whose output holds prompts in its first slots; they replace the tower's own for one pass."""
 
     def __init__(self, table: nn.Module, write: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -116,10 +116,10 @@ class _TableWithPrompt(nn.Module):
 
 
 class TextEmbeddingsWithPrompt(PromptLayer):
-    """Wrapped text embeddings: a prompt replaces tokens, before positions and whatever else is added to them.
+    """Wrapped text embeddings: a prompt replaces tokens before positions and other embeddings are added to them.
 
     Args:
-        tower: the text tower, whose rules of reading say which slots prompts own.
+        tower: the text tower, whose rules of reading determine the slots of prompts.
     """
 
     other_param_names = ("num_tokens", "sources", "configs")
@@ -156,14 +156,14 @@ class TextEmbeddingsWithPrompt(PromptLayer):
         return inputs_embeds if prompt is None else _write_slots(inputs_embeds, prompt, self.reading.front)
 
     def slots(self) -> Slots | None:
-        """Return the slots that the active adapter owns; None if its texts must not be packed."""
+        """Return the slots that the active adapter fills; None if its texts must not be packed."""
         name = next(iter(self.active_adapters), "")
         if name in self.configs and not self.configs[name].pack_text:
             return None
         return Slots(self.active_tokens, self.active_tokens > 0 and name in self.prompts)
 
     def _check(self, input_ids: Tensor) -> None:
-        """Refuse texts whose [EOT] a prompt would overwrite; warn if slots hold other words than placeholders."""
+        """Raise an error if a prompt would overwrite an [EOT]; warn if slots hold other words than placeholders."""
         n, name = self.active_tokens, self.active_adapters[0]
         first, end = self.reading.front, self.reading.end_of_text
         # without [EOT] a text's own end is not known here; one special token at least follows the words
@@ -205,13 +205,13 @@ class TextLayerWithPrompt(PromptLayer):
 
 
 class GridWithPrompt(PromptLayer):
-    """Wrapped patch embeddings of timm, which refuse to give the size of maps, since prompts fit into none."""
+    """Wrapped patch embeddings of timm, which give no size of feature maps, since prompts do not fit into maps."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.base_layer(*args, **kwargs)
 
     def dynamic_feat_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Return the height and width of the feature maps of all layers, which `output_hidden_states` asks for."""
+        """Return the height and width of the feature maps of all layers, for `output_hidden_states`."""
         if self.active_tokens:
             raise NotImplementedError(
                 "timm makes feature maps of the hidden states, where prompts would be taken for patches; leave "
@@ -230,16 +230,16 @@ def _around(hidden_states: Tensor, special_tokens: int | None, count: int) -> li
 
 
 def _grow_mask(mask: Any, tokens: int) -> Any:
-    """Return an attention mask for more tokens, which all tokens attend to, of the kind that Transformers makes.
+    """Return an attention mask, of a kind that Transformers makes, extended by tokens that all tokens attend to.
 
-    It hides keys alone: (B, 1, L, L), True or 0 where a token is seen, or (B, L), nonzero there.
+    The mask may only hide keys: (B, 1, L, L), True or 0 where a token is visible, or (B, L), nonzero there.
 
     Raises:
-        NotImplementedError: a mask of another kind, as flex attention has.
+        NotImplementedError: the mask is of another kind, such as that of flex attention.
     """
     if mask is not None and not isinstance(mask, Tensor):
         raise NotImplementedError(
-            f"An attention mask of type {type(mask).__name__} cannot be grown for prompts; load the model with "
+            f"An attention mask of type {type(mask).__name__} cannot be extended for prompts; load the model with "
             "attn_implementation='sdpa'."
         )
     if mask is None or mask.shape[-1] == tokens:
@@ -251,10 +251,10 @@ def _grow_mask(mask: Any, tokens: int) -> Any:
 
 
 class VisionEmbeddingsWithPrompt(PromptLayer):
-    """Wrapped vision embeddings: n vectors without position embeddings join the image tokens.
+    """Wrapped vision embeddings: n vectors without position embeddings are added to the image tokens.
 
     Args:
-        special_tokens: number of tokens that they follow; None: they follow all tokens.
+        special_tokens: number of tokens that the vectors follow; None: they follow all tokens.
     """
 
     def __init__(self, base_layer: nn.Module, prefix: str, special_tokens: int | None = None) -> None:
@@ -271,14 +271,14 @@ class VisionEmbeddingsWithPrompt(PromptLayer):
 
 
 class VisionLayerWithPrompt(PromptLayer):
-    """Wrapped vision layer: its vectors overwrite the tower's prompts, or join the tokens if they are the first.
+    """Wrapped vision layer: its vectors overwrite the tower's prompts; the first vectors are added to the tokens.
 
-    The tower's last layer removes them: some heads average all patch tokens, and prompts must not be part of that.
-    The `hidden_states` that a model gives out hold them. A mask of the image's own tokens, which some towers always
-    make and others when they are exported, is grown for the prompts.
+    The tower's last layer removes them, since some heads average all patch tokens, and prompts must not be part of the
+    average. The `hidden_states` that a model returns hold them. A mask of the image's own tokens, which some towers
+    always make and others only in an export, is extended for the prompts.
 
     Args:
-        special_tokens: number of tokens that they follow; None: they follow all tokens.
+        special_tokens: number of tokens that the vectors follow; None: they follow all tokens.
         is_last: True for the tower's last layer.
     """
 

@@ -1,4 +1,4 @@
-"""Tuner that wraps the embeddings and layers of towers, and initialises their prompts."""
+"""Tuner that wraps the embeddings and layers of towers and initialises their prompts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PromptModel(TunerModel):
     """Base tuner for prompts of a [`PromptConfig`]; each PEFT type with prompts has a subclass with its own prefix."""
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict[str, Any]) -> Any:
-        """Turn the config's phrase and template into token ids, unless a loaded config has them already."""
+        """Turn the config's phrase and template into token ids, unless a loaded config already has them."""
         if peft_config.num_text_tokens and not peft_config.is_loaded:
             if peft_config.inference_mode and peft_config.has_changed():
                 written = ", ".join(map(short_repr, peft_config.token_ids["of"]))

@@ -29,12 +29,12 @@ class TunerModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Inject the adapter as PEFT does, after a check of adapters that the model already has.
 
-        Only the config decides which modules are wrapped. PEFT would also read a `state_dict`, but that lacks layers
-        without parameters, which remove vision prompts or check texts.
+        Only the config decides which modules are wrapped. PEFT would also read a `state_dict`, but it does not have
+        the layers without parameters, which remove vision prompts or check texts.
         """
         kwargs.pop("state_dict", None)
         if isinstance(model, PeftModel):
-            raise ValueError("The model is a PeftModel; pass what is inside it, model.get_base_model().")
+            raise ValueError("The model is a PeftModel; pass the model inside it, model.get_base_model().")
         config: Any = self.peft_config[adapter_name]
         names = tuple(config.modules_to_save or ())  # PEFT adds two more for a task_type
         if names and not any(
@@ -53,7 +53,7 @@ class TunerModel(BaseTuner):
             if others and adapter_name in module._get_available_adapters():  # type: ignore[operator]
                 raise ValueError(
                     f"The model's {type(module).__name__} adapter is named {adapter_name!r} too, and their weights "
-                    "would mix in files; inject that one under another adapter_name."
+                    "would mix in files; inject it under another adapter_name."
                 )
         with unchanged_on_error(model):
             super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -63,7 +63,7 @@ class TunerModel(BaseTuner):
         return peft_config
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
-        """Cast the adapter as PEFT does, and modules trained as a whole too, which PEFT does not cast."""
+        """Cast the adapter as PEFT does; also cast modules trained as a whole, which PEFT does not."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         if autocast_adapter_dtype:
             hold_in_float32(self.model)
@@ -75,13 +75,13 @@ class TunerModel(BaseTuner):
         adapter_name: str,
         combination_type: str = "linear",
     ) -> None:
-        r"""Add an adapter that is a weighted combination of others of this model, with the first one's config.
+        r"""Add an adapter that is a weighted combination of other adapters, with the config of the first one.
 
-        "linear": every trained tensor is the sum over the adapters i, `P = sum_i w_i P_i`. This is a sum of weights,
-        not of outputs: coupled vision vectors, `V_i = T_i A_i^T + b_i`, become
-        `(sum_i w_i T_i) (sum_i w_i A_i)^T + sum_i w_i b_i`, and likewise projectors and heads of other methods.
+        With "linear", every trained tensor is the sum over the adapters i, `P = sum_i w_i P_i`. This is a sum of
+        weights, not of outputs: coupled vision vectors, `V_i = T_i A_i^T + b_i`, become `(sum_i w_i T_i) (sum_i w_i
+        A_i)^T + sum_i w_i b_i`, and so do projectors and heads of other methods.
 
-        "slerp": for two adapters with weights `[1 - t, t]`. Each prompt vector rotates from the first adapter's
+        "slerp" takes two adapters with weights `[1 - t, t]`. Each prompt vector rotates from the first adapter's
         direction to the second's by the share t of their angle, and its length is interpolated linearly:
         `p = ((1 - t) ||a|| + t ||b||) slerp(a / ||a||, b / ||b||, t)`. All other tensors are combined linearly.
 
@@ -97,7 +97,7 @@ class TunerModel(BaseTuner):
             ValueError: an adapter or combination type is unknown; the new name is taken; there is not one finite
                 weight for each adapter; slerp does not support the weights or adapters; configs differ in more than
                 the start of training; fixed prototypes differ; or adapters have modules_to_save, as with LoRA. The
-                model does not change then.
+                model does not change in this case.
 
         Example:
 
@@ -134,7 +134,7 @@ class TunerModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Map the tensors as PEFT does, and refuse missing ones, which would stay random, and unexpected ones."""
+        """Map the tensors as PEFT does; raise an error for missing (they would be random) and unexpected tensors."""
         expected = {
             f"{name}.{key}": value.shape
             for name, layer in model.named_modules()

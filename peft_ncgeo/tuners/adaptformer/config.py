@@ -20,17 +20,17 @@ class AdaptFormerConfig(PeftConfig):
               + s \, W_2 \, \mathrm{ReLU}(W_1 \mathrm{LN}_a(x) + b_1) + s \, b_2
 
     LN_a is the adapter's own layer norm, `W_1` is (r, d), `W_2` is (d, r), and the number s is trained. Each block has
-    `2 d r + 3 d + r + 1` parameters.
-    `W_1` starts from `N(0, 1 / 3d)`, which is kaiming-normal with the slope sqrt(5) of LIFT's code; `W_2` and the
-    biases start at 0 and s at 1, so that an untrained model is the base model. AdaptFormer's paper fixes s = 0.1.
+    `2 d r + 3 d + r + 1` parameters. `W_1` starts from `N(0, 1 / 3d)`, which is kaiming-normal with the slope sqrt(5)
+    of LIFT's code; `W_2` and the biases start at 0, and s at 1, so that an untrained model equals the base model.
+    AdaptFormer's paper fixes s = 0.1.
 
-    Where a block scales the MLP's output or drops it at random (DINOv2, DINOv3, BEiT), the adapter's term is added
-    outside of that: neither layer scale nor drop path changes it.
+    Some blocks scale the output of the MLP or drop it at random (DINOv2, DINOv3, BEiT). The adapter's term is added
+    after that, so neither layer scale nor drop path changes it.
 
     Args:
-        bottleneck_dim: r. Default: `2 ** max(0, int(log2(K / 2L)))` of K classes and L blocks, as in LIFT, so that
+        bottleneck_dim: r. Default: `2 ** max(0, int(log2(K / 2L)))` for K classes and L blocks, as in LIFT, so that
             the adapters have fewer parameters than a linear head.
-        num_classes: K. Default: the number of outputs of the model's head. It is used for `bottleneck_dim` alone.
+        num_classes: K, used only for `bottleneck_dim`. Default: the number of outputs of the model's head.
         modules_to_save: modules trained and saved as a whole, such as the head, `["classifier"]`.
 
     Raises:

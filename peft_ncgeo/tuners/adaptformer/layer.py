@@ -12,11 +12,11 @@ from ..tuner_layer import TunerLayer
 
 
 class AdaptFormerLayer(TunerLayer):
-    """Wrapped layer norm before a block's MLP, which adds an adapter's term to the residual that it reads.
+    """Wrapped layer norm before a block's MLP, which adds an adapter's term to its own input, the residual.
 
-    The block computes `x + MLP(LN(x))` with x the tensor that enters this module, so that a term which is added to x
-    in place is a term of the block's output, in every family and outside of layer scale and drop path. The norm and
-    the adapter read x as it was. Each pass writes on its own x alone. PyTorch refuses a full backward hook here.
+    The block computes `x + MLP(LN(x))`, and x is the tensor that enters this module. So a term that is added to x in
+    place is added to the block's output, in every family, and not changed by layer scale or drop path. The norm and
+    the adapter read x before the change. Each pass changes only its own x. PyTorch allows no full backward hook here.
     """
 
     # all on one level: PEFT removes the adapter's name only from keys of this depth
@@ -58,7 +58,7 @@ class AdaptFormerLayer(TunerLayer):
         return self.base_layer(before)
 
     def term(self, residual: Tensor, name: str) -> Tensor:
-        """Return what an adapter adds to the residual (B, L, d)."""
+        """Return the term that an adapter adds to the residual (B, L, d)."""
         scale = self.ncgeo_adaptformer_scale[name]
         hidden = self.ncgeo_adaptformer_norm[name](residual.to(scale.dtype))  # float32 for any base dtype
         hidden = F.relu(self.ncgeo_adaptformer_down[name](hidden))

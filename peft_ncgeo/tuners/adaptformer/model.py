@@ -48,7 +48,7 @@ class AdaptFormerModel(TunerModel):
 def _count_outputs(model: Any) -> int:
     if classification_head(model) is None:
         raise ValueError(
-            f"{type(model).__name__} has no classification head that is known, from whose outputs the width of the "
-            "adapters would follow; pass num_classes or bottleneck_dim."
+            f"{type(model).__name__} has no known classification head, whose number of outputs would give the "
+            "width of the adapters; pass num_classes or bottleneck_dim."
         )
     return model.config.num_labels

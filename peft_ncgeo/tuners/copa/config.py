@@ -15,34 +15,34 @@ from ...validation import check_bool, check_int, check_names
 class CoPAConfig(PeftConfig):
     r"""Config of heads for few-shot classification by the nearest prototype (`NCGEO_COPA`), on any vision backbone.
 
-    With image features x_i and prototypes `P_c`, the mean feature of class c's support images,
+    With image features x_i and prototypes `P_c` (`P_c` is the mean feature of class c's support images),
 
     .. math:: e_i = \mathrm{unit}(x_i \Theta_I), \quad p_c = \mathrm{unit}(P_c \Theta_P), \quad
               z_{ic} = e_i \cdot p_c / \tau
 
-    Both heads are d x d, without bias, and start as the identity, so that an untrained model predicts the nearest
-    prototype by cosine. [`~peft_ncgeo.adapt`] trains them on a support set.
+    Both heads are d x d, without bias, and start as the identity, so an untrained model predicts the class of the
+    nearest prototype by cosine. [`~peft_ncgeo.adapt`] trains them on a support set.
 
     Theta_I follows the module that outputs the pooled feature, see [`~peft_ncgeo.models.towers.find_pooling`]: with
     the adapter on, the model itself outputs the transformed feature. (The head of `CLIPForImageClassification` reads
-    another one.) Theta_P is used by `adapt` and its classifier.
+    another feature.) Theta_P is used by `adapt` and its classifier.
 
     Args:
         num_features: d. Default: the model's.
-        shared: use one head for both, as in URL; `adapt` then minimises URL's loss, the cross-entropy of `z`.
-        residual_adapters: add residual maps to the backbone, as in TSA, `f(h) + h A`: to every attention and MLP of a
-            transformer (our reading), or a 1x1 convolution to every 3x3 convolution of a ResNet. They start at 1e-4
-            times the identity and are trained together with the heads.
+        shared: True: use one head for both, as in URL; `adapt` then minimises URL's loss, the cross-entropy of `z`.
+        residual_adapters: True: add residual maps to the backbone, `f(h) + h A`, as in TSA: to every attention and MLP
+            of a transformer (our reading), or as a 1x1 convolution to every 3x3 convolution of a ResNet. The maps
+            start at 1e-4 times the identity and are trained together with the heads.
         temperature: tau, 1e-6 to 1e6. Default: exp(-2), or URL's 0.1 for a shared head.
         modules_to_save: modules trained and saved as a whole if a trainer trains the heads; `adapt` ignores them.
 
     Raises:
-        ValueError: a value is out of range, the backbone's pooled feature is not known, it has no modules for residual
-            adapters, or `num_features` is not the model's.
+        ValueError: a value is out of range, the backbone's pooled feature is not known, the backbone has no modules
+            for residual adapters, or `num_features` is not the model's.
 
     Reference: H. Tian, F. Liu, Z. Zhou, T. Liu, C. Zhang, B. Han, Mind the Gap Between Prototypes and Images in
     Cross-domain Finetuning, NeurIPS 2024, arXiv 2410.12474. URL: W.-H. Li, X. Liu, H. Bilen, ICCV 2021,
-    arXiv 2103.13841. TSA: the same, CVPR 2022, arXiv 2107.00358.
+    arXiv 2103.13841. TSA: the same authors, CVPR 2022, arXiv 2107.00358.
 
     Example:
 

@@ -17,7 +17,7 @@ RESIDUAL_START = 1e-4  # times the identity, as in TSA
 
 
 class CoPALayer(TunerLayer):
-    """Wrapped pooling module: while an adapter is active, Theta_I transforms its output. It also holds Theta_P."""
+    """Wrapped pooling module with Theta_I and Theta_P; Theta_I transforms its output while an adapter is active."""
 
     adapter_layer_names: tuple[str, ...] = ("ncgeo_copa_image_head", "ncgeo_copa_prototype_head")
     other_param_names: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class CoPALayer(TunerLayer):
 
 
 class CoPAInputLayer(CoPALayer):
-    """The same around a module whose input is the pooled feature: Theta_I transforms that input."""
+    """Wrapped module whose input is the pooled feature: while an adapter is active, Theta_I transforms this input."""
 
     def forward(self, features: Tensor) -> Any:
         return self.base_layer(self.transform(features))
@@ -106,7 +106,7 @@ class Residual(TunerLayer):
         self.weight.copy_(self.start())
 
     def with_weight(self, weight: Tensor | None) -> Residual:
-        """Return a copy that wraps the same module with this weight as its active map; None: with no active map."""
+        """Return a copy that wraps the same module with this weight as its active map; None: without an active map."""
         copy: Residual = shallow_copy(self)
         copy._disable_adapters, copy._active_adapter = False, []
         if weight is not None:
@@ -143,7 +143,7 @@ class ResidualConvolution(Residual):
 
     @property
     def convolution(self) -> Any:
-        """Convolution of the base model, under adapters of other kinds."""
+        """Convolution of the base model, inside adapters of other kinds."""
         inner: Any = self.base_layer
         return inner.get_base_layer() if isinstance(inner, BaseTunerLayer) else inner
 

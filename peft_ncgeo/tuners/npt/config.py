@@ -14,8 +14,8 @@ from ..prompt_config import PromptConfig
 class NPTConfig(PromptConfig):
     """Config of deep text and vision prompts for CLIP and ViT (`NCGEO_NPT`).
 
-    One family covers CoOp, VPT, IVLP (the prompts of PromptSRC), MaPLe and Prompt-OT; see [`PromptConfig`] for the
-    fields. All other weights stay frozen, `logit_scale` included.
+    This config covers CoOp, VPT, IVLP (the prompts of PromptSRC), MaPLe and Prompt-OT; see [`PromptConfig`] for the
+    fields. All other weights stay frozen, including `logit_scale`.
 
     Example:
 

@@ -34,29 +34,29 @@ class PrototypeConfig(PromptConfig):
     .. math:: h = \mathrm{unit}(W_2 \max(0, W_1 x + b_1) + b_2), \quad z_c = h \cdot w_c / \tau
 
     so the most probable class is the nearest prototype. Train it with
-    [`~peft_ncgeo.losses.PrototypeSupCon`], or with cross-entropy, its limit for many copies. Prompts in the backbone
-    are those of [`PromptConfig`]; without tokens, only the projector is trained.
+    [`~peft_ncgeo.losses.PrototypeSupCon`], or with cross-entropy, which is the limit of this loss for many copies.
+    [`PromptConfig`] documents the prompts in the backbone; without tokens, only the projector is trained.
 
     Args:
         num_classes: K. Default: the model's number of labels.
         projection_dim: width of h. Default: 128, or the width of given prototypes.
-        geometry: "etf" (all pairs of classes at the same, widest angle), "minority_margin" (angles grow as class
-            counts fall, see [`~peft_ncgeo.geometry.minority_margin`]), or prototypes (K, d), scaled to length 1.
-            Trainable prototypes start here. Only for an ETF is the loss smallest with features equal to their
-            prototypes. In general it is smallest at `h_y ~ w_y - sum_c p_c w_c`, p the softmax, so features only
-            approach the given geometry.
+        geometry: "etf" (all pairs of classes have the same, widest angle), "minority_margin" (angles grow as class
+            counts fall, see [`~peft_ncgeo.geometry.minority_margin`]), or prototypes (K, d), which are scaled to
+            length 1. Trainable prototypes start from this geometry. Only for an ETF, the loss is smallest if features
+            equal their prototypes. In general it is smallest at `h_y ~ w_y - sum_c p_c w_c` with the softmax p, so
+            features only approach the given geometry.
         class_counts: (K,) number of training images of each class, for "minority_margin".
         margin_strength: 0 (an ETF) or more, for "minority_margin".
-        prototypes_per_class: copies of each prototype that `PrototypeSupCon` puts into every batch.
+        prototypes_per_class: number of copies of each prototype that `PrototypeSupCon` puts into every batch.
         temperature: tau, 1e-6 to 1e6.
-        trainable: train the prototypes too, as in earlier work.
+        trainable: True: train the prototypes too, as in earlier work.
 
     Raises:
-        ValueError: a value is out of range; class_counts is missing or has a wrong length; the model has no head, or
-            two; the geometry does not exist at this width; or modules_to_save names the head.
+        ValueError: a value is out of range, class_counts is missing or has a wrong length, the model has no head or
+            two heads, the geometry does not exist at this width, or modules_to_save names the head.
 
     Reference: J. Gill, V. Vakilian, C. Thrampoulidis, Engineering the Neural Collapse Geometry of
-    Supervised-Contrastive Loss, arXiv 2310.00893. The paper fixes neither temperature nor the projector's width.
+    Supervised-Contrastive Loss, arXiv 2310.00893. The paper gives neither the temperature nor the projector's width.
 
     Example:
 
@@ -111,7 +111,7 @@ class PrototypeConfig(PromptConfig):
             self.class_counts = counts.tolist()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as PEFT saves them, without given prototypes, which are in the weight file."""
+        """Return the fields that PEFT saves, without given prototypes, which are in the weight file."""
         fields = super().to_dict()
         return {**fields, "geometry": self.geometry if isinstance(self.geometry, str) else _GIVEN}
 

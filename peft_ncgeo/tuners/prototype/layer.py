@@ -13,7 +13,10 @@ from ..tuner_layer import TunerLayer
 
 
 class PrototypeClassifier(nn.Module):
-    """Cosines of features (B, d) with K unit prototypes, over the temperature: (B, K) in float32 or wider."""
+    """Module that returns the cosines (B, K) of features (B, d) with unit prototypes, divided by the temperature.
+
+    The result is in float32 or wider.
+    """
 
     bias = None
 
@@ -28,7 +31,7 @@ class PrototypeClassifier(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Prototypes (K, d) of length 1, also while they are trained."""
+        """Prototypes (K, d), of length 1 even while they are trained."""
         return l2_normalize(self.prototypes)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -44,7 +47,7 @@ class PrototypeClassifier(nn.Module):
 
 
 class PrototypeLayer(TunerLayer):
-    """Wrapped classification head that projector and prototypes replace while an adapter is active."""
+    """Wrapped classification head; a projector and prototypes replace it while an adapter is active."""
 
     adapter_layer_names: tuple[str, ...] = (
         "ncgeo_prototype_hidden",

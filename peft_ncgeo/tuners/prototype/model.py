@@ -1,4 +1,4 @@
-"""Tuner that replaces the head by projector and prototypes, and adds prompts to the backbone."""
+"""Tuner that replaces the head by a projector and prototypes, and adds prompts to the backbone."""
 
 from __future__ import annotations
 
