@@ -304,7 +304,7 @@ class HeadClassifier(FewShotClassifier):
         """Write the head, class names, template and a card, which [`FewShotClassifier.from_pretrained`] reads.
 
         Neither the model nor its adapter is written: save the adapter into a folder of its own, and pass the tuned
-            model when you load the head.
+        model when you load the head.
 
         Raises:
             ValueError: the folder holds a model or an adapter.

@@ -68,9 +68,9 @@ class ImageClassifier(ImageClassifierModel):
 
         From texts, a cosine head with `scale` `e^l` after the projection gives zero-shot's logits, `e^l cos(f, t_k)`.
         A linear head gives these times the length of f: the order of classes is the same, but probabilities are
-            sharper if features are longer than 1, and training is harder to start: prefer the cosine head. From means,
-            a linear head chooses the class with the nearest mean, since `z_k` is `-|f - m_k|^2 / 2` up to a term that
-            all classes share.
+        sharper if features are longer than 1, and training is harder to start: prefer the cosine head. From means, a
+        linear head chooses the class with the nearest mean, since `z_k` is `-|f - m_k|^2 / 2` up to a term that all
+        classes share.
 
         With a `teacher`, the text features are those of another dual encoder, for instance a larger one, and a random
         `projector` (linear, batch norm, ReLU, linear) maps f into their space: this is PromptKD's student. Train it

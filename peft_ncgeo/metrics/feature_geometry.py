@@ -21,8 +21,7 @@ class FeatureGeometry:
     |---|---|
     | `nc1`, `nc1_trace` | within-class variability, `tr(S_B^+ S_W)/K` and `tr(S_W)/tr(S_B)` |
     | `nc2`, `nc2_norm_spread`, `nc2_cosine` | class means against a simplex ETF |
-    | `nc3`, `nc3_cosine`, `nc4` | class means against classifier weights (alignment), and agreement of their
-    predictions |
+    | `nc3`, `nc3_cosine`, `nc4` | class means against classifier weights (alignment), and their predictions |
     | `alignment` | mean over classes of `cos(w_c, mu_c)`, weights not centred, class means centred |
     | `error_exponent`, `exponent_ratio` | how fast errors vanish with the noise, and as a share of the best possible |
     | `class_exponent` | mean over classes of the error exponent of each class against its nearest other class |
