@@ -211,7 +211,8 @@ def _scores(
     prototypes = prototypes.masked_fill((counts == 0)[..., None], 1).to(dtype)
     instances = instances.to(dtype)
     # divide the products (N, K) by lengths, which is faster than scaling the features (N, d)
-    lengths = torch.linalg.vector_norm(instances, dim=-1, keepdim=True).clamp_min(1e-12)  # rows of 0 as in `unit`
+    # rows of 0 stay 0, as in `l2_normalize`
+    lengths = torch.linalg.vector_norm(instances, dim=-1, keepdim=True).clamp_min(1e-12)
     if not has_usual_lengths(lengths.detach().masked_fill(~kept[..., None], 1)):
         instances = scale_extreme_rows(instances)
         lengths = torch.linalg.vector_norm(instances, dim=-1, keepdim=True).clamp_min(1e-12)
