@@ -93,7 +93,7 @@ def test_texts_are_refused_by_name():
         ({"red cat": "a red cat"}, "'red cat'.*list of texts"),
         ({"red cat": []}, "'red cat'.*list of texts"),
         ({"red cat": ["red", "red"]}, "'red cat'.*'red' twice"),
-        ({"red cat": [" "]}, "'red cat'.*no text"),
+        ({"red cat": [" "]}, "'red cat'.*not a text"),
         ({"red cat": ["red"], "red_cat": ["red"]}, "'red_cat' twice"),
         (["red cat"], "dict"),
         ({"red cat": ["a " * 15]}, "Text.*'red cat'.*cut off: it has 17 tokens.*16"),
