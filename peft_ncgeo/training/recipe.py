@@ -31,8 +31,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import peft
-from peft import PeftConfig
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
 from torch import nn
 from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
 
@@ -40,9 +39,7 @@ from .. import losses as loss_names
 from ..files import read_yaml
 from ..loading.patterns import check_patterns
 from ..losses import CrossEntropy, MultiLabelLoss, Regularizer
-from ..tuners.adaptformer import AdaptFormerConfig
-from ..tuners.npt import NPTConfig
-from ..tuners.prototype import PrototypeConfig
+from ..tuners.copa import CoPAConfig
 from ..validation import one_line, short_repr
 from .callbacks.alignment import GradientProjection, SlerpAlignment
 from .callbacks.averaging import PromptAveraging
@@ -52,12 +49,8 @@ from .recipe_files import find_recipe
 _COMPARED = 80  # characters of an unknown name; comparing names takes time with their square
 _KEYS = ("peft", "losses", "classification_loss", "callbacks", "args", "stages")
 _OF_STAGE = ("peft", "rows", "losses", "classification_loss", "callbacks", "args")
-_CONFIGS = {
-    "AdaptFormerConfig": AdaptFormerConfig,
-    "NPTConfig": NPTConfig,
-    "PrototypeConfig": PrototypeConfig,
-    **{n: getattr(peft, n) for n in dir(peft) if n.endswith("Config")},
-}
+# PEFT's methods and this package's, but for CoPA, which `adapt` fits
+_CONFIGS = {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values() if config is not CoPAConfig}
 _ALL_LOSSES = {name: getattr(loss_names, name) for name in loss_names.__all__}
 _LOSSES = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, Regularizer) and c is not Regularizer}
 _CLASSIFICATION = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, CrossEntropy | MultiLabelLoss)}
