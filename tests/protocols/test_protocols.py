@@ -97,11 +97,19 @@ def test_base_to_new_takes_its_own_images(tmp_path):
         asked.append((seed, n_max))
         return halves["base"]
 
-    test = {**halves, "kept": tiny_images(6, NAMES[:2])}
+    other = {f"{half}_other": images.select(range(9)) for half, images in halves.items()}
+    test = {**halves, "kept": tiny_images(6, NAMES[:2]), "base_alone": halves["base"], **other}
     tails = {"a": {"tau": 1.0}, "b": {"tau": 1, "n_max": 3}}
     results = run(base_to_new, train, test, output_dir=tmp_path, tails=tails)
     assert asked == [(1, 16), (2, 16), (1, 3), (2, 3)]
-    assert results.columns[-1] == "kept"
+    pair = ["base_other", "new_other", "H_other"]
+    assert results.columns == ["base", "new", "H", "many", "medium", "few", *pair, "kept", "base_alone"]
+    for row in results.rows:
+        base, new, mean = (row[column] for column in pair)
+        assert mean == pytest.approx(2 * base * new / (base + new) if base + new else 0)
+    for taken in ("H", "H_other", "few"):
+        with pytest.raises(ValueError, match=f"set named '{taken}'"):
+            run(base_to_new, train, {**test, taken: halves["new"]}, output_dir=tmp_path)
     with pytest.raises(ValueError, match="test must hold a set named 'new'"):
         run(base_to_new, train, {"base": halves["base"]}, output_dir=tmp_path)
 
