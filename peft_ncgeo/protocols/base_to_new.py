@@ -84,4 +84,5 @@ def base_to_new(
 
 
 def _with_harmonic_means(metrics: dict[str, Any], means: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
-    return metrics | {name: harmonic_mean(metrics[base], metrics[new]) for name, (base, new) in means.items()}
+    pairs = {name: (metrics[base], metrics[new]) for name, (base, new) in means.items()}
+    return metrics | {name: None if None in pair else harmonic_mean(*pair) for name, pair in pairs.items()}

@@ -70,6 +70,8 @@ def run_cells(
 ) -> list[dict[str, Any]]:
     """Train each recipe in each setting from each seed and evaluate it; see [`Results`] for the rows.
 
+    A row has the metrics of the task's sets, the `seconds` of a training, and the `cpu_seconds` of the whole cell.
+
     Each cell is a small JSON file under `output_dir/<setting>/<recipe>`, written when it is done. A run that was
     stopped continues with the missing cells; existing ones must have the same fingerprint, see [`fingerprint`]. All
     data are drawn and all recipes checked before the first cell.
@@ -119,9 +121,9 @@ def run_cells(
             metrics = read_cell(path, made_of)
             if metrics is None:
                 set_seed(seed)
-                task = tasks[setting, seed]
+                task, start = tasks[setting, seed], time.process_time()
                 metrics = finish(_run(recipe, task, fresh(), processor, path.parent, seed, args, after))
-                metrics = write_cell(path, made_of, metrics)
+                metrics = write_cell(path, made_of, {**metrics, "cpu_seconds": time.process_time() - start})
             rows.append({"setting": setting, "method": recipe.name, "seed": seed, **metrics})
             bar.update()
     order = {recipe.name: i for i, recipe in enumerate(recipes)}
