@@ -6,8 +6,8 @@
 A run trains one configuration with seed 1 at tau = 1 and at IF 50; its mean H over the two decides (for a method that
 cannot tell new classes apart, its accuracy on base validation images). The search is greedy: axis after axis, from the
 best configuration so far. Axes and start of each method are data, in `search/demo.yaml`. What base validation images
-alone would have chosen of the same runs is told beside it. Cells are resumable; the log of a method is
-`results/search/<method>.json`, and `--write` writes its choice into the recipe's file.
+alone would have chosen of the same runs is told beside it. Cells are resumable and shared by processes; the log of a
+method is `results/search/<method>.json`, and `--write` writes its choice into the recipe's file.
 """
 
 from __future__ import annotations

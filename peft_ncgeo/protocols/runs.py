@@ -24,8 +24,9 @@ from ..data import class_counts
 from ..data.checks import class_names
 from ..metrics.accuracy import accuracy, balanced_accuracy, evaluate_groups
 from ..training import GeometryMonitor, GeometryTrainer, GeometryTrainingArguments, Recipe, train_stages
-from .cached_runs import cell_path, check_distinct, is_main_process, read_cell, write_cell
+from .cached_runs import cell_path, check_distinct, is_main_process
 from .fingerprints import dataset_fingerprint, fingerprint, recipe_fingerprint
+from .shared_cells import Cell, fill_cells
 
 # metrics of GeometryMonitor that a cell keeps
 _GEOMETRY = ("nc", "text_", "modality_gap", "alignment", "error_exponent", "exponent", "class_exponent", "gram_")
@@ -74,7 +75,8 @@ def run_cells(
 
     Each cell is a small JSON file under `output_dir/<setting>/<recipe>`, written when it is done. A run that was
     stopped continues with the missing cells; existing ones must have the same fingerprint, see [`fingerprint`]. All
-    data are drawn and all recipes checked before the first cell.
+    data are drawn and all recipes checked before the first cell. Several processes, also on several machines, can work
+    in one folder: each cell is computed by one of them, and all return every row, see [`fill_cells`].
 
     Args:
         recipes: recipes with different names; one without a PEFT config or stages is evaluated without training.
@@ -113,19 +115,22 @@ def run_cells(
     of_task = {key: _describe_task(task, of_set) for key, task in tasks.items()}
     of_recipe = {recipe.name: recipe_fingerprint(recipe) for recipe in recipes}
     of_arguments = fingerprint("What all cells share", args, finish, after)
-    rows = []
-    with tqdm(total=len(cells), unit="cell", disable=not is_main_process()) as bar:
-        for (setting, seed, recipe), path in zip(cells, paths, strict=True):
-            bar.set_description(f"{setting}, {recipe.name}, seed {seed}")
-            made_of = fingerprint("A cell", of_model, of_task[setting, seed], of_recipe[recipe.name], of_arguments)
-            metrics = read_cell(path, made_of)
-            if metrics is None:
-                set_seed(seed)
-                task, start = tasks[setting, seed], time.process_time()
-                metrics = finish(_run(recipe, task, fresh(), processor, path.parent, seed, args, after))
-                metrics = write_cell(path, made_of, {**metrics, "cpu_seconds": time.process_time() - start})
-            rows.append({"setting": setting, "method": recipe.name, "seed": seed, **metrics})
-            bar.update()
+
+    def cell(setting: str, seed: int, recipe: Recipe, path: Path) -> Cell:
+        def compute() -> dict[str, Any]:
+            set_seed(seed)
+            start, task = time.process_time(), tasks[setting, seed]
+            metrics = finish(_run(recipe, task, fresh(), processor, path.parent, seed, args, after))
+            return {**metrics, "cpu_seconds": time.process_time() - start}
+
+        made_of = fingerprint("A cell", of_model, of_task[setting, seed], of_recipe[recipe.name], of_arguments)
+        return Cell(path, made_of, f"{setting}, {recipe.name}, seed {seed}", compute)
+
+    filled = fill_cells([cell(*key, path) for key, path in zip(cells, paths, strict=True)])
+    rows = [
+        {"setting": setting, "method": recipe.name, "seed": seed, **metrics}
+        for (setting, seed, recipe), metrics in zip(cells, filled, strict=True)
+    ]
     order = {recipe.name: i for i, recipe in enumerate(recipes)}
     return sorted(rows, key=lambda row: (list(settings).index(row["setting"]), order[row["method"]]))
 
