@@ -71,7 +71,8 @@ def run_cells(
 ) -> list[dict[str, Any]]:
     """Train each recipe in each setting from each seed and evaluate it; see [`Results`] for the rows.
 
-    A row has the metrics of the task's sets, the `seconds` of a training, and the `cpu_seconds` of the whole cell.
+    A row has the metrics of the task's sets, `seconds` and `trainable` numbers of a training, and the `cpu_seconds` of
+    the whole cell.
 
     Each cell is a small JSON file under `output_dir/<setting>/<recipe>`, written when it is done. A run that was
     stopped continues with the missing cells; existing ones must have the same fingerprint, see [`fingerprint`]. All
@@ -161,9 +162,13 @@ def describe(seeds: Sequence[int]) -> str:
 
 
 class _Epochs(TrainerCallback):
-    """Progress bar over the epochs of one cell."""
+    """Progress bar over the epochs of one cell; `trained` holds every parameter that its stages train."""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def __init__(self) -> None:
+        self.trained: set[nn.Parameter] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.trained.update(parameter for parameter in model.parameters() if parameter.requires_grad)
         self.bar = tqdm(total=state.num_train_epochs, unit="epoch", leave=False, disable=not args.should_save)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -171,6 +176,10 @@ class _Epochs(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
+
+    def count(self) -> int:
+        """Return how many numbers the training has changed."""
+        return sum(parameter.numel() for parameter in self.trained)
 
 
 def _run(
@@ -195,6 +204,7 @@ def _run(
     args = GeometryTrainingArguments(output_dir=str(folder), **settings)
     if size is not None:
         args.share_batch(size)
+    progress = _Epochs()
     trainer = GeometryTrainer(
         model=get_peft_model(model, config) if config else model,
         args=args,
@@ -202,12 +212,13 @@ def _run(
         processing_class=processor,
         losses=recipe.losses() if config else [],
         classification_loss=recipe.classification_loss(),
-        callbacks=[GeometryMonitor(), _Epochs(), *recipe.callbacks()],
+        callbacks=[GeometryMonitor(), progress, *recipe.callbacks()],
     )
     trainer.remove_callback(PrinterCallback)
     result: dict[str, Any] = {}
     if config:
         result["seconds"] = trainer.train().metrics["train_runtime"]
+        result["trainable"] = progress.count()
         logs = trainer.state.log_history
         result.update({key: entry[key] for entry in logs for key in entry if key.startswith(("loss/", "lambda/"))})
     result.update(_evaluate(trainer, task))
@@ -229,11 +240,12 @@ def _run_stages(
     place = [mkdtemp(prefix=".stages-", dir=folder) if is_main_process() else ""]  # one for all processes
     broadcast_object_list(place)
     try:
-        start = time.monotonic()
+        start, progress = time.monotonic(), _Epochs()
         trainer = train_stages(
-            recipe, model, task.train, processor, place[0], args, callbacks=[GeometryMonitor(), _Epochs()]
+            recipe, model, task.train, processor, place[0], args, callbacks=[GeometryMonitor(), progress]
         )
-        result: dict[str, Any] = {"seconds": time.monotonic() - start, **_evaluate(trainer, task)}
+        result: dict[str, Any] = {"seconds": time.monotonic() - start, "trainable": progress.count()}
+        result.update(_evaluate(trainer, task))
         if after is not None:
             result.update(after(trainer, partial(_evaluate, trainer, task)))
         return result

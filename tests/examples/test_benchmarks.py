@@ -86,6 +86,25 @@ def test_base_new_on_the_demo(tmp_path, monkeypatch, capsys):
     assert "mini-CLIP on the demo's development split" in out
 
 
+def test_base_new_trains_on_each_artist_too(tmp_path, monkeypatch, capsys):
+    script, asked = runpy.run_path(str(ROOT / "examples" / "benchmark_base_new.py")), []
+
+    def protocol(recipes, train, test, *others, tails, **arguments):
+        asked.append(({name: len(images) for name, images in test.items()}, list(tails), len(train(1, 2))))
+        (extra,) = [c for c in ("H", "H_other") if c == "H" or "base_other" in test][-1:]
+        return Results([{"setting": s, "method": "zero-shot", "seed": 1, extra: 1.0} for s in tails], [extra])
+
+    monkeypatch.setitem(script["main"].__globals__, "base_to_new", protocol)
+    arguments = ["--tails", "tau=1", "IF 10", "--recipes", str(DEMO / "coop.yaml"), "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["benchmark_base_new.py", *arguments])
+    script["main"]()
+    both, one = {"base": 1440, "new": 1440, "kept": 2000}, {"base": 720, "new": 720, "kept": 2000}
+    one |= {"base_other": 720, "new_other": 720}
+    alone = [(one, [f"tau=1, {artist} alone"], 60) for artist in ("twemoji", "emojione")]
+    assert asked == [(both, ["tau=1", "IF 10"], 60), *alone]
+    assert json.loads((tmp_path / "results.json").read_text())["columns"] == ["H", "H_other", "trainable", "seconds"]
+
+
 def test_comparison_is_written_into_the_readme(tmp_path, monkeypatch):
     """The lead over the best other is recomputed, against tuned recipes and against longer ones."""
     scores = {"zero-shot": 60.0, "coop": 40.0, "ivlp": 45.0, "ivlp_long": 51.0, "budget": 50.0}

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from peft_ncgeo.files import read_yaml
+from peft_ncgeo.protocols import Results
 from peft_ncgeo.training import Recipe
 
-from .test_examples import ROOT
+from .test_examples import ROOT, run_example
 
 SPACE, DEMO = ROOT / "examples" / "search" / "demo.yaml", ROOT / "examples" / "recipes" / "demo"
 LOGS = sorted((ROOT / "examples" / "results" / "search").glob("*.json"))
@@ -112,3 +113,41 @@ def test_demo_recipes_hold_what_the_search_chose(path: Path):
     best = max(log["runs"], key=lambda run: run["validation"] if run["H"] is None else run["H"])
     assert best["run"] == log["chosen"]["run"]
     assert Recipe.read(DEMO / path.name).source == log["chosen"]["recipe"]
+
+
+def test_the_page_compares_all_rows_with_ours(tmp_path, monkeypatch):
+    """Ours is 3 ahead of `plain` in each seed, with another artist 1 behind; `means` knows no new classes."""
+    shift = {"zero-shot": -9.0, "plain": 0.0, "ours": 3.0, "means": None}
+    rows = []
+    for setting in ("tau=1", "IF 50", "IF 50, twemoji alone"):
+        for method, more in shift.items():
+            for seed in (1, 2, 3):
+                h = None if more is None else 40.0 + more + seed
+                rows.append({"setting": setting, "method": method, "seed": seed, "base": 50.0, "new": h, "H": h})
+                if setting.endswith("alone"):
+                    rows[-1] |= {"H_other": None if more is None else 30 - more / 3 + seed, "trainable": 1234}
+    Results(rows, ["base", "new", "H"], "A note.").save(tmp_path / "outputs")
+    (tmp_path / "search").mkdir()
+    scores = {"cpu_seconds": 1800.0, "validation": 50.0}
+    runs = [{"run": 1, "H": 41.0, "changes": {"args.learning_rate": 0.5}, **scores}, {"run": 2, "H": 40.0, **scores}]
+    log = {"method": "plain", "runs": runs, "chosen": {"run": 1}, "by_validation_alone": {"H": 40.0}}
+    (tmp_path / "search" / "plain.json").write_text(json.dumps(log))
+    page = tmp_path / "page" / "base_to_new.md"
+    arguments = ["--outputs", str(tmp_path / "outputs"), "--kept", str(tmp_path), "--page", str(page)]
+    run_example("write_base_to_new.py", *arguments, "--ours", "ours", monkeypatch=monkeypatch)
+    text = page.read_text()
+    assert "| plain | 42.0 ± 1.0 | 42.0 ± 1.0 |" in text
+    assert "- IF 50: +3.0 to plain, beyond one standard deviation (1.0)" in text
+    assert "- IF 50, twemoji alone: -4.0 to zero-shot" in text
+    assert "| plain | -3.0 ± 0.0 | -3.0 ± 0.0 | -3.0 ± 0.0 |" in text
+    assert "| plain | +1.0 ± 0.0 | +1.0 ± 0.0 |" in text
+    assert "| plain | 2 | 1.00 | args.learning_rate 0.5 | 41.0 | 50.0 | 40.0 |" in text
+    assert page.with_suffix(".png").exists()
+    kept = json.loads((tmp_path / "base_new_demo.json").read_text())["rows"]
+    assert len(kept) == len(rows)
+    assert kept[-1]["H"] is None
+    again = ["--outputs", str(tmp_path / "none"), *arguments[2:], "--ours", "ours"]
+    run_example("write_base_to_new.py", *again, monkeypatch=monkeypatch)
+    assert page.read_text() == text
+    with pytest.raises(SystemExit):
+        run_example("write_base_to_new.py", *again[:-1], "theirs", monkeypatch=monkeypatch)

@@ -73,11 +73,15 @@ def test_base_to_new(tmp_path, monkeypatch):
         base_to_new, train, test, output_dir=tmp_path, recipes=(Recipe("zero-shot"), COOP, DEEP), tails=tails
     )
     assert len(results.rows) == 2 * 3 * 2
+    config = tiny_clip().config
+    text, vision = config.text_config.hidden_size, config.vision_config.hidden_size
+    trainable = {"coop": 4 * text, "deep": 2 * 4 * (text + vision)}
     for row in results.rows:
         expected = 2 * row["base"] * row["new"] / (row["base"] + row["new"]) if row["base"] + row["new"] else 0
         assert row["H"] == pytest.approx(expected)
         assert (row.get("few") is not None) == (row["setting"] == "tail")
         assert ("loss/ot" in row) == (row["method"] == "deep")
+        assert row.get("trainable") == trainable.get(row["method"])
         assert row["base_text_nc2"] > 0
     assert next(r["base"] for r in results.rows if r["method"] == "zero-shot") == results.rows[1]["base"]
     halves = base_new_split(train)
