@@ -73,4 +73,5 @@ def base_to_new(
 
 
 def _with_harmonic_mean(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {**metrics, "H": harmonic_mean(metrics["base"], metrics["new"])}
+    halves = metrics["base"], metrics["new"]
+    return {**metrics, "H": None if None in halves else harmonic_mean(*halves)}
