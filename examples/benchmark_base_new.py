@@ -36,8 +36,10 @@ from peft_ncgeo.protocols.command_line import (
 )
 
 RECIPES = Path(__file__).parent / "recipes" / "demo"
-ORDER = ("coop", "vpt", "ivlp", "maple", "promptsrc", "prompt_ot", "npt_v1", "npt_v2", "cpt", "clip_lora", "ln_tuning")
-ORDER += ("two_stages", "promptsrc_long", "prompt_ot_long", "budget", "lora_budget")
+ORDER = ("nearest_class_mean", "linear_probe", "tip_adapter", "tip_adapter_f", "gda", "lp_plus_plus", "clap")
+ORDER += ("coop", "vpt", "ivlp", "maple", "promptsrc", "prompt_ot", "npt_v1", "npt_v2", "cpt")
+ORDER += ("clip_lora", "ln_tuning", "adaptformer", "two_stages")
+ORDER += ("budget", "lora_budget", "lora_budget_rows", "lora_budget_head")  # ours
 TAILS = {
     "tau=1": {"tau": 1.0},
     "tau=0.25": {"tau": 0.25},

@@ -5,7 +5,7 @@
 
 A run trains one configuration with seed 1 at tau = 1 and at IF 50; its mean H over the two decides (for a method that
 cannot tell new classes apart, its accuracy on base validation images). The search is greedy: axis after axis, from the
-best configuration so far. Axes and start of each method are data, in `search/demo.yaml`. What base validation images
+best configuration so far. Axes and start of each method are data, in `search/*.yaml`. What base validation images
 alone would have chosen of the same runs is told beside it. Cells are resumable and shared by processes; the log of a
 method is `results/search/<method>.json`, and `--write` writes its choice into the recipe's file.
 """
@@ -130,9 +130,10 @@ def log_of(method: str, start: Content, runs: Sequence[Content]) -> Content:
     """Return what is kept of a search: every run, the choice, and the choice of base validation images alone."""
     chosen = max(runs, key=criterion)
     alone = max(runs, key=lambda run: run["validation"])
+    measure = "base validation accuracy" if chosen["H"] is None else "H"
     return {
         "method": method,
-        "criterion": f"mean H over {' and '.join(TAILS)} on the development split, seed {SEED}",
+        "criterion": f"mean {measure} over {' and '.join(TAILS)} on the development split, seed {SEED}",
         "start": start,
         "runs": [{"run": i, **{k: v for k, v in run.items() if k != "recipe"}} for i, run in enumerate(runs, 1)],
         "chosen": {"run": runs.index(chosen) + 1, "H": chosen["H"], "recipe": chosen["recipe"]},
@@ -196,17 +197,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/search"))
     parser.add_argument("--log_dir", type=Path, default=FOLDER / "results" / "search")
-    parser.add_argument("--space", type=Path, default=FOLDER / "search" / "demo.yaml", help="starts and axes")
+    files = sorted((FOLDER / "search").glob("*.yaml"))
+    parser.add_argument("--spaces", type=Path, nargs="+", default=files, help="YAML files of starts and axes")
     parser.add_argument("--recipes", type=Path, default=FOLDER / "recipes" / "demo", help="folder of the recipes")
-    parser.add_argument("--methods", nargs="+", help="default: all of the space")
+    parser.add_argument("--methods", nargs="+", help="default: all of the spaces")
     parser.add_argument("--write", action="store_true", help="write each choice into the recipe's file")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=UserWarning)
-    spaces = read_space(args.space, args.recipes)
+    spaces = {name: space for path in args.spaces for name, space in read_space(path, args.recipes).items()}
     if unknown := set(args.methods or ()) - set(spaces):
-        parser.error(f"{args.space} has no method {min(unknown)!r}; it has {', '.join(spaces)}.")
+        parser.error(f"no space has a method {min(unknown)!r}; there are {', '.join(spaces)}.")
     for method in args.methods or spaces:
         start, axes = spaces[method]
         log = log_of(method, start, search(start, axes, scorer(method, args.output_dir / method)))

@@ -153,7 +153,8 @@ class Results:
     def _cell(self, setting: str, method: str, column: str) -> str:
         values = self.values(setting, method, column)
         if not values:
-            return ""
+            chosen = [row for row in self.rows if row["setting"] == setting and row["method"] == method]
+            return "-" if any(column in row for row in chosen) else ""
         mean, spread = self.summary(setting, method, column)
         shown = f"{mean:.{self.digits.get(column, 1)}f}"
         return f"{shown} ± {spread:.{self.digits.get(column, 1)}f}" if len(values) > 1 else shown

@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -23,9 +22,11 @@ from transformers import AutoModel, PrinterCallback, TrainerCallback, set_seed
 from ..data import class_counts
 from ..data.checks import class_names
 from ..metrics.accuracy import accuracy, balanced_accuracy, evaluate_groups
+from ..models.towers import reads_text
 from ..training import GeometryMonitor, GeometryTrainer, GeometryTrainingArguments, Recipe, train_stages
 from .cached_runs import cell_path, check_distinct, is_main_process
 from .fingerprints import dataset_fingerprint, fingerprint, recipe_fingerprint
+from .fitted_heads import FittedHead
 from .shared_cells import Cell, fill_cells
 
 # metrics of GeometryMonitor that a cell keeps
@@ -80,7 +81,9 @@ def run_cells(
     in one folder: each cell is computed by one of them, and all return every row, see [`fill_cells`].
 
     Args:
-        recipes: recipes with different names; one without a PEFT config or stages is evaluated without training.
+        recipes: recipes with different names; one without a PEFT config or stages is evaluated without training. A
+            head is fitted on the training images after that. It classifies the sets whose names it knows, or all sets
+            if it takes new names; the texts classify the others, and without texts their metrics are None.
         settings: name -> function of the seed that returns a task.
         model: name or folder of a dual encoder, such as CLIP or SigLIP, or a function that makes a new model of any
             kind; the cell's seed draws its random weights, for instance those of a new head.
@@ -192,6 +195,10 @@ def _run(
     overrides: Mapping[str, Any],
     after: After | None,
 ) -> dict[str, Any]:
+    if recipe.head and not reads_text(model):
+        raise ValueError(
+            f"Recipe {recipe.name} has a head, which needs a dual encoder such as CLIP, got {type(model).__name__}."
+        )
     set_seed(seed)
     if recipe.stages:
         recipe = replace(recipe, args={**_DEFAULTS, **recipe.args})
@@ -221,10 +228,7 @@ def _run(
         result["trainable"] = progress.count()
         logs = trainer.state.log_history
         result.update({key: entry[key] for entry in logs for key in entry if key.startswith(("loss/", "lambda/"))})
-    result.update(_evaluate(trainer, task))
-    if after is not None:
-        result.update(after(trainer, partial(_evaluate, trainer, task)))
-    return result
+    return _finish(recipe, task, trainer, result, after)
 
 
 def _run_stages(
@@ -241,28 +245,46 @@ def _run_stages(
     broadcast_object_list(place)
     try:
         start, progress = time.monotonic(), _Epochs()
-        trainer = train_stages(
-            recipe, model, task.train, processor, place[0], args, callbacks=[GeometryMonitor(), progress]
-        )
-        result: dict[str, Any] = {"seconds": time.monotonic() - start, "trainable": progress.count()}
-        result.update(_evaluate(trainer, task))
-        if after is not None:
-            result.update(after(trainer, partial(_evaluate, trainer, task)))
-        return result
+        stages, callbacks = replace(recipe, head=None), [GeometryMonitor(), progress]
+        trainer = train_stages(stages, model, task.train, processor, place[0], args, callbacks=callbacks)
+        result = {"seconds": time.monotonic() - start, "trainable": progress.count()}
+        return _finish(recipe, task, trainer, result, after)
     finally:
         if is_main_process():
             shutil.rmtree(place[0], ignore_errors=True)
 
 
-def _evaluate(trainer: GeometryTrainer, task: Task) -> dict[str, Any]:
+def _finish(
+    recipe: Recipe, task: Task, trainer: GeometryTrainer, result: dict[str, Any], after: After | None
+) -> dict[str, Any]:
+    """Return the result of a training with what is measured afterwards; the seconds are those of the head too."""
+
+    def fit() -> FittedHead | None:
+        return FittedHead(recipe.head(), trainer) if recipe.head else None
+
+    start, head = time.monotonic(), fit()
+    if head is not None:
+        result["seconds"] = result.get("seconds", 0.0) + time.monotonic() - start
+    result.update(_evaluate(trainer, task, head))
+    if after is not None:  # the model may have changed, so the head is fitted again
+        result.update(after(trainer, lambda: _evaluate(trainer, task, fit())))
+    return result
+
+
+def _evaluate(trainer: GeometryTrainer, task: Task, head: FittedHead | None) -> dict[str, Any]:
     result: dict[str, Any] = {}
     label_column = trainer.args.label_column
     for name, dataset in task.test.items():
         output = trainer.predict(dataset, metric_key_prefix=name)
+        result.update({k: v for k, v in output.metrics.items() if k.removeprefix(f"{name}_").startswith(_GEOMETRY)})
         predicted = output.predictions.argmax(-1)
+        if head is not None:
+            predicted = head.predict(dataset, predicted)
+        if predicted is None:
+            result.update({name: None, f"{name}_balanced_accuracy": None})
+            continue
         result[name] = 100 * accuracy(predicted, output.label_ids)
         result[f"{name}_balanced_accuracy"] = 100 * balanced_accuracy(predicted, output.label_ids)
-        result.update({k: v for k, v in output.metrics.items() if k.removeprefix(f"{name}_").startswith(_GEOMETRY)})
         if name == task.grouped:
             counts = _counts_of(class_names(dataset, label_column), task.train, label_column)
             groups = evaluate_groups(predicted, output.label_ids, counts, task.thresholds)

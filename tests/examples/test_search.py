@@ -16,7 +16,7 @@ from peft_ncgeo.training import Recipe
 
 from .test_examples import ROOT, run_example
 
-SPACE, DEMO = ROOT / "examples" / "search" / "demo.yaml", ROOT / "examples" / "recipes" / "demo"
+SPACES, DEMO = sorted((ROOT / "examples" / "search").glob("*.yaml")), ROOT / "examples" / "recipes" / "demo"
 LOGS = sorted((ROOT / "examples" / "results" / "search").glob("*.json"))
 
 
@@ -61,18 +61,20 @@ def test_each_axis_starts_from_the_best_so_far(script):
             script["changed"](start, wrong)
 
 
-def test_every_method_has_twelve_runs_whatever_they_score(script):
-    spaces, raw = script["read_space"](SPACE, DEMO), read_yaml(SPACE, "")["methods"]
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_every_method_has_twelve_runs_whatever_they_score(script, path):
+    """Those of demo.yaml; what is fitted on cached features may have less to choose."""
+    spaces, raw = script["read_space"](path, DEMO), read_yaml(path, "")["methods"]
     for method, (start, axes) in spaces.items():
         for draw in map(random.Random, range(30)):
             runs = script["search"](start, axes, lambda recipes, draw=draw: [{"H": draw.random()} for _ in recipes])
-            assert len(runs) == 12, method
-            assert len({json.dumps(run["recipe"], sort_keys=True) for run in runs}) == 12
-            rates = {json.dumps(run["recipe"]["args"]["learning_rate"]) for run in runs[:4]}
-            assert len(rates) == 4, method
+            assert len(runs) == 12 or (path.stem != "demo" and 0 < len(runs) < 12), method
+            assert len({json.dumps(run["recipe"], sort_keys=True) for run in runs}) == len(runs)
             # a search of what a search has written is the same search
             again = script["changed"](runs[-1]["recipe"], raw[method]["start"])[0]
-            again["args"]["learning_rate"] = start["args"]["learning_rate"]
+            if "args.learning_rate" not in raw[method]["start"] and "args" in start:
+                assert len({run["recipe"]["args"]["learning_rate"] for run in runs[:4]}) == 4, method
+                again["args"]["learning_rate"] = start["args"]["learning_rate"]
             assert again == start, method
 
 
@@ -91,7 +93,7 @@ def test_the_choice_is_logged_and_written(script, tmp_path, monkeypatch, capsys)
         return [{**few, "H": None, "validation": recipe["args"]["learning_rate"]} for recipe in recipes]
 
     monkeypatch.setitem(script["main"].__globals__, "scorer", lambda method, folder: score)
-    arguments = ["--space", str(space), "--recipes", str(tmp_path), "--log_dir", str(tmp_path), "--write"]
+    arguments = ["--spaces", str(space), "--recipes", str(tmp_path), "--log_dir", str(tmp_path), "--write"]
     monkeypatch.setattr(sys, "argv", ["search_recipes.py", *arguments])
     script["main"]()
     log = json.loads((tmp_path / "coop.json").read_text())
@@ -103,7 +105,7 @@ def test_the_choice_is_logged_and_written(script, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(sys, "argv", ["search_recipes.py", *arguments, "--methods", "cop"])
     with pytest.raises(SystemExit):
         script["main"]()
-    assert "no method 'cop'" in capsys.readouterr().err
+    assert "method 'cop'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", LOGS, ids=lambda path: path.stem)
