@@ -356,7 +356,7 @@ def test_results_as_tables_and_files(tmp_path):
     lines = results.markdown().splitlines()
     assert lines[0] == "| setting | method | accuracy | few |"
     spread = statistics.stdev([11, 12, 13])
-    assert lines[2] == f"| a | x | 12.0 ± {spread:.1f} |  |"
+    assert lines[2] == f"| a | x | 12.0 ± {spread:.1f} | - |"
     assert lines[4] == f"| b | x | 12.0 ± {spread:.1f} | 1.0 ± 0.0 |"
     assert results.summary("a", "y", "base") == (pytest.approx(22), pytest.approx(spread))
     with pytest.raises(ValueError, match="No.*'z'.*'a'.*'base'"):
