@@ -54,6 +54,10 @@ class AdaptFormerLayer(TunerLayer):
         name = self.active_name
         return self.base_layer(residual) if name is None else add_term(self.base_layer, residual, *self._parts(name))
 
+    def term(self, residual: Tensor, name: str) -> Tensor:
+        """Return what an adapter adds to the residual (B, L, d)."""
+        return bottleneck(residual, *self._parts(name))
+
     def without_peft(self) -> nn.Module:
         """Return a copy of what the layer is now, as a module that PEFT does not see and no optimiser changes."""
         name = self.active_name
@@ -71,6 +75,8 @@ class AdaptFormerLayer(TunerLayer):
 class AdaptedNorm(nn.Module):
     """Layer norm before a block's MLP with one adapter that is no longer trained; see [`AdaptFormerLayer`]."""
 
+    scale: Tensor
+
     def __init__(self, base_layer: nn.Module, norm: nn.Module, down: nn.Module, up: nn.Module, scale: Tensor) -> None:
         super().__init__()
         self.base_layer, self.norm, self.down, self.up = base_layer, norm, down, up
@@ -82,11 +88,16 @@ class AdaptedNorm(nn.Module):
         return add_term(self.base_layer, residual, self.norm, self.down, self.up, self.scale)
 
 
+def bottleneck(residual: Tensor, norm: nn.Module, down: nn.Module, up: nn.Module, scale: Tensor) -> Tensor:
+    """Return `s W_2 ReLU(W_1 LN_a(x) + b_1) + s b_2` (B, L, d), in float32 for any base dtype."""
+    hidden = F.relu(down(norm(residual.to(scale.dtype))))
+    return scale * up(hidden)
+
+
 def add_term(
     base_layer: nn.Module, residual: Tensor, norm: nn.Module, down: nn.Module, up: nn.Module, scale: Tensor
 ) -> Tensor:
     """Add an adapter's term to the residual (B, L, d) in place, and return the base layer norm of what it was."""
     before = residual.clone()
-    hidden = F.relu(down(norm(before.to(scale.dtype))))  # float32 for any base dtype
-    residual.add_((scale * up(hidden)).to(residual.dtype))
+    residual.add_(bottleneck(before, norm, down, up, scale).to(residual.dtype))
     return base_layer(before)
