@@ -211,7 +211,7 @@ def parse_with_recipe(
     for i, word in enumerate(argv):
         if word.split("=")[0] == "--recipe":
             recipe = Recipe.read(word.partition("=")[2] or "".join(argv[i + 1 : i + 2]))
-            recipe.refuse_head("this command trains; compare recipes, or fit the head with adapt")
+            recipe.refuse_head("compare it with others, or fit the head with adapt")
             recipe.set_defaults(parser)
     *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     if unknown:

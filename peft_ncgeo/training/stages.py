@@ -231,7 +231,7 @@ def _train_rows(
     names, adapter = first.class_names, tuned.active_adapter
     with evaluation_mode(tuned):
         texts = ZeroShotClassifier(tuned, common["processing_class"]).text_features(names)
-        frozen = fixed_classifier(unwrap(tuned), names, l2_normalize(texts))
+        frozen = fixed_classifier(unwrap(tuned), names, l2_normalize(texts), keep=True)
     if _is_done(place):
         head: Any = load_adapter(place, frozen)
     else:

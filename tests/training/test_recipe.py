@@ -128,7 +128,7 @@ def test_unknown_arguments_and_files(tmp_path):
     with pytest.raises(ValueError, match="unknown argument 'learning_rat'; did you mean 'learning_rate'"):
         parse_with_recipe(HfArgumentParser((Script, GeometryTrainingArguments)), [f"--recipe={path}"])
     path = write(tmp_path, "{peft: NPTConfig.coop, head: CLAP}")
-    with pytest.raises(ValueError, match="the head CLAP, .*this command trains"):
+    with pytest.raises(ValueError, match="the head CLAP, .*fit the head with adapt"):
         parse_with_recipe(HfArgumentParser((Script, GeometryTrainingArguments)), [f"--recipe={path}"])
     with pytest.raises(ValueError, match="missing.yaml cannot be read"):
         Recipe.read(tmp_path / "missing.yaml")
