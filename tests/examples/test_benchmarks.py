@@ -37,7 +37,7 @@ def test_every_recipe_is_read():
 def test_there_is_a_recipe_for_every_method():
     assert {path.stem for path in RECIPES if path.parent.name == "recipes"} >= METHODS
     extra = {"budget", "ot_budget", "promptsrc_long", "prompt_ot_long", "two_stages", "adaptformer"}
-    ours = {"lora_budget", "lora_budget_rows", "lora_budget_head"}
+    ours = {"lora_budget"}
     assert all(Recipe.read(DEMO / f"{name}.yaml").source.keys() == {"head"} for name in HEADS)
     assert METHODS | OF_PEFT | HEADS | extra | ours == {path.stem for path in DEMO.glob("*.yaml")}
 
