@@ -55,7 +55,8 @@ def changed(content: Content, change: Content) -> tuple[Content, Content]:
 
     Args:
         content: a recipe's content.
-        change: dotted key -> new value, or `{times: 3}` for a multiple of the present one.
+        change: dotted key -> new value, `{times: 3}` for a multiple of the present one, or `{remove: true}`, which may
+            find none.
 
     Raises:
         ValueError: a key that names nothing in the recipe, or a multiple of something that is no number.
@@ -64,6 +65,9 @@ def changed(content: Content, change: Content) -> tuple[Content, Content]:
     for key, value in change.items():
         try:
             for place, name, path in list(targets(content, key.split("."))):
+                if value == {"remove": True}:
+                    place.pop(name, None)
+                    continue
                 if isinstance(value, dict) and value.keys() == {"times"}:
                     product = float(f"{place[name] * value['times']:.6g}")
                     whole = product.is_integer() and isinstance(place[name], int)
