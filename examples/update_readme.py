@@ -14,6 +14,7 @@ import json
 import re
 import shutil
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from adapt_copa import ADAPTERS, PAIRS
@@ -27,8 +28,10 @@ TABLES = {
     "transport": "compare_transport",
     "speed": "benchmark_speed",
 }  # mark in README -> folder of the run
-KEPT = ("setting", "method", "seed", "base", "new", "H", "many", "medium", "few", "kept")
-GEOMETRY = ("base_text_nc2", "new_text_nc2", "base_nc1", "base_nc3_cosine", "base_modality_gap", "seconds")
+KEPT = ("setting", "method", "seed", "base", "new", "H", "base_other", "new_other", "H_other")
+KEPT += ("many", "medium", "few", "kept", "trainable")
+GEOMETRY = ("base_text_nc2", "new_text_nc2", "base_nc1", "base_nc3_cosine", "base_modality_gap")
+GEOMETRY += ("seconds", "cpu_seconds")
 
 ACCURACIES = ("all", "many", "medium", "few", "mean_all", "mean_many", "mean_few")
 TURNS = (" + Reg", " + SLERP", " + Proj", " - Reg", " + post-hoc")
@@ -71,13 +74,18 @@ def write_table(text: str, mark: str, table: str) -> str:
     return f"{before}{start}\n{table}{end}{after}"
 
 
-def lead(results: Results, ours: str, others: list[str]) -> str:
-    """Return the difference of our H from the best of the others, in each setting."""
+def lead(
+    results: Results, ours: str, others: list[str], column: str = "H", settings: Sequence[str] | None = None
+) -> str:
+    """Return the difference of our H from the best of the others that have one, in each setting."""
     lines = []
-    for setting in dict.fromkeys(row["setting"] for row in results.rows):
-        own = results.summary(setting, ours, "H")
-        best = max(others, key=lambda other: results.summary(setting, other, "H")[0])
-        mean, spread = results.summary(setting, best, "H")
+    for setting in results.settings if settings is None else settings:
+        found = {o: results.summary(setting, o, column) for o in others if results.values(setting, o, column)}
+        if not found or not results.values(setting, ours, column):
+            continue
+        own = results.summary(setting, ours, column)
+        best = max(found, key=lambda other: found[other][0])
+        mean, spread = found[best]
         larger = max(spread, own[1])
         word = "beyond" if abs(own[0] - mean) > larger else "within"
         lines.append(f"- {setting}: {own[0] - mean:+.1f} to {best}, {word} one standard deviation ({larger:.1f})")
@@ -87,7 +95,7 @@ def lead(results: Results, ours: str, others: list[str]) -> str:
 def keep_rows(folder: Path, path: Path, keys: tuple[str, ...]) -> tuple[list[dict], str]:
     """Return the chosen entries of a run's rows, rounded to four decimals, and its note; write both to `path`."""
     content = json.loads((folder / "results.json").read_text())
-    rows = [{key: row.get(key) for key in keys} for row in content["rows"]]
+    rows = [{key: row[key] for key in keys if key in row} for row in content["rows"]]
     for row in rows:
         row.update({key: round(value, 4) for key, value in row.items() if isinstance(value, float)})
     lines = ",\n".join(map(json.dumps, rows))
@@ -98,7 +106,9 @@ def keep_rows(folder: Path, path: Path, keys: tuple[str, ...]) -> tuple[list[dic
 def write_base_new(folder: Path, kept: Path, readme: str) -> str:
     """Write the comparison of all methods: H, folded details, and the figure of NC2 against new accuracy."""
     rows, note = keep_rows(folder, kept / "base_new_demo.json", (*KEPT, *GEOMETRY))
-    results = Results(rows, list(KEPT[3:]), note, {"kept": "knowledge kept"})
+    rows = [row for row in rows if not row["setting"].endswith(" alone")]  # one artist's drawings: see docs/results
+    columns = ["base", "new", "H", "many", "medium", "few", "kept"]
+    results = Results(rows, columns, note, {"kept": "knowledge kept"})
     ours = "budget"
     methods = dict.fromkeys(row["method"] for row in rows)
     published = [m for m in methods if m not in ("zero-shot", ours)]
@@ -111,7 +121,7 @@ def write_base_new(folder: Path, kept: Path, readme: str) -> str:
         f"{lead(results, ours, published)}\n"
     )
     readme = write_table(readme, "comparison", table)
-    trained = [row for row in rows if row["seconds"] is not None]
+    trained = [row for row in rows if row.get("seconds") is not None]
     lines = []
     for column, name in (("base_text_nc2", "base"), ("new_text_nc2", "new")):
         for without in ("", "coop"):  # texts with CoOp's random context differ from all others
