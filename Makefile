@@ -45,7 +45,7 @@ coverage: $(INSTALLED)  ## the tests, and which lines and branches none of them 
 	-$(BIN)/python tests/models/fetch_timm.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov peft_ncgeo --cov-branch
 
-promises: $(INSTALLED)  ## what README promises, each with what the tests found: coverage, and 25 kills a training
+promises: $(INSTALLED)  ## what docs/reliability.md promises, each with what the tests found: coverage, and 25 kills a training
 	-$(BIN)/python tests/contracts/fetch_peft_suite.py
 	-$(BIN)/python tests/models/fetch_timm.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --kills 25 --junitxml build/tests.xml \
@@ -69,8 +69,8 @@ style: $(INSTALLED)
 benchmark: $(INSTALLED)  ## training steps, evaluation and memory against those of published code, interleaved in one run
 	$(BIN)/python examples/benchmark_speed.py
 
-table: $(INSTALLED)  ## write the last results of the examples into README.md
-	$(BIN)/python examples/update_readme.py
+table: $(INSTALLED)  ## write the last results of the examples into docs and README.md
+	$(BIN)/python examples/update_docs.py
 
 cards: $(INSTALLED)  ## render hub_cards from their records; train those without one
 	$(BIN)/python examples/make_cards.py

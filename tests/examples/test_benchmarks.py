@@ -104,7 +104,7 @@ def test_comparison_is_written_into_the_readme(tmp_path, monkeypatch):
         for seed in (1, 2, 3)
     ]
     Results(rows, ["base", "new", "H"], "a note").save(tmp_path / "outputs" / "base_new")
-    marks = [f"<!-- {m} table -->\n<!-- end of {m} table -->\n" for m in ("comparison", "collapse")]
+    marks = [f"<!-- {m} table -->\n<!-- end of {m} table -->\n" for m in ("results", "comparison", "collapse")]
     readme = tmp_path / "README.md"
     readme.write_text("".join(marks))
     text = updated(readme, monkeypatch)

@@ -124,11 +124,11 @@ def updated(readme: Path, monkeypatch) -> str:
     """The file after the script wrote what it finds in `outputs` beside it."""
     folder = readme.parent
     monkeypatch.syspath_prepend(str(ROOT / "examples"))  # as Python does for a script
-    script = runpy.run_path(str(ROOT / "examples" / "update_readme.py"))
+    script = runpy.run_path(str(ROOT / "examples" / "update_docs.py"))
     script["main"].__globals__["ROOT"] = folder
     (folder / "examples").mkdir()
-    arguments = ["--outputs", str(folder / "outputs"), "--readme", str(readme)]
-    monkeypatch.setattr(sys, "argv", ["update_readme.py", *arguments])
+    arguments = ["--outputs", str(folder / "outputs"), "--root", str(folder)]
+    monkeypatch.setattr(sys, "argv", ["update_docs.py", *arguments])
     script["main"]()
     return readme.read_text()
 
