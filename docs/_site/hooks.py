@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import posixpath
 import re
-from importlib import import_module
+from ast import literal_eval
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -24,11 +25,11 @@ PAGES = {
     "examples/README.md": "examples.md",
     "README.md": "index.md",
 }
-API = {
-    "peft_ncgeo": "Methods, trainer, classifiers",
-    **{f"peft_ncgeo.{name}": "" for name in ("data", "models", "losses", "geometry", "training", "few_shot")},
-    **{f"peft_ncgeo.{name}": "" for name in ("evaluation", "metrics", "reports", "plots", "hub", "protocols")},
-}
+API = ["peft_ncgeo"] + [
+    f"peft_ncgeo.{name}"
+    for name in ("data", "models", "losses", "geometry", "training", "few_shot", "evaluation", "metrics", "reports")
+    + ("plots", "hub", "protocols")
+]
 INHERITING = ("peft_ncgeo", "peft_ncgeo.evaluation", "peft_ncgeo.training")  # classifiers share their methods
 FIGURES = "examples/results/"
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
@@ -94,29 +95,44 @@ def link(found: re.Match[str], source: str, page: str) -> str:
 
 def api_pages() -> dict[str, str]:
     """Return a page for each package: its public names, each with its docstring once, where it comes first."""
-    pages, shown, overview = {}, {}, ["# API reference\n", "Made from the docstrings.\n", "| package | holds |\n|---|---|"]
+    root = griffe.load("peft_ncgeo", search_paths=[ROOT])
+    overview = "# API reference\n\nMade from the docstrings.\n\n| package | holds |\n|---|---|\n"
+    pages: dict[str, str] = {}
+    shown: dict[str, str] = {}  # object -> page
     for package in API:
-        module = import_module(package)
-        title = package.partition(".")[2] or package
-        name = f"api/{title}.md"
-        says = (module.__doc__ or "").strip().splitlines()[0]
-        overview.append(f"| [`{package}`]({title}.md) | {says} |")
-        lines = [f"# {package}\n", f"{says}\n"]
-        others = []
-        for public in sorted(module.__all__, key=str.lower):
-            member = getattr(module, public)
-            real = f"{member.__module__}.{member.__qualname__}"
+        module = root if package == "peft_ncgeo" else root[package.partition(".")[2]]
+        title = module.name
+        says = module.docstring.value.splitlines()[0]
+        overview += f"| [`{package}`]({title}.md) | {says} |\n"
+        entries, others = [], []
+        for public in sorted(map(str, module.exports), key=str.lower):
+            real = definition(root, module, public)
+            if "hub_metrics" in real:  # loaded by path, by `evaluate`
+                continue
             if real in shown:
                 others.append(f"[`{public}`]({shown[real]}.md#{real})")
                 continue
-            if not Path(ROOT, *member.__module__.split(".")[:-1], "__init__.py").exists():  # loaded by path, by `evaluate`
-                lines.append(f"## {public}\n\n{member.__doc__.strip().splitlines()[0]}\n")
-                continue
             shown[real] = title
-            inherited = "true" if package in INHERITING else "false"
-            lines.append(f"[](){{#{package}.{public}}}\n\n::: {real}\n    options:\n      inherited_members: {inherited}\n")
-        if others:
-            lines.insert(2, f"Also here: {', '.join(others)}.\n")
-        pages[name] = "\n".join(lines)
-    pages["api/index.md"] = "\n".join(overview) + "\n"
-    return pages
+            inherited = str(package in INHERITING).lower()
+            entries.append(f"[](){{#{package}.{public}}}\n\n::: {real}\n    options:\n      inherited_members: {inherited}\n")
+        also = [f"Also here: {', '.join(others)}.\n"] if others else []
+        pages[f"api/{title}.md"] = "\n".join([f"# {package}\n", f"{says}\n", *also, *entries])
+    return {"api/index.md": overview, **pages}
+
+
+def definition(root: griffe.Object, module: griffe.Object, name: str) -> str:
+    """Return the path of the object that a package hands on under a public name, now or on first use."""
+    while True:
+        lazy = module.members.get("_LAZY")
+        source = literal_eval(str(lazy.value)).get(name) if lazy else None
+        if source is None:
+            member = module[name]
+            if not member.is_alias:
+                return member.path
+            source_path, _, name = member.target_path.rpartition(".")
+        else:
+            dots = len(source) - len(source.lstrip("."))
+            source_path = ".".join([*module.path.split(".")[: len(module.path.split(".")) + 1 - dots], source.lstrip(".")])
+        if "hub_metrics" in source_path and source_path.count(".") > 2:
+            return f"{source_path}.{name}"
+        module = root[source_path.partition(".")[2]] if "." in source_path else root
