@@ -1,4 +1,4 @@
-"""Every method from base to new classes, balanced and with a long tail: the table of README.
+"""Every method from base to new classes, balanced and with a long tail: docs/results/long_tails.md.
 
     python examples/benchmark_base_new.py
         the built-in demo, all recipes of recipes/demo, three tails of few shots and three exponential ones.

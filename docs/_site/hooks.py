@@ -25,11 +25,21 @@ PAGES = {
     "examples/README.md": "examples.md",
     "README.md": "index.md",
 }
-API = ["peft_ncgeo"] + [
-    f"peft_ncgeo.{name}"
-    for name in ("data", "models", "losses", "geometry", "training", "few_shot", "evaluation", "metrics", "reports")
-    + ("plots", "hub", "protocols")
-]
+API = (
+    "peft_ncgeo",
+    "peft_ncgeo.data",
+    "peft_ncgeo.models",
+    "peft_ncgeo.losses",
+    "peft_ncgeo.geometry",
+    "peft_ncgeo.training",
+    "peft_ncgeo.few_shot",
+    "peft_ncgeo.evaluation",
+    "peft_ncgeo.metrics",
+    "peft_ncgeo.reports",
+    "peft_ncgeo.plots",
+    "peft_ncgeo.hub",
+    "peft_ncgeo.protocols",
+)
 INHERITING = ("peft_ncgeo", "peft_ncgeo.evaluation", "peft_ncgeo.training")  # classifiers share their methods
 FIGURES = "examples/results/"
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s]+)\)")
@@ -114,7 +124,9 @@ def api_pages() -> dict[str, str]:
                 continue
             shown[real] = title
             inherited = str(package in INHERITING).lower()
-            entries.append(f"[](){{#{package}.{public}}}\n\n::: {real}\n    options:\n      inherited_members: {inherited}\n")
+            entries.append(
+                f"[](){{#{package}.{public}}}\n\n::: {real}\n    options:\n      inherited_members: {inherited}\n"
+            )
         also = [f"Also here: {', '.join(others)}.\n"] if others else []
         pages[f"api/{title}.md"] = "\n".join([f"# {package}\n", f"{says}\n", *also, *entries])
     return {"api/index.md": overview, **pages}
@@ -132,7 +144,9 @@ def definition(root: griffe.Object, module: griffe.Object, name: str) -> str:
             source_path, _, name = member.target_path.rpartition(".")
         else:
             dots = len(source) - len(source.lstrip("."))
-            source_path = ".".join([*module.path.split(".")[: len(module.path.split(".")) + 1 - dots], source.lstrip(".")])
+            source_path = ".".join(
+                [*module.path.split(".")[: len(module.path.split(".")) + 1 - dots], source.lstrip(".")]
+            )
         if "hub_metrics" in source_path and source_path.count(".") > 2:
             return f"{source_path}.{name}"
         module = root[source_path.partition(".")[2]] if "." in source_path else root

@@ -76,14 +76,18 @@ PROVOKED = {
     "An array must be uint8": lambda folder: zero_shot().predict(np.zeros((8, 8, 3)), class_names=NAMES),
     "give the same text and cannot separate": lambda folder: texts("Cat", "cat"),
     "would be cut off": lambda folder: texts("cat", "a long name " * 9),
-    "The classes of the adapter's training are not known": lambda folder: zero_shot().predict(tiny_images()[0]["image"]),
+    "The classes of the adapter's training are not known": lambda folder: zero_shot().predict(
+        tiny_images()[0]["image"]
+    ),
     "neither a folder nor the id of a repository": lambda folder: ZeroShotClassifier.from_pretrained(f"{folder}/none"),
     "No parameter is trainable": lambda folder: trainer(folder, frozen(), None).train(),
     "takes exactly one of weight and budget": lambda folder: OTPreservation(weight=10, budget=0.05),
     "reads no text": lambda folder: trainer(folder, tiny_vit_classifier(), HEAD, losses=[OT]),
     "prompts: set num_vision_tokens=0": lambda folder: on_a_resnet(),
     "the data set 3 classes": lambda folder: trainer(folder, tiny_vit_classifier(), data=tiny_images(names=NAMES[:3])),
-    "smooths the labels of CrossEntropy alone": lambda folder: trainer(folder, loss=LDAM(), label_smoothing_factor=0.1),
+    "smooths the labels of CrossEntropy alone": lambda folder: trainer(
+        folder, loss=LDAM(), label_smoothing_factor=0.1
+    ),
     "does not say which evaluation set is meant": lambda folder: trainer(
         folder, evaluation={"base": tiny_images()}, metric_for_best_model="accuracy", **BEST
     ),
