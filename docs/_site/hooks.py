@@ -76,11 +76,14 @@ def expand(entry: Any, files: Files) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Rewrite the links of a page to those of the site."""
+    """Rewrite the links of a page to those of the site; keep numbers in one line, and tables that are folded."""
     target = page.file.src_uri
     source = next((path for path, name in PAGES.items() if name == target != "index.md"), f"docs/{target}")
     parts = FENCE.split(markdown)  # every second one is a block of code
     parts[::2] = [LINK.sub(lambda found: link(found, source, target), part) for part in parts[::2]]
+    parts[::2] = [
+        part.replace(" ± ", "\u00a0±\u00a0").replace("<details>", "<details markdown>") for part in parts[::2]
+    ]
     return "".join(parts)
 
 
