@@ -16,7 +16,7 @@ from peft_ncgeo import GeometryTrainingArguments
 from peft_ncgeo.cli import app
 
 from ..training.runs import trainer
-from .pages import PAGES, README, ROOT, Block, blocks, name, prose
+from .pages import PAGES, README, ROOT, Block, blocks, name, prose, table
 
 PYTHON = [block for page in PAGES for block in blocks(page, "python")]
 SHELL = [block for page in PAGES for block in blocks(page, "bash")]
@@ -151,3 +151,16 @@ def test_nothing_is_left_to_fill_in():
         for mark, rows in re.findall(r"<!-- ([\w ]+) table -->(.*?)<!-- end of", text, flags=re.DOTALL):
             assert rows.count("\n|") > 2, f"{name(page)}: {mark} has no rows"
         assert not re.findall(r"\b(TODO|CHOICES|SPEED|ANSWER|[A-Z]+-(TEXT|TABLE))\b", text), name(page)
+
+
+def test_readmes_table_is_cut_from_the_whole_one():
+    def rows(text: str) -> list[list[str]]:
+        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+
+    whole = {(cells[0], cells[1]): cells for cells in rows(table("comparison")) if len(cells) == 9}
+    settings = {"balanced": "tau=1", "tail, 100 to 1": "IF 100"}
+    _, _, *body = rows(table("results"))
+    assert {cells[0] for cells in body} == set(settings)
+    for setting, method, base, new, harmonic_mean, kept in body:
+        found = whole[settings[setting], method]
+        assert [base, new, harmonic_mean, kept] == [*found[2:5], found[8]]

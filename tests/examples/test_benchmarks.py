@@ -85,7 +85,7 @@ def test_base_new_on_the_demo(tmp_path, monkeypatch, capsys):
     assert "mini-CLIP on the demo's development split" in out
 
 
-def test_comparison_is_written_into_the_readme(tmp_path, monkeypatch):
+def test_comparison_is_written_into_the_page(tmp_path, monkeypatch):
     """The lead over the best other is recomputed, against tuned recipes and against longer ones."""
     scores = {"zero-shot": 60.0, "coop": 40.0, "ivlp": 45.0, "ivlp_long": 51.0, "budget": 50.0}
     rows = [
@@ -105,9 +105,9 @@ def test_comparison_is_written_into_the_readme(tmp_path, monkeypatch):
     ]
     Results(rows, ["base", "new", "H"], "a note").save(tmp_path / "outputs" / "base_new")
     marks = [f"<!-- {m} table -->\n<!-- end of {m} table -->\n" for m in ("results", "comparison", "collapse")]
-    readme = tmp_path / "README.md"
-    readme.write_text("".join(marks))
-    text = updated(readme, monkeypatch)
+    page = tmp_path / "README.md"
+    page.write_text("".join(marks))
+    text = updated(page, monkeypatch)
     assert "| budget | 52.0 ± 1.0 | 52.0 ± 1.0 |" in text
     assert "- IF 50: +5.0 to ivlp, beyond one standard deviation (1.0)" in text
     assert "- IF 50: -1.0 to ivlp_long, within one standard deviation (1.0)" in text
