@@ -14,6 +14,7 @@ import json
 import re
 import shutil
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from adapt_copa import ADAPTERS, PAIRS
@@ -27,11 +28,22 @@ TABLES = {
     "transport": "compare_transport",
     "speed": "benchmark_speed",
 }  # mark in a page -> folder of the run
-KEPT = ("setting", "method", "seed", "base", "new", "H", "many", "medium", "few", "kept")
-GEOMETRY = ("base_text_nc2", "new_text_nc2", "base_nc1", "base_nc3_cosine", "base_modality_gap", "seconds")
+KEPT = ("setting", "method", "seed", "base", "new", "H", "base_other", "new_other", "H_other")
+KEPT += ("many", "medium", "few", "kept", "trainable")
+GEOMETRY = ("base_text_nc2", "new_text_nc2", "base_nc1", "base_nc3_cosine", "base_modality_gap")
+GEOMETRY += ("seconds", "cpu_seconds")
 
 SHORT_SETTINGS = {"tau=1": "balanced", "IF 100": "tail, 100 to 1"}
-SHORT_METHODS = ("zero-shot", "coop", "ivlp", "prompt_ot", "prompt_ot_long", "budget")
+SHORT_METHODS = (
+    "zero-shot",
+    "coop",
+    "clip_lora",
+    "two_stages",
+    "prompt_ot",
+    "prompt_ot_long",
+    "budget",
+    "lora_budget",
+)
 
 ACCURACIES = ("all", "many", "medium", "few", "mean_all", "mean_many", "mean_few")
 TURNS = (" + Reg", " + SLERP", " + Proj", " - Reg", " + post-hoc")
@@ -76,13 +88,18 @@ def write_table(root: Path, mark: str, table: str) -> None:
     raise SystemExit(f"No page of docs has the marks {start} and {end}; add them where the table belongs.")
 
 
-def lead(results: Results, ours: str, others: list[str]) -> str:
-    """Return the difference of our H from the best of the others, in each setting."""
+def lead(
+    results: Results, ours: str, others: list[str], column: str = "H", settings: Sequence[str] | None = None
+) -> str:
+    """Return the difference of our H from the best of the others that have one, in each setting."""
     lines = []
-    for setting in dict.fromkeys(row["setting"] for row in results.rows):
-        own = results.summary(setting, ours, "H")
-        best = max(others, key=lambda other: results.summary(setting, other, "H")[0])
-        mean, spread = results.summary(setting, best, "H")
+    for setting in results.settings if settings is None else settings:
+        found = {o: results.summary(setting, o, column) for o in others if results.values(setting, o, column)}
+        if not found or not results.values(setting, ours, column):
+            continue
+        own = results.summary(setting, ours, column)
+        best = max(found, key=lambda other: found[other][0])
+        mean, spread = found[best]
         larger = max(spread, own[1])
         word = "beyond" if abs(own[0] - mean) > larger else "within"
         lines.append(f"- {setting}: {own[0] - mean:+.1f} to {best}, {word} one standard deviation ({larger:.1f})")
@@ -92,7 +109,7 @@ def lead(results: Results, ours: str, others: list[str]) -> str:
 def keep_rows(folder: Path, path: Path, keys: tuple[str, ...]) -> tuple[list[dict], str]:
     """Return the chosen entries of a run's rows, rounded to four decimals, and its note; write both to `path`."""
     content = json.loads((folder / "results.json").read_text())
-    rows = [{key: row.get(key) for key in keys} for row in content["rows"]]
+    rows = [{key: row[key] for key in keys if key in row} for row in content["rows"]]
     for row in rows:
         row.update({key: round(value, 4) for key, value in row.items() if isinstance(value, float)})
     lines = ",\n".join(map(json.dumps, rows))
@@ -103,7 +120,9 @@ def keep_rows(folder: Path, path: Path, keys: tuple[str, ...]) -> tuple[list[dic
 def write_base_new(folder: Path, kept: Path, root: Path) -> None:
     """Write the comparison of all methods: H, folded details, and the figure of NC2 against new accuracy."""
     rows, note = keep_rows(folder, kept / "base_new_demo.json", (*KEPT, *GEOMETRY))
-    results = Results(rows, list(KEPT[3:]), note, {"kept": "knowledge kept"})
+    rows = [row for row in rows if not row["setting"].endswith(" alone")]  # one artist's drawings: see docs/results
+    columns = ["base", "new", "H", "many", "medium", "few", "kept"]
+    results = Results(rows, columns, note, {"kept": "knowledge kept"})
     ours = "budget"
     methods = dict.fromkeys(row["method"] for row in rows)
     published = [m for m in methods if m not in ("zero-shot", ours)]
@@ -117,7 +136,7 @@ def write_base_new(folder: Path, kept: Path, root: Path) -> None:
     )
     write_table(root, "comparison", table)
     write_table(root, "results", results_in_short(rows))
-    trained = [row for row in rows if row["seconds"] is not None]
+    trained = [row for row in rows if row.get("seconds") is not None]
     lines = []
     for column, name in (("base_text_nc2", "base"), ("new_text_nc2", "new")):
         for without in ("", "coop"):  # texts with CoOp's random context differ from all others

@@ -21,10 +21,11 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(list(MODULES))
 
 
-def launch(function: Callable, *args: Any, processes: int = 1) -> list[int]:
+def launch(function: Callable, *args: Any, processes: int = 1, end_others: bool = True) -> list[int]:
     """Run a function in a process of its own, or in several that find each other; return their exit codes.
 
-    Several have the environment that `accelerate launch` gives them. Once one has failed, the others are ended.
+    Several have the environment that `accelerate launch` gives them. Once one has failed, the others are ended, as
+    there on one machine; on several machines, which `end_others=False` is like, nobody ends them.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -39,7 +40,7 @@ def launch(function: Callable, *args: Any, processes: int = 1) -> list[int]:
         for sentinel in connection.wait(list(running)):
             ended = running.pop(sentinel)
             ended.join()
-            if ended.exitcode:
+            if ended.exitcode and end_others:
                 for other in running.values():
                     other.kill()
     return [child.exitcode for child in children]

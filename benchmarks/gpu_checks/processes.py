@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .rows import Row, limited
 from .trainings import distance, prompts, seeded, train
 
 SCRIPT = Path(__file__).parents[1] / "check_gpu.py"
+STEPS = 3
 # before `check_gpu.py` keeps one GPU for itself
 ENVIRONMENT, GPUS = dict(os.environ), torch.cuda.device_count()
 
@@ -33,12 +35,16 @@ def check_processes(device: torch.device) -> Iterator[Row]:
         if done.returncode:
             raise RuntimeError(done.stderr.strip().splitlines()[-1])
         two = torch.load(f"{folder}/weights.pt")
-    one = train(device, seeded(prompts), max_steps=3)[1]
-    yield limited(check, distance(two, one), 1e-3, "of the change's norm")
+    yield limited(check, distance(two, train_alone(device)), 1e-3, "of the change's norm")
+
+
+def train_alone(device: torch.device) -> Tensor:
+    """Return the change of the weights by the training that two processes share."""
+    return train(device, seeded(prompts), max_steps=STEPS)[1]
 
 
 def train_to(device: torch.device, path: Path) -> None:
     """Train as one of several processes; the first one writes the change of the weights."""
-    trainer, change = train(device, seeded(prompts), max_steps=3, per_device_train_batch_size=15)
+    trainer, change = train(device, seeded(prompts), max_steps=STEPS, per_device_train_batch_size=15)
     if trainer.args.should_save:
         torch.save(change, path)

@@ -106,7 +106,6 @@ CASES = [
         {**BOTH, "text_depth": 2, "vision_depth": 1, "coupling": "coupled"},
         ("visual_projection", "text_projection"),
     ),
-    Case("NPT-clip-vision", NPTConfig, OneTensorCLIP, VISION_ONLY, ("visual_projection", "text_projection")),
     Case("NPT-vit-vision", NPTConfig, OneTensorViT, VISION_ONLY, ("classifier", "layernorm")),
     Case(
         "PROTOTYPE-vit-vision",

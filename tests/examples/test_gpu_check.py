@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import runpy
 import sys
 
 import pytest
+import torch
 
 from peft_ncgeo import losses
 
+from ..launching import launch_script
 from .test_examples import ROOT
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.slow]
@@ -23,7 +26,8 @@ def run(monkeypatch, *arguments: str) -> None:
 
 
 def test_every_check_is_good_or_says_why_it_has_no_verdict(tmp_path, monkeypatch, capsys):
-    run(monkeypatch, "--output", str(tmp_path / "gpu.json"))
+    parts = ("losses", "precision", "waits", "compile", "memory", "speed")
+    run(monkeypatch, "--checks", *parts, "--output", str(tmp_path / "gpu.json"))
     report = json.loads((tmp_path / "gpu.json").read_text())
     assert report["failed"] == []
     assert "CPU" in report["device"]
@@ -31,7 +35,7 @@ def test_every_check_is_good_or_says_why_it_has_no_verdict(tmp_path, monkeypatch
     by_name = {row["check"]: row for row in report["rows"]}
     for loss in set(losses.__all__) - {"GeometryBatch", "Regularizer"}:
         assert any(name.startswith(f"loss and gradients: {loss}") for name in by_name), loss
-    for start in ("step in bf16", "compiled steps", "text tower", "Prompt-OT step", "two processes"):
+    for start in ("step in bf16", "compiled steps", "text tower", "Prompt-OT step"):
         assert {row["good"] for name, row in by_name.items() if name.startswith(start)} == {True}, start
     for start in ("step in fp16", "waits of the host", "memory of text tower"):
         found = [row for name, row in by_name.items() if name.startswith(start)]
@@ -39,6 +43,15 @@ def test_every_check_is_good_or_says_why_it_has_no_verdict(tmp_path, monkeypatch
         assert all(row["good"] is None and "CPU" in row["result"] for row in found), start
     out = capsys.readouterr().out
     assert all(f"| {name} |" in out for name in by_name)
+
+
+def test_two_processes_train_as_one(tmp_path, monkeypatch):
+    """As the check starts them, but for the launcher."""
+    launch_script(SCRIPT, "--device", "cpu", "--train_to", str(tmp_path / "weights.pt"), out=tmp_path)
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    processes = importlib.import_module("gpu_checks.processes")
+    two, one = torch.load(tmp_path / "weights.pt"), processes.train_alone(torch.device("cpu"))
+    torch.testing.assert_close(two, one, atol=1e-3 * float(one.norm()), rtol=0)
 
 
 def test_what_failed_is_named(tmp_path, monkeypatch, capsys):

@@ -169,4 +169,4 @@ def resume_apart(folder: str) -> None:
 
 
 if __name__ == "__main__":  # one process of a machine, started by `accelerate launch --module`
-    train_cut_off(*sys.argv[1:3], *map(int, sys.argv[3:]))
+    train(*sys.argv[1:])

@@ -207,8 +207,8 @@ ALONE: dict[str, Any] = {
 
 
 def runs_of(world: int) -> dict[str, Any]:
-    """What so many processes train: three of them every loss and callback alone."""
-    return ALONE if world == 3 else {**WHOLE, **ALONE}
+    """What so many processes train: two of them whole trainings, three of them every loss and callback alone."""
+    return {1: {**WHOLE, **ALONE}, 2: WHOLE, 3: ALONE}[world]
 
 
 def run(name: str, options: dict[str, Any], output_dir: Path, world: int) -> None:

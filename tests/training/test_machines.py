@@ -28,7 +28,7 @@ MAY_NAME = (
 )
 
 
-def start_machines(folder: Path, case: str, cut_at: int = -1) -> list[int]:
+def start_machines(folder: Path, case: str) -> list[int]:
     """Run `accelerate launch` on two machines of one process each; return their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -38,7 +38,7 @@ def start_machines(folder: Path, case: str, cut_at: int = -1) -> list[int]:
         command = [*NAMED, address] if MAY_NAME else []
         command += [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(CONFIG)]
         command += ["--main_process_port", port, "--machine_rank", str(rank), "--module"]
-        command += ["tests.training.interruptions", case, str(folder), str(cut_at), str(int(signal.SIGKILL)), "60"]
+        command += ["tests.training.interruptions", case, str(folder)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         machines.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL))
     return [machine.wait(timeout=120) for machine in machines]
@@ -67,9 +67,8 @@ def test_two_machines_train_to_the_adapter_of_one_process(alone, tmp_path):
 
 
 def test_a_machine_that_is_killed_leaves_a_checkpoint_that_one_process_goes_on_from(alone, tmp_path):
-    first, second = start_machines(tmp_path, "head", cut_at=7)
-    assert first
-    assert second
+    cut = ("head", str(tmp_path), 7, int(signal.SIGKILL), 60)
+    assert launch(interruptions.train_cut_off, *cut, processes=2, end_others=False) == [1, -signal.SIGKILL]
     goes_on(tmp_path, alone)
 
 
