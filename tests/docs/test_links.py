@@ -36,7 +36,8 @@ def test_every_page_is_reached_from_readme():
         reached.add(page)
         places = {posixpath.normpath(f"{page.parent}/{link.partition('#')[0]}") for link in links(page)}
         waiting += [other for other in [*PAGES, EXAMPLES] if str(other) in places]
-    assert set(PAGES) <= reached
+    written = {page for page in PAGES if page.parent.name == "results"}  # by scripts; the site lists them
+    assert set(PAGES) - written <= reached
 
 
 def test_pages_stand_in_the_navigation_once():
