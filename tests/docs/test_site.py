@@ -12,14 +12,13 @@ import pytest
 
 from .pages import ROOT
 
-# where `make docs` has installed what makes the site
-PYTHON = Path(f"{sys.prefix}-docs", "bin", "python")
+TOOLS = Path(f"{sys.prefix}-docs")  # where `make docs` installs what makes the site
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PYTHON.exists(), reason="MkDocs is not installed; `make docs` installs it.")
+@pytest.mark.skipif(not (TOOLS / "installed").exists(), reason="MkDocs is not installed; `make docs` installs it.")
 def test_the_site_is_built_with_no_raw_references_and_fetches_nothing(tmp_path):
-    command = [PYTHON, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    command = [TOOLS / "bin" / "python", "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     pages = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*.html")}
