@@ -27,6 +27,7 @@ TABLES = {
     "demo": "prompt_ot",
     "transport": "compare_transport",
     "speed": "benchmark_speed",
+    "whole training": "benchmark_end_to_end",
 }  # mark in a page -> folder of the run
 KEPT = ("setting", "method", "seed", "base", "new", "H", "base_other", "new_other", "H_other")
 KEPT += ("many", "medium", "few", "kept", "trainable")
