@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from update_readme import GEOMETRY, KEPT, ROOT, keep_rows, lead
+from update_docs import GEOMETRY, KEPT, ROOT, keep_rows, lead
 
 from peft_ncgeo.files import write_whole
 from peft_ncgeo.markdown import escape, table

@@ -1,7 +1,7 @@
 """Built-in demo without download: real artwork, real names and a pre-trained CLIP.
 
 Every concept (an emoji) is drawn by several vendors. The included mini-CLIP was pre-trained on the drawings of three
-of them and on loosely captioned Fashion-MNIST photographs; :func:`load_demo` returns drawings of two other vendors,
+of them and on loosely captioned Fashion-MNIST photographs; [`load_demo`] returns drawings of two other vendors,
 whose styles the model has never seen. This is a small-scale demonstration that runs on a laptop, not a benchmark.
 
 Licences (full texts in ``demo_assets/NOTICE``): Twemoji and EmojiOne drawings are CC-BY-4.0, names and keywords
@@ -49,7 +49,7 @@ _TEST, _TRAIN, _VALIDATION = 0, 1, 2
 
 
 class Demo(NamedTuple):
-    """Result of :func:`load_demo`: `splits` (a `DatasetDict`), `processor` and `model` (float32, eval mode)."""
+    """Result of [`load_demo`]: `splits` (a `DatasetDict`), `processor` and `model` (float32, eval mode)."""
 
     splits: DatasetDict
     processor: CLIPProcessor
@@ -77,7 +77,7 @@ def load_demo(split: str = "report", shots: int = 16, seed: int = 1, train_artis
             None: both.
 
     Returns:
-        A :class:`Demo`. Its `splits` all have the columns `image` (RGB) and `label` (a `ClassLabel` with only the
+        A [`Demo`]. Its `splits` all have the columns `image` (RGB) and `label` (a `ClassLabel` with only the
         classes of that split, so base and new are both 30-way tasks):
 
         | split           | images        | size    | classes                                           |
@@ -268,7 +268,7 @@ def _of_artist(views: Dataset, artist: str) -> Dataset:
 
 @functools.lru_cache(maxsize=2)
 def load_photographs(part: str) -> Dataset:
-    """Load the images of :func:`load_fashion_mnist` in RGB."""
+    """Load the images of [`load_fashion_mnist`] in RGB."""
     images, labels = load_fashion_mnist(part)
     return image_dataset(np.repeat(images[..., None], 3, axis=-1), labels.tolist(), FASHION_NAMES)
 

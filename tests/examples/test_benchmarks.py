@@ -107,7 +107,7 @@ def test_base_new_trains_on_each_artist_too(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "results.json").read_text())["columns"] == ["H", "H_other", "trainable", "seconds"]
 
 
-def test_comparison_is_written_into_the_readme(tmp_path, monkeypatch):
+def test_comparison_is_written_into_the_page(tmp_path, monkeypatch):
     """The lead over the best other is recomputed, against tuned recipes and against longer ones."""
     scores = {"zero-shot": 60.0, "coop": 40.0, "ivlp": 45.0, "ivlp_long": 51.0, "budget": 50.0}
     rows = [
@@ -126,10 +126,10 @@ def test_comparison_is_written_into_the_readme(tmp_path, monkeypatch):
         for seed in (1, 2, 3)
     ]
     Results(rows, ["base", "new", "H"], "a note").save(tmp_path / "outputs" / "base_new")
-    marks = [f"<!-- {m} table -->\n<!-- end of {m} table -->\n" for m in ("comparison", "collapse")]
-    readme = tmp_path / "README.md"
-    readme.write_text("".join(marks))
-    text = updated(readme, monkeypatch)
+    marks = [f"<!-- {m} table -->\n<!-- end of {m} table -->\n" for m in ("results", "comparison", "collapse")]
+    page = tmp_path / "README.md"
+    page.write_text("".join(marks))
+    text = updated(page, monkeypatch)
     assert "| budget | 52.0 ± 1.0 | 52.0 ± 1.0 |" in text
     assert "- IF 50: +5.0 to ivlp, beyond one standard deviation (1.0)" in text
     assert "- IF 50: -1.0 to ivlp_long, within one standard deviation (1.0)" in text
