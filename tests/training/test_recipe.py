@@ -88,6 +88,8 @@ def test_the_command_line_overrides_the_recipe(tmp_path):
     [
         ("pefft: {}", "unknown key 'pefft'; did you mean 'peft'?"),
         ("peft: {NTPConfig: {}}", "unknown name 'NTPConfig'; did you mean 'NPTConfig'?"),
+        ("peft: {EvaConfig: {}}", "unknown name 'EvaConfig'"),  # a part of LoraConfig, no method
+        ("peft: {CoPAConfig: {}}", "unknown name 'CoPAConfig'"),  # for `adapt`
         ("peft: {NPTConfig: {text_dept: 2}}", "unknown field of NPTConfig 'text_dept'; did you mean 'text_depth'?"),
         ("peft: NPTConfig.prompt_to", "unknown preset of NPTConfig 'prompt_to'; did you mean 'prompt_ot'?"),
         ("losses: [{OTPreservaton: {}}]", "unknown name 'OTPreservaton'; did you mean 'OTPreservation'?"),
