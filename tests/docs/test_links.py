@@ -21,7 +21,7 @@ def leads(page: Path, link: str) -> bool:
 
 
 def test_links_lead_to_files_and_headings():
-    pages = [*PAGES, EXAMPLES, CHANGES]
+    pages = [*PAGES, EXAMPLES, CHANGES, ROOT / "CONTRIBUTING.md"]
     assert not [(name(page), link) for page in pages for link in links(page) if not leads(page, link)]
     assert not leads(README, "docs/missing.md")
     assert not leads(README, "docs/index.md#no-such-heading")
