@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+DOCS := $(VENV)-docs/installed
 
 .PHONY: demo test test-fast demo-app-test models interruptions promises quality style benchmark table cards versions coverage peft-suite
 
@@ -11,17 +12,25 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,plot]"
 	touch $@
 
+# What makes the site reads the package and does not import it, so it needs no torch.
+$(DOCS): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	sed -n '/^docs = \[/,/^\]/s/^ *"\(.*\)",/\1/p' pyproject.toml > $(VENV)-docs/requirements.txt
+	$(VENV)-docs/bin/pip install --quiet --constraint constraints.txt --requirement $(VENV)-docs/requirements.txt
+	touch $@
+
 demo: $(INSTALLED)  ## Prompt-OT on the built-in images: table and adapters in outputs/prompt_ot
 	OMP_NUM_THREADS=2 $(BIN)/accelerate launch --config_file examples/accelerate/cpu_1proc.yaml examples/train_prompt_ot.py
 
 # Tests start many processes. Where Python is told to keep no bytecode, each would compile the package once more.
 test test-fast coverage promises: export PYTHONDONTWRITEBYTECODE :=
 
-# One process a core, of one thread each: tests of one file stay together. Where PEFT's own tests or timm cannot be had
-# (the `-` in front), those alone are skipped, and say why.
+# One process a core, of one thread each: tests of one file stay together. Where PEFT's own tests, timm or MkDocs
+# cannot be had (the `-` in front), those alone are skipped, and say why.
 test: $(INSTALLED)
 	-$(BIN)/python tests/contracts/fetch_peft_suite.py
 	-$(BIN)/python tests/models/fetch_timm.py
+	-$(MAKE) $(DOCS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-fast: $(INSTALLED)  ## what a contributor needs in three minutes: no slow tests, few made-up cases
@@ -45,7 +54,7 @@ coverage: $(INSTALLED)  ## the tests, and which lines and branches none of them 
 	-$(BIN)/python tests/models/fetch_timm.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov peft_ncgeo --cov-branch
 
-promises: $(INSTALLED)  ## what README promises, each with what the tests found: coverage, and 25 kills a training
+promises: $(INSTALLED)  ## what docs/reliability.md promises, each with what the tests found: coverage, and 25 kills a training
 	-$(BIN)/python tests/contracts/fetch_peft_suite.py
 	-$(BIN)/python tests/models/fetch_timm.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --kills 25 --junitxml build/tests.xml \
@@ -56,6 +65,9 @@ promises: $(INSTALLED)  ## what README promises, each with what the tests found:
 peft-suite: $(INSTALLED)  ## PEFT's own tests on this package's methods, with the count and what does not apply
 	-$(BIN)/python tests/contracts/fetch_peft_suite.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v tests/contracts/test_peft_suite.py
+
+docs: $(DOCS)  ## the pages and the API reference as a site: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/python -m mkdocs build --strict
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -69,8 +81,8 @@ style: $(INSTALLED)
 benchmark: $(INSTALLED)  ## training steps, evaluation and memory against those of published code, interleaved in one run
 	$(BIN)/python examples/benchmark_speed.py
 
-table: $(INSTALLED)  ## write the last results of the examples into README.md
-	$(BIN)/python examples/update_readme.py
+table: $(INSTALLED)  ## write the last results of the examples into docs and README.md
+	$(BIN)/python examples/update_docs.py
 
 cards: $(INSTALLED)  ## render hub_cards from their records; train those without one
 	$(BIN)/python examples/make_cards.py

@@ -182,15 +182,17 @@ def main() -> None:
     clock, sizes = run(args.quick, args.steps, args.output_dir)
     whole = sum(clock.seconds.values())
     lines = ["| part | seconds | share |", "| --- | ---: | ---: |"]
-    lines += [f"| {name} | {took:.3g} | {took / whole:.1%} |" for name, took in clock.seconds.most_common()]
+    lines += [f"| {name} | {took:,.1f} | {took / whole:.1%} |" for name, took in clock.seconds.most_common()]
     passes = sum(clock.seconds[name] for name in PASSES) / whole
-    lines += [f"| all | {whole:.3g} | of which towers and losses {passes:.1%} |"]
-    note = (
-        f"{sizes}; {'mini-CLIP' if args.quick else 'ViT-B/16, random weights'}; torch {torch.__version__}, one thread."
-    )
-    print("\n".join([*lines, "", note]))
+    lines += [f"| all | {whole:,.1f} | of which towers and losses {passes:.1%} |"]
+    counts = ", ".join(f"{count:,} {name}" for name, count in sizes.items())
+    model = "mini-CLIP" if args.quick else "ViT-B/16, random weights"
+    note = f"{counts}; {model}; torch {torch.__version__}, one thread."
+    table = "\n".join([*lines, "", note])
+    print(table)
     report = {"seconds": dict(clock.seconds), "towers and losses": passes, "sizes": sizes, "note": note}
     write_whole(args.output_dir / "results.json", json.dumps(report, indent=2) + "\n")
+    write_whole(args.output_dir / "results.md", table + "\n")
 
 
 if __name__ == "__main__":

@@ -29,26 +29,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from peft_ncgeo import AdaptFormerConfig, CoPAConfig, NPTConfig, PrototypeConfig
+from peft_ncgeo import AdaptFormerConfig, CoPAConfig, NPTConfig, PrototypeConfig, losses
 from peft_ncgeo.geometry import simplex_etf
-from peft_ncgeo.losses import (
-    LDAM,
-    BalancedSoftmax,
-    ClusterCollapse,
-    CrossEntropy,
-    Distillation,
-    GeometricDebiasing,
-    LanguageCollapse,
-    LogitAdjustment,
-    ModalityIsomorphism,
-    MultiLabelLoss,
-    OTPreservation,
-    PointwisePreservation,
-    PrototypeImageContrast,
-    PrototypeSupCon,
-    RotationStabilization,
-    SpaceAlignment,
-)
 
 from .conftest import TEXT, VISION, VIT, tiny, tiny_clip, tiny_vit, tiny_vit_classifier
 
@@ -83,58 +65,62 @@ ALL_FEATURES = ("image_features", *TEXTS, *FROZEN, "logit_scale")
 OF_HEAD = ("class_means", "classifier_weight")
 # Each formula that a loss has once; the settings are those of the stored reference values.
 FORMULAS: dict[str, Loss] = {
-    "CrossEntropy()": Loss(CrossEntropy, {}, LOGITS),
-    "BalancedSoftmax()": Loss(BalancedSoftmax, {}, COUNTED),
-    "LogitAdjustment(tau 0.5)": Loss(LogitAdjustment, {"tau": 0.5}, COUNTED),
-    "LDAM(margin 0.3, scale 4)": Loss(LDAM, {"max_margin": 0.3, "scale": 4.0}, COUNTED),
-    "LDAM(re-weighted)": Loss(LDAM, {"reweight_after": 0.8}, (*COUNTED, "progress")),
-    "MultiLabelLoss()": Loss(MultiLabelLoss, {}, LISTS),
+    "CrossEntropy()": Loss(losses.CrossEntropy, {}, LOGITS),
+    "BalancedSoftmax()": Loss(losses.BalancedSoftmax, {}, COUNTED),
+    "LogitAdjustment(tau 0.5)": Loss(losses.LogitAdjustment, {"tau": 0.5}, COUNTED),
+    "LDAM(margin 0.3, scale 4)": Loss(losses.LDAM, {"max_margin": 0.3, "scale": 4.0}, COUNTED),
+    "LDAM(re-weighted)": Loss(losses.LDAM, {"reweight_after": 0.8}, (*COUNTED, "progress")),
+    "MultiLabelLoss()": Loss(losses.MultiLabelLoss, {}, LISTS),
     "MultiLabelLoss(asymmetric, gamma_pos 1, pos_weight 2)": Loss(
-        MultiLabelLoss, {"asymmetric": True, "gamma_pos": 1.0, "pos_weight": 2.0}, LISTS
+        losses.MultiLabelLoss, {"asymmetric": True, "gamma_pos": 1.0, "pos_weight": 2.0}, LISTS
     ),
     **{
         f"OTPreservation({modality}, exact)": Loss(
-            OTPreservation, {"weight": 1.0, "modality": modality, "solver": "exact"}, TRANSPORTED[modality]
+            losses.OTPreservation, {"weight": 1.0, "modality": modality, "solver": "exact"}, TRANSPORTED[modality]
         )
         for modality in ("joint", "separate", "image")
     },
     "OTPreservation(joint, epsilon 0.5)": Loss(
-        OTPreservation, {"weight": 1.0, "solver": "entropic", "epsilon": 0.5}, TRANSPORTED["joint"]
+        losses.OTPreservation, {"weight": 1.0, "solver": "entropic", "epsilon": 0.5}, TRANSPORTED["joint"]
     ),
-    "PointwisePreservation(published)": Loss(PointwisePreservation, {"weight": 1.0}, ALL_FEATURES),
-    "PointwisePreservation(mean)": Loss(PointwisePreservation, {"weight": 1.0, "kl_reduction": "mean"}, ALL_FEATURES),
-    "Distillation(temperature 1)": Loss(Distillation, {"weight": 1.0}, ("logits", "teacher_logits")),
+    "PointwisePreservation(published)": Loss(losses.PointwisePreservation, {"weight": 1.0}, ALL_FEATURES),
+    "PointwisePreservation(mean)": Loss(
+        losses.PointwisePreservation, {"weight": 1.0, "kl_reduction": "mean"}, ALL_FEATURES
+    ),
+    "Distillation(temperature 1)": Loss(losses.Distillation, {"weight": 1.0}, ("logits", "teacher_logits")),
     "Distillation(temperature 2)": Loss(
-        Distillation, {"weight": 1.0, "temperature": 2.0}, ("logits", "teacher_logits")
+        losses.Distillation, {"weight": 1.0, "temperature": 2.0}, ("logits", "teacher_logits")
     ),
-    "RotationStabilization()": Loss(RotationStabilization, {"weight": 1.0}, BOTH_TEXTS),
-    "LanguageCollapse()": Loss(LanguageCollapse, {"weight": 1.0}, TEXTS),
-    "ClusterCollapse(default clusters, mean)": Loss(ClusterCollapse, {"weight": 1.0, "reduction": "mean"}, BOTH_TEXTS),
+    "RotationStabilization()": Loss(losses.RotationStabilization, {"weight": 1.0}, BOTH_TEXTS),
+    "LanguageCollapse()": Loss(losses.LanguageCollapse, {"weight": 1.0}, TEXTS),
+    "ClusterCollapse(default clusters, mean)": Loss(
+        losses.ClusterCollapse, {"weight": 1.0, "reduction": "mean"}, BOTH_TEXTS
+    ),
     "ClusterCollapse(2 clusters, sum)": Loss(
-        ClusterCollapse, {"weight": 1.0, "num_clusters": 2, "reduction": "sum"}, BOTH_TEXTS
+        losses.ClusterCollapse, {"weight": 1.0, "num_clusters": 2, "reduction": "sum"}, BOTH_TEXTS
     ),
     **{
         f"GeometricDebiasing(anchor {anchor})": Loss(
-            GeometricDebiasing, {"weight": 1.0, "anchor": anchor}, (*IMAGE, *TEXTS)
+            losses.GeometricDebiasing, {"weight": 1.0, "anchor": anchor}, (*IMAGE, *TEXTS)
         )
         for anchor in (False, True)
     },
-    "ModalityIsomorphism(mean)": Loss(ModalityIsomorphism, {"weight": 1.0}, (*IMAGE, *TEXTS)),
+    "ModalityIsomorphism(mean)": Loss(losses.ModalityIsomorphism, {"weight": 1.0}, (*IMAGE, *TEXTS)),
     "ModalityIsomorphism(sinkhorn, epsilon 0.5)": Loss(
-        ModalityIsomorphism,
+        losses.ModalityIsomorphism,
         {"weight": 1.0, "method": "sinkhorn", "epsilon": 0.5},
         (*IMAGE, "template_features"),
     ),
     "SpaceAlignment(detach True, center True)": Loss(
-        SpaceAlignment, {"weight": 1.0, "detach_means": True, "center": True}, OF_HEAD
+        losses.SpaceAlignment, {"weight": 1.0, "detach_means": True, "center": True}, OF_HEAD
     ),
     "SpaceAlignment(detach False, center False)": Loss(
-        SpaceAlignment, {"weight": 1.0, "detach_means": False, "center": False}, OF_HEAD
+        losses.SpaceAlignment, {"weight": 1.0, "detach_means": False, "center": False}, OF_HEAD
     ),
     "PrototypeSupCon(of the head)": Loss(
-        PrototypeSupCon, {"copies": 10, "temperature": 1.0}, (*IMAGE, "classifier_weight")
+        losses.PrototypeSupCon, {"copies": 10, "temperature": 1.0}, (*IMAGE, "classifier_weight")
     ),
-    "PrototypeImageContrast(default)": Loss(PrototypeImageContrast, {}, (*IMAGE, "class_means")),
+    "PrototypeImageContrast(default)": Loss(losses.PrototypeImageContrast, {}, (*IMAGE, "class_means")),
 }
 
 # ---- models ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""README's table of promises: what each comes to in the last run of all tests.
+"""The table of promises in docs/reliability.md: what each comes to in the last run of all tests.
 
 make promises   # runs the tests with coverage and 25 kills a training, and writes the table
 """
@@ -177,15 +177,15 @@ def main() -> None:
     )
     parser.add_argument("--coverage", type=Path, default=ROOT / "build" / "coverage.json")
     parser.add_argument("--import_times", type=Path, default=ROOT / "build" / "import.txt")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reliability.md")
     args = parser.parse_args()
     covered = json.loads(args.coverage.read_text())["totals"]["percent_covered"]
     (ratio,) = re.findall(r"([\d.]+)\s+ratio", args.import_times.read_text())
     tests = {(test.file, test.name): test for report in args.reports for test in read_tests(report)}
     text = table(list(tests.values()), covered, float(ratio))
     before, after = (f"<!-- {mark}promises table -->" for mark in ("", "end of "))
-    head, rest = args.readme.read_text().split(before)
-    args.readme.write_text(f"{head}{before}\n{text}{after}{rest.split(after)[1]}")
+    head, rest = args.page.read_text().split(before)
+    args.page.write_text(f"{head}{before}\n{text}{after}{rest.split(after)[1]}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 python tests/run_versions.py --python python3.10 --constraint constraints-oldest.txt
 python tests/run_versions.py --python python3.12 --tests tests/tuners tests/losses -- transformers==5.10.1 peft==0.21.0
-python examples/update_readme.py
+python examples/update_docs.py
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""README's table of promises: each is held by tests that exist, and by none that failed."""
+"""The table of promises: each is held by tests that exist, and by none that failed."""
 
 from __future__ import annotations
 

@@ -288,11 +288,16 @@ class HeadClassifier(FewShotClassifier):
         kept = next(value.dtype for value in state.values() if value.is_floating_point())
         return lambda features: self.head.logits(state, features.to("cpu", kept))
 
+    def knows(self, class_names: Sequence[str]) -> bool:
+        """Return True if the head can choose among these names: it knows each of them, or takes new ones."""
+        known = set(map(spelled, self.classes))
+        return self.head.takes_new_names or all(spelled(name) in known for name in class_names)
+
     def _state_for(self, names: list[str]) -> State:
         """Return the head's state for these names."""
         places = {spelled(name): i for i, name in enumerate(self.classes)}
-        new = [name for name in names if spelled(name) not in places]
-        if new and not self.head.takes_new_names:
+        if not self.knows(names):
+            new = [name for name in names if spelled(name) not in places]
             raise ValueError(
                 f"{type(self.head).__name__} has a weight for each trained class alone and cannot take the new name "
                 f"{short_repr(new[0])}; use TipAdapter or GaussianDiscriminant."

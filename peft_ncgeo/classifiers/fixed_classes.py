@@ -17,24 +17,28 @@ from ..models.image_classifier import ImageClassifierModel
 from ..models.image_towers import put_head, take_image_tower
 from ..models.substitution import shallow_copy
 from ..models.towers import logit_scale
+from ..tuners.adaptformer import AdaptFormerLayer
 from ..tuners.prompt_layer import PromptLayer, VisionEmbeddingsWithPrompt, VisionLayerWithPrompt
 
 PARTS = ("vision_model", "visual_projection")  # of a dual encoder, that its image features need
 
 
 @torch.no_grad()
-def fixed_classifier(model: nn.Module, class_names: Sequence[str], text_features: Tensor) -> ImageClassifierModel:
+def fixed_classifier(
+    model: nn.Module, class_names: Sequence[str], text_features: Tensor, keep: bool = False
+) -> ImageClassifierModel:
     """Return a classifier `exp(logit_scale) cos(f, w_k)` whose rows w start at text features (K, d).
 
     Its tower shares the model's weights; adapters other than prompts are merged into copies of them.
 
     Args:
         model: a dual encoder, without PEFT's wrapper, and without vision prompts.
+        keep: True: keep an AdaptFormer, which cannot be merged, as modules that the tower's weight files do not have.
 
     Raises:
-        ValueError: the model's image feature is not known, an adapter cannot be merged, or weights are not finite.
+        ValueError: the image feature is not known, another adapter cannot be merged, or weights are not finite.
     """
-    tower, scale = take_image_tower(image_part(model), projected=True), logit_scale(model).double().exp()
+    tower, scale = take_image_tower(image_part(model, keep=keep), projected=True), logit_scale(model).double().exp()
     check_finite({"text_features": text_features, "exp(logit_scale)": scale})
     made = put_head(ImageClassifierModel, tower, "cosine", scale.item(), **named_outputs(class_names))
     made.classifier.weight.copy_(text_features)  # the head normalises them, in float32 or wider
@@ -65,19 +69,19 @@ def refuse_vision_prompts(model: nn.Module) -> None:
         )
 
 
-def image_part(model: nn.Module, parts: tuple[str, ...] = PARTS) -> Any:
+def image_part(model: nn.Module, parts: tuple[str, ...] = PARTS, keep: bool = False) -> Any:
     """Return a copy of a dual encoder with only its image tower, without prompts, other adapters merged into it."""
     view = shallow_copy(model)
-    view._modules = {name: _merged(child) for name, child in model.named_children() if name in parts}
+    view._modules = {name: _merged(child, keep) for name, child in model.named_children() if name in parts}
     return view
 
 
-def _merged(module: nn.Module) -> Any:
+def _merged(module: nn.Module, keep: bool) -> Any:
     """Return a copy of a module that shares its weights, with adapters merged where PEFT can merge them."""
     while isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-        module = _inside(module)
+        module = module.without_peft() if keep and isinstance(module, AdaptFormerLayer) else _inside(module)
     view = shallow_copy(module)
-    view._modules = {name: None if child is None else _merged(child) for name, child in module._modules.items()}
+    view._modules = {name: None if child is None else _merged(child, keep) for name, child in module._modules.items()}
     return view
 
 

@@ -1,7 +1,7 @@
 """Built-in demo without download: real artwork, real names and a pre-trained CLIP.
 
 Every concept (an emoji) is drawn by several vendors. The included mini-CLIP was pre-trained on the drawings of three
-of them and on loosely captioned Fashion-MNIST photographs; :func:`load_demo` returns drawings of two other vendors,
+of them and on loosely captioned Fashion-MNIST photographs; [`load_demo`] returns drawings of two other vendors,
 whose styles the model has never seen. This is a small-scale demonstration that runs on a laptop, not a benchmark.
 
 Licences (full texts in ``demo_assets/NOTICE``): Twemoji and EmojiOne drawings are CC-BY-4.0, names and keywords
@@ -49,39 +49,50 @@ _TEST, _TRAIN, _VALIDATION = 0, 1, 2
 
 
 class Demo(NamedTuple):
-    """Result of :func:`load_demo`: `splits` (a `DatasetDict`), `processor` and `model` (float32, eval mode)."""
+    """Result of [`load_demo`]: `splits` (a `DatasetDict`), `processor` and `model` (float32, eval mode)."""
 
     splits: DatasetDict
     processor: CLIPProcessor
     model: CLIPModel
 
 
-def load_demo(split: str = "report", shots: int = 16, seed: int = 1) -> Demo:
+def load_demo(split: str = "report", shots: int = 16, seed: int = 1, train_artist: str | None = None) -> Demo:
     """Load the demo's base-to-new task together with its mini-CLIP, without network.
 
     An image is a drawing seen through a random background, rotation, scale, shift, flip and colour change. Train,
     validation and test views come from disjoint random streams.
 
+    Every concept was drawn once by each of two artists, the vendors `"twemoji"` and `"emojione"`. By default training
+    and test show both, so `base` tests other views of the very drawings that were trained on: it rewards a memory
+    of drawings. With a `train_artist`, training shows the drawings of that artist alone. Then `base` still tests
+    trained drawings (same artist), while `base_other_artist` shows the trained classes in drawings that were never
+    seen. Drawings of a new class are never trained on; those in `new_other_artist` also have an untrained style.
+
     Args:
         split: `"report"`, or `"development"`: 60 other concepts, on which to choose hyper-parameters.
-        shots: training images per base class, half of them from each vendor (for an odd number, the vendors take
+        shots: training images per base class, half of them from each artist (for an odd number, the artists take
             turns). A larger number includes the images of a smaller one.
         seed: seed of the training views, 0 or more. The test images do not depend on it.
+        train_artist: `"twemoji"` or `"emojione"`: the artist of all training, validation, `base` and `new` images.
+            None: both.
 
     Returns:
-        A :class:`Demo`. Its `splits` all have the columns `image` (RGB) and `label` (a `ClassLabel` with only the
+        A [`Demo`]. Its `splits` all have the columns `image` (RGB) and `label` (a `ClassLabel` with only the
         classes of that split, so base and new are both 30-way tasks):
 
         | split           | images        | size    | classes                                           |
         |-----------------|---------------|---------|---------------------------------------------------|
         | `train`         | 30 * shots    | 32 x 32 | the 30 base concepts                              |
         | `validation`    | 30 * 48       | 32 x 32 | the same, other views, to choose hyper-parameters on |
-        | `base`          | 30 * 48       | 32 x 32 | the same, other views: 24 of each vendor's drawing |
+        | `base`          | 30 * 48       | 32 x 32 | the same, other views: 24 of each artist's drawing |
         | `new`           | 30 * 48       | 32 x 32 | 30 concepts that are not in `train`               |
         | `fashion_mnist` | 2,000         | 28 x 28 | 10; shows what tuning on emoji does to the rest   |
 
+        With a `train_artist`, `validation`, `base` and `new` hold that artist's 30 * 24 images of these, and
+        `base_other_artist` and `new_other_artist` the other artist's.
+
     Raises:
-        ValueError: `split` is unknown, or `shots` or `seed` is out of range.
+        ValueError: `split` or `train_artist` is unknown, or `shots` or `seed` is out of range.
 
     Example:
         >>> from peft_ncgeo.data import load_demo
@@ -105,11 +116,20 @@ def load_demo(split: str = "report", shots: int = 16, seed: int = 1) -> Demo:
         raise ValueError(f"shots must be a whole number of at least 1, got {shots!r}.")
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}.")
+    if train_artist is not None and train_artist not in VENDORS:
+        raise ValueError(f"train_artist must be one of {sorted(VENDORS)} or None, got {train_artist!r}.")
+    views = {
+        "validation": load_test_views(split, "base", _VALIDATION),
+        "base": load_test_views(split, "base"),
+        "new": load_test_views(split, "new"),
+    }
+    if train_artist is not None:
+        (other,) = set(VENDORS) - {train_artist}
+        others = {f"{part}_other_artist": _of_artist(views[part], other) for part in ("base", "new")}
+        views = {part: _of_artist(images, train_artist) for part, images in views.items()} | others
     splits = DatasetDict(
-        train=_train_views(split, int(shots), int(seed)),
-        validation=load_test_views(split, "base", _VALIDATION),
-        base=load_test_views(split, "base"),
-        new=load_test_views(split, "new"),
+        train=_train_views(split, int(shots), int(seed), train_artist),
+        **views,
         fashion_mnist=load_photographs("test"),
     ).with_format(None)  # copies that share images: `set_transform` must not change the cached ones
     model = CLIPModel.from_pretrained(ASSETS / "mini_clip").eval()
@@ -223,10 +243,10 @@ def _concept_rows() -> dict[str, int]:
 
 
 @functools.lru_cache(maxsize=8)
-def _train_views(split: str, shots: int, seed: int) -> Dataset:
+def _train_views(split: str, shots: int, seed: int, artist: str | None) -> Dataset:
     images, labels, names = [], [], load_concepts()["splits"][split]["base"]
     for label, name in enumerate(names):
-        first = (shots + (label + 1) % 2) // 2
+        first = (shots + (label + 1) % 2) // 2 if artist is None else shots * (artist == VENDORS[0])
         images += _concept_views(name, (first, shots - first), _TRAIN, seed)
         labels += [label] * shots
     return image_dataset(images, labels, names)
@@ -240,9 +260,15 @@ def load_test_views(split: str, part: str, stream: int = _TEST) -> Dataset:
     return image_dataset(images, np.repeat(np.arange(len(names)), 2 * TEST_VIEWS).tolist(), names)
 
 
+def _of_artist(views: Dataset, artist: str) -> Dataset:
+    """Return one artist's images of :func:`load_test_views`."""
+    own = VENDORS.index(artist)
+    return views.select([row for row in range(len(views)) if row // TEST_VIEWS % len(VENDORS) == own])
+
+
 @functools.lru_cache(maxsize=2)
 def load_photographs(part: str) -> Dataset:
-    """Load the images of :func:`load_fashion_mnist` in RGB."""
+    """Load the images of [`load_fashion_mnist`] in RGB."""
     images, labels = load_fashion_mnist(part)
     return image_dataset(np.repeat(images[..., None], 3, axis=-1), labels.tolist(), FASHION_NAMES)
 

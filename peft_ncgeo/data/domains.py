@@ -53,7 +53,7 @@ def load_few_shot_domains(split: str = "report") -> dict[str, FewShotDomain]:
 
     An emoji's image is its drawing in one fixed view. Drawings that are used for emoji of two subgroups are left out.
     Half of the subgroups are in `"report"` for both vendors, the others in `"development"`. These halves differ from
-    those of :func:`load_demo`, whose 120 concepts are in both.
+    those of [`load_demo`], whose 120 concepts are in both.
 
     `seen` is True for the emoji: the included ViT, ResNet and CLIP were pre-trained on the same concepts, drawn by
     other artists. It is False for the other sets, which is exact only for ViT and ResNet: the mini-CLIP was also

@@ -33,7 +33,7 @@ _ARCHITECTURES: dict[str, tuple[type[PreTrainedModel], type[PreTrainedModel], di
 
 
 class ImageDemo(NamedTuple):
-    """Result of :func:`load_image_demo`: `splits` (a `DatasetDict`), `processor`, `model` (float32, eval mode)."""
+    """Result of [`load_image_demo`]: `splits` (a `DatasetDict`), `processor`, `model` (float32, eval mode)."""
 
     splits: DatasetDict
     processor: BaseImageProcessor
@@ -50,7 +50,7 @@ def load_image_demo(backbone: str = "vit") -> ImageDemo:
         backbone: `"vit"` (four layers of width 128) or `"resnet"` (three stages, up to 128 channels).
 
     Returns:
-        An :class:`ImageDemo`. Its `splits`, all with the columns `image` (RGB, 28 x 28) and `label` (a `ClassLabel`):
+        An [`ImageDemo`]. Its `splits`, all with the columns `image` (RGB, 28 x 28) and `label` (a `ClassLabel`):
         `train` (250 photographs per class), `validation` (50 others) and `test` (200 per class, from Fashion-MNIST's
         own test set).
 
@@ -75,7 +75,7 @@ def load_image_demo(backbone: str = "vit") -> ImageDemo:
 
 @functools.lru_cache(maxsize=1)
 def load_photograph_splits() -> DatasetDict:
-    """Return the splits of :func:`load_image_demo`, which are cached: copy them before changing a format."""
+    """Return the splits of [`load_image_demo`], which are cached: copy them before changing a format."""
     photographs = load_photographs("train")
     labels = np.asarray(photographs[:]["label"])
     rows = [np.flatnonzero(labels == label) for label in range(len(FASHION_NAMES))]

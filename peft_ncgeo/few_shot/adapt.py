@@ -45,7 +45,8 @@ def adapt(
     backbone does every step run the backbone again.
 
     Other heads, from `peft_ncgeo.few_shot`, are fitted on cached features of a dual encoder, beside the texts of the
-    class names: `TipAdapter`, `GaussianDiscriminant`, `LPPlusPlus`, `CLAP`. Their settings are fields of the head.
+    class names: `TipAdapter`, `GaussianDiscriminant`, `LPPlusPlus`, `CLAP`; `NearestClassMean` and `LinearProbe` read
+    images alone. Their settings are fields of the head.
 
     Args:
         model: a vision backbone, which does not change; or a `PeftModel` with a [`~peft_ncgeo.CoPAConfig`], whose

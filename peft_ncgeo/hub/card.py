@@ -15,6 +15,7 @@ from ..classifiers.few_shot import FewShotClassifier
 from ..classifiers.heads import HEADS
 from ..markdown import code_cell, escape, literal, table
 from ..models.base_model import is_folder
+from ..tuners.own_configs import own_configs
 from .card_tables import (
     FOLDED,
     Runs,
@@ -38,7 +39,6 @@ TEMPLATE = Path(__file__).with_name("card_template.md")
 FIGURE = "geometry.png"
 _ON_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # the id of a model
 _WIDE = 100  # longest setting, in characters
-_OWN = ("AdaptFormerConfig", "CoPAConfig", "NPTConfig", "PrototypeConfig")
 
 
 def create_card(
@@ -116,7 +116,7 @@ def create_card(
         summary=_summary(record, base),
         kind=record.kind,
         multi_label=record.multi_label,
-        own_type=record.adapter.name in _OWN,
+        own_type=record.adapter.name in own_configs(),
         where=where,
         processor=processor_id and literal(processor_id),
         plain_call=code_cell(f"PeftModel.from_pretrained(base, {where})"),

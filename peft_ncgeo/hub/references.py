@@ -49,6 +49,8 @@ _PARTS = {  # config, loss or callback -> its phrase and papers
     "GaussianDiscriminant": Reference("Gaussian discriminant analysis", ("wang2024gda",)),
     "LPPlusPlus": Reference("a linear probe with weighted texts (LP++)", ("huang2024lppp",)),
     "CLAP": Reference("a linear probe held to the texts (CLAP)", ("silvarodriguez2024clap",)),
+    "NearestClassMean": Reference("the nearest class mean"),
+    "LinearProbe": Reference("a linear probe"),
     "LogitAdjustment": Reference("logit adjustment", ("menon2021logit",)),
     "BalancedSoftmax": Reference("balanced softmax", ("ren2020balanced",)),
     "MultiLabelLoss": Reference("binary cross-entropy of each class"),

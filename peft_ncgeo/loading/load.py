@@ -27,9 +27,7 @@ from ..models.precision import hold_in_float32
 from ..models.snapshots import unchanged_on_error
 from ..models.tensor_files import read_shapes
 from ..models.text_setting import remember_text_setting
-from ..tuners.adaptformer import AdaptFormerConfig
-from ..tuners.copa import CoPAConfig
-from ..tuners.prompt_config import PromptConfig
+from ..tuners.own_configs import own_configs
 from ..validation import OF_THE_MACHINE, check_path, one_line, short_repr
 from .hub_errors import hub_errors
 from .patterns import check_patterns
@@ -107,8 +105,11 @@ def load_adapter(
 
 
 def _may_change_base(config: PeftConfig) -> bool:
-    """Return True unless adapters of this kind are known to leave the base model's weights unchanged."""
-    known = isinstance(config, LoraConfig | PromptConfig | CoPAConfig | AdaptFormerConfig)
+    """Return True unless adapters of this kind are known to leave the base model's weights unchanged.
+
+    Those of this package do, and LoRA.
+    """
+    known = isinstance(config, (LoraConfig, *own_configs().values()))
     return not known or bool(base_change_of(config))
 
 

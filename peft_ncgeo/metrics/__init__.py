@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .multi_label import multi_label_scores, per_class_scores
+    from .probe import fit_probe
 
-__all__ = ["multi_label_scores", "per_class_scores"]
+__all__ = ["fit_probe", "multi_label_scores", "per_class_scores"]
 
 # scikit-learn comes with the first use
-_LAZY = {"multi_label_scores": ".multi_label", "per_class_scores": ".multi_label"}
+_LAZY = {"fit_probe": ".probe", "multi_label_scores": ".multi_label", "per_class_scores": ".multi_label"}
 
 
 def __getattr__(name: str) -> Any:

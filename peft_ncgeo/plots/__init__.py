@@ -12,8 +12,17 @@ if TYPE_CHECKING:
     from .gaps import plot_gaps
     from .relation import plot_relation
     from .reliability import plot_reliability
+    from .settings import plot_settings
 
-__all__ = ["plot_alignment", "plot_confusion", "plot_curve", "plot_gaps", "plot_relation", "plot_reliability"]
+__all__ = [
+    "plot_alignment",
+    "plot_confusion",
+    "plot_curve",
+    "plot_gaps",
+    "plot_relation",
+    "plot_reliability",
+    "plot_settings",
+]
 
 _LAZY = {
     "plot_alignment": ".alignment",
@@ -22,6 +31,7 @@ _LAZY = {
     "plot_gaps": ".gaps",
     "plot_relation": ".relation",
     "plot_reliability": ".reliability",
+    "plot_settings": ".settings",
 }
 
 

@@ -39,7 +39,8 @@ def base_to_new(
         train: a labelled set with all classes, of which the first `ceil(K/2)` are base; or a function of seed and
             `n_max` that returns images of the base classes.
         test: a labelled set with all classes, or a dict with "base", "new" and any further sets, each classified over
-            its own names.
+            its own names. Further pairs, such as "base_other" and "new_other" for images of another artist, have a
+            harmonic mean "H_other" of their own.
         model, processor, output_dir, seeds, args: see [`run_cells`].
         tails: name of a setting -> arguments of [`~peft_ncgeo.data.long_tailed`]; the seed draws which class gets
             which count. Default: 16 shots of each base class.
@@ -47,13 +48,21 @@ def base_to_new(
         thresholds: of many / medium / few base classes, shown if the classes differ in size.
 
     Returns:
-        [`Results`] with the columns base, new, H, many, medium, few and the further sets, also written to
-        `output_dir`.
+        [`Results`] with the columns base, new, H, many, medium, few, the further pairs with their H and the further
+        sets, also written to `output_dir`.
+
+    Raises:
+        ValueError: `test` lacks "base" or "new", or has a set named like another column.
     """
     halves = dict(base_new_split(test, label_column)) if isinstance(test, Dataset) else dict(test)
     for half in ("base", "new"):
         if half not in halves:
             raise ValueError(f"test must hold a set named {half!r}; it has {sorted(halves)}.")
+    suffixes = ["", *(n[4:] for n in halves if n.startswith("base_") and f"new{n[4:]}" in halves)]
+    means = {f"H{suffix}": (f"base{suffix}", f"new{suffix}") for suffix in suffixes}
+    groups = ["many", "medium", "few"]
+    if taken := halves.keys() & {*means, *groups}:
+        raise ValueError(f"test has a set named {min(taken)!r}, which is a column of its own; rename the set.")
     base = base_new_split(train, label_column)["base"] if isinstance(train, Dataset) else None
 
     def task(seed: int, tail: Mapping[str, Any]) -> Task:
@@ -65,12 +74,15 @@ def base_to_new(
     check_tails(tails)
     arguments = {**(args or {}), "label_column": label_column}
     settings = {name: partial(task, tail=tail) for name, tail in tails.items()}
-    rows = run_cells(recipes, settings, model, processor, output_dir, seeds, arguments, _with_harmonic_mean)
-    further = [name for name in halves if name not in ("base", "new")]
-    results = Results(rows, ["base", "new", "H", "many", "medium", "few", *further], describe(seeds))
+    finish = partial(_with_harmonic_means, means=means)
+    rows = run_cells(recipes, settings, model, processor, output_dir, seeds, arguments, finish)
+    pairs = [column for mean, pair in means.items() if mean != "H" for column in (*pair, mean)]
+    further = [name for name in halves if name not in ("base", "new", *pairs)]
+    results = Results(rows, ["base", "new", "H", *groups, *pairs, *further], describe(seeds))
     results.save(output_dir)
     return results
 
 
-def _with_harmonic_mean(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {**metrics, "H": harmonic_mean(metrics["base"], metrics["new"])}
+def _with_harmonic_means(metrics: dict[str, Any], means: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+    pairs = {name: (metrics[base], metrics[new]) for name, (base, new) in means.items()}
+    return metrics | {name: None if None in pair else harmonic_mean(*pair) for name, pair in pairs.items()}

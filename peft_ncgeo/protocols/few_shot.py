@@ -9,7 +9,6 @@ from typing import Any
 
 from datasets import Dataset
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import set_seed
 
 from ..classifiers.image_features import ImageFeatures
@@ -18,9 +17,10 @@ from ..data.images import LabelledImages
 from ..data.processors import image_processor
 from ..few_shot.evaluate import embed_images, evaluate_heads, evaluate_residual_adapters
 from ..tuners.copa import CoPAConfig
-from .cached_runs import cell_path, check_distinct, damaged, read_cell, write_cell
+from .cached_runs import cell_path, check_distinct, damaged
 from .episode_results import EpisodeResults
 from .fingerprints import dataset_fingerprint, fingerprint
+from .shared_cells import Cell, fill_cells
 
 _BLOCK, _SMALL_BLOCK = 100, 10  # episodes in a file; fewer if each takes seconds
 
@@ -76,7 +76,7 @@ def few_shot(
     Images are embedded once for each domain, and heads are trained for `batch_size` episodes at a time; only methods
     with residual adapters run the backbone in every episode. Blocks of episodes are small JSON files under
     `output_dir/<domain>/<method>`, so a run that was stopped can be continued, also with more episodes, and several
-    processes can share the domains.
+    processes can share the blocks, see [`fill_cells`].
 
     Args:
         methods: rows, with different names.
@@ -121,31 +121,31 @@ def few_shot(
     blocks = [block for domain in domains for method in methods for block in _blocks(domain, method, episodes)]
     paths = [_block_path(output_dir, *block) for block in blocks]
     check_distinct(paths)
-    rows: list[dict[str, Any]] = []
     cached: dict[str, Tensor] = {}
-    with tqdm(total=len(blocks), unit="block") as bar:
-        for (domain, method, start, end), path in zip(blocks, paths, strict=True):
-            bar.set_description(f"{domain}, {method.name}")
-            parts = [of_inputs, image_column, of_domain[domain], of_method[method.name], sampling, start, end]
-            made_of = fingerprint("A block of episodes", *parts)
-            found = read_cell(path, made_of)
-            if found is None:
-                if domain not in cached:
-                    cached = {domain: embed_images(encoder, images[domain])}
-                drawn = [samplers[domain][i] for i in range(start, end)]
-                given = CoPAConfig(**method.config), method.settings, drawn, cached[domain]
-                if method.residual_adapters:
-                    measured = evaluate_residual_adapters(*given, images[domain], model(), processor)
-                else:
-                    measured = evaluate_heads(*given, batch_size)
-                found = write_cell(path, made_of, {"rows": measured})
-            kept: Any = found.get("rows")
-            whole = isinstance(kept, list) and all(isinstance(row, dict) for row in kept)
-            if not whole or len(kept) != end - start:
-                raise damaged(path, f"it must hold {end - start} rows")
-            keys = ({"domain": domain, "method": method.name, "episode": i} for i in range(start, end))
-            rows += [{**key, **row} for key, row in zip(keys, kept, strict=True)]
-            bar.update()
+
+    def cell(domain: str, method: FewShotMethod, start: int, end: int, path: Path) -> Cell:
+        def compute() -> dict[str, Any]:
+            if domain not in cached:
+                cached.clear()
+                cached[domain] = embed_images(encoder, images[domain])
+            drawn = [samplers[domain][i] for i in range(start, end)]
+            given = CoPAConfig(**method.config), method.settings, drawn, cached[domain]
+            if method.residual_adapters:
+                return {"rows": evaluate_residual_adapters(*given, images[domain], model(), processor)}
+            return {"rows": evaluate_heads(*given, batch_size)}
+
+        parts = [of_inputs, image_column, of_domain[domain], of_method[method.name], sampling, start, end]
+        return Cell(path, fingerprint("A block of episodes", *parts), f"{domain}, {method.name}", compute)
+
+    filled = fill_cells([cell(*block, path) for block, path in zip(blocks, paths, strict=True)], "block")
+    rows: list[dict[str, Any]] = []
+    for (domain, method, start, end), path, found in zip(blocks, paths, filled, strict=True):
+        kept: Any = found.get("rows")
+        whole = isinstance(kept, list) and all(isinstance(row, dict) for row in kept)
+        if not whole or len(kept) != end - start:
+            raise damaged(path, f"it must hold {end - start} rows")
+        keys = ({"domain": domain, "method": method.name, "episode": i} for i in range(start, end))
+        rows += [{**key, **row} for key, row in zip(keys, kept, strict=True)]
     return EpisodeResults(rows, list(domains), names, list(seen))
 
 

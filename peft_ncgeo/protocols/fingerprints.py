@@ -64,7 +64,8 @@ def recipe_fingerprint(recipe: Recipe) -> str:
     set_seed(0)  # losses may draw random initial weights
     made = recipe.config() if recipe.config else None, recipe.losses(), recipe.classification_loss()
     stages = [(stage.rows, recipe_fingerprint(stage)) for stage in recipe.stages]
-    return fingerprint(f"Recipe {recipe.name!r}", *made, recipe.callbacks(), recipe.args, *stages)
+    head = [recipe.head()] if recipe.head else []
+    return fingerprint(f"Recipe {recipe.name!r}", *made, recipe.callbacks(), recipe.args, *stages, *head)
 
 
 def dataset_fingerprint(dataset: Dataset, label_column: str) -> str:

@@ -11,6 +11,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from scipy.special import stdtrit
+
 from ..files import write_whole
 from ..markdown import escape, table
 from .cached_runs import is_main_process
@@ -69,14 +71,66 @@ class Results:
         ]
         return table(head, lines)
 
-    def pivot(self, column: str) -> str:
-        """Return a table of one metric: a row for each method, a column for each setting."""
-        settings = self._seen("setting")
+    def pivot(self, column: str, settings: Sequence[str] | None = None) -> str:
+        """Return a table of one metric: a row for each method, a column for each setting, or for each of some."""
+        settings = self._seen("setting") if settings is None else list(settings)
         lines = [
             [escape(method), *(self._cell(setting, method, column) for setting in settings)]
             for method in self._seen("method")
         ]
         return table([self.titles.get(column, column), *settings], lines)
+
+    def difference(self, setting: str | None, method: str, reference: str, column: str) -> tuple[float, float | None]:
+        """Return the mean of a metric's paired differences `method - reference` and half their 95 % t interval.
+
+        With n seeds that both have, `d_s` the difference of seed s: `mean(d) ± t_{0.975, n-1} std(d) / sqrt(n)`. The
+        half interval is None for one seed.
+
+        Args:
+            setting: None takes, for each seed, the mean difference over all settings in which both have the metric;
+                seeds that lack one of these settings are left out.
+
+        Raises:
+            ValueError: no seed has both.
+        """
+        values: dict[str, dict[tuple[str, int], float]] = {method: {}, reference: {}}
+        for row in self.rows:
+            if row["method"] in values and setting in (None, row["setting"]) and row.get(column) is not None:
+                values[row["method"]][row["setting"], row["seed"]] = row[column]
+        runs = [run for run in values[method] if run in values[reference]]
+        settings, seeds = {s for s, _ in runs}, {seed for _, seed in runs}
+        paired = [
+            statistics.fmean(values[method][s, seed] - values[reference][s, seed] for s in settings)
+            for seed in seeds
+            if all((s, seed) in runs for s in settings)
+        ]
+        if not paired:
+            raise ValueError(f"No seed has {column!r} of both {method!r} and {reference!r} in {setting or 'all'!r}.")
+        if len(paired) == 1:
+            return paired[0], None
+        half = stdtrit(len(paired) - 1, 0.975) * statistics.stdev(paired) / len(paired) ** 0.5
+        return statistics.fmean(paired), float(half)
+
+    def paired_differences(self, column: str, reference: str, settings: Sequence[str] | None = None) -> str:
+        """Return a table of `method - reference`: a row for each other method, a column for each setting and the mean.
+
+        Each cell has the mean difference over the seeds and half its 95 % interval, see [`Results.difference`].
+        """
+        settings = self.settings if settings is None else list(settings)
+        shown = Results([row for row in self.rows if row["setting"] in settings], self.columns)
+        digits = self.digits.get(column, 1)
+
+        def cell(setting: str | None, method: str) -> str:
+            try:
+                mean, half = shown.difference(setting, method, reference, column)
+            except ValueError:
+                return ""
+            return f"{mean:+.{digits}f}" if half is None else f"{mean:+.{digits}f} ± {half:.{digits}f}"
+
+        others = [method for method in shown._seen("method") if method != reference]
+        lines = [[escape(method), *(cell(setting, method) for setting in (*settings, None))] for method in others]
+        title = self.titles.get(column, column)
+        return table([f"{title} - {title} of {reference}", *settings, "mean"], lines)
 
     def save(self, folder: str | Path) -> None:
         """Write `results.json` (rows and note), `results.csv` (rows) and `results.md` (the table), on one process."""
@@ -99,7 +153,8 @@ class Results:
     def _cell(self, setting: str, method: str, column: str) -> str:
         values = self.values(setting, method, column)
         if not values:
-            return ""
+            chosen = [row for row in self.rows if row["setting"] == setting and row["method"] == method]
+            return "-" if any(column in row for row in chosen) else ""
         mean, spread = self.summary(setting, method, column)
         shown = f"{mean:.{self.digits.get(column, 1)}f}"
         return f"{shown} ± {spread:.{self.digits.get(column, 1)}f}" if len(values) > 1 else shown

@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -23,9 +22,12 @@ from transformers import AutoModel, PrinterCallback, TrainerCallback, set_seed
 from ..data import class_counts
 from ..data.checks import class_names
 from ..metrics.accuracy import accuracy, balanced_accuracy, evaluate_groups
+from ..models.towers import reads_text
 from ..training import GeometryMonitor, GeometryTrainer, GeometryTrainingArguments, Recipe, train_stages
-from .cached_runs import cell_path, check_distinct, is_main_process, read_cell, write_cell
+from .cached_runs import cell_path, check_distinct, is_main_process
 from .fingerprints import dataset_fingerprint, fingerprint, recipe_fingerprint
+from .fitted_heads import FittedHead
+from .shared_cells import Cell, fill_cells
 
 # metrics of GeometryMonitor that a cell keeps
 _GEOMETRY = ("nc", "text_", "modality_gap", "alignment", "error_exponent", "exponent", "class_exponent", "gram_")
@@ -70,12 +72,18 @@ def run_cells(
 ) -> list[dict[str, Any]]:
     """Train each recipe in each setting from each seed and evaluate it; see [`Results`] for the rows.
 
+    A row has the metrics of the task's sets, `seconds` and `trainable` numbers of a training, and the `cpu_seconds` of
+    the whole cell.
+
     Each cell is a small JSON file under `output_dir/<setting>/<recipe>`, written when it is done. A run that was
     stopped continues with the missing cells; existing ones must have the same fingerprint, see [`fingerprint`]. All
-    data are drawn and all recipes checked before the first cell.
+    data are drawn and all recipes checked before the first cell. Several processes, also on several machines, can work
+    in one folder: each cell is computed by one of them, and all return every row, see [`fill_cells`].
 
     Args:
-        recipes: recipes with different names; one without a PEFT config or stages is evaluated without training.
+        recipes: recipes with different names; one without a PEFT config or stages is evaluated without training. A
+            head is fitted on the training images after that. It classifies the sets whose names it knows, or all sets
+            if it takes new names; the texts classify the others, and without texts their metrics are None.
         settings: name -> function of the seed that returns a task.
         model: name or folder of a dual encoder, such as CLIP or SigLIP, or a function that makes a new model of any
             kind; the cell's seed draws its random weights, for instance those of a new head.
@@ -111,19 +119,22 @@ def run_cells(
     of_task = {key: _describe_task(task, of_set) for key, task in tasks.items()}
     of_recipe = {recipe.name: recipe_fingerprint(recipe) for recipe in recipes}
     of_arguments = fingerprint("What all cells share", args, finish, after)
-    rows = []
-    with tqdm(total=len(cells), unit="cell", disable=not is_main_process()) as bar:
-        for (setting, seed, recipe), path in zip(cells, paths, strict=True):
-            bar.set_description(f"{setting}, {recipe.name}, seed {seed}")
-            made_of = fingerprint("A cell", of_model, of_task[setting, seed], of_recipe[recipe.name], of_arguments)
-            metrics = read_cell(path, made_of)
-            if metrics is None:
-                set_seed(seed)
-                task = tasks[setting, seed]
-                metrics = finish(_run(recipe, task, fresh(), processor, path.parent, seed, args, after))
-                metrics = write_cell(path, made_of, metrics)
-            rows.append({"setting": setting, "method": recipe.name, "seed": seed, **metrics})
-            bar.update()
+
+    def cell(setting: str, seed: int, recipe: Recipe, path: Path) -> Cell:
+        def compute() -> dict[str, Any]:
+            set_seed(seed)
+            start, task = time.process_time(), tasks[setting, seed]
+            metrics = finish(_run(recipe, task, fresh(), processor, path.parent, seed, args, after))
+            return {**metrics, "cpu_seconds": time.process_time() - start}
+
+        made_of = fingerprint("A cell", of_model, of_task[setting, seed], of_recipe[recipe.name], of_arguments)
+        return Cell(path, made_of, f"{setting}, {recipe.name}, seed {seed}", compute)
+
+    filled = fill_cells([cell(*key, path) for key, path in zip(cells, paths, strict=True)])
+    rows = [
+        {"setting": setting, "method": recipe.name, "seed": seed, **metrics}
+        for (setting, seed, recipe), metrics in zip(cells, filled, strict=True)
+    ]
     order = {recipe.name: i for i, recipe in enumerate(recipes)}
     return sorted(rows, key=lambda row: (list(settings).index(row["setting"]), order[row["method"]]))
 
@@ -154,9 +165,13 @@ def describe(seeds: Sequence[int]) -> str:
 
 
 class _Epochs(TrainerCallback):
-    """Progress bar over the epochs of one cell."""
+    """Progress bar over the epochs of one cell; `trained` holds every parameter that its stages train."""
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def __init__(self) -> None:
+        self.trained: set[nn.Parameter] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        self.trained.update(parameter for parameter in model.parameters() if parameter.requires_grad)
         self.bar = tqdm(total=state.num_train_epochs, unit="epoch", leave=False, disable=not args.should_save)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -164,6 +179,10 @@ class _Epochs(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
+
+    def count(self) -> int:
+        """Return how many numbers the training has changed."""
+        return sum(parameter.numel() for parameter in self.trained)
 
 
 def _run(
@@ -176,6 +195,10 @@ def _run(
     overrides: Mapping[str, Any],
     after: After | None,
 ) -> dict[str, Any]:
+    if recipe.head and not reads_text(model):
+        raise ValueError(
+            f"Recipe {recipe.name} has a head, which needs a dual encoder such as CLIP, got {type(model).__name__}."
+        )
     set_seed(seed)
     if recipe.stages:
         recipe = replace(recipe, args={**_DEFAULTS, **recipe.args})
@@ -188,6 +211,7 @@ def _run(
     args = GeometryTrainingArguments(output_dir=str(folder), **settings)
     if size is not None:
         args.share_batch(size)
+    progress = _Epochs()
     trainer = GeometryTrainer(
         model=get_peft_model(model, config) if config else model,
         args=args,
@@ -195,18 +219,16 @@ def _run(
         processing_class=processor,
         losses=recipe.losses() if config else [],
         classification_loss=recipe.classification_loss(),
-        callbacks=[GeometryMonitor(), _Epochs(), *recipe.callbacks()],
+        callbacks=[GeometryMonitor(), progress, *recipe.callbacks()],
     )
     trainer.remove_callback(PrinterCallback)
     result: dict[str, Any] = {}
     if config:
         result["seconds"] = trainer.train().metrics["train_runtime"]
+        result["trainable"] = progress.count()
         logs = trainer.state.log_history
         result.update({key: entry[key] for entry in logs for key in entry if key.startswith(("loss/", "lambda/"))})
-    result.update(_evaluate(trainer, task))
-    if after is not None:
-        result.update(after(trainer, partial(_evaluate, trainer, task)))
-    return result
+    return _finish(recipe, task, trainer, result, after)
 
 
 def _run_stages(
@@ -222,28 +244,47 @@ def _run_stages(
     place = [mkdtemp(prefix=".stages-", dir=folder) if is_main_process() else ""]  # one for all processes
     broadcast_object_list(place)
     try:
-        start = time.monotonic()
-        trainer = train_stages(
-            recipe, model, task.train, processor, place[0], args, callbacks=[GeometryMonitor(), _Epochs()]
-        )
-        result: dict[str, Any] = {"seconds": time.monotonic() - start, **_evaluate(trainer, task)}
-        if after is not None:
-            result.update(after(trainer, partial(_evaluate, trainer, task)))
-        return result
+        start, progress = time.monotonic(), _Epochs()
+        stages, callbacks = replace(recipe, head=None), [GeometryMonitor(), progress]
+        trainer = train_stages(stages, model, task.train, processor, place[0], args, callbacks=callbacks)
+        result = {"seconds": time.monotonic() - start, "trainable": progress.count()}
+        return _finish(recipe, task, trainer, result, after)
     finally:
         if is_main_process():
             shutil.rmtree(place[0], ignore_errors=True)
 
 
-def _evaluate(trainer: GeometryTrainer, task: Task) -> dict[str, Any]:
+def _finish(
+    recipe: Recipe, task: Task, trainer: GeometryTrainer, result: dict[str, Any], after: After | None
+) -> dict[str, Any]:
+    """Return the result of a training with what is measured afterwards; the seconds are those of the head too."""
+
+    def fit() -> FittedHead | None:
+        return FittedHead(recipe.head(), trainer) if recipe.head else None
+
+    start, head = time.monotonic(), fit()
+    if head is not None:
+        result["seconds"] = result.get("seconds", 0.0) + time.monotonic() - start
+    result.update(_evaluate(trainer, task, head))
+    if after is not None:  # the model may have changed, so the head is fitted again
+        result.update(after(trainer, lambda: _evaluate(trainer, task, fit())))
+    return result
+
+
+def _evaluate(trainer: GeometryTrainer, task: Task, head: FittedHead | None) -> dict[str, Any]:
     result: dict[str, Any] = {}
     label_column = trainer.args.label_column
     for name, dataset in task.test.items():
         output = trainer.predict(dataset, metric_key_prefix=name)
+        result.update({k: v for k, v in output.metrics.items() if k.removeprefix(f"{name}_").startswith(_GEOMETRY)})
         predicted = output.predictions.argmax(-1)
+        if head is not None:
+            predicted = head.predict(dataset, predicted)
+        if predicted is None:
+            result.update({name: None, f"{name}_balanced_accuracy": None})
+            continue
         result[name] = 100 * accuracy(predicted, output.label_ids)
         result[f"{name}_balanced_accuracy"] = 100 * balanced_accuracy(predicted, output.label_ids)
-        result.update({k: v for k, v in output.metrics.items() if k.removeprefix(f"{name}_").startswith(_GEOMETRY)})
         if name == task.grouped:
             counts = _counts_of(class_names(dataset, label_column), task.train, label_column)
             groups = evaluate_groups(predicted, output.label_ids, counts, task.thresholds)

@@ -89,4 +89,5 @@ def domain_generalisation(
 
 
 def _with_average(metrics: dict[str, Any], targets: list[str]) -> dict[str, Any]:
-    return {**metrics, "average": statistics.fmean(metrics[name] for name in targets)}
+    values = [metrics[name] for name in targets]
+    return {**metrics, "average": None if None in values else statistics.fmean(values)}

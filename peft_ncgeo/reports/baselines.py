@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
-# Unit features are short: C=0.3 on CLIP's own features, of length 10, is C=30 on these.
-GRID, DEFAULT_C = (0.3, 3.0, 30.0, 300.0, 3000.0), 30.0
-_FOLDS, _MOST_IMAGES, _STEPS = 3, 5000, 1000
+from ..metrics.probe import fit_probe
 
 
 class Probe(NamedTuple):
@@ -52,25 +46,8 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike) -> 
     Raises:
         ValueError: all labels are of one class.
     """
-    x, own = _unit(features), np.asarray(labels)
-    fewest = int(np.unique(own, return_counts=True)[1].min())
-    probe = LogisticRegression(C=DEFAULT_C, class_weight="balanced", max_iter=_STEPS)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # told in the note
-        if fewest >= _FOLDS and len(x) <= _MOST_IMAGES:
-            folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=0)
-            search = GridSearchCV(probe, {"C": list(GRID)}, scoring="balanced_accuracy", cv=folds)
-            probe = search.fit(x, own).best_estimator_
-            how = f"chosen by {_FOLDS}-fold cross-validation on the training images"
-        else:
-            few = fewest < _FOLDS
-            reason = (
-                f"a class has fewer than {_FOLDS} images" if few else f"there are more than {_MOST_IMAGES:,} images"
-            )
-            how = f"not chosen, since {reason}"
-            probe.fit(x, own)
-    ended = "" if max(probe.n_iter_) < _STEPS else f"; it had not converged after {_STEPS} steps"
-    return Probe(probe.predict(_unit(queries)), f"The linear probe has C={probe.C:g} ({how}){ended}.")
+    probe, note = fit_probe(_unit(features), np.asarray(labels))
+    return Probe(probe.predict(_unit(queries)), note)
 
 
 def _unit(features: ArrayLike) -> np.ndarray:

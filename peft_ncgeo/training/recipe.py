@@ -5,10 +5,15 @@ peft: {NPTConfig.prompt_ot: {text_depth: 9}}       # a config or one of its pres
 losses: [{OTPreservation: {budget: 0.05}}]
 classification_loss: {CrossEntropy: {}}            # the default; null leaves it out
 callbacks: [{PromptAveraging: {mean: 15, std: 1}}]
+head: {TipAdapter: {train_keys: true}}             # of `peft_ncgeo.few_shot`; none is the default
 args: {num_train_epochs: 40, learning_rate: 0.005} # defaults of the script's arguments
 ```
 
-A recipe of several stages has these keys in each of them, in place of its own; its own `args` are for all stages:
+A head is fitted on the cached features of the training images after all training, as [`~peft_ncgeo.adapt`] does, in
+comparisons alone (the protocols and `peft-ncgeo compare`); without peft, on those of the frozen model.
+
+A recipe of several stages has these keys, but for head, in each of them, in place of its own; its own `args` are for
+all stages:
 
 ```yaml
 stages:
@@ -31,18 +36,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import peft
-from peft import PeftConfig
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftConfig
 from torch import nn
 from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
 
 from .. import losses as loss_names
+from ..classifiers.heads import HEADS, FeatureHead
 from ..files import read_yaml
 from ..loading.patterns import check_patterns
 from ..losses import CrossEntropy, MultiLabelLoss, Regularizer
-from ..tuners.adaptformer import AdaptFormerConfig
-from ..tuners.npt import NPTConfig
-from ..tuners.prototype import PrototypeConfig
+from ..tuners.copa import CoPAConfig
 from ..validation import one_line, short_repr
 from .callbacks.alignment import GradientProjection, SlerpAlignment
 from .callbacks.averaging import PromptAveraging
@@ -50,14 +53,10 @@ from .callbacks.monitor import GeometryMonitor
 from .recipe_files import find_recipe
 
 _COMPARED = 80  # characters of an unknown name; comparing names takes time with their square
-_KEYS = ("peft", "losses", "classification_loss", "callbacks", "args", "stages")
+_KEYS = ("peft", "losses", "classification_loss", "callbacks", "args", "head", "stages")
 _OF_STAGE = ("peft", "rows", "losses", "classification_loss", "callbacks", "args")
-_CONFIGS = {
-    "AdaptFormerConfig": AdaptFormerConfig,
-    "NPTConfig": NPTConfig,
-    "PrototypeConfig": PrototypeConfig,
-    **{n: getattr(peft, n) for n in dir(peft) if n.endswith("Config")},
-}
+# PEFT's methods and this package's, but for CoPA, which `adapt` fits
+_CONFIGS = {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values() if config is not CoPAConfig}
 _ALL_LOSSES = {name: getattr(loss_names, name) for name in loss_names.__all__}
 _LOSSES = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, Regularizer) and c is not Regularizer}
 _CLASSIFICATION = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, CrossEntropy | MultiLabelLoss)}
@@ -74,6 +73,7 @@ class Recipe:
         losses: makes the list of terms.
         classification_loss: makes the classification term; None if the recipe has none.
         callbacks: makes the list of callbacks.
+        head: makes the head that is fitted after training; None if the recipe has none.
         args: defaults of the script's arguments.
         rows: "texts" for a stage that trains a row of weights for each class; "" for any other.
         stages: the recipe's stages, or none; see [`~peft_ncgeo.training.train_stages`].
@@ -85,6 +85,7 @@ class Recipe:
     losses: Callable[[], list[Regularizer]] = list
     classification_loss: Callable[[], nn.Module | None] = CrossEntropy
     callbacks: Callable[[], list[TrainerCallback]] = list
+    head: Callable[[], FeatureHead] | None = None
     args: dict[str, Any] = field(default_factory=dict)
     rows: str = ""
     stages: list[Recipe] = field(default_factory=list)
@@ -132,7 +133,12 @@ class Recipe:
             recipe.classification_loss = (lambda: None) if term is None else _maker(term, _CLASSIFICATION)
         callbacks = [_maker(callback, _CALLBACKS) for callback in _list(content, "callbacks")]
         recipe.callbacks = lambda: [make() for make in callbacks]
-        for make in (recipe.config, recipe.losses, recipe.classification_loss, recipe.callbacks):
+        if content.get("head"):
+            recipe.head = _maker(content["head"], HEADS)
+            trained = [key for key in ("losses", "classification_loss", "callbacks") if content.get(key)]
+            if trained and not content.get("peft"):
+                raise ValueError(f"{trained[0]} without peft trains nothing, and the head reads none; leave it out.")
+        for make in (recipe.config, recipe.losses, recipe.classification_loss, recipe.callbacks, recipe.head):
             _ = make and make()  # constructors check the values now
         if recipe.config:
             check_patterns(vars(recipe.config()))
@@ -158,6 +164,18 @@ class Recipe:
                     f"Recipe {self.name}: argument {name}={short_repr(word)} is not a valid {kind}."
                 ) from error
 
+    def refuse_head(self, instead: str) -> None:
+        """Raise if the recipe has a head.
+
+        Args:
+            instead: words on what takes one.
+        """
+        if self.head is not None:
+            name = type(self.head()).__name__
+            raise ValueError(
+                f"Recipe {self.name} has the head {name}, which is fitted in comparisons alone; {instead}."
+            )
+
     def check_args(self, known: Iterable[str]) -> None:
         """Raise for arguments, of the stages too, that are not among those `known`, naming the nearest."""
         known = list(known)
@@ -177,7 +195,7 @@ def parse_with_recipe(
         The parser's dataclasses, and the recipe or None.
 
     Raises:
-        ValueError: an argument that the parser does not have; the error names the nearest one.
+        ValueError: an argument that the parser does not have; the error names the nearest one. A recipe with a head.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if default is not None and not any(word.split("=")[0] == "--recipe" for word in argv):
@@ -186,6 +204,7 @@ def parse_with_recipe(
     for i, word in enumerate(argv):
         if word.split("=")[0] == "--recipe":
             recipe = Recipe.read(word.partition("=")[2] or "".join(argv[i + 1 : i + 2]))
+            recipe.refuse_head("compare it with others, or fit the head with adapt")
             recipe.set_defaults(parser)
     *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     if unknown:
@@ -210,7 +229,7 @@ def _override_stages(recipe: Recipe, argv: Sequence[str], parsed: Iterable[Any])
 
 
 def _stages(name: str, content: dict[str, Any]) -> list[Recipe]:
-    strange = sorted(content.keys() - {"stages", "args"})
+    strange = sorted(content.keys() - {"stages", "head", "args"})
     if strange:
         raise ValueError(f"{strange[0]} stands beside stages; write it into the stage that it is for.")
     stages = []

@@ -73,8 +73,9 @@ def train_stages(
 
     Raises:
         FileExistsError: the folder is not empty and `resume` is False.
-        ValueError: the recipe has no stages, the model is not a dual encoder, the run to resume has another recipe, a
-            stage of rows is to be evaluated without a set of their classes, or [`GeometryTrainer`] raises an error.
+        ValueError: the recipe has no stages, or a head; the model is not a dual encoder; the run to resume has another
+            recipe; a stage of rows is to be evaluated without a set of their classes; or [`GeometryTrainer`] raises an
+            error.
 
     Reference: M. Farina et al., CVPR 2025, arXiv 2503.11609.
 
@@ -88,6 +89,7 @@ def train_stages(
     """
     if not recipe.stages:
         raise ValueError(f"Recipe {recipe.name} has no stages; train it with GeometryTrainer.")
+    recipe.refuse_head("leave it out, and fit it on the trained model with adapt")
     if not reads_text(model) or isinstance(model, PeftModel):
         raise ValueError(
             f"Stages train a dual encoder without adapters, such as CLIPModel, got {type(model).__name__}."
@@ -230,7 +232,7 @@ def _train_rows(
     names, adapter = first.class_names, tuned.active_adapter
     with evaluation_mode(tuned):
         texts = ZeroShotClassifier(tuned, common["processing_class"]).text_features(names)
-        frozen = fixed_classifier(unwrap(tuned), names, l2_normalize(texts))
+        frozen = fixed_classifier(unwrap(tuned), names, l2_normalize(texts), keep=True)
     if _is_done(place):
         head: Any = load_adapter(place, frozen)
     else:

@@ -10,6 +10,7 @@ import pytest
 from ..cases import TUNERS, Tuner
 from .copa_backbones import BACKBONES, Backbone
 from .fetch_peft_suite import VERSION
+from .peft_suite_cases import CASES
 
 # One of each kind of prompts, prototypes and heads, on the kinds of towers; the others are slow.
 FAST = {
@@ -42,9 +43,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     outcomes = {"passed": "passed", "xfailed": "not applicable", "failed": "failed"}
     counts: Counter[tuple[str, str]] = Counter()
     reasons: Counter[str] = Counter()
+    methods = "|".join({case.name.partition("-")[0] for case in CASES})
     for outcome, told in outcomes.items():
         for report in terminalreporter.stats.get(outcome, []):
-            method = re.search(r"test_peft_suite\.py::.*\[(?:.*-)?(NPT|PROTOTYPE|COPA|ADAPTFORMER)-", report.nodeid)
+            method = re.search(rf"test_peft_suite\.py::.*\[(?:.*-)?({methods})-", report.nodeid)
             if method:
                 counts[method[1], told] += 1
                 reasons[getattr(report, "wasxfail", "")] += 1

@@ -9,11 +9,20 @@ import pytest
 import torch
 
 from peft_ncgeo.models.towers import find_towers
+from peft_ncgeo.tuners.own_configs import own_configs
 
+from ..cases import TUNERS
 from ..conftest import checkpoint, pixels, texts
+from .peft_suite_cases import CASES
 from .tuned import adapted, outputs
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*all of them get prompts")
+
+
+def test_every_method_is_listed():
+    own = set(own_configs().values())
+    assert {type(case.config()) for case in TUNERS.values()} == own
+    assert {case.config_cls for case in CASES} == own  # for PEFT's own tests
 
 
 def test_only_its_own_parameters_are_trained(case):

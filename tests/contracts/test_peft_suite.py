@@ -336,12 +336,3 @@ def test_nothing_is_listed_that_the_suite_does_not_have():
     assert [entry for entry in NOT_APPLICABLE if entry not in listed] == []
     text = "".join(path.read_text(encoding="utf-8") for path in TESTS.glob("*.py"))
     assert [n for n in NOT_RUN if f"def {n}(" not in text and not (TESTS / f"{n}.py").exists()] == []
-
-
-def test_every_kind_of_method_is_run():
-    assert {case.config_cls.__name__ for _, case in LABELS} == {
-        "NPTConfig",
-        "PrototypeConfig",
-        "CoPAConfig",
-        "AdaptFormerConfig",
-    }

@@ -99,6 +99,34 @@ def test_seeds_decide_the_training_views_only(demo):
         assert (pixels(demo.splits[part]) == pixels(other.splits[part])).all()
 
 
+def views_of(dataset) -> list[tuple[bytes, int]]:
+    return [(view.tobytes(), label) for view, label in zip(pixels(dataset), dataset["label"], strict=True)]
+
+
+def test_one_artist_trains_and_the_other_tests(demo):
+    """The artists' images are those of both artists in two parts, and training shows one artist's alone."""
+    splits = {artist: load_demo(shots=8, train_artist=artist).splits for artist in VENDORS}
+    for part in ("validation", "base", "new"):
+        whole = views_of(demo.splits[part])
+        for own, artist in enumerate(VENDORS):
+            views = [view for i in range(24 * own, len(whole), 48) for view in whole[i : i + 24]]
+            assert views_of(splits[artist][part]) == views
+            if part != "validation":
+                assert views_of(splits[VENDORS[1 - own]][f"{part}_other_artist"]) == views
+    names = demo.splits["base"].features["label"].names
+    row = {concept["name"]: i for i, concept in enumerate(load_concepts()["concepts"])}[names[3]]
+    for vendor, artist in enumerate(VENDORS):
+        drawing = np.repeat(load_drawings()[artist][row][None], 24, axis=0)
+        drawn = draw_views(drawing, np.random.default_rng([0, 0, row, vendor]).random((24, VIEW_PARAMETERS)))
+        assert views_of(splits[artist]["base"])[72:96] == [(view.tobytes(), 3) for view in drawn]
+        drawn = draw_views(drawing[:8], np.random.default_rng([1, 1, row, vendor]).random((8, VIEW_PARAMETERS)))
+        assert views_of(splits[artist]["train"])[24:32] == [(view.tobytes(), 3) for view in drawn]
+        trained = {view for view, _ in views_of(splits[artist]["train"])}
+        for part in {*splits[artist]} - {"train", "fashion_mnist"}:
+            assert not trained & {view for view, _ in views_of(splits[artist][part])}
+    assert list(load_demo(shots=8).splits) == list(demo.splits)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_no_training_view_is_a_test_view(demo, seed):
     train = {view.tobytes() for view in pixels(load_demo(seed=seed).splits["train"])}
@@ -242,6 +270,7 @@ def test_assets_are_small_readable_and_licensed():
         ({"split": "test"}, r"split must be one of \['development', 'report'\], got 'test'"),
         ({"shots": 0}, "shots must be a whole number of at least 1, got 0"),
         ({"shots": 2.5}, "shots must be a whole number of at least 1, got 2.5"),
+        ({"train_artist": "noto"}, r"train_artist must be one of \['emojione', 'twemoji'\] or None, got 'noto'"),
         ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
     ],
 )

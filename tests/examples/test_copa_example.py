@@ -86,13 +86,13 @@ def test_tuning_looks_at_development_domains(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_results_are_written_into_the_readme(demo_run, tmp_path, monkeypatch):
+def test_results_are_written_into_the_page(demo_run, tmp_path, monkeypatch):
     outputs = tmp_path / "outputs" / "adapt_copa" / "resnet"
     outputs.mkdir(parents=True)
     (outputs / "5-way-1-shot").symlink_to(demo_run / "resnet" / "5-way-1-shot")
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- copa table -->\nold\n<!-- end of copa table -->\nafter\n")
-    text = updated(readme, monkeypatch)
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- copa table -->\nold\n<!-- end of copa table -->\nafter\n")
+    text = updated(page, monkeypatch)
     results = EpisodeResults.load(outputs / "5-way-1-shot" / "results.json")
     assert results.with_methods(METHODS[:4]).accuracy_table() in text
     assert results.on_common_episodes().accuracy_table() in text

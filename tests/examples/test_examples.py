@@ -120,26 +120,26 @@ def test_unknown_method_is_named(tmp_path, monkeypatch):
         run_example("train_prompt_ot.py", "--methods", "magic", "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
 
 
-def updated(readme: Path, monkeypatch) -> str:
+def updated(page: Path, monkeypatch) -> str:
     """The file after the script wrote what it finds in `outputs` beside it."""
-    folder = readme.parent
+    folder = page.parent
     monkeypatch.syspath_prepend(str(ROOT / "examples"))  # as Python does for a script
-    script = runpy.run_path(str(ROOT / "examples" / "update_readme.py"))
+    script = runpy.run_path(str(ROOT / "examples" / "update_docs.py"))
     script["main"].__globals__["ROOT"] = folder
     (folder / "examples").mkdir()
-    arguments = ["--outputs", str(folder / "outputs"), "--readme", str(readme)]
-    monkeypatch.setattr(sys, "argv", ["update_readme.py", *arguments])
+    arguments = ["--outputs", str(folder / "outputs"), "--root", str(folder)]
+    monkeypatch.setattr(sys, "argv", ["update_docs.py", *arguments])
     script["main"]()
-    return readme.read_text()
+    return page.read_text()
 
 
 @pytest.mark.slow
-def test_results_are_written_into_the_readme(demo_run, tmp_path, monkeypatch):
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- demo table -->\nold\n<!-- end of demo table -->\nafter\n")
+def test_results_are_written_into_the_page(demo_run, tmp_path, monkeypatch):
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- demo table -->\nold\n<!-- end of demo table -->\nafter\n")
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "prompt_ot").symlink_to(demo_run)
-    text = updated(readme, monkeypatch)
+    text = updated(page, monkeypatch)
     assert text.startswith("before\n<!-- demo table -->\n| method")
     assert text.endswith("<!-- end of demo table -->\nafter\n")
     assert "old" not in text

@@ -1,4 +1,4 @@
-"""The examples' README: scripts and paths exist, numbers are README.md's, blocks run and are the recipe files'."""
+"""The examples' README: scripts and paths exist, numbers are those of docs, blocks run and are the recipe files'."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from peft_ncgeo import adapt
 from peft_ncgeo.losses import CrossEntropy
 from peft_ncgeo.training import Recipe
 
+from ..docs.pages import README, table
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-TEXT, README = (EXAMPLES / "README.md").read_text(), (ROOT / "README.md").read_text()
+TEXT = (EXAMPLES / "README.md").read_text()
 ADVICE = TEXT.split("\n## Which method when\n")[1].split("\n## ")[0]
 INDEX = TEXT.split("\n## Paper index\n")[1]
 TABLES = ("demo", "comparison", "transport", "alignment", "prototypes", "copa")
@@ -46,20 +48,11 @@ def test_every_script_is_listed():
     assert "`examples/own_images.py` is no script" in TEXT
 
 
-def test_paths_and_links_exist():
+def test_paths_exist():
+    """Links are followed in `tests/docs`."""
     paths = set(re.findall(r"(?:examples|hub_cards)/[\w/.-]*\w", TEXT))
     missing = sorted(path for path in paths if not (ROOT / path).exists())
     assert not missing
-    for target in set(re.findall(r"\]\(([^)\s]+)\)", TEXT)):
-        path, _, anchor = target.partition("#")
-        text = (EXAMPLES / path).read_text() if path else TEXT
-        assert not anchor or anchor in anchors(text), target
-
-
-def anchors(text: str) -> set[str]:
-    """Return the anchors that GitHub makes from a page's headings."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_image_folders_are_taken_where_the_tables_say_so():
@@ -80,14 +73,14 @@ def test_image_folders_are_taken_where_the_tables_say_so():
     assert re.search(r"^images_folder = .*train/<class>/", first_cell, flags=re.MULTILINE)
 
 
-# ------------------------------------------------------------------------------------------- numbers of README.md
+# ------------------------------------------------------------------------------------------- numbers of the results
 
 
 def find_tables() -> dict[str, list[tuple[tuple[str, ...], list[list[str]]]]]:
-    """README's tables by the mark around them; those of CoPA's are told apart by the note over or under them."""
+    """The results' tables by the mark around them; those of CoPA's are told apart by the note over or under them."""
     found = {}
     for name in TABLES:
-        block = README.split(f"<!-- {name} table -->")[1].split(f"<!-- end of {name} table -->")[0]
+        block = table(name)
         parts: list[tuple[tuple[str, ...], str]] = [((), block)]
         if name == "copa":
             note = r"^((?:resnet|vit|clip), [\w-]+) episodes"
@@ -103,16 +96,16 @@ def find_tables() -> dict[str, list[tuple[tuple[str, ...], list[list[str]]]]]:
     return found
 
 
-README_TABLES = find_tables()
+RESULTS = find_tables()
 
 
 def look_up(place: str, row: str, column: str | None = None) -> str:
-    """The one cell of README that `table / key / .. / column` and a row's name stand for."""
+    """The one cell of the results that `table / key / .. / column` and a row's name stand for."""
     name, *keys = place.split(" / ")
     column = keys.pop() if column is None else column
     found = [
         cells[header.index(column, 1)]
-        for more, (header, _, *body) in README_TABLES[name]
+        for more, (header, _, *body) in RESULTS[name]
         if column in header[1:]
         for cells in body
         if {row, *keys} <= {*more, header[0], *cells}
@@ -121,17 +114,17 @@ def look_up(place: str, row: str, column: str | None = None) -> str:
     return found[0]
 
 
-def test_tables_of_numbers_are_readmes():
+def test_tables_of_numbers_are_those_of_the_results():
     captioned = re.findall(r"\*([^*\n]+)\*:\n\n((?:^\|.*\n)+)", ADVICE, flags=re.MULTILINE)
     assert len(captioned) >= 10
-    for place, table in captioned:
-        header, _, *body = rows(table)
+    for place, text in captioned:
+        header, _, *body = rows(text)
         for name, *cells in body:
             for column, cell in zip(header[1:], cells, strict=True):
                 assert cell == look_up(place, name, column), (place, name, column)
 
 
-def test_numbers_in_sentences_are_readmes():
+def test_numbers_in_sentences_are_those_of_the_results():
     prose = " ".join(line for line in ADVICE.splitlines() if not line.startswith("|"))
     prose = re.sub(r"\s+", " ", prose)
     quoted = re.findall(rf"\*([\w]+ / [^*]+)\*: ((?:`[^`]+` {VALUE}(?:, | and )?)+)", prose)
@@ -149,7 +142,7 @@ def test_what_the_sentences_make_of_the_numbers():
         return float(look_up(place, row).split(" ± ")[0])
 
     tails = ("tau=1", "tau=0.25", "tau=0.06", "IF 10", "IF 50", "IF 100")
-    header, _, *body = next(rows for _, rows in README_TABLES["comparison"] if rows[0][0] == "H")
+    header, _, *body = next(rows for _, rows in RESULTS["comparison"] if rows[0][0] == "H")
     tuned = [cells[0] for cells in body if cells[0] != "zero-shot"]
     published = [name for name in tuned if name != "budget" and not name.endswith("_long")]
     assert len(published) == 9
@@ -265,7 +258,8 @@ def test_every_paper_that_the_package_cites_is_in_the_index():
     package = ROOT / "peft_ncgeo"
     files = [path for part in ("losses", "tuners", "training", "geometry") for path in (package / part).rglob("*.py")]
     cited = {number for path in files for number in re.findall(ARXIV, path.read_text())}
-    cited |= set(re.findall(ARXIV, README))
+    pages = (README, ROOT / "docs" / "papers.md", ROOT / "docs" / "methods" / "README.md")
+    cited |= {number for page in pages for number in re.findall(ARXIV, page.read_text())}
     linked = set(re.findall(rf"https://arxiv\.org/abs/({ARXIV})", INDEX))
     assert len(cited) >= 15
     assert cited <= linked

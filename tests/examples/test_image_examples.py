@@ -259,7 +259,7 @@ def fake_rows(settings, methods, columns):
     ]
 
 
-def test_tables_are_written_into_the_readme(tmp_path, monkeypatch):
+def test_tables_are_written_into_the_page(tmp_path, monkeypatch):
     """Paired changes against the plain run of the same loss, over settings and seeds; figures and logs beside it."""
     columns = ["all", "few", "alignment", "nc1", "fraction"]
     turns = ["CE", "CE + Reg", "CE + SLERP", "CE - Reg", "CE + post-hoc"]
@@ -276,9 +276,9 @@ def test_tables_are_written_into_the_readme(tmp_path, monkeypatch):
     methods = ["SupCon, no prototypes", "etf, 10 copies", "etf, cross-entropy", "trained prototypes, 100 copies"]
     rows = fake_rows(["vit, R = 10"], methods, ["train_gram_distance", "all", "few"])
     Results(rows, ["all"], "another note").save(tmp_path / "outputs" / "prototypes_table")
-    readme = tmp_path / "README.md"
-    readme.write_text("".join(f"<!-- {m} table -->\n<!-- end of {m} table -->\n" for m in ("alignment", "prototypes")))
-    text = updated(readme, monkeypatch)
+    page = tmp_path / "README.md"
+    page.write_text("".join(f"<!-- {m} table -->\n<!-- end of {m} table -->\n" for m in ("alignment", "prototypes")))
+    text = updated(page, monkeypatch)
     assert "| lora, all | plain | Reg | SLERP | Proj | - Reg | post-hoc |" in text
     # 20 above plain, and 23 in two of the six runs
     assert "| CE | 2.0 | +10.0 ± 0.0 | +21.0 ± 0.6 |  | +30.0 ± 0.0 | +40.0 ± 0.0 |" in text

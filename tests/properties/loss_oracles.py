@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.special import expit, logsumexp
+
+from peft_ncgeo import losses
 
 from .tensors import unit_rows
 
 
 def cross_entropy(z, y, weights=None):
     weights = np.ones(z.shape[1]) if weights is None else weights
-    losses = logsumexp(z, axis=1) - z[np.arange(len(y)), y]
-    return (weights[y] * losses).sum() / weights[y].sum()
+    values = logsumexp(z, axis=1) - z[np.arange(len(y)), y]
+    return (weights[y] * values).sum() / weights[y].sum()
 
 
 def logit_adjustment(b, tau):
@@ -184,3 +189,34 @@ def prototype_image(b, temperature):
         return 0.0
     s = unit_rows(b["image_features"][kept]) @ unit_rows(p[y[kept]]).T / temperature
     return (cross_entropy(s, np.arange(len(s))) + cross_entropy(s.T, np.arange(len(s)))) / 2
+
+
+# loss -> its value, of the fields of a batch, the loss and its arguments
+ORACLES: dict[Any, Callable[..., float]] = {
+    losses.CrossEntropy: lambda b, _: cross_entropy(b["logits"], b["labels"]),
+    losses.BalancedSoftmax: lambda b, _: logit_adjustment(b, 1.0),
+    losses.LogitAdjustment: lambda b, _, tau: logit_adjustment(b, tau),
+    losses.LDAM: lambda b, _, max_margin=0.5, scale=1.0, reweight_after=2.0: ldam(
+        b, max_margin, scale, 0.9999 if b.get("progress", 0) >= reweight_after else None
+    ),
+    losses.MultiLabelLoss: lambda b, _, asymmetric=False, gamma_pos=0.0, pos_weight=1.0: multi_label(
+        b, gamma_pos, pos_weight, *((4.0, 0.05) if asymmetric else (0.0, 0.0))
+    ),
+    losses.OTPreservation: lambda b, _, modality="joint", epsilon=None, **others: transport(b, modality, epsilon),
+    losses.PointwisePreservation: lambda b, _, kl_reduction="batchmean", **others: pointwise(
+        b, 25.0, 10.0, 1.0, mean=kl_reduction == "mean"
+    ),
+    losses.Distillation: lambda b, _, temperature=1.0, **others: distillation(
+        b["logits"] / temperature, b["teacher_logits"] / temperature, temperature**2
+    ),
+    losses.RotationStabilization: lambda b, _, **others: rotation(b),
+    losses.LanguageCollapse: lambda b, _, **others: etf_deviation(b["text_features"]),
+    losses.ClusterCollapse: lambda b, loss, reduction, **others: clustered(b, loss.clusters.numpy(), reduction),
+    losses.GeometricDebiasing: lambda b, _, anchor, **others: debiasing(b, anchor),
+    losses.ModalityIsomorphism: lambda b, _, method="mean", epsilon=None, **others: (
+        isomorphism(b) if method == "mean" else isomorphism_sinkhorn(b, epsilon)
+    ),
+    losses.SpaceAlignment: lambda b, _, center, **others: space_alignment(b, center),
+    losses.PrototypeSupCon: lambda b, _, copies, temperature: supcon(b, copies, temperature),
+    losses.PrototypeImageContrast: lambda b, loss: prototype_image(b, loss.temperature),
+}

@@ -13,7 +13,7 @@ from peft_ncgeo import losses
 from peft_ncgeo.losses import GeometryBatch
 
 from ..cases import FORMULAS, IMAGE, Loss
-from . import loss_oracles as oracles
+from .loss_oracles import ORACLES
 from .tensors import FLOATS, KINDS, dtypes, features, labels, wide
 
 
@@ -41,38 +41,6 @@ class Term:
         return self.oracle(in_float64(batch), loss, **self.loss.arguments)
 
 
-ORACLES: dict[Any, Callable[..., float]] = {
-    losses.CrossEntropy: lambda b, _: oracles.cross_entropy(b["logits"], b["labels"]),
-    losses.BalancedSoftmax: lambda b, _: oracles.logit_adjustment(b, 1.0),
-    losses.LogitAdjustment: lambda b, _, tau: oracles.logit_adjustment(b, tau),
-    losses.LDAM: lambda b, _, max_margin=0.5, scale=1.0, reweight_after=2.0: oracles.ldam(
-        b, max_margin, scale, 0.9999 if b.get("progress", 0) >= reweight_after else None
-    ),
-    losses.MultiLabelLoss: lambda b, _, asymmetric=False, gamma_pos=0.0, pos_weight=1.0: oracles.multi_label(
-        b, gamma_pos, pos_weight, *((4.0, 0.05) if asymmetric else (0.0, 0.0))
-    ),
-    losses.OTPreservation: lambda b, _, modality="joint", epsilon=None, **others: oracles.transport(
-        b, modality, epsilon
-    ),
-    losses.PointwisePreservation: lambda b, _, kl_reduction="batchmean", **others: oracles.pointwise(
-        b, 25.0, 10.0, 1.0, mean=kl_reduction == "mean"
-    ),
-    losses.Distillation: lambda b, _, temperature=1.0, **others: oracles.distillation(
-        b["logits"] / temperature, b["teacher_logits"] / temperature, temperature**2
-    ),
-    losses.RotationStabilization: lambda b, _, **others: oracles.rotation(b),
-    losses.LanguageCollapse: lambda b, _, **others: oracles.etf_deviation(b["text_features"]),
-    losses.ClusterCollapse: lambda b, loss, reduction, **others: oracles.clustered(
-        b, loss.clusters.numpy(), reduction
-    ),
-    losses.GeometricDebiasing: lambda b, _, anchor, **others: oracles.debiasing(b, anchor),
-    losses.ModalityIsomorphism: lambda b, _, method="mean", epsilon=None, **others: (
-        oracles.isomorphism(b) if method == "mean" else oracles.isomorphism_sinkhorn(b, epsilon)
-    ),
-    losses.SpaceAlignment: lambda b, _, center, **others: oracles.space_alignment(b, center),
-    losses.PrototypeSupCon: lambda b, _, copies, temperature: oracles.supcon(b, copies, temperature),
-    losses.PrototypeImageContrast: lambda b, loss: oracles.prototype_image(b, loss.temperature),
-}
 # How far float32 and features of half precision may be from it; iterations and differences of large parts lose digits.
 WIDER: dict[str, dict[str, Any]] = {
     "OTPreservation(joint, epsilon 0.5)": {"tolerance": 1e-3},

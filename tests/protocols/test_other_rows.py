@@ -40,6 +40,8 @@ def test_a_recipe_of_stages_is_a_row_like_any_other(tmp_path):
 
     row, other = go("one", stages), go("two", stages)
     assert row["seconds"] > 0
+    norms = [m.weight for name, m in tiny_clip().named_modules() if name.endswith("layer_norm1")]
+    assert row["trainable"] == 2 * sum(map(len, norms)) + 3 * tiny_clip().config.projection_dim  # and a row a class
     assert [row[name] for name in ("base", "new", "H")] == [other[name] for name in ("base", "new", "H")]
     assert not list((tmp_path / "one").rglob("class_rows.safetensors")), "what is trained is not kept"
     with pytest.raises(ValueError, match="staged"):

@@ -73,11 +73,15 @@ def test_base_to_new(tmp_path, monkeypatch):
         base_to_new, train, test, output_dir=tmp_path, recipes=(Recipe("zero-shot"), COOP, DEEP), tails=tails
     )
     assert len(results.rows) == 2 * 3 * 2
+    config = tiny_clip().config
+    text, vision = config.text_config.hidden_size, config.vision_config.hidden_size
+    trainable = {"coop": 4 * text, "deep": 2 * 4 * (text + vision)}
     for row in results.rows:
         expected = 2 * row["base"] * row["new"] / (row["base"] + row["new"]) if row["base"] + row["new"] else 0
         assert row["H"] == pytest.approx(expected)
         assert (row.get("few") is not None) == (row["setting"] == "tail")
         assert ("loss/ot" in row) == (row["method"] == "deep")
+        assert row.get("trainable") == trainable.get(row["method"])
         assert row["base_text_nc2"] > 0
     assert next(r["base"] for r in results.rows if r["method"] == "zero-shot") == results.rows[1]["base"]
     halves = base_new_split(train)
@@ -97,11 +101,19 @@ def test_base_to_new_takes_its_own_images(tmp_path):
         asked.append((seed, n_max))
         return halves["base"]
 
-    test = {**halves, "kept": tiny_images(6, NAMES[:2])}
+    other = {f"{half}_other": images.select(range(9)) for half, images in halves.items()}
+    test = {**halves, "kept": tiny_images(6, NAMES[:2]), "base_alone": halves["base"], **other}
     tails = {"a": {"tau": 1.0}, "b": {"tau": 1, "n_max": 3}}
     results = run(base_to_new, train, test, output_dir=tmp_path, tails=tails)
     assert asked == [(1, 16), (2, 16), (1, 3), (2, 3)]
-    assert results.columns[-1] == "kept"
+    pair = ["base_other", "new_other", "H_other"]
+    assert results.columns == ["base", "new", "H", "many", "medium", "few", *pair, "kept", "base_alone"]
+    for row in results.rows:
+        base, new, mean = (row[column] for column in pair)
+        assert mean == pytest.approx(2 * base * new / (base + new) if base + new else 0)
+    for taken in ("H", "H_other", "few"):
+        with pytest.raises(ValueError, match=f"set named '{taken}'"):
+            run(base_to_new, train, {**test, taken: halves["new"]}, output_dir=tmp_path)
     with pytest.raises(ValueError, match="test must hold a set named 'new'"):
         run(base_to_new, train, {"base": halves["base"]}, output_dir=tmp_path)
 
@@ -165,9 +177,11 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch):
     assert len(done) == 4
     whole = run_cells([COOP, DEEP], settings, tiny_clip, tiny_processor(), tmp_path / "whole", (1, 2))
     for interrupted, plain in zip(rows, whole, strict=True):
-        assert {k: v for k, v in interrupted.items() if k != "seconds"} == {
-            k: v for k, v in plain.items() if k != "seconds"
-        }
+        assert without_time(interrupted) == without_time(plain)
+
+
+def without_time(row: dict) -> dict:
+    return {key: value for key, value in row.items() if not key.endswith("seconds")}
 
 
 def one_cell(folder, recipe=COOP, images=None, args=(), names=("a",), seeds=(1,), test=None, **others):
@@ -356,7 +370,7 @@ def test_results_as_tables_and_files(tmp_path):
     lines = results.markdown().splitlines()
     assert lines[0] == "| setting | method | accuracy | few |"
     spread = statistics.stdev([11, 12, 13])
-    assert lines[2] == f"| a | x | 12.0 ± {spread:.1f} |  |"
+    assert lines[2] == f"| a | x | 12.0 ± {spread:.1f} | - |"
     assert lines[4] == f"| b | x | 12.0 ± {spread:.1f} | 1.0 ± 0.0 |"
     assert results.summary("a", "y", "base") == (pytest.approx(22), pytest.approx(spread))
     with pytest.raises(ValueError, match="No.*'z'.*'a'.*'base'"):

@@ -81,7 +81,7 @@ def test_several_processes_equal_one(results, name, processes, record_property):
             assert got["calibration"][number] == pytest.approx(expected["calibration"][number], rel=1e-2), number
 
 
-@pytest.mark.parametrize("processes", [1, *SEVERAL])
+@pytest.mark.parametrize("processes", [1, 3])  # which train each loss alone
 def test_accumulated_micro_batches_are_one_batch(results, processes, tmp_path):
     """27 images as 12 + 12 + 3, of which the last process has none, give the gradient of Transformers' Trainer."""
     whole = Gradients()

@@ -88,6 +88,8 @@ def test_the_command_line_overrides_the_recipe(tmp_path):
     [
         ("pefft: {}", "unknown key 'pefft'; did you mean 'peft'?"),
         ("peft: {NTPConfig: {}}", "unknown name 'NTPConfig'; did you mean 'NPTConfig'?"),
+        ("peft: {EvaConfig: {}}", "unknown name 'EvaConfig'"),  # a part of LoraConfig, no method
+        ("peft: {CoPAConfig: {}}", "unknown name 'CoPAConfig'"),  # for `adapt`
         ("peft: {NPTConfig: {text_dept: 2}}", "unknown field of NPTConfig 'text_dept'; did you mean 'text_depth'?"),
         ("peft: NPTConfig.prompt_to", "unknown preset of NPTConfig 'prompt_to'; did you mean 'prompt_ot'?"),
         ("losses: [{OTPreservaton: {}}]", "unknown name 'OTPreservaton'; did you mean 'OTPreservation'?"),
@@ -102,6 +104,15 @@ def test_the_command_line_overrides_the_recipe(tmp_path):
         ("classification_loss: {OTPreservation: {weight: 1}}", "unknown name 'OTPreservation'"),
         ("callbacks: {PromptAveraging: {mean: 3}}", "callbacks must be a list; write `callbacks: [{Name: {...}}]`"),
         ("losses: {OTPreservation: {weight: 1}}", "losses must be a list"),
+        ("head: {TipAdaptor: {}}", "unknown name 'TipAdaptor'; did you mean 'TipAdapter'?"),
+        ("head: {TipAdapter: {alfa: 1}}", "unknown field of TipAdapter 'alfa'; did you mean 'alpha'?"),
+        ("head: {TipAdapter: {alpha: -1}}", "alpha=-1"),
+        ("{head: CLAP, losses: [{OTPreservation: {weight: 1}}]}", "losses without peft trains nothing"),
+        (
+            "{head: CLAP, classification_loss: {LogitAdjustment: {}}}",
+            "classification_loss without peft trains nothing",
+        ),
+        ("stages: [{peft: NPTConfig.coop, head: CLAP}]", "stage 1: unknown key 'head'"),
         ("- a list", "must hold the keys peft, losses, classification_loss, callbacks, args"),
         ("peft: {", "cannot be read: while parsing"),
     ],
@@ -117,6 +128,9 @@ def test_refusals_name_the_nearest_right_one(tmp_path, text, message):
 def test_unknown_arguments_and_files(tmp_path):
     path = write(tmp_path, "args: {learning_rat: 1}")
     with pytest.raises(ValueError, match="unknown argument 'learning_rat'; did you mean 'learning_rate'"):
+        parse_with_recipe(HfArgumentParser((Script, GeometryTrainingArguments)), [f"--recipe={path}"])
+    path = write(tmp_path, "{peft: NPTConfig.coop, head: CLAP}")
+    with pytest.raises(ValueError, match="the head CLAP, .*fit the head with adapt"):
         parse_with_recipe(HfArgumentParser((Script, GeometryTrainingArguments)), [f"--recipe={path}"])
     with pytest.raises(ValueError, match="missing.yaml cannot be read"):
         Recipe.read(tmp_path / "missing.yaml")

@@ -91,9 +91,13 @@ def test_rows_for_trained_names_and_texts_for_others(whole):
     torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=1e-4)
 
 
-def test_rows_start_at_the_tuned_texts_and_follow_the_published_steps(tmp_path):
-    """Stage 2 repeated by hand: AdamW on the rows alone, with the batches that the trainer drew."""
-    trainer = run(tmp_path / "run", args={"batch_size": 32, "lr_scheduler_type": "constant"})
+@pytest.mark.parametrize("first", [NORMS, {"AdaptFormerConfig": {"bottleneck_dim": 2}}], ids=["norms", "adaptformer"])
+def test_rows_start_at_the_tuned_texts_and_follow_the_published_steps(tmp_path, first):
+    """Stage 2 repeated by hand: AdamW on the rows alone, with the batches that the trainer drew.
+
+    The tower is the tuned one also where an adapter cannot be merged into its weights, and stays as stage 1 left it.
+    """
+    trainer = run(tmp_path / "run", recipe(first), args={"batch_size": 32, "lr_scheduler_type": "constant"})
     model, images = trainer.model, tiny_images(32)
     x, labels = features(model, images["image"][:]), torch.tensor(images["label"])
     rows = nn.Parameter(text_features(model, NAMES))
@@ -104,6 +108,10 @@ def test_rows_start_at_the_tuned_texts_and_follow_the_published_steps(tmp_path):
         nn.functional.cross_entropy(scale * x @ nn.functional.normalize(rows, dim=-1).T, labels).backward()
         optimizer.step()
     torch.testing.assert_close(active_text_setting(model).rows, rows.detach(), atol=2e-4, rtol=1e-3)
+    saved = load_file(tmp_path / "run" / "stage-1" / "adapter_model.safetensors")
+    again = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert saved.keys() == again.keys()
+    assert all(torch.equal(value, again[key]) for key, value in saved.items())
 
 
 def test_published_numbers():

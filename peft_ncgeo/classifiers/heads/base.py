@@ -51,12 +51,14 @@ class FeatureHead(ABC):
         smallest_crop: smallest share of an image's area that a view shows.
         tensors: name -> letters of the dimensions of each tensor of a state: k classes, d the features' width.
         takes_new_names: True if class names that were not trained can be given later.
+        reads_texts: False if only images count, so that nothing is said about names that were not trained.
     """
 
     num_views: ClassVar[int] = 10
     smallest_crop: ClassVar[float] = 0.5
     tensors: ClassVar[Mapping[str, str]] = {}
     takes_new_names: ClassVar[bool] = False
+    reads_texts: ClassVar[bool] = True
 
     @abstractmethod
     def fit(self, support: Support) -> tuple[State, dict[str, float]]:
@@ -110,7 +112,7 @@ class LinearHead(FeatureHead):
     tensors: ClassVar[Mapping[str, str]] = {"weight": "kd", "bias": "k"}
 
     def logits(self, state: State, features: Tensor) -> Tensor:
-        return l2_normalize(features) @ state["weight"].T + state["bias"]
+        return l2_normalize(features.to(state["weight"].dtype)) @ state["weight"].T + state["bias"]
 
 
 def _rows(value: Tensor, letters: str, rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -51,15 +52,52 @@ class AdaptFormerLayer(TunerLayer):
 
     def forward(self, residual: Tensor) -> Tensor:
         name = self.active_name
-        if name is None:
-            return self.base_layer(residual)
-        before = residual.clone()
-        residual.add_(self.term(before, name).to(residual.dtype))
-        return self.base_layer(before)
+        return self.base_layer(residual) if name is None else add_term(self.base_layer, residual, *self._parts(name))
 
     def term(self, residual: Tensor, name: str) -> Tensor:
         """Return the term that an adapter adds to the residual (B, L, d)."""
-        scale = self.ncgeo_adaptformer_scale[name]
-        hidden = self.ncgeo_adaptformer_norm[name](residual.to(scale.dtype))  # float32 for any base dtype
-        hidden = F.relu(self.ncgeo_adaptformer_down[name](hidden))
-        return scale * self.ncgeo_adaptformer_up[name](hidden)
+        return bottleneck(residual, *self._parts(name))
+
+    def without_peft(self) -> nn.Module:
+        """Return a copy of the layer in its current state, as a module that PEFT and optimisers do not change."""
+        name = self.active_name
+        return self.base_layer if name is None else AdaptedNorm(self.base_layer, *copy.deepcopy(self._parts(name)))
+
+    def _parts(self, name: str) -> tuple[nn.Module, nn.Module, nn.Module, Tensor]:
+        return (
+            self.ncgeo_adaptformer_norm[name],
+            self.ncgeo_adaptformer_down[name],
+            self.ncgeo_adaptformer_up[name],
+            self.ncgeo_adaptformer_scale[name],
+        )
+
+
+class AdaptedNorm(nn.Module):
+    """Layer norm before a block's MLP with one adapter that is no longer trained; see [`AdaptFormerLayer`]."""
+
+    scale: Tensor
+
+    def __init__(self, base_layer: nn.Module, norm: nn.Module, down: nn.Module, up: nn.Module, scale: Tensor) -> None:
+        super().__init__()
+        self.base_layer, self.norm, self.down, self.up = base_layer, norm, down, up
+        self.register_buffer("scale", scale.detach())
+        for part in (norm, down, up):
+            part.requires_grad_(False)
+
+    def forward(self, residual: Tensor) -> Tensor:
+        return add_term(self.base_layer, residual, self.norm, self.down, self.up, self.scale)
+
+
+def bottleneck(residual: Tensor, norm: nn.Module, down: nn.Module, up: nn.Module, scale: Tensor) -> Tensor:
+    """Return `s W_2 ReLU(W_1 LN_a(x) + b_1) + s b_2` (B, L, d), in float32 for any base dtype."""
+    hidden = F.relu(down(norm(residual.to(scale.dtype))))
+    return scale * up(hidden)
+
+
+def add_term(
+    base_layer: nn.Module, residual: Tensor, norm: nn.Module, down: nn.Module, up: nn.Module, scale: Tensor
+) -> Tensor:
+    """Add an adapter's term to the residual (B, L, d) in place, and return the base layer norm of the old one."""
+    before = residual.clone()
+    residual.add_(bottleneck(before, norm, down, up, scale).to(residual.dtype))
+    return base_layer(before)

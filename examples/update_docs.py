@@ -1,10 +1,10 @@
-"""Write the tables of the last runs into README.md and keep their numbers in the repository.
+"""Write the tables of the last runs into the pages of docs and README.md; keep their numbers in the repository.
 
 python examples/train_prompt_ot.py && python examples/compare_transport.py
 python examples/benchmark_base_new.py && python examples/benchmark_space_alignment.py
 python examples/benchmark_prototypes.py && python examples/adapt_copa.py
 python tests/run_versions.py --python python3.10 --constraint constraints-oldest.txt
-python examples/update_readme.py
+python examples/update_docs.py
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import re
 import shutil
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from adapt_copa import ADAPTERS, PAIRS
@@ -26,9 +27,24 @@ TABLES = {
     "demo": "prompt_ot",
     "transport": "compare_transport",
     "speed": "benchmark_speed",
-}  # mark in README -> folder of the run
-KEPT = ("setting", "method", "seed", "base", "new", "H", "many", "medium", "few", "kept")
-GEOMETRY = ("base_text_nc2", "new_text_nc2", "base_nc1", "base_nc3_cosine", "base_modality_gap", "seconds")
+    "whole training": "benchmark_end_to_end",
+}  # mark in a page -> folder of the run
+KEPT = ("setting", "method", "seed", "base", "new", "H", "base_other", "new_other", "H_other")
+KEPT += ("many", "medium", "few", "kept", "trainable")
+GEOMETRY = ("base_text_nc2", "new_text_nc2", "base_nc1", "base_nc3_cosine", "base_modality_gap")
+GEOMETRY += ("seconds", "cpu_seconds")
+
+SHORT_SETTINGS = {"tau=1": "balanced", "IF 100": "tail, 100 to 1"}
+SHORT_METHODS = (
+    "zero-shot",
+    "coop",
+    "clip_lora",
+    "two_stages",
+    "prompt_ot",
+    "prompt_ot_long",
+    "budget",
+    "lora_budget",
+)
 
 ACCURACIES = ("all", "many", "medium", "few", "mean_all", "mean_many", "mean_few")
 TURNS = (" + Reg", " + SLERP", " + Proj", " - Reg", " + post-hoc")
@@ -61,23 +77,30 @@ PROTOTYPES = {
 }
 
 
-def write_table(text: str, mark: str, table: str) -> str:
-    """Return `text` with `table` between `<!-- mark table -->` and `<!-- end of mark table -->`."""
+def write_table(root: Path, mark: str, table: str) -> None:
+    """Write `table` into the page that has the marks `<!-- mark table -->` and `<!-- end of mark table -->`."""
     start, end = f"<!-- {mark} table -->", f"<!-- end of {mark} table -->"
-    before, _, rest = text.partition(start)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f"README lacks the marks {start} and {end}; add them where the table belongs.")
-    return f"{before}{start}\n{table}{end}{after}"
+    for page in (root / "README.md", *sorted((root / "docs").rglob("*.md"))):
+        before, _, rest = page.read_text().partition(start)
+        _, found, after = rest.partition(end)
+        if found:
+            page.write_text(f"{before}{start}\n{table}{end}{after}")
+            return
+    raise SystemExit(f"No page of docs has the marks {start} and {end}; add them where the table belongs.")
 
 
-def lead(results: Results, ours: str, others: list[str]) -> str:
-    """Return the difference of our H from the best of the others, in each setting."""
+def lead(
+    results: Results, ours: str, others: list[str], column: str = "H", settings: Sequence[str] | None = None
+) -> str:
+    """Return the difference of our H from the best of the others that have one, in each setting."""
     lines = []
-    for setting in dict.fromkeys(row["setting"] for row in results.rows):
-        own = results.summary(setting, ours, "H")
-        best = max(others, key=lambda other: results.summary(setting, other, "H")[0])
-        mean, spread = results.summary(setting, best, "H")
+    for setting in results.settings if settings is None else settings:
+        found = {o: results.summary(setting, o, column) for o in others if results.values(setting, o, column)}
+        if not found or not results.values(setting, ours, column):
+            continue
+        own = results.summary(setting, ours, column)
+        best = max(found, key=lambda other: found[other][0])
+        mean, spread = found[best]
         larger = max(spread, own[1])
         word = "beyond" if abs(own[0] - mean) > larger else "within"
         lines.append(f"- {setting}: {own[0] - mean:+.1f} to {best}, {word} one standard deviation ({larger:.1f})")
@@ -87,7 +110,7 @@ def lead(results: Results, ours: str, others: list[str]) -> str:
 def keep_rows(folder: Path, path: Path, keys: tuple[str, ...]) -> tuple[list[dict], str]:
     """Return the chosen entries of a run's rows, rounded to four decimals, and its note; write both to `path`."""
     content = json.loads((folder / "results.json").read_text())
-    rows = [{key: row.get(key) for key in keys} for row in content["rows"]]
+    rows = [{key: row[key] for key in keys if key in row} for row in content["rows"]]
     for row in rows:
         row.update({key: round(value, 4) for key, value in row.items() if isinstance(value, float)})
     lines = ",\n".join(map(json.dumps, rows))
@@ -95,10 +118,12 @@ def keep_rows(folder: Path, path: Path, keys: tuple[str, ...]) -> tuple[list[dic
     return rows, content["note"]
 
 
-def write_base_new(folder: Path, kept: Path, readme: str) -> str:
+def write_base_new(folder: Path, kept: Path, root: Path) -> None:
     """Write the comparison of all methods: H, folded details, and the figure of NC2 against new accuracy."""
     rows, note = keep_rows(folder, kept / "base_new_demo.json", (*KEPT, *GEOMETRY))
-    results = Results(rows, list(KEPT[3:]), note, {"kept": "knowledge kept"})
+    rows = [row for row in rows if not row["setting"].endswith(" alone")]  # one artist's drawings: see docs/results
+    columns = ["base", "new", "H", "many", "medium", "few", "kept"]
+    results = Results(rows, columns, note, {"kept": "knowledge kept"})
     ours = "budget"
     methods = dict.fromkeys(row["method"] for row in rows)
     published = [m for m in methods if m not in ("zero-shot", ours)]
@@ -110,8 +135,9 @@ def write_base_new(folder: Path, kept: Path, readme: str) -> str:
         f"{lead(results, ours, tuned)}\n\nand with those that had sixty epochs and a weight chosen by H:\n\n"
         f"{lead(results, ours, published)}\n"
     )
-    readme = write_table(readme, "comparison", table)
-    trained = [row for row in rows if row["seconds"] is not None]
+    write_table(root, "comparison", table)
+    write_table(root, "results", results_in_short(rows))
+    trained = [row for row in rows if row.get("seconds") is not None]
     lines = []
     for column, name in (("base_text_nc2", "base"), ("new_text_nc2", "new")):
         for without in ("", "coop"):  # texts with CoOp's random context differ from all others
@@ -124,7 +150,14 @@ def write_base_new(folder: Path, kept: Path, readme: str) -> str:
                 f"{found['spearman']:.2f} | {found['pearson_within']:.2f} |"
             )
     head = "| texts of | runs | Pearson | Spearman | Pearson within settings |\n|---|---|---|---|---|\n"
-    return write_table(readme, "collapse", head + "\n".join(lines) + "\n")
+    write_table(root, "collapse", head + "\n".join(lines) + "\n")
+
+
+def results_in_short(rows: list[dict]) -> str:
+    """Return README's table: a few methods, on balanced classes and on the longest tail."""
+    chosen = [row for row in rows if row["setting"] in SHORT_SETTINGS and row["method"] in SHORT_METHODS]
+    chosen = [{**row, "setting": SHORT_SETTINGS[row["setting"]]} for row in chosen]
+    return f"{Results(chosen, ['base', 'new', 'H', 'kept'], '', {'kept': 'knowledge kept'}).markdown()}\n"
 
 
 def keep_results(folder: Path, kept: Path, name: str, metrics: dict[str, str]) -> Results:
@@ -155,7 +188,7 @@ def paired_changes(results: Results, column: str, adapter: str) -> str:
     return "\n".join(lines)
 
 
-def write_alignment(folder: Path, kept: Path, readme: str) -> str:
+def write_alignment(folder: Path, kept: Path, root: Path) -> None:
     """Write changes over all settings, one setting in full, and validation accuracy over the post-hoc fraction."""
     results = keep_results(folder, kept, "space_alignment_demo", ALIGNMENT)
     adapters = dict.fromkeys(row["setting"].split(", ")[0] for row in results.rows)
@@ -172,10 +205,10 @@ def write_alignment(folder: Path, kept: Path, readme: str) -> str:
     ]
     labels = {"x_label": f"share of the angle turned after training ({shown})", "y_label": "validation accuracy (%)"}
     plot_curve(curves, "fraction", "accuracy", kept / "post_hoc_fraction.png", **labels)
-    return write_table(readme, "alignment", table)
+    write_table(root, "alignment", table)
 
 
-def write_prototypes(folder: Path, kept: Path, readme: str) -> str:
+def write_prototypes(folder: Path, kept: Path, root: Path) -> None:
     """Write a table of every setting, and the figure of Delta_G* over the number of copies."""
     results = keep_results(folder, kept, "prototypes_demo", PROTOTYPES)
     curves = []
@@ -197,15 +230,15 @@ def write_prototypes(folder: Path, kept: Path, readme: str) -> str:
         log_x=True,
     )
     table = f"<details><summary>All settings</summary>\n\n{results.markdown()}\n\n</details>\n\n{results.note}\n"
-    return write_table(readme, "prototypes", table)
+    write_table(root, "prototypes", table)
 
 
-def write_copa(folder: Path, kept: Path, readme: str) -> str:
+def write_copa(folder: Path, kept: Path, root: Path) -> None:
     """Write the first backbone's tables and figure, and accuracies of other backbones and kinds of episodes."""
     found = {path: folder / path / "results.json" for path in COPA}
     runs = {path: EpisodeResults.load(file) for path, file in found.items() if file.exists()}
     if not runs:
-        return readme
+        return
     first, *others = runs
     plot_gaps(runs[first], kept / "copa_gap.png")
     tables = [*runs[first].tables(PAIRS, [ADAPTERS.name]), runs[first].note]
@@ -221,7 +254,7 @@ def write_copa(folder: Path, kept: Path, readme: str) -> str:
     }
     if logs:
         (kept / "tune_copa.json").write_text(json.dumps(logs, indent=1) + "\n")
-    return write_table(readme, "copa", "\n\n".join(tables) + "\n")
+    write_table(root, "copa", "\n\n".join(tables) + "\n")
 
 
 def kept_episodes(results: EpisodeResults) -> dict:
@@ -235,11 +268,11 @@ def kept_episodes(results: EpisodeResults) -> dict:
     return {"note": results.note, "seen": results.seen, "accuracy": accuracy, "means": means}
 
 
-def write_versions(kept: Path, readme: str) -> str:
+def write_versions(kept: Path, root: Path) -> None:
     """Write the results of `tests/run_versions.py` with each set of versions, the oldest first."""
     results = [json.loads(path.read_text()) for path in kept.glob("*.json")]
     if not results:
-        return readme
+        return
     names = list(results[0]["versions"])
     results.sort(key=lambda result: [[*map(int, re.findall(r"\d+", result["versions"][name]))] for name in names])
     lines = [f"| {' | '.join(names)} | tests | passed | failed | skipped |", "|---" * (len(names) + 4) + "|"]
@@ -247,30 +280,28 @@ def write_versions(kept: Path, readme: str) -> str:
         parts = ", ".join("all" if part == "tests" else f"`{part.removeprefix('tests/')}`" for part in result["tests"])
         counts = (parts, result["passed"], len(result["failed"]), result["skipped"])
         lines.append(f"| {' | '.join(map(str, (*result['versions'].values(), *counts)))} |")
-    return write_table(readme, "versions", "\n".join(lines) + "\n")
+    write_table(root, "versions", "\n".join(lines) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--outputs", type=Path, default=ROOT / "outputs", help="folder with the results of the runs")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md and docs")
     args = parser.parse_args()
     kept = ROOT / "examples" / "results"
     kept.mkdir(exist_ok=True)
     for mark, run in TABLES.items():
         folder = args.outputs / run
         if (folder / "results.md").exists():
-            text = write_table(args.readme.read_text(), mark, (folder / "results.md").read_text())
-            args.readme.write_text(text)
+            write_table(args.root, mark, (folder / "results.md").read_text())
             shutil.copy(folder / "results.json", kept / f"{run}_demo.json")
-    if (args.outputs / "base_new" / "results.json").exists():
-        args.readme.write_text(write_base_new(args.outputs / "base_new", kept, args.readme.read_text()))
     if list((args.outputs / "adapt_copa").glob("*/*/results.json")):
-        args.readme.write_text(write_copa(args.outputs / "adapt_copa", kept, args.readme.read_text()))
-    for run, write in (("space_alignment", write_alignment), ("prototypes_table", write_prototypes)):
+        write_copa(args.outputs / "adapt_copa", kept, args.root)
+    writers = {"base_new": write_base_new, "space_alignment": write_alignment, "prototypes_table": write_prototypes}
+    for run, write in writers.items():
         if (args.outputs / run / "results.json").exists():
-            args.readme.write_text(write(args.outputs / run, kept, args.readme.read_text()))
-    args.readme.write_text(write_versions(ROOT / "tests" / "versions", args.readme.read_text()))
+            write(args.outputs / run, kept, args.root)
+    write_versions(ROOT / "tests" / "versions", args.root)
 
 
 if __name__ == "__main__":

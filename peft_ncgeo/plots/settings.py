@@ -1,0 +1,89 @@
+"""Figure of a metric over the settings of a protocol, a line for each method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.isotonic import isotonic_regression
+
+from ..protocols import Results
+from .canvas import MARKERS, Figure, colormaps, write_figure
+
+
+def plot_settings(
+    results: Results,
+    column: str,
+    path: str | Path,
+    settings: Sequence[Sequence[str]],
+    highlighted: Sequence[str] = (),
+    y_label: str | None = None,
+) -> dict[str, np.ndarray]:
+    """Draw the mean of a metric in each setting, one line for each method, with its name at the right end.
+
+    Args:
+        results: results of a protocol; methods without the metric are left out.
+        column: name of the metric.
+        path: image file to write.
+        settings: names of settings from left to right, in groups; no line joins two groups.
+        highlighted: methods drawn in colour, the first in a band of one standard deviation; all others are grey.
+        y_label: label of the axis. Default: the metric's name.
+
+    Returns:
+        For each method (n, 2): mean and standard deviation in each setting, NaN where it has no run.
+
+    Raises:
+        ValueError: no run has the metric in one of the settings, or a method to highlight is not there.
+    """
+    names = [setting for group in settings for setting in group]
+    drawn = {}
+    for method in dict.fromkeys(row["method"] for row in results.rows):
+        has = [bool(results.values(setting, method, column)) for setting in names]
+        if any(has):
+            found = zip(names, has, strict=True)
+            drawn[method] = np.array([results.summary(s, method, column) if h else (np.nan,) * 2 for s, h in found])
+    if not drawn:
+        raise ValueError(f"No run has {column} in one of {names}.")
+    if missing := set(highlighted) - set(drawn):
+        raise ValueError(f"{min(missing)!r} is to be highlighted and has no {column}; results hold {list(drawn)}.")
+
+    figure = Figure(figsize=(8.5, 5.5), layout="constrained")
+    axes = figure.add_subplot(ylabel=y_label or column)
+    ends = np.cumsum([len(group) for group in settings])
+    colours = dict(zip(highlighted, colormaps["tab10"](range(len(highlighted))), strict=True))
+    for i, (method, values) in enumerate(drawn.items()):
+        shown = method in colours
+        style = {"color": colours.get(method, "0.75"), "zorder": 3 if shown else 2, "linewidth": 2 if shown else 1}
+        for end, group in zip(ends, settings, strict=True):
+            places = np.arange(end - len(group), end)
+            mean, deviation = values[places].T
+            axes.plot(places, mean, marker=MARKERS[i % 10] if shown else ".", markersize=5, **style)
+            if method in highlighted[:1]:
+                axes.fill_between(places, mean - deviation, mean + deviation, color=colours[method], alpha=0.15, lw=0)
+    axes.set_xticks(range(len(names)), names)
+    axes.grid(alpha=0.3)
+    axes.set_xlim(-0.3, len(names) - 0.7)
+    last = {method: values[np.isfinite(values[:, 0])][-1, 0] for method, values in drawn.items()}
+    low, high = axes.get_ylim()
+    for method, place in zip(last, _apart(list(last.values()), 0.034 * (high - low)), strict=True):
+        axes.annotate(
+            method,
+            (1.01, (place - low) / (high - low)),
+            xycoords="axes fraction",
+            va="center",
+            fontsize=8,
+            color=colours.get(method, "0.45"),
+            weight="bold" if method in colours else "normal",
+        )
+    write_figure(figure, path)
+    return drawn
+
+
+def _apart(places: Sequence[float], least: float) -> np.ndarray:
+    """Return the nearest places (in squares) in the same order that are at least so far apart."""
+    order = np.argsort(places, kind="stable")
+    ranks = np.arange(len(places)) * least
+    moved = np.empty(len(places))
+    moved[order] = isotonic_regression(np.asarray(places)[order] - ranks) + ranks
+    return moved

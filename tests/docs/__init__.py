@@ -1,0 +1,1 @@
+"""Tests of README, the pages in docs, and the site made of them."""

@@ -1,0 +1,155 @@
+"""The search for settings: the same number of runs for every method, from data, with a log."""
+
+from __future__ import annotations
+
+import json
+import random
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from peft_ncgeo.files import read_yaml
+from peft_ncgeo.protocols import Results
+from peft_ncgeo.training import Recipe
+
+from .test_examples import ROOT, run_example
+
+SPACES, DEMO = sorted((ROOT / "examples" / "search").glob("*.yaml")), ROOT / "examples" / "recipes" / "demo"
+LOGS = sorted((ROOT / "examples" / "results" / "search").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def script() -> dict:
+    return runpy.run_path(str(ROOT / "examples" / "search_recipes.py"))
+
+
+def test_each_axis_starts_from_the_best_so_far(script):
+    """By hand: rate 2 of (1, 2), then budget 5 of (5, 7), then rate 2 * 3; a configuration is run once."""
+    start = {"args": {"rate": 1, "epochs": 15}, "losses": [{"A": {"budget": 3}}, {"B": {"budget": 3}}]}
+    axes = [
+        [{"args.rate": 1}, {"args.rate": 2}],
+        [{"losses.0.A.budget": 5}, {"losses.0.A.budget": 7}],
+        [{"args.rate": {"times": 3}}, {"args.rate": 2}, {"args.rate": 1, "losses.*.*.budget": {"times": 0.1}}],
+        [{"args.rate": 9}],
+    ]
+
+    def score(recipes):
+        first = [recipe["losses"][0]["A"]["budget"] for recipe in recipes]
+        rates = [recipe["args"]["rate"] for recipe in recipes]
+        return [{"H": -abs(r - 6) - abs(a - 5), "validation": -r} for r, a in zip(rates, first, strict=True)]
+
+    runs = script["search"](start, axes, score, most=6)
+    assert [run["changes"] for run in runs] == [
+        {"args.rate": 1},
+        {"args.rate": 2},
+        {"args.rate": 2, "losses.0.A.budget": 5},
+        {"args.rate": 2, "losses.0.A.budget": 7},
+        {"args.rate": 6, "losses.0.A.budget": 5},
+        {"args.rate": 1, "losses.0.A.budget": 0.5, "losses.1.B.budget": 0.3},
+    ]
+    assert runs[4]["recipe"] == {
+        "args": {"rate": 6, "epochs": 15},
+        "losses": [{"A": {"budget": 5}}, start["losses"][1]],
+    }
+    log = script["log_of"]("any", start, runs)
+    assert (log["chosen"]["run"], log["chosen"]["H"]) == (5, 0)
+    assert (log["by_validation_alone"]["run"], log["by_validation_alone"]["H"]) == (1, -7)
+    for wrong in ({"losses.2.A.budget": 1}, {"other.rate": 1}, {"losses": {"times": 2}}):
+        with pytest.raises(ValueError, match="does not fit the recipe"):
+            script["changed"](start, wrong)
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_every_method_has_twelve_runs_whatever_they_score(script, path):
+    """Those of demo.yaml; what is fitted on cached features may have less to choose."""
+    spaces, raw = script["read_space"](path, DEMO), read_yaml(path, "")["methods"]
+    for method, (start, axes) in spaces.items():
+        for draw in map(random.Random, range(30)):
+            runs = script["search"](start, axes, lambda recipes, draw=draw: [{"H": draw.random()} for _ in recipes])
+            assert len(runs) == 12 or (path.stem != "demo" and 0 < len(runs) < 12), method
+            assert len({json.dumps(run["recipe"], sort_keys=True) for run in runs}) == len(runs)
+            # a search of what a search has written is the same search
+            again = script["changed"](runs[-1]["recipe"], raw[method]["start"])[0]
+            if "args.learning_rate" not in raw[method]["start"] and "args" in start:
+                assert len({run["recipe"]["args"]["learning_rate"] for run in runs[:4]}) == 4, method
+                again["args"]["learning_rate"] = start["args"]["learning_rate"]
+            assert again == start, method
+
+
+def test_the_choice_is_logged_and_written(script, tmp_path, monkeypatch, capsys):
+    (tmp_path / "coop.yaml").write_text("# Head.\n" + (DEMO / "coop.yaml").read_text())
+    space = tmp_path / "space" / "own.yaml"
+    space.parent.mkdir()
+    axes = [["rates", [{"classification_loss": {"LogitAdjustment": {}}}]], ["rates"]]
+    methods = {name: {"start": {"args.num_train_epochs": 15}, "axes": axes[0]} for name in ("coop",)}
+    space.write_text(
+        json.dumps({"shared": {"rates": [{"args.learning_rate": 1}, {"args.learning_rate": 2}]}, "methods": methods})
+    )
+    few = {"seconds": 1.0, "cpu_seconds": 1.0, "base": 1.0, "new": None}
+
+    def score(recipes):
+        return [{**few, "H": None, "validation": recipe["args"]["learning_rate"]} for recipe in recipes]
+
+    monkeypatch.setitem(script["main"].__globals__, "scorer", lambda method, folder: score)
+    arguments = ["--spaces", str(space), "--recipes", str(tmp_path), "--log_dir", str(tmp_path), "--write"]
+    monkeypatch.setattr(sys, "argv", ["search_recipes.py", *arguments])
+    script["main"]()
+    log = json.loads((tmp_path / "coop.json").read_text())
+    assert [run["axis"] for run in log["runs"]] == [1, 1, 2]
+    assert log["chosen"]["run"] == 2  # no H: validation decides
+    assert Recipe.read(tmp_path / "coop.yaml").source == log["chosen"]["recipe"]
+    assert (tmp_path / "coop.yaml").read_text().startswith("# Head.\n# CoOp, on the built-in demo.\n")
+    assert "| **2: args.learning_rate: 2** | - | 1.0 |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["search_recipes.py", *arguments, "--methods", "cop"])
+    with pytest.raises(SystemExit):
+        script["main"]()
+    assert "method 'cop'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", LOGS, ids=lambda path: path.stem)
+def test_demo_recipes_hold_what_the_search_chose(path: Path):
+    log = json.loads(path.read_text())
+    assert len(log["runs"]) <= 12
+    best = max(log["runs"], key=lambda run: run["validation"] if run["H"] is None else run["H"])
+    assert best["run"] == log["chosen"]["run"]
+    assert Recipe.read(DEMO / path.name).source == log["chosen"]["recipe"]
+
+
+def test_the_page_compares_all_rows_with_ours(tmp_path, monkeypatch):
+    """Ours is 3 ahead of `plain` in each seed, with another artist 1 behind; `means` knows no new classes."""
+    shift = {"zero-shot": -9.0, "plain": 0.0, "ours": 3.0, "means": None}
+    rows = []
+    for setting in ("tau=1", "IF 50", "IF 50, twemoji alone"):
+        for method, more in shift.items():
+            for seed in (1, 2, 3):
+                h = None if more is None else 40.0 + more + seed
+                rows.append({"setting": setting, "method": method, "seed": seed, "base": 50.0, "new": h, "H": h})
+                if setting.endswith("alone"):
+                    rows[-1] |= {"H_other": None if more is None else 30 - more / 3 + seed, "trainable": 1234}
+    Results(rows, ["base", "new", "H"], "A note.").save(tmp_path / "outputs")
+    (tmp_path / "search").mkdir()
+    scores = {"cpu_seconds": 1800.0, "validation": 50.0}
+    runs = [{"run": 1, "H": 41.0, "changes": {"args.learning_rate": 0.5}, **scores}, {"run": 2, "H": 40.0, **scores}]
+    log = {"method": "plain", "runs": runs, "chosen": {"run": 1}, "by_validation_alone": {"H": 40.0}}
+    (tmp_path / "search" / "plain.json").write_text(json.dumps(log))
+    page = tmp_path / "page" / "base_to_new.md"
+    arguments = ["--outputs", str(tmp_path / "outputs"), "--kept", str(tmp_path), "--page", str(page)]
+    run_example("write_base_to_new.py", *arguments, "--ours", "ours", monkeypatch=monkeypatch)
+    text = page.read_text()
+    assert "| plain | 42.0 ± 1.0 | 42.0 ± 1.0 |" in text
+    assert "- IF 50: +3.0 to plain, beyond one standard deviation (1.0)" in text
+    assert "- IF 50, twemoji alone: -4.0 to zero-shot" in text
+    assert "| plain | -3.0 ± 0.0 | -3.0 ± 0.0 | -3.0 ± 0.0 |" in text
+    assert "| plain | +1.0 ± 0.0 | +1.0 ± 0.0 |" in text
+    assert "| plain | 2 | 1.00 | args.learning_rate 0.5 | 41.0 | 50.0 | 40.0 |" in text
+    assert page.with_suffix(".png").exists()
+    kept = json.loads((tmp_path / "base_new_demo.json").read_text())["rows"]
+    assert len(kept) == len(rows)
+    assert kept[-1]["H"] is None
+    again = ["--outputs", str(tmp_path / "none"), *arguments[2:], "--ours", "ours"]
+    run_example("write_base_to_new.py", *again, monkeypatch=monkeypatch)
+    assert page.read_text() == text
+    with pytest.raises(SystemExit):
+        run_example("write_base_to_new.py", *again[:-1], "theirs", monkeypatch=monkeypatch)

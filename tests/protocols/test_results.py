@@ -1,0 +1,57 @@
+"""Differences between methods of a table, paired by setting and seed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from peft_ncgeo.protocols import Results
+
+SETTINGS, SEEDS = ("a", "b"), (1, 2, 3, 4)
+
+
+def made() -> tuple[Results, dict[str, np.ndarray]]:
+    """Rows in no order, and the values (setting, seed) of each method."""
+    rng = np.random.default_rng(0)
+    values = {method: rng.normal(50, 5, (2, 4)) for method in ("ours", "x_1", "texts")}
+    rows = [
+        {"setting": setting, "method": method, "seed": seed, "H": float(found[i, j])}
+        for method, found in values.items()
+        for i, setting in enumerate(SETTINGS)
+        for j, seed in enumerate(SEEDS)
+    ]
+    return Results([rows[i] for i in rng.permutation(len(rows))], ["H"], titles={"H": "mean"}), values
+
+
+def test_differences_are_those_of_a_paired_t_test():
+    results, values = made()
+    for i, setting in enumerate((*SETTINGS, None)):
+        ours, other = (values[m].mean(0) if setting is None else values[m][i] for m in ("ours", "x_1"))
+        interval = ttest_rel(other, ours).confidence_interval(0.95)
+        mean, half = results.difference(setting, "x_1", "ours", "H")
+        assert (mean - half, mean + half) == pytest.approx((interval.low, interval.high))
+    table = results.paired_differences("H", "ours", ["b"]).splitlines()
+    assert table[0] == "| mean - mean of ours | b | mean |"
+    mean, half = results.difference("b", "x_1", "ours", "H")
+    (row,) = (line for line in table if line.startswith("| x_1 |"))
+    assert row == f"| x_1 | {mean:+.1f} ± {half:.1f} | {mean:+.1f} ± {half:.1f} |"
+
+
+def test_only_seeds_that_both_have_are_paired():
+    results, values = made()
+    results.rows = [r for r in results.rows if (r["method"], r["setting"]) != ("x_1", "a") or r["seed"] == 3]
+    for row in results.rows:
+        if row["method"] == "texts" and row["setting"] == "a":
+            row["H"] = None
+    assert results.difference("a", "x_1", "ours", "H") == (
+        pytest.approx(values["x_1"][0, 2] - values["ours"][0, 2]),
+        None,
+    )
+    assert results.difference(None, "x_1", "ours", "H")[0] == pytest.approx(
+        (values["x_1"] - values["ours"])[:, 2].mean()
+    )
+    assert results.difference(None, "texts", "ours", "H") == results.difference("b", "texts", "ours", "H")
+    with pytest.raises(ValueError, match="No seed has 'H'"):
+        results.difference("a", "texts", "ours", "H")
+    assert "| texts |  | " in results.paired_differences("H", "ours")
