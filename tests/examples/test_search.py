@@ -114,7 +114,7 @@ def test_demo_recipes_hold_what_the_search_chose(path: Path):
     assert len(log["runs"]) <= 12
     best = max(log["runs"], key=lambda run: run["validation"] if run["H"] is None else run["H"])
     assert best["run"] == log["chosen"]["run"]
-    assert Recipe.read(DEMO / path.name).source == log["chosen"]["recipe"]
+    assert Recipe.read(DEMO / f"{path.stem}.yaml").source == log["chosen"]["recipe"]
 
 
 def test_the_page_compares_all_rows_with_ours(tmp_path, monkeypatch):
