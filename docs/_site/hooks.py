@@ -29,6 +29,7 @@ API = (
     "peft_ncgeo",
     "peft_ncgeo.data",
     "peft_ncgeo.models",
+    "peft_ncgeo.tuners",
     "peft_ncgeo.losses",
     "peft_ncgeo.geometry",
     "peft_ncgeo.training",

@@ -70,7 +70,7 @@ class GeometryTrainer(ReportingTrainer):
 
     Args:
         model: a `PeftModel`, or a model for `peft_config`. It may be the name or folder of a dual encoder or of an
-            image classifier; the classifier gets a new head if its head does not have one output for each class.
+            image classifier; the classifier gets a new head, unless it already has one output for each class.
         args: [`GeometryTrainingArguments`].
         train_dataset: a `datasets.Dataset` with an image and a `ClassLabel` column; for
             [`~peft_ncgeo.losses.MultiLabelLoss`], lists of `ClassLabel`, or of K numbers 0 and 1, see `class_names`.
@@ -93,16 +93,16 @@ class GeometryTrainer(ReportingTrainer):
             copies (`trainer.losses`). Callbacks begin each training with their initial state.
         data_collator: Default: a collator that makes the processor's pixels. [`~peft_ncgeo.data.MixUp`] or
             [`~peft_ncgeo.data.CutMix`] mixes the images in training. On several processes, a collator of your own gets
-            labels of -100 in the last batch, in rows that only fill it up.
+            labels of -100 in the last batch, in padding rows.
         class_names: class names for a training set without labels, with rows of 0 and 1, or without names of its own.
             If no term reads labels (`classification_loss=None` and terms such as
             [`~peft_ncgeo.losses.Distillation`]), the label column may be absent, or hold -1 or None for some images.
             Evaluation sets need labels.
         class_counts: number of images of each class, for a loss that reads it. Default: counted, if the set allows it.
         class_texts: texts of some classes, such as descriptions, as a dict from a name to a list; "{}" in a text
-            stands for the name. The feature of a class is the direction of the mean of its texts' directions; prompts
-            stand before all words of these texts. Other classes use the template. Default: the texts that the adapter
-            was trained with.
+            stands for the name. The feature of a class is the mean of its normalised text features, normalised again.
+            Prompts stand before all words of these texts. Other classes use the template. Default: the texts that the
+            adapter was trained with.
         teacher: another model whose logits on the training images a loss reads, for the same class names: a larger
             CLIP, one with adapters, or an image classifier of the same classes. It is moved to the device, never
             trained, and not saved; a checkpoint resumes only with the same teacher. Fixed views (see `num_views`) are

@@ -12,10 +12,11 @@ from ..prompt_config import PromptConfig
 
 @dataclass
 class NPTConfig(PromptConfig):
-    """Config of deep text and vision prompts for CLIP and ViT (`NCGEO_NPT`).
+    """Config of deep text and vision prompts for CLIP, SigLIP, ViT, DINO and others (`NCGEO_NPT`).
 
-    This config covers CoOp, VPT, IVLP (the prompts of PromptSRC), MaPLe and Prompt-OT; see [`PromptConfig`] for the
-    fields. All other weights stay frozen, including `logit_scale`.
+    This config covers CoOp, VPT, IVLP (the prompts of PromptSRC), MaPLe and Prompt-OT.
+    [`~peft_ncgeo.tuners.PromptConfig`] explains the fields, and where prompts stand among a model's tokens. All other
+    weights stay frozen, including `logit_scale`.
 
     Example:
 
