@@ -28,6 +28,7 @@ TABLES = {
     "transport": "compare_transport",
     "speed": "benchmark_speed",
     "whole training": "benchmark_end_to_end",
+    "methods of PEFT": "base_new_peft",
 }  # mark in a page -> folder of the run
 KEPT = ("setting", "method", "seed", "base", "new", "H", "base_other", "new_other", "H_other")
 KEPT += ("many", "medium", "few", "kept", "trainable")
