@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, load_dataset
 
-from ..files import read_yaml
+from ..files import read_text, read_yaml
 from ..models.templates import check_template
 from ..validation import check_int, one_line, short_repr
 from .class_prompts import is_number
@@ -31,7 +31,9 @@ class DatasetSource:
         image_column, label_column: names of the columns.
         template: text around a class name, for zero-shot CLIP.
         class_names: name in the data -> name in the prompt (None removes the class); or "first_synonym", the part
-            before the first comma, or "split_camel_case", a space before each capital.
+            before the first comma, or "split_camel_case", a space before each capital; or a text file "names.txt" with
+            a line "<name in the data> <name in the prompt>" for each class, in the order of the labels. Where the data
+            have other names, or numbers from 0 on, that order decides.
         num_classes: number of classes of the prepared set.
         shots: training images per class; None for test sets and tails.
         imbalance_factor, n_max: settings of the published tail, see [`long_tailed`].
@@ -67,6 +69,8 @@ class DatasetSource:
         missing = {"path", "num_classes"} - set(content)
         if missing:
             raise ValueError(f"Data set {path} lacks {', '.join(sorted(missing))}.")
+        if _is_file(content.get("class_names")):  # beside the description
+            content["class_names"] = str(Path(path).parent / content["class_names"])
         try:
             return cls(**content)
         except (TypeError, ValueError) as error:
@@ -92,8 +96,10 @@ class DatasetSource:
         check_template(self.template)
         fixes = self.class_names
         pairs = fixes.items() if isinstance(fixes, dict) else ()
-        if not (fixes is None or isinstance(fixes, dict) or fixes in _WORDS):
-            raise ValueError(f"class_names={short_repr(fixes)} must be a mapping, {_WORDS[0]} or {_WORDS[1]}.")
+        if not (fixes is None or isinstance(fixes, dict) or fixes in _WORDS or _is_file(fixes)):
+            raise ValueError(
+                f"class_names={short_repr(fixes)} must be a mapping, {_WORDS[0]}, {_WORDS[1]} or a file names.txt."
+            )
         for old, new in pairs:
             if not isinstance(old, str) or not isinstance(new, str | None):
                 raise ValueError(
@@ -171,13 +177,15 @@ class DatasetSource:
         """Return the name of each class in the prompt, or None for a class to remove.
 
         Raises:
-            ValueError: `class_names` names a class that the data do not have.
+            ValueError: `class_names` names a class that the data do not have, or lists other classes.
         """
         if self.class_names == "split_camel_case":
             return [re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name) for name in names]
         if self.class_names == "first_synonym":
             return list(_first_synonyms(names))
-        fixes: dict[str, Any] = self.class_names or {}  # type: ignore[assignment]
+        if isinstance(self.class_names, str):
+            return list(_listed(self.class_names, names))
+        fixes: dict[str, Any] = self.class_names or {}
         known = set(names)
         strange = [name for name in fixes if name not in known]
         if strange:
@@ -201,3 +209,31 @@ def _first_synonyms(names: list[str]) -> list[str]:
     synonyms = [[part.strip() for part in name.split(",")] for name in names]
     count = Counter(parts[0].lower() for parts in synonyms)
     return [parts[1] if count[parts[0].lower()] > 1 and len(parts) > 1 else parts[0] for parts in synonyms]
+
+
+def _is_file(class_names: object) -> bool:
+    return isinstance(class_names, str) and class_names.endswith(".txt")
+
+
+def _listed(path: str, names: list[str]) -> list[str]:
+    """Return the names in the prompt from a file with a line `<name in the data> <name in the prompt>` per class."""
+    try:
+        lines = [line.split(maxsplit=1) for line in read_text(path).splitlines()]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Class names {path} cannot be read ({one_line(error)}).") from error
+    listed = {line[0]: line[1] for line in lines if len(line) == 2}
+    if len(listed) < len(lines):
+        raise ValueError(f"Class names {path} must have one line '<name in the data> <name in the prompt>' per class.")
+    words = list(listed.values())
+    if set(names) <= set(listed):
+        return [listed[name] for name in names]
+    if set(names) <= set(words):  # a copy that has the prompts' names
+        return names
+    if sorted(names) == sorted(map(str, range(len(words)))):
+        return [words[int(name)] for name in names]
+    if len(names) == len(words) and names != sorted(names):  # sorted names are in an order of their own
+        return words
+    strange = next(name for name in names if name not in listed)
+    raise ValueError(
+        f"Class names {path} do not list class {short_repr(strange)}; name it as the file's first words do."
+    )

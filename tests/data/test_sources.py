@@ -31,6 +31,21 @@ def test_there_are_the_papers_sets():
     }
 
 
+def test_imagenet_and_its_variants_share_clips_names():
+    """Labels are synonyms, WordNet numbers or numbers; the expected names are those of CLIP's published list."""
+    imagenet, a, v2 = (DatasetSource.read(FILES[0].parent / f"imagenet{part}.yaml") for part in ("", "_a", "_v2"))
+    numbers = [f"{i}" for i in range(1000)]
+    names = v2.prompt_names(numbers)
+    assert (names[0], names[7], names[134], names[517], names[999]) == (
+        *("tench", "rooster", "crane bird", "construction crane", "toilet paper"),
+    )
+    assert len(set(names)) == 1000
+    assert v2.prompt_names(sorted(numbers))[:3] == [names[0], names[1], names[10]]
+    assert imagenet.prompt_names([f"synonym {999 - i}, other" for i in range(1000)]) == names
+    assert a.prompt_names(["n01498041", "n01514668"]) == ["stingray", "rooster"]
+    assert a.prompt_names(["rooster", "stingray"]) == ["rooster", "stingray"]  # a copy with the prompts' names
+
+
 def source(**fields) -> DatasetSource:
     return DatasetSource(**{"path": "somewhere", "num_classes": 3, **fields})
 
@@ -81,6 +96,21 @@ def test_words_for_whole_lists():
     ]
     camel = source(class_names="split_camel_case").prompt_names(["ApplyEyeMakeup", "YoYo", "HandstandPushups"])
     assert camel == ["Apply Eye Makeup", "Yo Yo", "Handstand Pushups"]
+
+
+def test_lists_of_names_that_do_not_fit(tmp_path):
+    described = source(class_names=str(tmp_path / "names.txt"))
+    with pytest.raises(ValueError, match="cannot be read"):
+        described.prompt_names(["a1", "b2"])
+    for text, names, message in (
+        ("a1 ant\nb2 bee\n", ["a1", "c3"], "do not list class 'c3'"),
+        ("a1 ant\nb2 bee\n", ["wasp", "worm"], "do not list class 'wasp'"),  # sorted: an order of their own
+        ("a1 ant\nb2\n", ["a1", "b2"], "must have one line"),
+        ("a1 ant\na1 bee\n", ["a1", "b2"], "must have one line"),
+    ):
+        (tmp_path / "names.txt").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            described.prompt_names(names)
 
 
 def test_a_local_copy(tmp_path):
