@@ -19,6 +19,7 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import yaml
 from peft_ncgeo.data import load_demo
 from peft_ncgeo.files import read_yaml, write_whole
 from peft_ncgeo.protocols import base_to_new
-from peft_ncgeo.training import Recipe
+from peft_ncgeo.training import GeometryTrainingArguments, Recipe
 
 FOLDER = Path(__file__).parent
 RUNS, SEED = 12, 1
@@ -81,15 +82,30 @@ def changed(content: Content, change: Content) -> tuple[Content, Content]:
 
 
 def read_space(path: Path, folder: Path) -> dict[str, tuple[Content, list[list[Content]]]]:
-    """Read each method's start and axes; every change must give a valid recipe."""
+    """Read each method's start and axes; every change must give a valid recipe.
+
+    Raises:
+        ValueError: a key or a shared axis that is not there, a method without changes, an argument that no training
+            has, or a change that does not fit.
+    """
     content = read_yaml(path, "Search space")
+    known = [*(field.name for field in fields(GeometryTrainingArguments)), "batch_size"]
     spaces = {}
-    for method, space in content["methods"].items():
-        start, _ = changed(Recipe.read(folder / f"{method}.yaml").source, space["start"])
-        axes = [content["shared"][axis] if isinstance(axis, str) else axis for axis in space["axes"]]
-        for change in (change for axis in axes for change in axis):
-            Recipe.from_dict(method, changed(start, change)[0])
-        spaces[method] = start, axes
+    try:
+        for method, space in content["methods"].items():
+            start, _ = changed(Recipe.read(folder / f"{method}.yaml").source, space["start"])
+            axes = [content["shared"][axis] if isinstance(axis, str) else axis for axis in space["axes"]]
+            if not any(axes):
+                raise ValueError(f"{method} has no change in its axes; give {{}} for a run of its start")
+            for change in (change for axis in axes for change in axis):
+                Recipe.from_dict(method, changed(start, change)[0]).check_args(known)
+            spaces[method] = start, axes
+    except KeyError as error:
+        raise ValueError(f"Search space {path} has no {error}; add it, or correct its name.") from error
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"Search space {path} must hold methods with a start and lists of changes.") from error
+    except ValueError as error:
+        raise ValueError(f"Search space {path}: {error}") from error
     return spaces
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 
-def message(call: Callable, error: type[Exception] = ValueError) -> str:
+def message(call: Callable, error: type[Exception] | tuple[type[Exception], ...] = ValueError) -> str:
     """The one line with which a call is refused."""
     with pytest.raises(error) as info:
         call()

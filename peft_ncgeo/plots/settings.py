@@ -9,7 +9,8 @@ import numpy as np
 from sklearn.isotonic import isotonic_regression
 
 from ..protocols import Results
-from .canvas import MARKERS, Figure, colormaps, write_figure
+from ..validation import short_repr
+from .canvas import MARKERS, Figure, spread_colours, write_figure
 
 
 def plot_settings(
@@ -34,24 +35,29 @@ def plot_settings(
         For each method (n, 2): mean and standard deviation in each setting, NaN where it has no run.
 
     Raises:
-        ValueError: no run has the metric in one of the settings, or a method to highlight is not there.
+        ValueError: settings are not in groups, no run has a finite value of the metric in one of them, or a method to
+            highlight is not there.
     """
+    if isinstance(settings, str) or any(isinstance(group, str) for group in settings) or not any(settings):
+        raise ValueError(f"settings={short_repr(settings)} must be lists of names; write [['first', 'second']].")
     names = [setting for group in settings for setting in group]
     drawn = {}
     for method in dict.fromkeys(row["method"] for row in results.rows):
         has = [bool(results.values(setting, method, column)) for setting in names]
-        if any(has):
-            found = zip(names, has, strict=True)
-            drawn[method] = np.array([results.summary(s, method, column) if h else (np.nan,) * 2 for s, h in found])
-    if not drawn:
-        raise ValueError(f"No run has {column} in one of {names}.")
+        found = zip(names, has, strict=True)
+        values = np.array([results.summary(s, method, column) if h else (np.nan,) * 2 for s, h in found])
+        if np.isfinite(values[:, :1]).any():
+            drawn[method] = values
+    for i, name in enumerate(names):
+        if not any(np.isfinite(values[i, 0]) for values in drawn.values()):
+            raise ValueError(f"No run has {column} as a finite number in {name!r}; results hold {results.settings}.")
     if missing := set(highlighted) - set(drawn):
         raise ValueError(f"{min(missing)!r} is to be highlighted and has no {column}; results hold {list(drawn)}.")
 
     figure = Figure(figsize=(8.5, 5.5), layout="constrained")
     axes = figure.add_subplot(ylabel=y_label or column)
     ends = np.cumsum([len(group) for group in settings])
-    colours = dict(zip(highlighted, colormaps["tab10"](range(len(highlighted))), strict=True))
+    colours = dict(zip(highlighted, spread_colours(len(highlighted)), strict=True))
     for i, (method, values) in enumerate(drawn.items()):
         shown = method in colours
         style = {"color": colours.get(method, "0.75"), "zorder": 3 if shown else 2, "linewidth": 2 if shown else 1}

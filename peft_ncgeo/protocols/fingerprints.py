@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from ..data.checks import class_names
 from ..data.sampling import encoded_images, label_array, stored_values
 from ..training import Recipe
 from ..validation import one_line, short_repr
@@ -70,11 +71,11 @@ def recipe_fingerprint(recipe: Recipe) -> str:
 
 def dataset_fingerprint(dataset: Dataset, label_column: str) -> str:
     """Return the fingerprint of class names, labels and images; if a transform makes these, of all columns."""
-    read = dataset
+    names, read = class_names(dataset, label_column, "a protocol"), dataset
     if dataset.format["type"] != "custom":
         images = [column for column, feature in dataset.features.items() if isinstance(feature, Image)]
         read = dataset.with_format(None).select_columns(images)
-    return fingerprint("A data set", dataset.features[label_column].names, label_array(dataset, label_column), read)
+    return fingerprint("A data set", names, label_array(dataset, label_column), read)
 
 
 class _UnknownContentError(Exception):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ class Results:
         values = self.values(setting, method, column)
         if not values:
             raise ValueError(f"No run of {method!r} in {setting!r} has {column!r}.")
-        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+        return statistics.fmean(values), _deviation(values) if len(values) > 1 else 0.0
 
     def markdown(self, columns: Sequence[str] | None = None) -> str:
         """Return a table with a row for each setting and method: mean ± standard deviation over the seeds."""
@@ -91,40 +92,53 @@ class Results:
                 seeds that lack one of these settings are left out.
 
         Raises:
-            ValueError: no seed has both.
+            ValueError: no seed has both, or a method has two runs of one setting and seed.
         """
+        paired = self._differences(setting, method, reference, column)
+        if not paired:
+            raise ValueError(f"No seed has {column!r} of both {method!r} and {reference!r} in {setting or 'all'!r}.")
+        return _interval(paired)
+
+    def _differences(self, setting: str | None, method: str, reference: str, column: str) -> list[float]:
+        """Return a metric's difference of each seed that both have, see [`Results.difference`]."""
         values: dict[str, dict[tuple[str, int], float]] = {method: {}, reference: {}}
         for row in self.rows:
             if row["method"] in values and setting in (None, row["setting"]) and row.get(column) is not None:
-                values[row["method"]][row["setting"], row["seed"]] = row[column]
+                of_method, run = values[row["method"]], (row["setting"], row["seed"])
+                if run in of_method:
+                    raise ValueError(f"{row['method']!r} has two runs of seed {run[1]} in {run[0]!r}; leave one out.")
+                of_method[run] = row[column]
         runs = [run for run in values[method] if run in values[reference]]
         settings, seeds = {s for s, _ in runs}, {seed for _, seed in runs}
-        paired = [
+        return [
             statistics.fmean(values[method][s, seed] - values[reference][s, seed] for s in settings)
             for seed in seeds
             if all((s, seed) in runs for s in settings)
         ]
-        if not paired:
-            raise ValueError(f"No seed has {column!r} of both {method!r} and {reference!r} in {setting or 'all'!r}.")
-        if len(paired) == 1:
-            return paired[0], None
-        half = stdtrit(len(paired) - 1, 0.975) * statistics.stdev(paired) / len(paired) ** 0.5
-        return statistics.fmean(paired), float(half)
 
     def paired_differences(self, column: str, reference: str, settings: Sequence[str] | None = None) -> str:
         """Return a table of `method - reference`: a row for each other method, a column for each setting and the mean.
 
         Each cell has the mean difference over the seeds and half its 95 % interval, see [`Results.difference`].
+
+        Raises:
+            ValueError: the reference has the metric in none of the settings, or a method has two runs of one setting
+                and seed.
         """
         settings = self.settings if settings is None else list(settings)
+        if not any(self.values(setting, reference, column) for setting in settings):
+            raise ValueError(
+                f"No run of the reference {reference!r} has {column!r} in one of {settings}; results hold "
+                f"{self._seen('method')} in {self.settings}."
+            )
         shown = Results([row for row in self.rows if row["setting"] in settings], self.columns)
         digits = self.digits.get(column, 1)
 
         def cell(setting: str | None, method: str) -> str:
-            try:
-                mean, half = shown.difference(setting, method, reference, column)
-            except ValueError:
+            found = shown._differences(setting, method, reference, column)
+            if not found:
                 return ""
+            mean, half = _interval(found)
             return f"{mean:+.{digits}f}" if half is None else f"{mean:+.{digits}f} ± {half:.{digits}f}"
 
         others = [method for method in shown._seen("method") if method != reference]
@@ -161,3 +175,14 @@ class Results:
 
     def _seen(self, key: str) -> list[str]:
         return list(dict.fromkeys(row[key] for row in self.rows))
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Return the standard deviation of at least two values; NaN if one is not finite."""
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean of values and half its 95 % t interval, None for one value."""
+    mean, count = statistics.fmean(values), len(values)
+    return mean, float(stdtrit(count - 1, 0.975) * _deviation(values) / count**0.5) if count > 1 else None

@@ -27,8 +27,10 @@ from ..training import GeometryMonitor, GeometryTrainer, GeometryTrainingArgumen
 from .cached_runs import cell_path, check_distinct, is_main_process
 from .fingerprints import dataset_fingerprint, fingerprint, recipe_fingerprint
 from .fitted_heads import FittedHead
+from .results import KEYS
 from .shared_cells import Cell, fill_cells
 
+_OWN = ("seconds", "trainable", "cpu_seconds")  # columns of every row beside those of its test sets
 # metrics of GeometryMonitor that a cell keeps
 _GEOMETRY = ("nc", "text_", "modality_gap", "alignment", "error_exponent", "exponent", "class_exponent", "gram_")
 _DEFAULTS = {
@@ -97,8 +99,8 @@ def run_cells(
             returns are added to the cell's. It may change the model, which is not used afterwards.
 
     Raises:
-        ValueError: two cells with one name, an unknown argument, an object that has no fingerprint (see
-            [`fingerprint`]), or a cell that was made of something else.
+        ValueError: two cells with one name, a test set with the name of another column, an unknown argument, an object
+            that has no fingerprint (see [`fingerprint`]), or a cell that was made of something else.
     """
     args = dict(args or {})
     # must come before other code asks for the process index, see GeometryTrainingArguments
@@ -114,6 +116,8 @@ def run_cells(
     of_model = fingerprint("The model", fresh()), fingerprint("The processor", processor)
     label_column = args.get("label_column", "label")
     tasks = {(setting, seed): settings[setting](seed) for setting in settings for seed in seeds}
+    if taken := {name for task in tasks.values() for name in task.test} & {*KEYS, *_OWN}:
+        raise ValueError(f"A test set is named {min(taken)!r}, which is a column of its own; rename the set.")
     sets = {id(d): d for task in tasks.values() for d in (task.train, *task.test.values())}  # tasks share test sets
     of_set = {key: dataset_fingerprint(dataset, label_column) for key, dataset in sets.items()}
     of_task = {key: _describe_task(task, of_set) for key, task in tasks.items()}
@@ -213,7 +217,8 @@ def _run(
         args.share_batch(size)
     progress = _Epochs()
     trainer = GeometryTrainer(
-        model=get_peft_model(model, config) if config else model,
+        # without a config nothing is trained, so a model in half precision may stay as it is
+        model=get_peft_model(model, config) if config else model.requires_grad_(False),
         args=args,
         train_dataset=task.train,
         processing_class=processor,

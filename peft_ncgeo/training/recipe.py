@@ -55,8 +55,6 @@ from .recipe_files import find_recipe
 _COMPARED = 80  # characters of an unknown name; comparing names takes time with their square
 _KEYS = ("peft", "losses", "classification_loss", "callbacks", "args", "head", "stages")
 _OF_STAGE = ("peft", "rows", "losses", "classification_loss", "callbacks", "args")
-# PEFT's methods and this package's, but for CoPA, which `adapt` fits
-_CONFIGS = {config.__name__: config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values() if config is not CoPAConfig}
 _ALL_LOSSES = {name: getattr(loss_names, name) for name in loss_names.__all__}
 _LOSSES = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, Regularizer) and c is not Regularizer}
 _CLASSIFICATION = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, CrossEntropy | MultiLabelLoss)}
@@ -125,7 +123,7 @@ class Recipe:
         recipe = cls(name=name, args=dict(_mapping(content.get("args"), "args")), source=content)
         recipe.rows = content.get("rows", "")
         if content.get("peft"):
-            recipe.config = _maker(content["peft"], _CONFIGS)
+            recipe.config = _maker(content["peft"], _configs())
         terms = [_maker(term, _LOSSES) for term in _list(content, "losses")]
         recipe.losses = lambda: [make() for make in terms]
         if "classification_loss" in content:
@@ -226,6 +224,16 @@ def _override_stages(recipe: Recipe, argv: Sequence[str], parsed: Iterable[Any])
             recipe.args[name] = getattr(part, name)
             for stage in recipe.stages:
                 stage.args.pop(name, None)
+
+
+def _configs() -> dict[str, type[PeftConfig]]:
+    """Return the methods that are registered with PEFT by now, but for CoPA, which `adapt` fits.
+
+    Of two with one name, that of PEFT or of this package counts.
+    """
+    found = [config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values() if config is not CoPAConfig]
+    found.sort(key=lambda config: config.__module__.partition(".")[0] in ("peft", __name__.partition(".")[0]))
+    return {config.__name__: config for config in found}
 
 
 def _stages(name: str, content: dict[str, Any]) -> list[Recipe]:

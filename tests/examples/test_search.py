@@ -78,6 +78,24 @@ def test_every_method_has_twelve_runs_whatever_they_score(script, path):
             assert again == start, method
 
 
+@pytest.mark.parametrize(
+    ("space", "named"),
+    [
+        ({"start": {}, "axes": ["rate"]}, "no 'rate'"),
+        ({"strat": {}, "axes": ["rates"]}, "no 'start'"),
+        ({"start": {}, "axes": [[]]}, "no change"),
+        ({"start": {}, "axes": [{"args.learning_rate": 1}]}, "lists of changes"),
+        ({"start": {}, "axes": [[{"args.learning_ratee": 1}]]}, "'learning_rate'"),
+    ],
+)
+def test_a_mistake_in_a_space_is_named_before_any_run(script, tmp_path, space, named):
+    path = tmp_path / "own.yaml"
+    path.write_text(json.dumps({"shared": {"rates": [{"args.learning_rate": 1}]}, "methods": {"coop": space}}))
+    with pytest.raises(ValueError, match=named) as error:
+        script["read_space"](path, DEMO)
+    assert str(path) in str(error.value)
+
+
 def test_the_choice_is_logged_and_written(script, tmp_path, monkeypatch, capsys):
     (tmp_path / "coop.yaml").write_text("# Head.\n" + (DEMO / "coop.yaml").read_text())
     space = tmp_path / "space" / "own.yaml"

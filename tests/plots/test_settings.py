@@ -43,6 +43,26 @@ def test_what_cannot_be_drawn(tmp_path):
         plot_settings(made(["p"]), "new", tmp_path / "f.png", [["a"]])
     with pytest.raises(ValueError, match="'s' is to be highlighted"):
         plot_settings(made(["p"]), "H", tmp_path / "f.png", [["a"]], ["s"])
+    with pytest.raises(ValueError, match="in 'd'"):  # a setting that no method has
+        plot_settings(made(["p"]), "H", tmp_path / "f.png", [["a", "d"]])
+    for flat in ("ab", ["a", "b"], []):
+        with pytest.raises(ValueError, match="write"):
+            plot_settings(made(["p"]), "H", tmp_path / "f.png", flat)
+
+
+def test_a_method_without_finite_values_is_left_out(tmp_path, drawn):
+    results = made(["p"])
+    results.rows += [{**row, "method": "q", "H": float("nan")} for row in results.rows]
+    assert list(plot_settings(results, "H", tmp_path / "f.png", [["a", "b"]])) == ["p"]
+    (axes,) = drawn[0].axes
+    assert [text.get_text() for text in axes.texts] == ["p"]
+
+
+def test_each_highlighted_method_has_its_own_colour(tmp_path, drawn):
+    methods = [f"m{i}" for i in range(12)]
+    plot_settings(made(methods), "H", tmp_path / "f.png", [["a"]], methods)
+    (axes,) = drawn[0].axes
+    assert len({tuple(line.get_color()) for line in axes.lines}) == 12
 
 
 def test_names_are_moved_apart_and_not_further():

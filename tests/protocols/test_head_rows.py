@@ -123,3 +123,36 @@ def test_what_has_no_head_and_no_answer(tmp_path):
     folder = tmp_path / "stages"
     assert "head CLAP" in message(lambda: train_stages(staged, tiny_clip(), TRAIN, tiny_processor(), folder))
     assert not folder.exists()
+
+
+def test_rows_without_training_of_a_model_in_half_precision(tmp_path):
+    """Nothing is trained, so no weight in half precision can lose small steps."""
+    some = TEST.select(range(18))
+    recipes = [Recipe("zero-shot"), recipe({"NearestClassMean": {}})]
+    data = {"a": lambda seed: Task(TRAIN, {"some": some})}, lambda: tiny_clip().half(), tiny_processor(), tmp_path
+    texts, means = run_cells(recipes, *data, (1,))
+    predicted = ZeroShotClassifier(tiny_clip().half(), tiny_processor()).predict(some["image"][:], SIX)
+    assert texts["some"] == pytest.approx(share(predicted, some))
+    head = by_hand(tiny_clip().half(), recipes[1].head(), TRAIN, 1)
+    assert means["some"] == pytest.approx(share(head.predict(some["image"][:]), some))
+    assert "trainable" not in texts
+
+
+def test_sets_that_a_table_cannot_hold(tmp_path):
+    """Names of a row's own columns, labels that are texts or lists, and streams: one line before any cell."""
+
+    def go(train, **test):
+        task = Task(train, test)
+        data = {"a": lambda seed: task}, tiny_clip, tiny_processor(), tmp_path
+        return message(lambda: run_cells([Recipe("zero-shot")], *data, (1,)), (TypeError, ValueError))
+
+    some = TEST.select(range(6))
+    for taken in ("setting", "method", "seed", "seconds", "trainable", "cpu_seconds"):
+        assert f"named '{taken}'" in go(TRAIN, some=some, **{taken: some})
+    words = [SIX[label] for label in some["label"]]
+    texts = some.remove_columns("label").add_column("label", words)
+    lists = some.remove_columns("label").add_column("label", [[0, 1]] * 6)
+    assert "class_encode_column" in go(TRAIN, some=texts)
+    assert "multi-label" in go(TRAIN, some=lists)
+    assert "streaming" in go(TRAIN.to_iterable_dataset(), some=some)
+    assert not any(tmp_path.iterdir())

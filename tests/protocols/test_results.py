@@ -55,3 +55,27 @@ def test_only_seeds_that_both_have_are_paired():
     with pytest.raises(ValueError, match="No seed has 'H'"):
         results.difference("a", "texts", "ours", "H")
     assert "| texts |  | " in results.paired_differences("H", "ours")
+
+
+def test_one_value_that_is_not_finite_does_not_stop_a_table():
+    results, values = made()
+    for row in results.rows:
+        if (row["method"], row["setting"], row["seed"]) == ("x_1", "a", 2):
+            row["H"] = float("nan")
+    assert np.isnan(results.summary("a", "x_1", "H")).all()
+    assert np.isnan(results.difference("a", "x_1", "ours", "H")).all()
+    assert results.summary("b", "x_1", "H") == pytest.approx((values["x_1"][1].mean(), values["x_1"][1].std(ddof=1)))
+    assert "| a | x_1 | nan ± nan |" in results.markdown()
+    assert "| x_1 | +nan ± nan | " in results.paired_differences("H", "ours")
+
+
+def test_a_reference_that_is_not_there_and_a_run_that_is_there_twice():
+    results, _ = made()
+    for wrong in (("H", "our"), ("base", "ours"), ("H", "ours", ["c"])):
+        with pytest.raises(ValueError, match="results hold"):
+            results.paired_differences(*wrong)
+    results.rows.append({"setting": "a", "method": "x_1", "seed": 2, "H": 1.0})
+    with pytest.raises(ValueError, match="two runs of seed 2 in 'a'"):
+        results.difference("a", "x_1", "ours", "H")
+    with pytest.raises(ValueError, match="two runs"):
+        results.paired_differences("H", "ours")

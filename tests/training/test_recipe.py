@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from peft import LoraConfig
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, LoraConfig
 from transformers import HfArgumentParser
 
 from peft_ncgeo import GeometryTrainingArguments, NPTConfig
@@ -171,3 +171,14 @@ def test_a_recipe_of_the_package_is_read_by_its_name():
     with pytest.raises(ValueError, match="'lora_budget'"):
         Recipe.read("lora_bugdet")
     assert "CLIP-LoRA, arXiv 2405.18541" in describe_recipe("clip_lora")
+
+
+def test_methods_of_other_packages_count_whenever_they_are_registered(monkeypatch):
+    """But none in place of a method of PEFT or of this package."""
+    for name in ("OtherConfig", "LoraConfig", "NPTConfig"):
+        config = type(name, (LoraConfig,), {"__module__": "other.methods"})
+        monkeypatch.setitem(PEFT_TYPE_TO_CONFIG_MAPPING, f"OTHER_{name}", config)
+    content = {"target_modules": ["q_proj"], "r": 3}
+    assert Recipe.from_dict("a", {"peft": {"OtherConfig": content}}).config().__class__.__module__ == "other.methods"
+    assert type(Recipe.from_dict("a", {"peft": {"LoraConfig": content}}).config()) is LoraConfig
+    assert type(Recipe.from_dict("a", {"peft": "NPTConfig.prompt_ot"}).config()) is NPTConfig
