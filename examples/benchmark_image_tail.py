@@ -3,7 +3,8 @@
 python examples/search_recipes.py --spaces examples/search/image_tail.yaml
 python examples/benchmark_image_tail.py
     the demo's ViT on Fashion-MNIST with 200 photographs of the largest class, imbalance factors 10, 50 and 100, three
-    seeds; every method that has a log of its search. Cells are resumable and shared by processes.
+    seeds; every method that has a log of its search. Cells are resumable and shared by processes, which may fill a
+    part of the --methods each; the table at the end holds the methods named.
 python examples/write_image_tail.py
 """
 

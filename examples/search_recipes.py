@@ -14,7 +14,7 @@ The search is greedy: axis after axis, from the best configuration so far. Axes 
   on the 500 validation photographs of `load_image_demo` decides, which are neither trained on nor in its test set.
 
 Cells are resumable and shared by processes. The log of a method is `results/search/<method>.json`, or stands in the
-folder that the task names, and `--write` writes its choice into the recipe's file.
+folder that the task names, and `--write` writes its choice into the recipe's file, where the method has its own.
 """
 
 from __future__ import annotations
@@ -290,13 +290,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/search"))
     parser.add_argument("--log_dir", type=Path, default=FOLDER / "results" / "search")
-    files = [FOLDER / "search" / f"{name}.yaml" for name in ("demo", "heads")]
-    parser.add_argument(
-        "--spaces", type=Path, nargs="+", default=files, help="YAML files of starts and axes; default: demo and heads"
-    )
+    files = sorted((FOLDER / "search").glob("*.yaml"))
+    parser.add_argument("--spaces", type=Path, nargs="+", default=files, help="YAML files of starts and axes")
     parser.add_argument("--recipes", type=Path, help="folder of the recipes; default: the one that the task names")
     parser.add_argument("--methods", nargs="+", help="default: all of the spaces")
-    parser.add_argument("--write", action="store_true", help="write each choice into the recipe's file")
+    parser.add_argument("--write", action="store_true", help="write each choice into the method's own recipe, if any")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -312,18 +310,15 @@ def main() -> None:
     methods = args.methods or list(spaces)
     if unknown := set(methods) - set(spaces):
         parser.error(f"no space has a method {min(unknown)!r}; there are {', '.join(spaces)}.")
-    recipes = {method: folders[method] / f"{method}.yaml" for method in methods}
-    shared = [method for method, path in recipes.items() if not path.exists()]
-    if args.write and shared:
-        parser.error(f"--write: {shared[0]} shares its recipe with other methods; its log alone keeps the choice.")
     for method in methods:
         (start, axes), task = spaces[method], tasks[method]
         cells = args.output_dir / task.logs / method
         log = log_of(method, start, search(start, axes, scorer(method, cells, task)), task)
         write_whole(args.log_dir / task.logs / f"{method}.json", json.dumps(log, indent=1) + "\n")
         print(report(log, task), flush=True)
-        if args.write:
-            write_recipe(recipes[method], log["chosen"]["recipe"])
+        path = folders[method] / f"{method}.yaml"
+        if args.write and path.exists():  # a grid's methods share recipes, and their logs alone keep the choice
+            write_recipe(path, log["chosen"]["recipe"])
 
 
 if __name__ == "__main__":

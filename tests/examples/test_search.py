@@ -17,8 +17,8 @@ from peft_ncgeo.training import Recipe
 from .test_examples import ROOT, run_example
 
 RECIPES = ROOT / "examples" / "recipes"
-SPACES, DEMO = [ROOT / "examples" / "search" / f"{name}.yaml" for name in ("demo", "heads")], RECIPES / "demo"
-TAIL = ROOT / "examples" / "search" / "image_tail.yaml"
+DEMO, TAIL = RECIPES / "demo", ROOT / "examples" / "search" / "image_tail.yaml"
+SPACES = sorted(set(TAIL.parent.glob("*.yaml")) - {TAIL})
 LOGS = sorted((ROOT / "examples" / "results" / "search").glob("*.json"))
 
 
