@@ -1,13 +1,20 @@
-"""Search for the settings of any recipe on the demo's development split, twelve runs for every method.
+"""Search for the settings of any recipe on the demo's development data, twelve runs for every method.
 
     python examples/search_recipes.py --methods coop vpt
     python examples/search_recipes.py --write
+    python examples/search_recipes.py --spaces examples/search/image_tail.yaml
 
-A run trains one configuration with seed 1 at tau = 1 and at IF 50; its mean H over the two decides (for a method that
-cannot tell new classes apart, its accuracy on base validation images). The search is greedy: axis after axis, from the
-best configuration so far. Axes and start of each method are data, in `search/*.yaml`. What base validation images
-alone would have chosen of the same runs is told beside it. Cells are resumable and shared by processes; the log of a
-method is `results/search/<method>.json`, and `--write` writes its choice into the recipe's file.
+The search is greedy: axis after axis, from the best configuration so far. Axes and start of each method are data, in
+`search/*.yaml`, and so is the task that scores a run:
+
+- `base_to_new`, the default: one configuration is trained with seed 1 at tau = 1 and at IF 50 on the development
+  split; its mean H over the two decides (for a method that cannot tell new classes apart, its accuracy on base
+  validation images). What base validation images alone would have chosen of the same runs is told beside it.
+- `long_tail`: the demo's ViT on tails of its training photographs, one for each imbalance factor. The mean accuracy
+  on the 500 validation photographs of `load_image_demo` decides, which are neither trained on nor in its test set.
+
+Cells are resumable and shared by processes. The log of a method is `results/search/<method>.json`, or stands in the
+folder that the task names, and `--write` writes its choice into the recipe's file, where the method has its own.
 """
 
 from __future__ import annotations
@@ -19,14 +26,16 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers
 import yaml
+from benchmark_image_tail import OF_CLASSIFIER, run_tails
 
-from peft_ncgeo.data import load_demo
+from peft_ncgeo.data import load_demo, load_image_demo
 from peft_ncgeo.files import read_yaml, write_whole
 from peft_ncgeo.protocols import base_to_new
 from peft_ncgeo.training import GeometryTrainingArguments, Recipe
@@ -34,8 +43,78 @@ from peft_ncgeo.training import GeometryTrainingArguments, Recipe
 FOLDER = Path(__file__).parent
 RUNS, SEED = 12, 1
 TAILS = {"tau=1": {"tau": 1.0}, "IF 50": {"imbalance_factor": 50, "n_max": 50}}
-SCORES = ("H", "base", "new", "validation")
 Content = dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------------------------ tasks
+
+
+@dataclass
+class BaseToNew:
+    """The demo's development split, scored by H."""
+
+    scores: ClassVar = ("H", "base", "new", "validation")
+    titles: ClassVar = {"validation": "base validation"}
+    recipes: str = "demo"
+    logs: str = ""
+    data: str = f"{' and '.join(TAILS)} on the development split, seed {SEED}"
+
+    def run(self, recipes: dict[str, Content], folder: Path) -> list[Content]:
+        """Return a row for each recipe and tail."""
+        demo = load_demo("development")
+        return base_to_new(
+            [Recipe.from_dict(*recipe) for recipe in recipes.items()],
+            lambda seed, n_max: load_demo("development", shots=n_max, seed=seed).splits["train"],
+            {name: demo.splits[name] for name in ("base", "new", "validation")},
+            lambda: load_demo().model,
+            demo.processor,
+            folder,
+            tails=TAILS,
+            seeds=(SEED,),
+        ).rows
+
+
+@dataclass
+class LongTail:
+    """Tails of the demo's training photographs, scored by accuracy on its validation photographs.
+
+    Attributes:
+        recipes, logs: folders of recipes and logs, in `recipes` and in `results/search`.
+        imbalance_factors: one tail for each.
+        n_max: photographs of the largest class.
+        seed: draws which class gets which count.
+    """
+
+    scores: ClassVar = ("validation", "many", "medium", "few")
+    titles: ClassVar = {"validation": "validation"}
+    recipes: str
+    logs: str
+    imbalance_factors: list[float]
+    n_max: int
+    seed: int
+
+    @property
+    def data(self) -> str:
+        tails = " and ".join(f"IF {factor:g}" for factor in self.imbalance_factors)
+        return f"{tails}, n_max {self.n_max}, seed {self.seed}, on 500 photographs held out of training"
+
+    def run(self, recipes: dict[str, Content], folder: Path) -> list[Content]:
+        """Return a row for each recipe and tail."""
+        images = load_image_demo().splits["validation"]
+        rows = run_tails(recipes, images, folder, self.imbalance_factors, self.n_max, [self.seed])
+        return [{**row, "validation": row["all"]} for row in rows]
+
+
+TASKS = {"base_to_new": BaseToNew, "long_tail": LongTail}
+
+
+def read_task(path: Path) -> BaseToNew | LongTail:
+    """Return the task of a space, the base-to-new task if it names none."""
+    ((name, fields),) = read_yaml(path, "Search space").get("task", {"base_to_new": {}}).items()
+    return TASKS[name](**fields)
+
+
+# ----------------------------------------------------------------------------------------------------------- spaces
 
 
 def targets(place: Any, keys: Sequence[str], path: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any, str]]:
@@ -84,17 +163,21 @@ def changed(content: Content, change: Content) -> tuple[Content, Content]:
 def read_space(path: Path, folder: Path) -> dict[str, tuple[Content, list[list[Content]]]]:
     """Read each method's start and axes; every change must give a valid recipe.
 
+    A method starts from the recipe of its name. Those of `grids` combine adapters with methods, as `adapter_method`;
+    they start from the adapter's recipe with its changes and then the method's, and an axis that is a name is the
+    adapter's or else a shared one.
+
     Raises:
         ValueError: a key or a shared axis that is not there, a method without changes, an argument that no training
             has, or a change that does not fit.
     """
     content = read_yaml(path, "Search space")
-    known = [*(field.name for field in fields(GeometryTrainingArguments)), "batch_size"]
+    known = [*(field.name for field in fields(GeometryTrainingArguments)), "batch_size", *OF_CLASSIFIER]
     spaces = {}
     try:
-        for method, space in content["methods"].items():
-            start, _ = changed(Recipe.read(folder / f"{method}.yaml").source, space["start"])
-            axes = [content["shared"][axis] if isinstance(axis, str) else axis for axis in space["axes"]]
+        for method, recipe, changes, named, shared in _methods(content):
+            start, _ = changed(Recipe.read(folder / f"{recipe}.yaml").source, changes)
+            axes = [shared[axis] if isinstance(axis, str) else axis for axis in named]
             if not any(axes):
                 raise ValueError(f"{method} has no change in its axes; give {{}} for a run of its start")
             for change in (change for axis in axes for change in axis):
@@ -109,9 +192,23 @@ def read_space(path: Path, folder: Path) -> dict[str, tuple[Content, list[list[C
     return spaces
 
 
+def _methods(content: Content) -> Iterator[tuple[str, str, Content, list[Any], Content]]:
+    """Yield name, recipe, changes of the start, axes and shared axes of each method of a space."""
+    shared = content.get("shared", {})
+    for name, space in content.get("methods", {}).items():
+        yield name, name, space["start"], space["axes"], shared
+    for grid in content.get("grids", ()):
+        for (adapter, own), (name, space) in product(grid["adapters"].items(), grid["methods"].items()):
+            start = own.get("start", {}) | space["start"] | space.get("under", {}).get(adapter, {})
+            yield f"{adapter}_{name}", own["recipe"], start, space["axes"], {**shared, **own["axes"]}
+
+
+# ----------------------------------------------------------------------------------------------------------- search
+
+
 def criterion(run: Content) -> float:
-    """Return a run's H; for a method that cannot tell new classes apart, its accuracy on base validation images."""
-    return run["validation"] if run["H"] is None else run["H"]
+    """Return a run's H; where there are no new classes to tell apart, its accuracy on validation images."""
+    return run["validation"] if run.get("H") is None else run["H"]
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -146,45 +243,38 @@ def search(
     return runs
 
 
-def log_of(method: str, start: Content, runs: Sequence[Content]) -> Content:
-    """Return what is kept of a search: every run, the choice, and the choice of base validation images alone."""
+def log_of(method: str, start: Content, runs: Sequence[Content], task: BaseToNew | LongTail) -> Content:
+    """Return what is kept of a search: every run, the choice, and beside H the choice of validation images alone."""
     chosen = max(runs, key=criterion)
     alone = max(runs, key=lambda run: run["validation"])
-    measure = "base validation accuracy" if chosen["H"] is None else "H"
-    return {
+    measure = "H" if chosen.get("H") is not None else f"{task.titles['validation']} accuracy"
+    first = task.scores[0]
+    log = {
         "method": method,
-        "criterion": f"mean {measure} over {' and '.join(TAILS)} on the development split, seed {SEED}",
+        "criterion": f"mean {measure} over {task.data}",
         "start": start,
         "runs": [{"run": i, **{k: v for k, v in run.items() if k != "recipe"}} for i, run in enumerate(runs, 1)],
-        "chosen": {"run": runs.index(chosen) + 1, "H": chosen["H"], "recipe": chosen["recipe"]},
-        "by_validation_alone": {"run": runs.index(alone) + 1, "H": alone["H"], "validation": alone["validation"]},
+        "chosen": {"run": runs.index(chosen) + 1, first: chosen[first], "recipe": chosen["recipe"]},
     }
+    if first == "H":
+        told = {"run": runs.index(alone) + 1, "H": alone["H"], "validation": alone["validation"]}
+        log["by_validation_alone"] = told
+    return log
 
 
-def scorer(method: str, folder: Path) -> Callable[[list[Content]], list[Content]]:
+def scorer(method: str, folder: Path, task: BaseToNew | LongTail) -> Callable[[list[Content]], list[Content]]:
     """Return a function that trains and tests configurations of a method, with cells in `folder`."""
-    demo = load_demo("development")
-    test = {name: demo.splits[name] for name in ("base", "new", "validation")}
 
     def score(recipes: list[Content]) -> list[Content]:
         # a name that other axes do not change
         names = [f"{method}-{hashlib.sha256(json.dumps(r, sort_keys=True).encode()).hexdigest()[:8]}" for r in recipes]
-        rows = base_to_new(
-            [Recipe.from_dict(name, recipe) for name, recipe in zip(names, recipes, strict=True)],
-            lambda seed, n_max: load_demo("development", shots=n_max, seed=seed).splits["train"],
-            test,
-            lambda: load_demo().model,
-            demo.processor,
-            folder,
-            tails=TAILS,
-            seeds=(SEED,),
-        ).rows
+        rows = task.run(dict(zip(names, recipes, strict=True)), folder)
         found = []
         for name in names:
             own = [row for row in rows if row["method"] == name]
-            scores = {key: mean([row[key] for row in own]) for key in SCORES}
+            scores = {key: mean([row[key] for row in own]) for key in task.scores}
             spent = {key: round(sum(row.get(key, 0) for row in own), 1) for key in ("seconds", "cpu_seconds")}
-            kept = (*SCORES, "few")
+            kept = dict.fromkeys((*task.scores, "few"))
             by_tail = {row["setting"]: {key: mean([row.get(key)]) for key in kept} for row in own}
             found.append({**scores, **spent, "settings": by_tail})
         return found
@@ -201,16 +291,18 @@ def write_recipe(path: Path, recipe: Content) -> None:
     assert Recipe.read(path).source == recipe, path
 
 
-def report(log: Content) -> str:
+def report(log: Content, task: BaseToNew | LongTail) -> str:
     """Return a table of all runs, with the choice in bold, and the choice by validation alone."""
-    lines = [f"\n| {log['method']} | H | base | new | base validation | CPU s |", "|---" * 6 + "|"]
+    columns = [*(task.titles.get(key, key) for key in task.scores), "CPU s"]
+    lines = [f"\n| {log['method']} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for run in log["runs"]:
         mark = "**" * (run["run"] == log["chosen"]["run"])
         changes = ", ".join(f"{key}: {value}" for key, value in run["changes"].items()) or "start"
-        numbers = " | ".join("-" if run[k] is None else f"{run[k]:.1f}" for k in (*SCORES, "cpu_seconds"))
+        numbers = " | ".join("-" if run[k] is None else f"{run[k]:.1f}" for k in (*task.scores, "cpu_seconds"))
         lines.append(f"| {mark}{run['run']}: {changes}{mark} | {numbers} |")
-    alone = log["by_validation_alone"]
-    return "\n".join([*lines, f"\nBase validation alone would choose run {alone['run']}, with H {alone['H']}."])
+    alone = log.get("by_validation_alone")
+    told = [f"\nBase validation alone would choose run {alone['run']}, with H {alone['H']}."] if alone else []
+    return "\n".join([*lines, *told])
 
 
 def main() -> None:
@@ -219,23 +311,33 @@ def main() -> None:
     parser.add_argument("--log_dir", type=Path, default=FOLDER / "results" / "search")
     files = sorted((FOLDER / "search").glob("*.yaml"))
     parser.add_argument("--spaces", type=Path, nargs="+", default=files, help="YAML files of starts and axes")
-    parser.add_argument("--recipes", type=Path, default=FOLDER / "recipes" / "demo", help="folder of the recipes")
+    parser.add_argument("--recipes", type=Path, help="folder of the recipes; default: the one that the task names")
     parser.add_argument("--methods", nargs="+", help="default: all of the spaces")
-    parser.add_argument("--write", action="store_true", help="write each choice into the recipe's file")
+    parser.add_argument("--write", action="store_true", help="write each choice into the method's own recipe, if any")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=UserWarning)
-    spaces = {name: space for path in args.spaces for name, space in read_space(path, args.recipes).items()}
-    if unknown := set(args.methods or ()) - set(spaces):
+    tasks, spaces, folders = {}, {}, {}
+    for path in args.spaces:
+        task = read_task(path)
+        folder = args.recipes or FOLDER / "recipes" / task.recipes
+        found = read_space(path, folder)
+        spaces |= found
+        tasks |= dict.fromkeys(found, task)
+        folders |= dict.fromkeys(found, folder)
+    methods = args.methods or list(spaces)
+    if unknown := set(methods) - set(spaces):
         parser.error(f"no space has a method {min(unknown)!r}; there are {', '.join(spaces)}.")
-    for method in args.methods or spaces:
-        start, axes = spaces[method]
-        log = log_of(method, start, search(start, axes, scorer(method, args.output_dir / method)))
-        write_whole(args.log_dir / f"{method}.json", json.dumps(log, indent=1) + "\n")
-        print(report(log), flush=True)
-        if args.write:
-            write_recipe(args.recipes / f"{method}.yaml", log["chosen"]["recipe"])
+    for method in methods:
+        (start, axes), task = spaces[method], tasks[method]
+        cells = args.output_dir / task.logs / method
+        log = log_of(method, start, search(start, axes, scorer(method, cells, task)), task)
+        write_whole(args.log_dir / task.logs / f"{method}.json", json.dumps(log, indent=1) + "\n")
+        print(report(log, task), flush=True)
+        path = folders[method] / f"{method}.yaml"
+        if args.write and path.exists():  # a grid's methods share recipes, and their logs alone keep the choice
+            write_recipe(path, log["chosen"]["recipe"])
 
 
 if __name__ == "__main__":

@@ -16,13 +16,17 @@ from peft_ncgeo.training import Recipe
 
 from .test_examples import ROOT, run_example
 
-SPACES, DEMO = sorted((ROOT / "examples" / "search").glob("*.yaml")), ROOT / "examples" / "recipes" / "demo"
+RECIPES = ROOT / "examples" / "recipes"
+DEMO, TAIL = RECIPES / "demo", ROOT / "examples" / "search" / "image_tail.yaml"
+SPACES = sorted(set(TAIL.parent.glob("*.yaml")) - {TAIL})
 LOGS = sorted((ROOT / "examples" / "results" / "search").glob("*.json"))
 
 
 @pytest.fixture(scope="module")
 def script() -> dict:
-    return runpy.run_path(str(ROOT / "examples" / "search_recipes.py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "examples"))  # as Python does for a script
+        return runpy.run_path(str(ROOT / "examples" / "search_recipes.py"))
 
 
 def test_each_axis_starts_from_the_best_so_far(script):
@@ -53,7 +57,7 @@ def test_each_axis_starts_from_the_best_so_far(script):
         "args": {"rate": 6, "epochs": 15},
         "losses": [{"A": {"budget": 5}}, start["losses"][1]],
     }
-    log = script["log_of"]("any", start, runs)
+    log = script["log_of"]("any", start, runs, script["BaseToNew"]())
     assert (log["chosen"]["run"], log["chosen"]["H"]) == (5, 0)
     assert (log["by_validation_alone"]["run"], log["by_validation_alone"]["H"]) == (1, -7)
     for wrong in ({"losses.2.A.budget": 1}, {"other.rate": 1}, {"losses": {"times": 2}}):
@@ -110,7 +114,7 @@ def test_the_choice_is_logged_and_written(script, tmp_path, monkeypatch, capsys)
     def score(recipes):
         return [{**few, "H": None, "validation": recipe["args"]["learning_rate"]} for recipe in recipes]
 
-    monkeypatch.setitem(script["main"].__globals__, "scorer", lambda method, folder: score)
+    monkeypatch.setitem(script["main"].__globals__, "scorer", lambda method, folder, task: score)
     arguments = ["--spaces", str(space), "--recipes", str(tmp_path), "--log_dir", str(tmp_path), "--write"]
     monkeypatch.setattr(sys, "argv", ["search_recipes.py", *arguments])
     script["main"]()
@@ -124,6 +128,93 @@ def test_the_choice_is_logged_and_written(script, tmp_path, monkeypatch, capsys)
     with pytest.raises(SystemExit):
         script["main"]()
     assert "method 'cop'" in capsys.readouterr().err
+
+
+def test_every_image_classifier_has_twelve_runs_over_the_same_epochs(script):
+    task, spaces = script["read_task"](TAIL), script["read_space"](TAIL, RECIPES / "images" / "demo")
+    assert (task.imbalance_factors, task.recipes, task.logs) == ([10, 100], "images/demo", "image_tail")
+    losses = {"ce", "balanced_softmax", "logit_adjustment", "ldam", "lift", "budget"}
+    losses |= {f"spa_{way}" for way in ("reg", "slerp", "proj", "post_hoc")}
+    fixed = {"etf", "minority_margin", "minority_margin_balanced"}
+    pairs = {f"{adapter}_{m}" for adapter in ("lora", "prompts") for m in losses | fixed}
+    assert set(spaces) == pairs | {f"adaptformer_{m}" for m in losses}
+    for method, (start, axes) in spaces.items():
+        for draw in map(random.Random, range(10)):
+            runs = script["search"](start, axes, lambda rs, draw=draw: [{"validation": draw.random()} for _ in rs])
+            assert len(runs) == 12, method
+            epochs = {run["recipe"]["args"]["num_train_epochs"] for run in runs}
+            assert epochs == {8, 16, 30}, method
+    assert spaces["prompts_balanced_softmax"][0]["classification_loss"] == {"BalancedSoftmax": {}}
+    assert spaces["lora_budget"][0]["peft"]["LoraConfig"]["target_modules"] == "all-linear"
+    assert spaces["lora_ce"][0]["peft"]["LoraConfig"]["target_modules"] == ["q_proj", "v_proj"]
+
+
+@pytest.mark.slow
+def test_a_tail_is_searched_on_validation_photographs_and_tabled_on_test_ones(script, tmp_path, monkeypatch):
+    """Real trainings of two short runs; prototypes get the counts of their tail, and a turned head is another head."""
+    spaces = script["read_space"](TAIL, RECIPES / "images" / "demo")
+    short = {"args.num_train_epochs": 1}
+    task = script["LongTail"]("images/demo", "image_tail", [100], 20, 11)
+    found, counts = {}, []
+    make = Recipe.from_dict
+
+    def seen(name: str, content: dict, path: str | None = None) -> Recipe:
+        counts.extend(c["class_counts"] for c in content["peft"].values() if "class_counts" in c)
+        return make(name, content, path)
+
+    monkeypatch.setattr(Recipe, "from_dict", seen)
+    for method in ("adaptformer_ce", "adaptformer_spa_post_hoc", "prompts_minority_margin"):
+        recipe = script["changed"](spaces[method][0], short)[0]
+        (run,) = script["scorer"](method, tmp_path / method, task)([recipe])
+        found[method] = run["validation"]
+        log = script["log_of"](method, recipe, [{"changes": {}, "recipe": recipe, **run}], task)
+        assert log["chosen"]["validation"] == run["validation"]
+        assert "validation accuracy" in log["criterion"]
+        assert round(5 * run["validation"], 6) == round(5 * run["validation"])  # 500 photographs
+        (tmp_path / "logs").mkdir(exist_ok=True)
+        (tmp_path / "logs" / f"{method}.json").write_text(json.dumps(log))
+    assert found["adaptformer_ce"] != found["adaptformer_spa_post_hoc"]
+    tail = [max(1, int(20 * 0.01 ** (k / 9) + 1e-6)) for k in range(10)]
+    assert sorted(counts[0], reverse=True) == tail
+    assert counts[0] != tail  # the seed draws the classes
+    arguments = ["--logs", str(tmp_path / "logs"), "--output_dir", str(tmp_path / "table"), "--seeds", "1"]
+    arguments += ["--imbalance_factors", "100", "--num_train_epochs", "1", "--methods", "adaptformer_ce"]
+    run_example("benchmark_image_tail.py", *arguments, monkeypatch=monkeypatch)
+    (row,) = json.loads((tmp_path / "table" / "results.json").read_text())["rows"]
+    assert row["method"] == "adaptformer_ce"
+    assert round(20 * row["all"], 6) == round(20 * row["all"])  # 2,000 photographs
+    assert all(row[c] is not None for c in ("many", "few", "all_alignment", "all_nc1", "trainable", "seconds"))
+    with pytest.raises(SystemExit):
+        run_example("benchmark_image_tail.py", *arguments, "coop", monkeypatch=monkeypatch)
+
+
+def test_the_page_of_tails_compares_under_the_same_adapter(tmp_path, monkeypatch):
+    shift = {"lora_balanced_softmax": 0, "lora_minority_margin": -2, "prompts_balanced_softmax": 5, "prompts_ce": 1}
+    rows = [
+        {"setting": s, "method": m, "seed": seed, "all": 50 + d + seed, "few": 40 + 2 * d + seed, "cpu_seconds": 900}
+        for s in ("IF 10", "IF 100")
+        for m, d in shift.items()
+        for seed in (1, 2, 3)
+    ]
+    Results(rows, ["all"], "A note.").save(tmp_path / "outputs")
+    runs = [{"run": 1, "changes": {"args.learning_rate": 0.5}, "validation": 51.0, "cpu_seconds": 1800.0}]
+    (tmp_path / "logs").mkdir()
+    log = {"method": "lora_ce", "runs": runs, "chosen": {"run": 1}}
+    (tmp_path / "logs" / "lora_ce.json").write_text(json.dumps(log))
+    page, arguments = tmp_path / "page.md", ["--kept", str(tmp_path), "--logs", str(tmp_path / "logs")]
+    arguments += ["--page", str(tmp_path / "page.md"), "--outputs"]
+    with pytest.raises(SystemExit):
+        run_example("write_image_tail.py", *arguments, str(tmp_path / "none"), monkeypatch=monkeypatch)
+    run_example("write_image_tail.py", *arguments, str(tmp_path / "outputs"), monkeypatch=monkeypatch)
+    text = page.read_text()
+    assert "| prompts_ce | -4.0 ± 0.0 | -4.0 ± 0.0 | -4.0 ± 0.0 |" in text
+    wider = text.split("## Wider angles")[1]
+    assert "| lora_minority_margin | -2.0 ± 0.0 |" in wider
+    assert "| lora_minority_margin | -4.0 ± 0.0 |" in wider  # few
+    assert "| lora_ce | 1 | 0.50 | args.learning_rate 0.5 | 51.0 |" in text
+    assert "A note. 6.0 CPU hours." in text
+    run_example("write_image_tail.py", *arguments, str(tmp_path / "none"), monkeypatch=monkeypatch)
+    assert page.read_text() == text
 
 
 @pytest.mark.parametrize("path", LOGS, ids=lambda path: path.stem)
