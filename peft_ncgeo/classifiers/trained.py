@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from ..data.head_names import count_outputs, head_names, is_multi_label
 from ..data.processors import find_processor, image_processor
 from ..loading.hub_errors import hub_errors
-from ..loading.load import fetch_files, load_adapter
+from ..loading.load import fetch_files, load_adapter, refuse_unsaved
 from ..models.adapters import check_adapter_weights, evaluation_mode, unwrap
 from ..models.devices import execution_device, one_at_a_time
 from ..models.heads import classifier
@@ -81,6 +81,7 @@ class TrainedClassifier(ClosedSetClassifier):
             OSError, ValueError: as in [`~peft_ncgeo.hub.load_adapter`]; or the files hold no trained head.
         """
         folder = fetch_files(repo_id, revision, token)
+        refuse_unsaved(folder, repo_id)
         with unchanged_on_error(base_model):
             if (folder / CONFIG_NAME).is_file():
                 model: nn.Module = load_adapter(folder, base_model, token=token)

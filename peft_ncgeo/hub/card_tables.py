@@ -18,7 +18,7 @@ Runs = Sequence[Mapping[str, Any]]
 FOLDED = 20  # a longer list of classes is folded up
 _BAR = 24  # characters of the longest bar
 # An accuracy gets a row if `TrainingRecord.row` returns it, under a title below; a measure of `FeatureGeometry` gets
-# one in `_GEOMETRY`. A metric in neither is left out of the card.
+# one in `_GEOMETRY`. Those of the user's `compute_metrics` have a table of their own.
 _KNOWN = ("base", "new", "H", *GROUPS)  # metrics of runs over seeds that have a row, beside those of the record
 _TITLES = {"H": "harmonic mean of base and new"} | {group: f"{group}-shot classes" for group in GROUPS}
 _METRICS = {"H": "harmonic mean of base and new"} | {group: f"{group}-shot accuracy" for group in GROUPS}
@@ -74,6 +74,24 @@ def results_table(record: TrainingRecord, rows: Rows) -> str:
     head = [f"{metric_title(record)} in %", *present.values()]
     lines = [[_row_title(record, name), *(_cell(row.get(key)) for key in present)] for name, row in rows.items()]
     return table(head, lines, "l" + "r" * len(present)) if rows else ""
+
+
+def own_table(record: TrainingRecord) -> str:
+    """Return the table of the numbers of the user's `compute_metrics` on each set, as they were returned."""
+    moments = {"before": before_title(record), "after": "this adapter"}
+    rows: dict[tuple[str, str], dict[str, float]] = {}
+    for of_set, entry in record.sets.items():
+        for moment in moments:
+            for name, value in entry.get(moment, {}).get("own", {}).items():
+                rows.setdefault((name, of_set), {})[moment] = value
+    shown = {moment: title for moment, title in moments.items() if any(moment in row for row in rows.values())}
+    lines = [
+        [escape(name), escape(of_set), *(f"{row[moment]:.6g}" if moment in row else "" for moment in shown)]
+        for (name, of_set), row in rows.items()
+    ]
+    return (
+        table(["the author's own metric", "images", *shown.values()], lines, "ll" + "r" * len(shown)) if rows else ""
+    )
 
 
 def results_note(record: TrainingRecord, rows: Rows, runs: Runs) -> str:

@@ -80,7 +80,8 @@ class TrainingRecord:
         seed, steps, epochs, processes, device: those of the run.
         base_changed: reason why `sets` have no `before`: the model without its adapter is not the pretrained one.
         sets: evaluation set -> `size`, `classes`, `trained` (True if its classes are those of training), `before` and
-            `after`, the metrics with the adapter off and on, as shares in 0..1.
+            `after`, the metrics with the adapter off and on, as shares in 0..1. Numbers of the user's
+            `compute_metrics` are in their `own`, as they were returned.
         reports: evaluation set -> scores, see [`~peft_ncgeo.reports.Report.to_dict`], for the first set with the
             classes of training, and for each set that `trainer.report()` was called with.
         leave_one_out: accuracy of the support images of a few-shot adaptation, `before` and `after`, see

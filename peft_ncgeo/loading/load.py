@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, s
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, load_peft_weights
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.class_prompts import list_names
 from ..data.head_names import CLASS_NAMES, write_head_names, write_label_kind
@@ -36,6 +37,7 @@ from .text_setting_file import TEXT_FILES, read_text_setting
 
 PROTOTYPES = "prototypes.safetensors"
 HEAD = "head.safetensors"  # a head on cached features, which needs no adapter
+_MODEL = "config.json"  # of a whole model or an exported classifier
 PROCESSOR_FILES = (
     "processor_config.json",
     "preprocessor_config.json",
@@ -188,6 +190,7 @@ def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str |
         OSError, ValueError: as in [`load_adapter`].
     """
     folder = fetch_files(repo_id, revision, token)
+    refuse_unsaved(folder, repo_id)
     for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME):
         if not (folder / name).is_file():
             raise ValueError(
@@ -195,6 +198,27 @@ def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str |
                 "adapter again if saving was interrupted."
             )
     return folder
+
+
+def refuse_unsaved(folder: Path, repo_id: str | Path) -> None:
+    """Raise an error for a local folder that holds nothing that can be loaded, but perhaps checkpoints.
+
+    Args:
+        folder: what [`fetch_files`] returned for `repo_id`.
+
+    Raises:
+        ValueError: the folder has none of the files of an adapter, a head or a model; the message names its newest
+            checkpoint with an adapter.
+    """
+    of_hub = folder != Path(repo_id)  # a whole model's own files are not fetched
+    if of_hub or any((folder / name).is_file() for name in (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, HEAD, _MODEL)):
+        return
+    last = get_last_checkpoint(folder)
+    begun = last is not None and (Path(last) / CONFIG_NAME).is_file()
+    raise ValueError(
+        f"{repo_id} has no {CONFIG_NAME}, and holds no adapter, exported classifier or head; call "
+        f"trainer.save_model(){f', or name its newest checkpoint, {last}' if begun else ', or name another folder'}."
+    )
 
 
 def read_config(folder: Path, repo_id: str | Path) -> PeftConfig:

@@ -48,17 +48,21 @@ class ModelDescription:
     methods: dict[str, str]
 
     def __str__(self) -> str:
+        new_head = "-, ImageClassifier.from_backbone(model, class_names) adds one" if self._is_bare_tower() else None
         parts = {
             "text tower": self.text and f"{_size(self.text)}; {_reading(self.text.reading)}",
             "image tower": self.vision and _size(self.vision),
             "image feature": self.feature and f"{self.feature.path or 'the model'}, {self.feature.width} numbers",
-            "head": self.head,
+            "head": self.head or new_head,
         }
         width = max(map(len, [*parts, *self.methods])) + 2
         lines = [f"{self.name} ({self.family or 'of a family that is not known'})"]
         lines += [f"  {name:{width}}{value or '-'}" for name, value in parts.items()]
         lines += [f"  {name:{width}}{self._fits(name)}" for name in self.methods]
         return "\n".join(lines)
+
+    def _is_bare_tower(self) -> bool:
+        return self.text is None and self.head is None and self.feature is not None
 
     def _fits(self, method: str) -> str:
         """Return "yes", or "no" with the reason but without advice, which differs from method to method."""

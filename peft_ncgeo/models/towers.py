@@ -324,12 +324,21 @@ def check_encoders(model: nn.Module) -> None:
     if reads_text(base):
         text_tower(base)
     elif classification_head(base) is None:
+        mend = "use CLIPModel or an ...ForImageClassification model"
+        if _knows_pooling(base):
+            mend = "wrap it with ImageClassifier.from_backbone(model, class_names)"
         raise ValueError(
-            f"{type(base).__name__} has neither text features nor a classification head that is known; use "
-            "CLIPModel or an ...ForImageClassification model."
+            f"{type(base).__name__} has neither text features nor a classification head that is known; {mend}."
         )
     elif hasattr(base, "timm_model"):
         _check_timm_feature(base)
+
+
+def _knows_pooling(model: nn.Module) -> bool:
+    try:
+        return bool(find_pooling(model))
+    except (ValueError, NotImplementedError):
+        return False
 
 
 def logit_scale(model: nn.Module) -> Tensor:

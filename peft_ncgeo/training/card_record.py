@@ -96,4 +96,6 @@ def _moment(trainer: Any, measured: Measurement, *groups: Any) -> tuple[dict[str
     """Return the metrics of the model in its current state on a set, with class means and classifier weights."""
     summary: Any = measured.summary
     metrics = summary.compute(measured.text_features, trainer.linear_head, *groups)
+    if measured.own:
+        metrics["own"] = measured.own
     return metrics, (summary.geometry.class_means, summary.geometry.weights)

@@ -27,8 +27,11 @@ from .callbacks.monitor import GeometryMonitor
 from .features.text_share import class_features
 from .label_kinds import check_multi_label_callbacks
 from .measurement import Measurement, Measurements
+from .metric_names import without_prefix
 from .state.checkpoints import CheckpointingTrainer
 from .task import ClassificationTask
+
+_OF_TRAINER = ("loss", "model_preparation_time")  # metrics that Trainer adds to those of `compute_metrics`
 
 
 def accuracy_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -111,7 +114,12 @@ class EvaluatingTrainer(CheckpointingTrainer):
         if known is not None and (not keep or (known.summary is not None and known.summary.keep)):
             return known
         self._begin(dataset, template, summary=self._new_summary(keep))
-        output = self._loop([], self.get_test_dataloader(dataset), "Measuring", prediction_loss_only=True)
+        output = self._loop(
+            [],
+            self.get_test_dataloader(dataset),
+            "Measuring",
+            prediction_loss_only=None if self._has_own_metrics else True,
+        )
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, output.metrics)
         return self._measurement
 
@@ -169,9 +177,16 @@ class EvaluatingTrainer(CheckpointingTrainer):
         for monitor in monitors:
             monitor.begin()
         output = super().evaluation_loop(*args, **kwargs)
+        if self._has_own_metrics:
+            found = without_prefix(output.metrics or {}, kwargs.get("metric_key_prefix", "eval"))
+            self._measurement.own = {name: value for name, value in found.items() if name not in _OF_TRAINER}
         if self._is_kept(self._measurement.dataset):
             self._measurements.keep(self._measurement)
         return output
+
+    @property
+    def _has_own_metrics(self) -> bool:
+        return self.compute_metrics not in (None, accuracy_metrics, multi_label_metrics)
 
     @property
     def evaluation_sets(self) -> dict[str, Dataset]:

@@ -31,6 +31,7 @@ class Measurement(Result):
         template: text around the class names; None for an image classifier.
         text_features: (K, d), unnormalized text features of the class names; None for an image classifier.
         summary: predictions and geometry, collected batch by batch; None if they are not collected.
+        own: numbers that the user's `compute_metrics` returned, by name.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Measurement(Result):
         super().__init__(dataset, model, template, num_test_views)
         self.class_names, self.template = class_names, template
         self.text_features, self.summary = text_features, summary
+        self.own: dict[str, float] = {}
 
 
 class Embedding(Result):

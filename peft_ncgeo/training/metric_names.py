@@ -1,9 +1,9 @@
-"""The user's own metrics, which may ask for the class names of the evaluated set."""
+"""The user's own metrics: they may ask for the class names of the evaluated set, and their names get a prefix."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -39,3 +39,12 @@ def with_class_names(compute_metrics: Metrics, class_names: Callable[[], Sequenc
         return compute_metrics(prediction, **others, class_names=list(class_names()))
 
     return named
+
+
+def without_prefix(metrics: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """Return the metrics that are numbers, by their names without `prefix` and its underscore."""
+    return {
+        name.removeprefix(f"{prefix}_"): value
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

@@ -53,6 +53,7 @@ from .callbacks.monitor import GeometryMonitor
 from .recipe_files import find_recipe
 
 _COMPARED = 80  # characters of an unknown name; comparing names takes time with their square
+_LISTED = 12  # names that an error lists if none of them is near
 _KEYS = ("peft", "losses", "classification_loss", "callbacks", "args", "head", "stages")
 _OF_STAGE = ("peft", "rows", "losses", "classification_loss", "callbacks", "args")
 _ALL_LOSSES = {name: getattr(loss_names, name) for name in loss_names.__all__}
@@ -193,22 +194,28 @@ def parse_with_recipe(
         The parser's dataclasses, and the recipe or None.
 
     Raises:
-        ValueError: an argument that the parser does not have; the error names the nearest one. A recipe with a head.
+        ValueError: an argument that the parser does not have; the error names a near one, and the recipe's file. A
+            recipe with a head.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if default is not None and not any(word.split("=")[0] == "--recipe" for word in argv):
         argv = ["--recipe", str(default), *argv]
-    recipe = None
+    recipe, advice = None, ""
     for i, word in enumerate(argv):
         if word.split("=")[0] == "--recipe":
-            recipe = Recipe.read(word.partition("=")[2] or "".join(argv[i + 1 : i + 2]))
+            path = find_recipe(word.partition("=")[2] or "".join(argv[i + 1 : i + 2]))
+            recipe = Recipe.read(path)
+            advice = (
+                " Settings of losses, PEFT config and head belong into the recipe: copy the recipe's YAML and change "
+                f"it there ({path})."
+            )
             recipe.refuse_head("compare it with others, or fit the head with adapt")
             recipe.set_defaults(parser)
     *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     if unknown:
         if not unknown[0].startswith("-"):
             raise ValueError(f"{short_repr(unknown[0])} belongs to no argument; write names with commas between them.")
-        _known([unknown[0].split("=")[0]], parser._option_string_actions, "argument")
+        _known([unknown[0].split("=")[0]], parser._option_string_actions, "argument", advice)
     if recipe is not None and recipe.stages:
         _override_stages(recipe, argv, parsed)
     return tuple(parsed), recipe
@@ -265,13 +272,16 @@ def _list(content: dict[str, Any], key: str) -> list[Any]:
     return value
 
 
-def _known(given: Iterable[str], right: Iterable[str], what: str) -> None:
-    right = list(right)
+def _known(given: Iterable[str], right: Iterable[str], what: str, advice: str = "") -> None:
+    words = {name.lstrip("-"): name for name in right}  # dashes would make any two options look alike
     for name in given:
-        if name not in right:
-            near = get_close_matches(str(name)[:_COMPARED], right, n=1, cutoff=0)
-            hint = f"did you mean {near[0]!r}?" if near else "there is no name like it."
-            raise ValueError(f"unknown {what} {short_repr(name)}; {hint}")
+        if name not in words.values():
+            near = get_close_matches(str(name).lstrip("-")[:_COMPARED], words, n=1)
+            few = (
+                f"known are {', '.join(words.values())}." if 0 < len(words) <= _LISTED else "there is no name like it."
+            )
+            hint = f"did you mean {words[near[0]]!r}?" if near else few
+            raise ValueError(f"unknown {what} {short_repr(name)}; {hint}{advice}")
 
 
 def _mapping(value: Any, what: str) -> dict[Any, Any]:

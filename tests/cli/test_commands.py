@@ -17,6 +17,7 @@ from peft_ncgeo.cli.errors import explain
 from peft_ncgeo.cli.run.classifiers import read_names
 from peft_ncgeo.data import load_demo, load_images
 from peft_ncgeo.metrics.accuracy import accuracy
+from peft_ncgeo.training import Recipe
 from peft_ncgeo.training.recipe_files import find_recipe, recipe_names
 
 from ..conftest import tiny_vit
@@ -82,6 +83,13 @@ def test_accuracies_before_and_after_are_those_of_zero_shot_and_of_the_saved_ada
     assert "test accuracy, classes with few images" in rows(printed)
 
 
+def test_the_length_of_a_training_is_printed(trained):
+    """A batch holds all 11 images, so that a step is an epoch; two steps are asked for."""
+    batch = Recipe.read("demo/coop").args["batch_size"]
+    assert batch >= 11
+    assert f"Training: 11 images, batch {batch}, 2 steps (2 epochs).\n" in trained[1]
+
+
 MISTAKES = [
     ("train {tail}", ["--model"]),
     ("train {tail} --model demo --learning_rat 1", ["--learning_rat'", "--learning_rate'"]),
@@ -133,8 +141,9 @@ def test_a_training_is_resumed_as_if_it_had_not_stopped(tail, tmp_path):
     words = ("--model", "demo", "--recipe", "demo/coop", "--lr_scheduler_type", "constant", "--save_steps", "1")
     words += ("--save_strategy", "steps")
     run("train", tail, *words, "--max_steps", 4, "--output_dir", tmp_path / "whole")
-    run("train", tail, *words, "--max_steps", 2, "--output_dir", tmp_path / "parts")
-    run("train", tail, *words, "--max_steps", 4, "--output_dir", tmp_path / "parts", "--resume")
+    assert "from step" not in run("train", tail, *words, "--max_steps", 2, "--output_dir", tmp_path / "parts")
+    printed = run("train", tail, *words, "--max_steps", 4, "--output_dir", tmp_path / "parts", "--resume")
+    assert "4 steps (4 epochs), going on from step 2." in printed
     whole, parts = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(whole[name].equal(parts[name]) for name in whole)
@@ -148,7 +157,9 @@ def test_a_head_and_stages(tail, tmp_path):
         json.loads((tmp_path / "head" / "class_names.json").read_text())
         == load_images(tail, split="test").features["label"].names
     )
-    assert "zero-shot" in run("train", tail, *words, "--recipe", "demo/two_stages", "--output_dir", tmp_path / "two")
+    printed = run("train", tail, *words, "--recipe", "demo/two_stages", "--output_dir", tmp_path / "two")
+    assert "zero-shot" in printed
+    assert printed.count(" 2 steps ") == 2  # of each stage
     assert (tmp_path / "two" / "class_rows.safetensors").exists()
 
 

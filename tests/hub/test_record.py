@@ -269,6 +269,26 @@ def test_metrics_of_ones_own(tmp_path):
     assert run.args.prediction_loss_only
 
 
+def test_numbers_of_ones_own_metrics_are_in_the_card_as_they_are(tmp_path):
+    def counts(prediction, class_names):
+        right = prediction.predictions.argmax(-1) == prediction.label_ids
+        return {"right": int(right.sum()), "half_classes": len(class_names) / 2, "each": right.tolist()}
+
+    run = trainer(tmp_path, prompted_clip(), eval_dataset=sets(), compute_metrics=counts)
+    with torch.no_grad():  # else before and after are the same
+        next(p for p in run.model.parameters() if p.requires_grad).data.add_(3.0)
+    record = run.record()
+    text = str(create_card(record=record))
+    for name, half in (("base", "2.5"), ("new", "1.5")):
+        right = [round(60 * record.sets[name][moment]["accuracy"]) for moment in ("before", "after")]
+        assert f"| right | {name} | {right[0]} | {right[1]} |" in text
+        assert f"| half_classes | {name} | {half} | {half} |" in text.replace("\\_", "_")
+        assert set(record.sets[name]["after"]["own"]) == {"right", "half_classes"}
+    run.evaluate()
+    assert run.record().sets == record.sets
+    assert "own" not in trainer(tmp_path, prompted_clip(), eval_dataset=sets()).record().sets["base"]["after"]
+
+
 class Named(TrainerCallback):
     name = "mine"
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from peft_ncgeo import NPTConfig
+from peft_ncgeo import FewShotClassifier, NPTConfig, TrainedClassifier, ZeroShotClassifier
+from peft_ncgeo.cli.run.classifiers import load_classifier
 from peft_ncgeo.hub import load_adapter
 
 from ..conftest import tiny_clip, tiny_vit, tiny_vit_classifier
@@ -16,6 +19,21 @@ def adapter(tmp_path):
     model = get_peft_model(tiny_clip(), NPTConfig(num_text_tokens=3, num_vision_tokens=2, vision_depth=2))
     model.save_pretrained(tmp_path)
     return tmp_path
+
+
+def test_a_folder_of_checkpoints_alone_names_the_newest(tmp_path):
+    loads = [load_classifier, load_adapter]
+    loads += [kind.from_pretrained for kind in (TrainedClassifier, ZeroShotClassifier, FewShotClassifier)]
+    for step in (0, 9, 10):  # of 0, there is nothing to name
+        if step:
+            (tmp_path / f"checkpoint-{step}").mkdir()
+            (tmp_path / f"checkpoint-{step}" / "adapter_config.json").write_text("{}")
+        for load in loads:
+            with pytest.raises(ValueError, match=r"has no adapter_config.json.*trainer\.save_model\(\)") as caught:
+                load(str(tmp_path))
+            message = str(caught.value)
+            assert re.findall(r"checkpoint-\d+", message) == [f"checkpoint-{step}"] * bool(step)
+            assert "\n" not in message
 
 
 def test_truncated_file_is_named(adapter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +130,13 @@ def test_unknown_arguments_and_files(tmp_path):
     path = write(tmp_path, "args: {learning_rat: 1}")
     with pytest.raises(ValueError, match="unknown argument 'learning_rat'; did you mean 'learning_rate'"):
         parse_with_recipe(HfArgumentParser((Script, GeometryTrainingArguments)), [f"--recipe={path}"])
+    path = write(tmp_path, "losses: [{OTPreservation: {budget: 0.05}}]")
+    parser = HfArgumentParser((Script, GeometryTrainingArguments), allow_abbrev=False)
+    for word, near in (("--budget", ""), ("--learning_rat", "--learning_rate")):
+        with pytest.raises(ValueError, match="recipe's YAML") as caught:
+            parse_with_recipe(parser, [f"--recipe={path}", word, "1"])
+        assert str(path) in str(caught.value)
+        assert re.findall(r"mean '(.*?)'", str(caught.value)) == [near] * bool(near)
     path = write(tmp_path, "{peft: NPTConfig.coop, head: CLAP}")
     with pytest.raises(ValueError, match="the head CLAP, .*fit the head with adapt"):
         parse_with_recipe(HfArgumentParser((Script, GeometryTrainingArguments)), [f"--recipe={path}"])

@@ -14,7 +14,7 @@ import typer
 from datasets import DatasetDict
 from peft import get_peft_model
 from peft.utils import CONFIG_NAME
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...classifiers.image_classifier import ImageClassifier
@@ -44,6 +44,25 @@ _ROWS = {
     "accuracy, classes with a medium number": "medium",
     "accuracy, classes with few images": "few",
 }
+
+
+class Length(TrainerCallback):
+    """Callback that prints the length of a training before its first step, and the step that a resumed one is at."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        begun = f", going on from step {state.global_step:,}" if state.global_step else ""
+        typer.echo(
+            f"Training: {self.images:,} images, batch {batch:,}, {state.max_steps:,} steps "
+            f"({state.num_train_epochs:,} epochs){begun}."
+        )
 
 
 @dataclass
@@ -215,11 +234,11 @@ def _check_same(held: Any, made: Any, folder: Path) -> Any:
 def _trained(
     recipe: Recipe, model: Any, processor: Any, parts: DatasetDict, args: GeometryTrainingArguments, resume: bool
 ) -> GeometryTrainer:
-    evaluated = parts.get("validation")
+    evaluated, length = parts.get("validation"), Length(len(parts["train"]))
     if recipe.stages:
         own = {name: getattr(args, name) for name in ("seed", "data_seed", *_DEFAULTS)}
         place = str(args.output_dir)
-        return train_stages(recipe, model, parts["train"], processor, place, own, evaluated, resume=resume)
+        return train_stages(recipe, model, parts["train"], processor, place, own, evaluated, [length], resume)
     if recipe.config is None:
         raise ValueError(f"Recipe {recipe.name} has no 'peft' config, so there is nothing to train.")
     config: Any = recipe.config()
@@ -233,7 +252,7 @@ def _trained(
         processing_class=processor,
         losses=recipe.losses(),
         classification_loss=recipe.classification_loss(),
-        callbacks=recipe.callbacks(),
+        callbacks=[*recipe.callbacks(), length],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=resume or None)
