@@ -65,7 +65,7 @@ ALLOWED = {
         *("training", "few_shot", "classifiers", "metrics", "losses", "data", "files", "tuners", "geometry"),
         *BASE,
     },
-    "plots": {"few_shot", "geometry", "protocols"},
+    "plots": {"few_shot", "geometry", "protocols", "validation"},
     "cli": {
         *("protocols", "training", "reports", "demo_app", "hub", "classifiers", "loading", "data", "files", "tuners"),
         *BASE,

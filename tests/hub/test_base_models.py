@@ -105,7 +105,7 @@ def test_a_relative_path_does_not_become_an_id(author):
         assert base is None
         assert named is None
         assert "my/base" not in card
-        one_line(author, "push_adapter(model, 'user/never')", "ValueError", "'base', which others lack")
+        one_line(author, "push_adapter(model, 'user/never')", "ValueError", "folder 'base'")
     finally:
         author.run("os.chdir('..')")
 

@@ -78,7 +78,7 @@ def test_nothing_is_measured_for_a_push_that_cannot_be(hub, author):
     author.run("run.predict = lambda *args, **kwargs: 1 / 0")
     for call, error in (
         ("run.push_to_hub(base_model_id='user/nope')", "The Hub has no model base_model_id='user/nope'"),
-        ("run.push_to_hub(licence='mit', base_model_id=tuned.CLIP)", "A card has no 'licence'"),
+        ("run.push_to_hub(licence='mit', base_model_id=tuned.CLIP)", "A card has no option 'licence'"),
         ("run.push_to_hub(token='hf_wrong', base_model_id=tuned.CLIP)", "no valid token"),
     ):
         with pytest.raises(UserError, match=error):
