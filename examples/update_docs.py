@@ -28,7 +28,6 @@ TABLES = {
     "transport": "compare_transport",
     "speed": "benchmark_speed",
     "whole training": "benchmark_end_to_end",
-    "methods of PEFT": "base_new_peft",
 }  # mark in a page -> folder of the run
 KEPT = ("setting", "method", "seed", "base", "new", "H", "base_other", "new_other", "H_other")
 KEPT += ("many", "medium", "few", "kept", "trainable")
@@ -152,6 +151,23 @@ def write_base_new(folder: Path, kept: Path, root: Path) -> None:
             )
     head = "| texts of | runs | Pearson | Spearman | Pearson within settings |\n|---|---|---|---|---|\n"
     write_table(root, "collapse", head + "\n".join(lines) + "\n")
+
+
+def write_peft(folder: Path, kept: Path, root: Path) -> None:
+    """Write the methods of PEFT: on both artists' drawings, and trained on one artist and tested on each."""
+    rows, note = keep_rows(folder, kept / "base_new_peft_demo.json", (*KEPT, *GEOMETRY))
+    both = [row for row in rows if not row["setting"].endswith(" alone")]
+    alone = [row for row in rows if row["setting"].endswith(" alone")]
+    titles, digits = (
+        {"kept": "kept", "trainable": "trained values", "cpu_seconds": "CPU s"},
+        {"trainable": 0, "cpu_seconds": 0},
+    )
+    columns = ["base", "new", "H", "many", "medium", "few", "kept", "trainable", "cpu_seconds"]
+    table = Results(both, columns, note, titles, digits).markdown()
+    write_table(root, "methods of PEFT", f"{table}\n\n{note}\n")
+    columns = ["base", "new", "H", "base_other", "new_other", "H_other"]
+    titles = {name: name.replace("_other", ", other artist") for name in columns}
+    write_table(root, "other artist", f"{Results(alone, columns, note, titles).markdown()}\n")
 
 
 def results_in_short(rows: list[dict]) -> str:
@@ -298,7 +314,12 @@ def main() -> None:
             shutil.copy(folder / "results.json", kept / f"{run}_demo.json")
     if list((args.outputs / "adapt_copa").glob("*/*/results.json")):
         write_copa(args.outputs / "adapt_copa", kept, args.root)
-    writers = {"base_new": write_base_new, "space_alignment": write_alignment, "prototypes_table": write_prototypes}
+    writers = {
+        "base_new": write_base_new,
+        "base_new_peft": write_peft,
+        "space_alignment": write_alignment,
+        "prototypes_table": write_prototypes,
+    }
     for run, write in writers.items():
         if (args.outputs / run / "results.json").exists():
             write(args.outputs / run, kept, args.root)
