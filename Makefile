@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 DOCS := $(VENV)-docs/installed
 
-.PHONY: demo test test-fast demo-app-test models interruptions promises quality style benchmark table cards versions coverage peft-suite
+.PHONY: demo docs test test-fast demo-app-test models interruptions promises quality style benchmark table cards versions coverage peft-suite
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -164,3 +164,13 @@ def test_readmes_table_is_cut_from_the_whole_one():
     for setting, method, base, new, harmonic_mean, kept in body:
         found = whole[settings[setting], method]
         assert [base, new, harmonic_mean, kept] == [*found[2:5], found[8]]
+
+
+def test_targets_with_the_name_of_a_file_or_folder_run_anyway():
+    makefile = (ROOT / "Makefile").read_text()
+    always = set(re.search(r"^\.PHONY:(.*)$", makefile, flags=re.MULTILINE)[1].split())
+    targets = {
+        target for target in re.findall(r"^([\w-]+):", makefile, flags=re.MULTILINE) if (ROOT / target).exists()
+    }
+    assert "docs" in targets
+    assert targets <= always
