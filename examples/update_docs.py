@@ -158,10 +158,7 @@ def write_peft(folder: Path, kept: Path, root: Path) -> None:
     rows, note = keep_rows(folder, kept / "base_new_peft_demo.json", (*KEPT, *GEOMETRY))
     both = [row for row in rows if not row["setting"].endswith(" alone")]
     alone = [row for row in rows if row["setting"].endswith(" alone")]
-    titles, digits = (
-        {"kept": "kept", "trainable": "trained values", "cpu_seconds": "CPU s"},
-        {"trainable": 0, "cpu_seconds": 0},
-    )
+    titles, digits = {"trainable": "trained values", "cpu_seconds": "CPU s"}, {"trainable": 0, "cpu_seconds": 0}
     columns = ["base", "new", "H", "many", "medium", "few", "kept", "trainable", "cpu_seconds"]
     table = Results(both, columns, note, titles, digits).markdown()
     write_table(root, "methods of PEFT", f"{table}\n\n{note}\n")

@@ -8,16 +8,12 @@ were chosen is read from the logs of search_recipes.py.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from update_docs import GEOMETRY, KEPT, ROOT, keep_rows, lead
+from result_pages import INTERVALS, all_columns, choices, kept_run, page_parser
+from update_docs import GEOMETRY, KEPT, lead
 
 from peft_ncgeo.files import write_whole
-from peft_ncgeo.markdown import escape, table
 from peft_ncgeo.plots import plot_settings
 from peft_ncgeo.protocols import Results
 
@@ -25,6 +21,11 @@ SHOTS, IMAGES = ("tau=1", "tau=0.25", "tau=0.06"), ("IF 10", "IF 50", "IF 100")
 HIGHLIGHTED = ("zero-shot", "coop", "promptsrc", "prompt_ot", "clip_lora")
 PAIR = ("base", "new", "H")
 OTHER = ("base_other", "new_other", "H_other")
+SCORES = {  # of what a search chose
+    "H": lambda log, chosen: chosen["H"],
+    "base validation": lambda log, chosen: chosen["validation"],
+    "H of the choice by validation alone": lambda log, chosen: log["by_validation_alone"]["H"],
+}
 TITLES = {
     "kept": "knowledge kept",
     "base_other": "base, other artist",
@@ -59,21 +60,6 @@ def of_settings(results: Results, settings: Sequence[str], columns: Sequence[str
     return Results(rows, list(columns), results.note, results.titles, results.digits)
 
 
-def choices(folder: Path) -> str:
-    """Return a table of what each search chose, and of what base validation images alone would have chosen."""
-    lines = []
-    for path in sorted(folder.glob("*.json")):
-        log = json.loads(path.read_text())
-        chosen = log["runs"][log["chosen"]["run"] - 1]
-        changes = ", ".join(f"{key} {value}" for key, value in chosen["changes"].items())
-        scores = [chosen["H"], chosen["validation"], log["by_validation_alone"]["H"]]
-        cells = ["-" if score is None else f"{score:.1f}" for score in scores]
-        spent = sum(run["cpu_seconds"] for run in log["runs"]) / 3600
-        lines.append([escape(log["method"]), str(len(log["runs"])), f"{spent:.2f}", escape(changes), *cells])
-    head = ["method", "runs", "CPU hours", "choice", "H", "base validation", "H of the choice by validation alone"]
-    return table(head, lines) if lines else ""
-
-
 def page(results: Results, ours: str, search: str, figure: str) -> str:
     """Return the page: the figure, H, the other artist, paired differences, choices and all columns."""
     both = [name for name in (*SHOTS, *IMAGES) if name in results.settings]
@@ -84,42 +70,31 @@ def page(results: Results, ours: str, search: str, figure: str) -> str:
     if alone:
         parts += ["## Other artist", of_settings(results, alone, (*PAIR, *OTHER)).markdown()]
         parts.append(lead(results, ours, others, "H_other", alone))
-    note = (
-        "Same setting and seed, mean and 95 % t interval over the seeds. An interval without 0 is a clear difference."
-    )
-    parts += [f"## Differences from {ours}", note, results.paired_differences("H", ours, both)]
+    parts += [f"## Differences from {ours}", INTERVALS, results.paired_differences("H", ours, both)]
     if alone:
         parts.append(results.paired_differences("H_other", ours, alone))
     if search:
         chosen = "On 60 other concepts: the mean H at tau = 1 and IF 50 decides, and every method has the same runs."
         parts += ["## How the settings were chosen", chosen, search]
-    spent = sum(row.get("cpu_seconds") or 0 for row in results.rows) / 3600
-    cost = f" {spent:.1f} CPU hours." if spent else ""
-    return "\n\n".join([*parts, "## All columns", results.markdown(), f"{results.note}{cost}"]) + "\n"
+    return "\n\n".join([*parts, *all_columns(results)]) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--outputs", type=Path, default=ROOT / "outputs" / "base_new", help="folder of the run")
-    parser.add_argument("--kept", type=Path, default=ROOT / "examples" / "results", help="folder of kept results")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "base_to_new.md")
+    parser = page_parser(__doc__.splitlines()[0], "base_new", "base_to_new")
     parser.add_argument("--ours", default="lora_budget", help="row that the others are compared with")
     args = parser.parse_args()
-    path = args.kept / "base_new_demo.json"
-    if (args.outputs / "results.json").exists():
-        keep_rows(args.outputs, path, (*KEPT, *GEOMETRY))
-    content: dict[str, Any] = json.loads(path.read_text())
+    content = kept_run(parser, args, "base_new_demo.json", (*KEPT, *GEOMETRY))
     columns = [c for c in (*KEPT[3:], "seconds") if any(row.get(c) is not None for row in content["rows"])]
     results = Results(content["rows"], columns, content["note"], TITLES, {"trainable": 0, "seconds": 0})
     methods = {row["method"] for row in results.rows}
     if args.ours not in methods:
-        parser.error(f"{path} has no row {args.ours!r}; name one of {sorted(methods)} with --ours.")
+        parser.error(f"the run has no row {args.ours!r}; name one of {sorted(methods)} with --ours.")
     args.page.parent.mkdir(parents=True, exist_ok=True)
     figure = args.page.with_suffix(".png")
     groups = [[name for name in group if name in results.settings] for group in (SHOTS, IMAGES)]
     highlighted = [args.ours, *(name for name in HIGHLIGHTED if name in methods)]
     plot_settings(results, "H", figure, [g for g in groups if g], highlighted, "harmonic mean of base and new (%)")
-    write_whole(args.page, page(results, args.ours, choices(args.kept / "search"), figure.name))
+    write_whole(args.page, page(results, args.ours, choices(args.kept / "search", SCORES), figure.name))
     print(f"{args.page} and {figure} are written.")
 
 

@@ -8,16 +8,13 @@ were chosen is read from the logs of search_recipes.py.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmark_image_tail import COLUMNS, DIGITS, LOGS, TITLES
-from update_docs import ROOT, keep_rows
+from result_pages import INTERVALS, all_columns, choices, kept_run, page_parser
 
 from peft_ncgeo.files import write_whole
-from peft_ncgeo.markdown import escape, table
 from peft_ncgeo.protocols import Results
 
 REFERENCE = "balanced_softmax"
@@ -46,7 +43,7 @@ This shows one small model on ten classes of small photographs.
 WIDER = """\
 Does it help to give rare classes wider angles (`minority_margin`), beside an ordinary head under a balanced loss on
 the same tower with the same number of runs? Differences of the fixed prototypes from that head:"""
-NOTE = "Same setting and seed, mean and 95 % t interval over the seeds. An interval without 0 is a clear difference."
+SCORES = {"validation": lambda log, chosen: chosen["validation"]}  # of what a search chose
 
 
 def adapter_of(method: str) -> str:
@@ -68,49 +65,26 @@ def differences(results: Results, columns: Sequence[str], methods: Sequence[str]
     return tables
 
 
-def choices(folder: Path) -> str:
-    """Return a table of what each search chose, by accuracy on validation photographs."""
-    lines = []
-    for path in sorted(folder.glob("*.json")):
-        log = json.loads(path.read_text())
-        chosen = log["runs"][log["chosen"]["run"] - 1]
-        changes = ", ".join(f"{key} {value}" for key, value in chosen["changes"].items()) or "start"
-        spent = sum(run["cpu_seconds"] for run in log["runs"]) / 3600
-        validation = f"{chosen['validation']:.1f}"
-        lines.append([escape(log["method"]), str(len(log["runs"])), f"{spent:.2f}", escape(changes), validation])
-    return table(["method", "runs", "CPU hours", "choice", "validation"], lines) if lines else ""
-
-
 def page(results: Results, search: str) -> str:
     """Return the page: accuracies, paired differences, the question of wider angles, choices and all columns."""
     parts = [INTRODUCTION, "## All classes", results.pivot("all"), "## Few", results.pivot("few")]
-    parts += [f"## Differences from {REFERENCE}", NOTE, *differences(results, ["all"])]
+    parts += [f"## Differences from {REFERENCE}", INTERVALS, *differences(results, ["all"])]
     if wider := differences(results, ["all", "few"], ANGLES):
         parts += ["## Wider angles for rare classes", WIDER, *wider]
     if search:
         told = "The mean validation accuracy at IF 10 and IF 100 decides, on a tail of another seed; every method has "
         parts += ["## How the settings were chosen", f"{told}the same number of runs.", search]
-    spent = sum(row.get("cpu_seconds") or 0 for row in results.rows) / 3600
-    cost = f" {spent:.1f} CPU hours." if spent else ""
-    return "\n\n".join([*parts, "## All columns", results.markdown(), f"{results.note}{cost}"]) + "\n"
+    return "\n\n".join([*parts, *all_columns(results)]) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--outputs", type=Path, default=ROOT / "outputs" / "image_tail", help="folder of the run")
-    parser.add_argument("--kept", type=Path, default=ROOT / "examples" / "results", help="folder of kept results")
+    parser = page_parser(__doc__.splitlines()[0], "image_tail", "image_tail")
     parser.add_argument("--logs", type=Path, default=LOGS, help="folder of the searches' logs")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / "image_tail.md")
     args = parser.parse_args()
-    path = args.kept / "image_tail_demo.json"
-    if (args.outputs / "results.json").exists():
-        keep_rows(args.outputs, path, ("setting", "method", "seed", *COLUMNS, "cpu_seconds"))
-    if not path.exists():
-        parser.error(f"there is neither a run in {args.outputs} nor {path}; run benchmark_image_tail.py first.")
-    content = json.loads(path.read_text())
+    content = kept_run(parser, args, "image_tail_demo.json", ("setting", "method", "seed", *COLUMNS, "cpu_seconds"))
     results = Results(content["rows"], COLUMNS, content["note"], TITLES, DIGITS)
     args.page.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(args.page, page(results, choices(args.logs)))
+    write_whole(args.page, page(results, choices(args.logs, SCORES)))
     print(f"{args.page} is written.")
 
 

@@ -1,0 +1,58 @@
+"""Parts of the pages on searched methods: their arguments and numbers, what each search chose, all columns."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from update_docs import ROOT, keep_rows
+
+from peft_ncgeo.markdown import escape, table
+from peft_ncgeo.protocols import Results
+
+INTERVALS = (
+    "Same setting and seed, mean and 95 % t interval over the seeds. An interval without 0 is a clear difference."
+)
+
+
+def page_parser(description: str, run: str, page: str) -> argparse.ArgumentParser:
+    """Return a parser with the folders of a run and of kept results, and the page to write."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--outputs", type=Path, default=ROOT / "outputs" / run, help="folder of the run")
+    parser.add_argument("--kept", type=Path, default=ROOT / "examples" / "results", help="folder of kept results")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results" / f"{page}.md")
+    return parser
+
+
+def kept_run(parser: argparse.ArgumentParser, args: argparse.Namespace, name: str, keys: Sequence[str]) -> Any:
+    """Return rows and note of the last run, which are kept as `name`; without a run, those that are kept."""
+    path = args.kept / name
+    if (args.outputs / "results.json").exists():
+        keep_rows(args.outputs, path, tuple(keys))
+    if not path.exists():
+        parser.error(f"there is neither a run in {args.outputs} nor {path}; run the benchmark first.")
+    return json.loads(path.read_text())
+
+
+def choices(folder: Path, scores: Mapping[str, Callable[[Any, Any], float | None]]) -> str:
+    """Return a table of what each search chose; the scores are functions of its log and of the chosen run."""
+    lines = []
+    for path in sorted(folder.glob("*.json")):
+        log = json.loads(path.read_text())
+        chosen = log["runs"][log["chosen"]["run"] - 1]
+        changes = ", ".join(f"{key} {value}" for key, value in chosen["changes"].items()) or "start"
+        found = [score(log, chosen) for score in scores.values()]
+        cells = ["-" if value is None else f"{value:.1f}" for value in found]
+        spent = sum(run["cpu_seconds"] for run in log["runs"]) / 3600
+        lines.append([escape(log["method"]), str(len(log["runs"])), f"{spent:.2f}", escape(changes), *cells])
+    return table(["method", "runs", "CPU hours", "choice", *scores], lines) if lines else ""
+
+
+def all_columns(results: Results) -> list[str]:
+    """Return the last part of a page: the whole table, its note, and the CPU hours of all runs."""
+    spent = sum(row.get("cpu_seconds") or 0 for row in results.rows) / 3600
+    cost = f" {spent:.1f} CPU hours." if spent else ""
+    return ["## All columns", results.markdown(), f"{results.note}{cost}"]
