@@ -89,10 +89,10 @@ def main() -> None:
     # few of the papers' sets have a hundred images a class
     names = args.tails or [name for name in TAILS if args.dataset is None or "tau" in TAILS[name]]
 
+    recipes, shared = read_recipes(args, template), {"seeds": args.seeds, "args": overrides(args)}
+
     def run(protocol: Callable[..., Results], train: Any, test: Any, tails: dict[str, Any]) -> Results:
-        recipes, further = read_recipes(args, template), overrides(args)
-        folder, seeds = args.output_dir, args.seeds
-        return protocol(recipes, train, test, model, processor, folder, tails=tails, seeds=seeds, args=further)
+        return protocol(recipes, train, test, model, processor, args.output_dir, tails=tails, **shared)
 
     results = run(all_classes if args.all_classes else base_to_new, train, test, {name: TAILS[name] for name in names})
     for artist in args.artists if args.dataset is None and not args.all_classes else ():

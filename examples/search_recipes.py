@@ -23,7 +23,6 @@ import argparse
 import hashlib
 import json
 import statistics
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
@@ -31,9 +30,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
-import transformers
 import yaml
-from benchmark_image_tail import OF_CLASSIFIER, run_tails
+from benchmark_image_tail import OF_CLASSIFIER, quieten, run_tails
 
 from peft_ncgeo.data import load_demo, load_image_demo
 from peft_ncgeo.files import read_yaml, write_whole
@@ -110,8 +108,8 @@ TASKS = {"base_to_new": BaseToNew, "long_tail": LongTail}
 
 def read_task(path: Path) -> BaseToNew | LongTail:
     """Return the task of a space, the base-to-new task if it names none."""
-    ((name, fields),) = read_yaml(path, "Search space").get("task", {"base_to_new": {}}).items()
-    return TASKS[name](**fields)
+    ((name, settings),) = read_yaml(path, "Search space").get("task", {"base_to_new": {}}).items()
+    return TASKS[name](**settings)
 
 
 # ----------------------------------------------------------------------------------------------------------- spaces
@@ -149,9 +147,9 @@ def changed(content: Content, change: Content) -> tuple[Content, Content]:
                     place.pop(name, None)
                     continue
                 if isinstance(value, dict) and value.keys() == {"times"}:
-                    product = float(f"{place[name] * value['times']:.6g}")
-                    whole = product.is_integer() and isinstance(place[name], int)
-                    place[name] = int(product) if whole else product
+                    multiple = float(f"{place[name] * value['times']:.6g}")
+                    whole = multiple.is_integer() and isinstance(place[name], int)
+                    place[name] = int(multiple) if whole else multiple
                 else:
                     place[name] = deepcopy(value)
                 values[path] = place[name]
@@ -315,27 +313,22 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="default: all of the spaces")
     parser.add_argument("--write", action="store_true", help="write each choice into the method's own recipe, if any")
     args = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=UserWarning)
-    tasks, spaces, folders = {}, {}, {}
+    quieten()
+    spaces = {}
     for path in args.spaces:
         task = read_task(path)
         folder = args.recipes or FOLDER / "recipes" / task.recipes
-        found = read_space(path, folder)
-        spaces |= found
-        tasks |= dict.fromkeys(found, task)
-        folders |= dict.fromkeys(found, folder)
+        spaces |= {method: (task, folder, *space) for method, space in read_space(path, folder).items()}
     methods = args.methods or list(spaces)
     if unknown := set(methods) - set(spaces):
         parser.error(f"no space has a method {min(unknown)!r}; there are {', '.join(spaces)}.")
     for method in methods:
-        (start, axes), task = spaces[method], tasks[method]
+        task, folder, start, axes = spaces[method]
         cells = args.output_dir / task.logs / method
         log = log_of(method, start, search(start, axes, scorer(method, cells, task)), task)
         write_whole(args.log_dir / task.logs / f"{method}.json", json.dumps(log, indent=1) + "\n")
         print(report(log, task), flush=True)
-        path = folders[method] / f"{method}.yaml"
+        path = folder / f"{method}.yaml"
         if args.write and path.exists():  # a grid's methods share recipes, and their logs alone keep the choice
             write_recipe(path, log["chosen"]["recipe"])
 
