@@ -157,13 +157,13 @@ def find_label_reader(args: GeometryTrainingArguments, terms: Sequence[Any]) -> 
 
 
 def check_mixing(mixing: Any, owners: Iterable[Any]) -> None:
-    """Raise an error for losses and callbacks that need one label for each image, if images are mixed."""
+    """Raise an error for losses and callbacks that cannot read the shares of two classes, if images are mixed."""
     for owner in owners if mixing is not None else ():
-        of_classes = {"labels", "class_means"}.intersection(getattr(owner, "requires", ()))
+        of_classes = {"labels", "class_means", "multi_hot"}.intersection(getattr(owner, "requires", ()))
         if of_classes or (getattr(owner, "reads_labels", True) and not getattr(owner, "reads_targets", False)):
             raise ValueError(
-                f"{type(owner).__name__} needs one label for each image, but data_collator={mixing!r} mixes images of "
-                "two classes; leave one of them out."
+                f"{type(owner).__name__} needs the labels of single images, but data_collator={mixing!r} mixes two "
+                "images; leave one of them out."
             )
 
 

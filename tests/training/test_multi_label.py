@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from transformers import Trainer, TrainingArguments, pipeline
 
 from peft_ncgeo import ImageClassifier, TrainedClassifier, ZeroShotClassifier
-from peft_ncgeo.data import base_new_split, class_counts, few_shot, long_tailed
+from peft_ncgeo.data import MixUp, base_new_split, class_counts, few_shot, long_tailed
 from peft_ncgeo.hub import create_card, export_classifier, load_adapter
 from peft_ncgeo.losses import (
     CrossEntropy,
@@ -175,6 +175,7 @@ REFUSED = {  # options, words of the error
         ["logit_bias", "softmax"],
     ),
     "no adapter": ({"model": tiny_clip}, ["logit_bias", "get_peft_model"]),
+    "mixed images, whose labels would stay as they are": ({"data_collator": MixUp()}, ["MultiLabelLoss", "MixUp"]),
     "soft labels": (
         {
             "data_collator": lambda samples: {
