@@ -28,12 +28,14 @@ HEADINGS = {
 KINDS = {"dual": "Dual encoders", "classifier": "Image classifiers", "backbone": "Backbones"}
 INTRODUCTION = """# Supported models
 
-`make models` runs every capability on a tiny random model of each class of Transformers, compares what comes out with
-the model's own outputs, and writes this page. A test repeats one model of each family, and fails where this page says
-something else. `print(peft_ncgeo.models.describe(model))` says the same of a model of yours.
+Look up which methods work on your model. `print(peft_ncgeo.models.describe(model))` prints the same for a model that you
+have loaded.
 
-**yes**: it works, and its outputs are right. **no**: it is refused in one line; the number names the reason
-below. Empty: the model has no such thing.
+**yes**: the method works, and its outputs are correct. **no**: the method is refused with a one-line error; the number is
+that of the reason [below](#reasons). Empty: the method does not apply to this kind of model.
+
+`make models` writes this page. It tries every method on a tiny random model of each class of Transformers, and compares the
+outputs with those of the model itself. A test repeats this for one model of each family, and fails if the page is wrong.
 """
 
 
