@@ -28,14 +28,15 @@ HEADINGS = {
 KINDS = {"dual": "Dual encoders", "classifier": "Image classifiers", "backbone": "Backbones"}
 INTRODUCTION = """# Supported models
 
-Look up which methods work on your model. `print(peft_ncgeo.models.describe(model))` prints the same for a model that you
-have loaded.
+Look up which methods work on your model. `print(peft_ncgeo.models.describe(model))` prints the same for a model that
+you have loaded.
 
-**yes**: the method works, and its outputs are correct. **no**: the method is refused with a one-line error; the number is
-that of the reason [below](#reasons). Empty: the method does not apply to this kind of model.
+**yes**: the method works, and its outputs are correct. **no**: the method is refused with a one-line error; the number
+is that of the reason [below](#reasons). Empty: the method does not apply to this kind of model.
 
-`make models` writes this page. It tries every method on a tiny random model of each class of Transformers, and compares the
-outputs with those of the model itself. A test repeats this for one model of each family, and fails if the page is wrong.
+`make models` writes this page. It tries every method on a tiny random model of each class of Transformers, and
+compares the outputs with those of the model itself. A test repeats this for one model of each family, and fails if the
+page is wrong.
 """
 
 
