@@ -20,6 +20,7 @@ stages:
   - peft: {LNTuningConfig: {target_modules: [layer_norm1, layer_norm2]}}  # in the first stage alone
     args: {max_steps: 2880}
   - rows: texts                                    # train a row of weights for each class, which starts as its text
+    fraction: 0.5                                  # of the way from text to trained row that is kept; default: 1
     args: {max_steps: 1920}
 args: {learning_rate: 2e-4}
 ```
@@ -46,7 +47,7 @@ from ..files import read_yaml
 from ..loading.patterns import check_patterns
 from ..losses import CrossEntropy, MultiLabelLoss, Regularizer
 from ..tuners.copa import CoPAConfig
-from ..validation import one_line, short_repr
+from ..validation import check_float, one_line, short_repr
 from .callbacks.alignment import GradientProjection, SlerpAlignment
 from .callbacks.averaging import PromptAveraging
 from .callbacks.monitor import GeometryMonitor
@@ -55,7 +56,7 @@ from .recipe_files import find_recipe
 _COMPARED = 80  # characters of an unknown name; comparing names takes time with their square
 _LISTED = 12  # names that an error lists if none of them is near
 _KEYS = ("peft", "losses", "classification_loss", "callbacks", "args", "head", "stages")
-_OF_STAGE = ("peft", "rows", "losses", "classification_loss", "callbacks", "args")
+_OF_STAGE = ("peft", "rows", "fraction", "losses", "classification_loss", "callbacks", "args")
 _ALL_LOSSES = {name: getattr(loss_names, name) for name in loss_names.__all__}
 _LOSSES = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, Regularizer) and c is not Regularizer}
 _CLASSIFICATION = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, CrossEntropy | MultiLabelLoss)}
@@ -75,6 +76,7 @@ class Recipe:
         head: makes the head that is fitted after training; None if the recipe has none.
         args: defaults of the script's arguments.
         rows: "texts" for a stage that trains a row of weights for each class; "" for any other.
+        fraction: position of these rows between the texts (0) and the trained rows (1), after the stage.
         stages: the recipe's stages, or none; see [`~peft_ncgeo.training.train_stages`].
         source: the content that was read; two recipes with the same source are the same.
     """
@@ -87,6 +89,7 @@ class Recipe:
     head: Callable[[], FeatureHead] | None = None
     args: dict[str, Any] = field(default_factory=dict)
     rows: str = ""
+    fraction: float = 1.0
     stages: list[Recipe] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
 
@@ -122,7 +125,7 @@ class Recipe:
     def _parse(cls, name: str, content: dict[str, Any], keys: Sequence[str]) -> Recipe:
         _known(content, keys, "key")
         recipe = cls(name=name, args=dict(_mapping(content.get("args"), "args")), source=content)
-        recipe.rows = content.get("rows", "")
+        recipe.rows, recipe.fraction = content.get("rows", ""), content.get("fraction", 1.0)
         if content.get("peft"):
             recipe.config = _maker(content["peft"], _configs())
         terms = [_maker(term, _LOSSES) for term in _list(content, "losses")]
@@ -257,6 +260,9 @@ def _stages(name: str, content: dict[str, Any]) -> list[Recipe]:
                 raise ValueError("the first stage, and no other, must have a peft config, and no rows.")
             if stage.rows and "losses" in part:
                 raise ValueError("rows are read by classification_loss alone; leave losses out.")
+            if "fraction" in part and not stage.rows:
+                raise ValueError("fraction belongs to a stage with rows; leave it out.")
+            stage.fraction = check_float("fraction", stage.fraction, "a number from 0 to 1", lambda a: 0 <= a <= 1)
         except Exception as error:
             raise ValueError(f"stage {number}: {one_line(error)}") from error
         stages.append(stage)

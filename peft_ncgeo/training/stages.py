@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import LNTuningConfig, PeftModel, get_peft_model
 from peft.utils import CONFIG_NAME
@@ -51,6 +52,9 @@ def train_stages(
     The first stage trains an adapter. A later stage trains it further, or, with `rows: texts`, trains a row of weights
     `w_k` (d) for each class while the tuned towers are frozen. The rows start as the tuned model's texts, and the
     logits are `exp(logit_scale) cos(f, w_k)`. Each stage has its own losses, arguments, optimiser and schedule.
+
+    With `fraction: a` beside `rows`, the rows of the result lie between the unit texts t_k and the unit trained rows,
+    `(1 - a) t_k + a w_k`, as WiSE-FT mixes a linear classifier (arXiv 2109.01903).
 
     Afterwards, wherever this package classifies (in the trainer, in [`~peft_ncgeo.ZeroShotClassifier`] and in
     exports), the rows are used for the classes of the training, and texts for any other name. The rows are saved
@@ -241,5 +245,7 @@ def _train_rows(
             head = get_peft_model(frozen, LNTuningConfig(target_modules=["classifier"]))  # trains a copy of any module
     _train_or_restore(_trainer(stage, arguments, callbacks, model=head, **common), place)
     rows = head.base_model.model.classifier.ln_tuning_layers[head.active_adapter].weight.detach().clone()
+    if stage.fraction != 1:
+        rows = torch.lerp(l2_normalize(texts).to(rows), l2_normalize(rows), stage.fraction)
     setting = text_setting(tuned.peft_config[adapter])
     remember_text_setting(tuned, replace(setting, class_names=tuple(names), rows=rows), [adapter])
