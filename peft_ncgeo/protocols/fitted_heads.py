@@ -42,7 +42,7 @@ class FittedHead:
         assert isinstance(classifier, HeadClassifier)  # CoPA is no head of a recipe
         self.classifier = classifier
 
-    def predict(self, dataset: Dataset, by_texts: np.ndarray) -> np.ndarray | None:
+    def predict(self, dataset: Dataset, by_texts: np.ndarray | None = None) -> np.ndarray | None:
         """Return the predicted classes (N,) of a test set, over its own class names.
 
         They are the head's, if it knows all names of the set or takes new ones. Else they are those of the texts, or
@@ -50,7 +50,7 @@ class FittedHead:
 
         Args:
             dataset: labelled images.
-            by_texts: (N,), what the model's own texts predict.
+            by_texts: (N,), what the model's own texts predict; not read where the head knows all names.
         """
         names = class_names(dataset, self._args.label_column)
         if not self.classifier.knows(names):

@@ -9,8 +9,9 @@ head: {TipAdapter: {train_keys: true}}             # of `peft_ncgeo.few_shot`; n
 args: {num_train_epochs: 40, learning_rate: 0.005} # defaults of the script's arguments
 ```
 
-A head is fitted on the cached features of the training images after all training, as [`~peft_ncgeo.adapt`] does, in
-comparisons alone (the protocols and `peft-ncgeo compare`); without peft, on those of the frozen model.
+A head is fitted on the cached features of the training images after all training, as [`~peft_ncgeo.adapt`] does, by
+`peft-ncgeo train` and in comparisons (the protocols and `peft-ncgeo compare`); without peft, on those of the frozen
+model.
 
 A recipe of several stages has these keys, but for head, in each of them, in place of its own; its own `args` are for
 all stages:
@@ -174,9 +175,7 @@ class Recipe:
         """
         if self.head is not None:
             name = type(self.head()).__name__
-            raise ValueError(
-                f"Recipe {self.name} has the head {name}, which is fitted in comparisons alone; {instead}."
-            )
+            raise ValueError(f"Recipe {self.name} has the head {name}, which is not fitted here; {instead}.")
 
     def check_args(self, known: Iterable[str]) -> None:
         """Raise for arguments, of the stages too, that are not among those `known`, naming the nearest."""
@@ -189,16 +188,25 @@ class Recipe:
 
 
 def parse_with_recipe(
-    parser: HfArgumentParser, argv: Sequence[str] | None = None, default: str | Path | None = None
+    parser: HfArgumentParser,
+    argv: Sequence[str] | None = None,
+    default: str | Path | None = None,
+    takes_head: bool = False,
 ) -> tuple[tuple[Any, ...], Recipe | None]:
     """Parse the command line, with defaults from the recipe named by `--recipe`, or from the `default` one.
+
+    Args:
+        parser: of the script's arguments.
+        argv: words of the command line. Default: those that the script was called with.
+        default: a recipe's file or name.
+        takes_head: accept a recipe with a head; the caller fits it.
 
     Returns:
         The parser's dataclasses, and the recipe or None.
 
     Raises:
-        ValueError: an argument that the parser does not have; the error names a near one, and the recipe's file. A
-            recipe with a head.
+        ValueError: an argument that the parser does not have; the error names a near one, and the recipe's file. Or a
+            recipe with a head, unless `takes_head`.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if default is not None and not any(word.split("=")[0] == "--recipe" for word in argv):
@@ -212,7 +220,8 @@ def parse_with_recipe(
                 " Settings of losses, PEFT config and head belong into the recipe: copy the recipe's YAML and change "
                 f"it there ({path})."
             )
-            recipe.refuse_head("compare it with others, or fit the head with adapt")
+            if not takes_head:
+                recipe.refuse_head("train it with `peft-ncgeo train`, or fit the head with adapt")
             recipe.set_defaults(parser)
     *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     if unknown:
