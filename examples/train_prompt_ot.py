@@ -1,4 +1,4 @@
-"""Prompt-OT from base to new classes, compared with zero-shot CLIP, CoOp and deep prompts without transport.
+"""Prompt-OT from base to new classes, beside zero-shot CLIP, CoOp, deep prompts without transport, and ours.
 
     accelerate launch examples/train_prompt_ot.py
         trains on the built-in demo (minutes on two CPU cores), prints a table and saves every adapter.
@@ -25,7 +25,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -46,9 +46,12 @@ from transformers import (
 )
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, ZeroShotClassifier
+from peft_ncgeo.classifiers.heads import FeatureHead
 from peft_ncgeo.data import base_new_split, few_shot, load_demo, load_images
 from peft_ncgeo.files import file_name, write_whole
 from peft_ncgeo.losses import CrossEntropy, OTPreservation, Regularizer
+from peft_ncgeo.metrics.accuracy import accuracy, balanced_accuracy, harmonic_mean
+from peft_ncgeo.protocols.fitted_heads import FittedHead
 from peft_ncgeo.training import Recipe, parse_with_recipe, train_stages
 
 # Chosen on the demo's development split; the mini-CLIP and its AdamW are far from the paper's setting.
@@ -90,9 +93,9 @@ class ScriptArguments:
     shots: int = field(default=16, metadata={"help": "Training images per class that is trained on."})
     all_classes: bool = field(default=False, metadata={"help": "Train and test on all names, not on half of them."})
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "One run of each method a seed."})
-    methods: list[str] = field(
-        default_factory=lambda: ["zero-shot", "coop", "deep", "ot-weight", "ot-budget"],
-        metadata={"help": "Methods: rows of the table."},
+    methods: list[str] | None = field(
+        default=None,
+        metadata={"help": "Rows of the table: zero-shot, coop, deep, ot-weight, ot-budget; lora-budget on the demo."},
     )
     ot_weight: float = field(default=10.0, metadata={"help": "Weight of the transport term; the paper's is 10."})
     ot_budget: float = field(default=0.05, metadata={"help": "Limit of the features' drift (0 to 4), used instead."})
@@ -105,7 +108,21 @@ class Method:
     losses: Callable[[], list[Regularizer]] = list
     classification_loss: Callable[[], nn.Module | None] = CrossEntropy
     callbacks: Callable[[], list[TrainerCallback]] = list
+    head: Callable[[], FeatureHead] | None = None
     stages: Recipe | None = None
+
+    @classmethod
+    def from_recipe(cls, title: str, recipe: Recipe) -> Method:
+        first, stages = (recipe.stages[0], replace(recipe, head=None)) if recipe.stages else (recipe, None)
+        parts = (first.config, recipe.losses, recipe.classification_loss, recipe.callbacks)
+        return cls(title, *parts, recipe.head, stages)
+
+    def epochs(self, default: float) -> float:
+        """Return the epochs of one run, over all stages; `default` for a method without arguments of its own."""
+        if self.stages is None:
+            return default if self.config is not None else 0
+        settings = [{**self.stages.args, **stage.args} for stage in self.stages.stages]
+        return sum(own.get("num_train_epochs", default) for own in settings)
 
 
 @dataclass
@@ -138,6 +155,7 @@ def methods(script: ScriptArguments) -> dict[str, Method]:
         "ot-budget": Method(
             f"deep prompts + OT, budget {script.ot_budget:g}", deep, lambda: [OTPreservation(budget=script.ot_budget)]
         ),
+        "lora-budget": Method.from_recipe("LoRA on a budget, Tip-Adapter-F", Recipe.read("demo/lora_budget")),
     }
 
 
@@ -181,7 +199,7 @@ def run(method: Method, task: Task, args: GeometryTrainingArguments, seed: int, 
     set_seed(seed)
     args.seed, args.data_seed = seed, seed
     if method.stages is not None:
-        return run_stages(method.stages, task, args, seed)
+        return run_stages(method, task, args, seed, bar)
     model = task.model if method.config is None else get_peft_model(task.model, method.config())
     trainer = GeometryTrainer(
         model=model,
@@ -198,26 +216,47 @@ def run(method: Method, task: Task, args: GeometryTrainingArguments, seed: int, 
     if method.config is not None:
         seconds = trainer.train().metrics["train_runtime"]
         trainer.save_model()
-    return {**evaluate(trainer, task), "seconds": seconds}
+    return finish(method, trainer, task, seconds)
 
 
-def run_stages(recipe: Recipe, task: Task, args: GeometryTrainingArguments, seed: int) -> dict[str, float]:
+def run_stages(
+    method: Method, task: Task, args: GeometryTrainingArguments, seed: int, bar: EpochBar
+) -> dict[str, float]:
     """The same for a recipe of several stages, whose arguments are its own."""
     start = time.monotonic()
     own = {name: getattr(args, name) for name in ("save_strategy", "per_device_eval_batch_size", "disable_tqdm")}
     own |= {"seed": seed, "data_seed": seed}
     trainer = train_stages(
-        recipe, task.model, task.train, task.processor, args.output_dir, own, eval_dataset=task.eval_sets
+        method.stages, task.model, task.train, task.processor, args.output_dir, own, task.eval_sets, [bar]
     )
-    seconds = time.monotonic() - start
-    return {**evaluate(trainer, task), "seconds": seconds}
+    return finish(method, trainer, task, time.monotonic() - start)
 
 
-def evaluate(trainer: GeometryTrainer, task: Task) -> dict[str, float]:
-    metrics = trainer.evaluate()
-    names = {f"eval_{name}_accuracy": name for name in task.eval_sets}
-    names |= {"eval_all_balanced_accuracy": "balanced", "eval_harmonic_mean": "H"}
-    return {name: 100 * metrics[key] for key, name in names.items() if key in metrics}
+def finish(method: Method, trainer: GeometryTrainer, task: Task, seconds: float) -> dict[str, float]:
+    """Fit and save the head of a method that has one, and evaluate."""
+    start, head = time.monotonic(), None
+    if method.head is not None:
+        head = FittedHead(method.head(), trainer)
+        if trainer.args.should_save:
+            head.classifier.save_pretrained(Path(str(trainer.args.output_dir)) / "head")
+        seconds += time.monotonic() - start
+    return {**evaluate(trainer, task, head), "seconds": seconds}
+
+
+def evaluate(trainer: GeometryTrainer, task: Task, head: FittedHead | None) -> dict[str, float]:
+    found = {}
+    for name, images in task.eval_sets.items():
+        output = trainer.predict(images)
+        predicted = output.predictions.argmax(-1)
+        if head is not None:
+            predicted = head.predict(images, predicted)
+        if predicted is not None:
+            found[name] = 100 * accuracy(predicted, output.label_ids)
+            if name == "all":
+                found["balanced"] = 100 * balanced_accuracy(predicted, output.label_ids)
+    if {"base", "new"} <= found.keys():
+        found["H"] = harmonic_mean(found["base"], found["new"])
+    return found
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
@@ -267,7 +306,7 @@ def main() -> None:
         per_device_eval_batch_size=256,
         disable_tqdm=True,
     )
-    (script, args), recipe = parse_with_recipe(parser)
+    (script, args), recipe = parse_with_recipe(parser, takes_head=True)
     for argument in ("--per_device_train_batch_size", "--resume_from_checkpoint"):
         if any(given.split("=")[0] == argument for given in sys.argv):
             raise SystemExit(
@@ -279,25 +318,25 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
     rows = methods(script)
     if recipe is not None:
-        first = recipe.stages[0] if recipe.stages else recipe
-        if first.config is None:
+        rows[recipe.name] = Method.from_recipe(recipe.name, recipe)
+        if rows[recipe.name].config is None:
             raise SystemExit(f"Recipe {script.recipe} names no peft config.")
-        rows[recipe.name] = Method(
-            recipe.name,
-            first.config,
-            recipe.losses,
-            recipe.classification_loss,
-            recipe.callbacks,
-            recipe if recipe.stages else None,
-        )
         script.methods = ["zero-shot", recipe.name]
+    if script.methods is None:  # the last row's settings are for the demo's model
+        script.methods = [
+            "zero-shot",
+            "coop",
+            "deep",
+            *(["ot-weight", "ot-budget"] if own else ["ot-budget", "lora-budget"]),
+        ]
     unknown = set(script.methods) - rows.keys()
     if unknown:
         raise SystemExit(f"Unknown methods {sorted(unknown)}; choose among {', '.join(rows)}.")
 
     output = Path(args.output_dir)
     trained = [name for name in script.methods if rows[name].config is not None]
-    bar = EpochBar(int(len(trained) * len(script.seeds) * args.num_train_epochs), disable=not args.should_save)
+    epochs = sum(rows[name].epochs(args.num_train_epochs) for name in script.methods)
+    bar = EpochBar(int(len(script.seeds) * epochs), disable=not args.should_save)
     results: dict[str, list[dict[str, float]]] = {}
     for name in script.methods:
         for seed in script.seeds:

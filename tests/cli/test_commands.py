@@ -166,7 +166,7 @@ def test_a_head_on_the_tuned_features_is_saved_beside_the_adapter(tail, tmp_path
         assert accuracy(predicted, test["label"][:]) == pytest.approx(float(shown), abs=6e-4)
     image = next((tail / "test" / names[0]).glob("*.png"))
     (said,) = FewShotClassifier.from_pretrained(folder).predict([load_image(str(image))])
-    assert said in run("predict", folder, image)
+    assert said in run("predict", folder, image, "--output", tmp_path / "said.csv")
     for more, told in ((("--push_to_hub", "True"), "hf upload"), (("--head", "linear"), "dual encoder")):
         printed = run(*words, *more, "--output_dir", tmp_path / "none", code=2)
         assert told in printed.splitlines()[-1]
