@@ -6,10 +6,10 @@
     accelerate launch examples/train_prompt_ot.py \
         --model_name_or_path openai/clip-vit-base-patch16 --dataset_name path/to/image_folder
         does the same on your own model and data (a Hub data set or an image folder), with the paper's recipe.
-        `--all_classes` trains and tests on all names; a folder of two or three classes needs it.
+        `--all_classes` trains and tests on all classes; a folder of two or three classes needs it.
 
     accelerate launch examples/train_prompt_ot.py --recipe examples/recipes/demo/ot_budget.yaml
-        trains a recipe; further arguments override it.
+        trains a recipe; other arguments of the command line override it.
 
 Transformers' training arguments are accepted too; `--help` lists them.
 """
@@ -54,7 +54,7 @@ from peft_ncgeo.metrics.accuracy import accuracy, balanced_accuracy, harmonic_me
 from peft_ncgeo.protocols.fitted_heads import FittedHead
 from peft_ncgeo.training import Recipe, parse_with_recipe, train_stages
 
-# Chosen on the demo's development split; the mini-CLIP and its AdamW are far from the paper's setting.
+# Chosen on the demo's development split, since the mini-CLIP with AdamW differs much from the paper's setting.
 DEMO = {
     "num_train_epochs": 15,
     "batch_size": 60,
@@ -79,26 +79,32 @@ PAPER = {
 
 @dataclass
 class ScriptArguments:
-    recipe: str | None = field(default=None, metadata={"help": "YAML file, trained instead of the methods."})
+    recipe: str | None = field(default=None, metadata={"help": "YAML file to train instead of --methods."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "CLIP, SigLIP, ... Default: the demo's."})
     dataset_name: str | None = field(default=None, metadata={"help": "Hub data set or image folder."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, if it has several."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the data set, if it has several."}
+    )
     train_split: str = field(default="train", metadata={"help": "Split to draw the shots from."})
     test_split: str = field(default="test", metadata={"help": "Split to evaluate."})
     kept_dataset_name: str | None = field(
-        default=None, metadata={"help": "Another data set, to measure knowledge kept."}
+        default=None, metadata={"help": "Another data set, to measure how much knowledge is kept."}
     )
     demo_split: str = field(default="report", metadata={"help": "'development' to choose hyper-parameters."})
     batch_size: int = field(default=60, metadata={"help": "Training images a step, over all processes."})
-    shots: int = field(default=16, metadata={"help": "Training images per class that is trained on."})
-    all_classes: bool = field(default=False, metadata={"help": "Train and test on all names, not on half of them."})
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "One run of each method a seed."})
+    shots: int = field(default=16, metadata={"help": "Training images of each trained class."})
+    all_classes: bool = field(default=False, metadata={"help": "Train and test on all classes, not on half of them."})
+    seeds: list[int] = field(
+        default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds; each method runs once with each."}
+    )
     methods: list[str] | None = field(
         default=None,
         metadata={"help": "Rows of the table: zero-shot, coop, deep, ot-weight, ot-budget; lora-budget on the demo."},
     )
-    ot_weight: float = field(default=10.0, metadata={"help": "Weight of the transport term; the paper's is 10."})
-    ot_budget: float = field(default=0.05, metadata={"help": "Limit of the features' drift (0 to 4), used instead."})
+    ot_weight: float = field(
+        default=10.0, metadata={"help": "Weight of the transport term, for ot-weight; the paper's is 10."}
+    )
+    ot_budget: float = field(default=0.05, metadata={"help": "Limit of the features' drift (0 to 4), for ot-budget."})
 
 
 @dataclass
@@ -170,7 +176,7 @@ def load_task(script: ScriptArguments, label_column: str, seed: int) -> Task:
     if script.dataset_name is None:
         demo = load_demo(script.demo_split, shots=script.shots, seed=seed)
         eval_sets = {"base": demo.splits["base"], "new": demo.splits["new"], "kept": demo.splits["fashion_mnist"]}
-        if script.all_classes:  # those that have training images
+        if script.all_classes:  # the demo has training images only of these
             eval_sets = {"all": demo.splits["base"], "kept": demo.splits["fashion_mnist"]}
         model, processor, train = demo.model, demo.processor, demo.splits["train"]
     else:
@@ -222,7 +228,7 @@ def run(method: Method, task: Task, args: GeometryTrainingArguments, seed: int, 
 def run_stages(
     method: Method, task: Task, args: GeometryTrainingArguments, seed: int, bar: EpochBar
 ) -> dict[str, float]:
-    """The same for a recipe of several stages, whose arguments are its own."""
+    """Train a recipe of several stages with its own arguments, save its adapter, and evaluate it."""
     start = time.monotonic()
     own = {name: getattr(args, name) for name in ("save_strategy", "per_device_eval_batch_size", "disable_tqdm")}
     own |= {"seed": seed, "data_seed": seed}
@@ -276,7 +282,7 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def show_examples(folder: Path, images: Dataset, args: GeometryTrainingArguments) -> None:
-    """Print what a saved adapter says of ten test images, and how often it is right on all of them."""
+    """Print what a saved adapter predicts for ten test images, and how often it is right on all test images."""
     names = images.features[args.label_column].names
     k = min(3, math.ceil(len(names) / 4))  # one of three names would be right by chance
     found = ZeroShotClassifier.from_pretrained(folder).top_k(images[args.image_column][:], names, k=k)
@@ -284,8 +290,8 @@ def show_examples(folder: Path, images: Dataset, args: GeometryTrainingArguments
     hits = [[i for i, row in enumerate(found) if (truth[i] in dict(row)) == hit] for hit in (True, False)]
     shares = [sum(true == row[0][0] for true, row in zip(truth, found, strict=True)), len(hits[0])]
     first, among = (100 * count / len(images) for count in shares)
-    print(f"\nLoaded again from {folder}; images, and the {k} of {len(names)} names that it finds most probable.")
-    print("Ten are drawn, with as many right ones as among all test images:")
+    print(f"\nAdapter loaded from {folder}: test images, and the {k} most probable of {len(names)} names.")
+    print("Ten random images, with the same share of right ones as among all test images:")
     counts, rng = (round(among / 10), 10 - round(among / 10)), random.Random(0)
     for rows, count, word in zip(hits, counts, ("right", "wrong"), strict=True):
         for i in rng.sample(rows, min(count, len(rows))):
@@ -310,7 +316,8 @@ def main() -> None:
     for argument in ("--per_device_train_batch_size", "--resume_from_checkpoint"):
         if any(given.split("=")[0] == argument for given in sys.argv):
             raise SystemExit(
-                f"{argument} is not supported: use --batch_size, which counts all processes; runs are not resumed."
+                f"{argument} is not supported: runs are not resumed, and --batch_size, which counts all processes, "
+                "sets the batch."
             )
     args.share_batch(script.batch_size)
     transformers.logging.set_verbosity_error()
@@ -320,7 +327,7 @@ def main() -> None:
     if recipe is not None:
         rows[recipe.name] = Method.from_recipe(recipe.name, recipe)
         if rows[recipe.name].config is None:
-            raise SystemExit(f"Recipe {script.recipe} names no peft config.")
+            raise SystemExit(f"Recipe {script.recipe} names no peft config; choose a recipe with the key peft.")
         script.methods = ["zero-shot", recipe.name]
     if script.methods is None:  # the last row's settings are for the demo's model
         script.methods = [
