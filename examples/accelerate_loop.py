@@ -1,4 +1,4 @@
-"""The training of `GeometryTrainer` as a plain Accelerate loop, to copy into a training loop of your own.
+"""Training as `GeometryTrainer` does it, in a plain Accelerate loop that you can copy into your own.
 
 accelerate launch examples/accelerate_loop.py --recipe examples/recipes/demo/ot_budget.yaml
 """
@@ -35,7 +35,7 @@ def train(recipe: Recipe, epochs: int, split: str = "report", shots: int = 16, s
     config, device, names = recipe.config(), accelerator.device, demo.splits["train"].features["label"].names
     model = get_peft_model(demo.model, config)
     texts = class_prompts(names, config.template, config.num_text_tokens, demo.processor.tokenizer).to(device)
-    towers = FeatureExtractor(model).to(device)  # every student pass goes through the wrapped module
+    towers = FeatureExtractor(model).to(device)  # every pass of the tuned model goes through the wrapped module
     teacher = FrozenTeacher(towers, [class_prompts(names, config.template, 0, demo.processor.tokenizer)])
     classification, terms = CrossEntropy(), [term.to(device) for term in recipe.losses()]
     trainable = [parameter for parameter in towers.parameters() if parameter.requires_grad]
@@ -73,7 +73,12 @@ def train(recipe: Recipe, epochs: int, split: str = "report", shots: int = 16, s
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recipe", type=Path, default=RECIPE, help="without its optimiser: AdamW, cosine")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        default=RECIPE,
+        help="YAML file; AdamW and a cosine schedule replace its own",
+    )
     parser.add_argument("--epochs", type=int, default=15)
     args = parser.parse_args()
     tuned, new = train(Recipe.read(args.recipe), args.epochs), load_demo().splits["new"].select(range(0, 1440, 8))

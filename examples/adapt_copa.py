@@ -1,20 +1,21 @@
 """Few-shot classification with CoPA: nearest prototype, URL, CoPA and CoPA with residual adapters, episode by episode.
 
     python examples/adapt_copa.py
-        the demo's five domains and its ResNet: 300 episodes each, 60 with residual adapters (an hour and more on one
-        core; without them, --methods "nearest prototype" URL CoPA, minutes). A run that was stopped continues where it
-        was; several runs with different --domains share the work, and one more run without --domains gathers it.
+        the demo's five domains and its ResNet: 300 episodes each, 60 with residual adapters. This takes an hour and
+        more on one core; without residual adapters (--methods "nearest prototype" URL CoPA) it takes minutes. A run
+        that was stopped continues. Several runs with different --domains share the work; one more run without
+        --domains collects their results.
 
     python examples/adapt_copa.py --shots 5
     python examples/adapt_copa.py --ways 5 --shots 1 --backbone vit
 
     python examples/adapt_copa.py --model_name_or_path facebook/dinov2-small --dataset_name path/to/folder other/set
-        your own backbone on your own sets (Hub data sets, or image folders; the part "test" if there is one).
+        your own backbone on your own data sets (from the Hub, or image folders), on the part "test" if there is one.
 
     python examples/adapt_copa.py --tune
-        learning rates on the demo's development domains, from which this file's rates were chosen.
+        learning rates on the demo's development domains; the rates in this file were chosen in this way.
 
-One setting serves every domain. The table says which domains the backbone was pre-trained on.
+One setting is used for all domains. The table says which domains the backbone was pre-trained on.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from peft_ncgeo.protocols import EpisodeResults, FewShotMethod, few_shot
 
 NEAREST = FewShotMethod("nearest prototype", settings={"steps": 0})
 URL = {"steps": 40, "weight_decay": 0.0, "optimizer": torch.optim.Adadelta}
-# Rates are --tune's choice by the mean over the demo's three backbones; CoPA's equal the published ones.
-# The demo's images are small: each support set fits into one pass. Your own images use adapt's batches to save memory.
+# --tune chose the rates, by the best mean over the demo's three backbones; CoPA's equal the published ones.
+# The demo's images are small: each support set fits into one pass. Your own images use adapt's batch size.
 ADAPTERS = FewShotMethod("CoPA + adapters", {"residual_adapters": True}, {"batch_size": 512}, episodes=60)
 METHODS = [
     NEAREST,
@@ -84,7 +85,7 @@ def own_domains(names: Sequence[str], label_column: str) -> dict[str, Dataset]:
         if label_column not in parts[part].column_names:
             raise SystemExit(f"{name} has no column {label_column!r} among {parts[part].column_names}.")
         if Path(name).name in domains:
-            raise SystemExit(f"Two data sets are called {Path(name).name!r}; give one of the folders another name.")
+            raise SystemExit(f"Two data sets are called {Path(name).name!r}; rename one of the folders.")
         domains[Path(name).name] = parts[part]
     return domains
 
@@ -103,12 +104,12 @@ def seen_domains(args: argparse.Namespace, domains: dict[str, Dataset]) -> list[
         return []
     seen = {name for name, domain in load_few_shot_domains().items() if domain.seen}
     if args.backbone == "clip":
-        seen.add("fashion_mnist")  # other photographs of it
+        seen.add("fashion_mnist")  # it saw other photographs of this data set
     return [name for name in domains if name in seen]
 
 
 def report(results: EpisodeResults, folder: Path) -> None:
-    """Print the tables, and save results and figure unless the folder holds those of a larger run."""
+    """Print the tables; save results and figure, unless the folder already holds those of a larger run."""
     print(
         "\n"
         + "\n\n".join(
@@ -118,7 +119,7 @@ def report(results: EpisodeResults, folder: Path) -> None:
     path = folder / "results.json"
     kept = EpisodeResults.load(path) if path.exists() else results
     if not (set(kept.methods) <= set(results.methods) and set(kept.domains) <= set(results.domains)):
-        print(f"{path} holds other methods or domains and does not change; a run of all of them gathers every block.")
+        print(f"{path} holds other methods or domains too, so it is kept; to update it, run all of them together.")
         return
     results.save(folder)
     plot_gaps(results, folder / "gap.png")
@@ -135,14 +136,15 @@ def main() -> None:
     parser.add_argument("--domains", nargs="+", help="only these domains")
     parser.add_argument("--methods", nargs="+", help="only these methods", choices=[method.name for method in METHODS])
     parser.add_argument("--episodes", type=int, help="episodes of each domain; default 300, with --tune 60")
-    parser.add_argument("--ways", type=int, help="classes of an episode; default: any")
-    parser.add_argument("--shots", type=int, help="images of a class in an episode; default: any")
+    parser.add_argument("--ways", type=int, help="number of classes in each episode; default: it varies")
+    parser.add_argument("--shots", type=int, help="support images of each class in an episode; default: it varies")
     parser.add_argument("--seed", type=int, help="seed of the episodes; default 0, with --tune 7")
-    parser.add_argument("--tune", action="store_true", help="run a grid on the development domains, 60 episodes each")
+    parser.add_argument("--tune", action="store_true", help="compare learning rates on the development domains")
     args = parser.parse_args()
     if args.tune and (args.dataset_name or args.model_name_or_path or args.methods):
         parser.error(
-            "--tune uses the demo's development domains and backbones and its own methods; leave out the others."
+            "--tune uses the demo's development domains, the demo's backbones and methods of its own; leave out "
+            "--dataset_name, --model_name_or_path and --methods."
         )
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

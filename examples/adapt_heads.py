@@ -1,15 +1,15 @@
 """Heads on cached features: zero-shot, CoPA, Tip-Adapter, Tip-Adapter-F, GDA, LP++, ZS-LP and CLAP on one support set.
 
     python examples/adapt_heads.py
-        the demo's mini-CLIP and its 30 base concepts, 16 images each: accuracy on other views of them, and on 30 new
-        concepts for the heads that take new names. A minute on one core.
+        the demo's mini-CLIP and its 30 base concepts, 16 images each: accuracy on other views of these concepts and,
+        for the heads that take new names, on 30 new concepts. It takes a minute on one core.
 
     python examples/adapt_heads.py --shots 4 --seeds 1 2 3
 
     python examples/adapt_heads.py --benchmark
-        seconds of each head for 100 classes of 16 images on made-up features of width 512.
+        seconds of each head for 100 classes of 16 images on random features of width 512.
 
-One setting serves all data; alpha and beta are chosen by leaving one support image out.
+One setting is used for all data; alpha and beta are chosen by leaving one support image out.
 """
 
 from __future__ import annotations
@@ -85,11 +85,11 @@ def benchmark(classes: int = 100, shots: int = 16, width: int = 512) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shots", type=int, default=16, help="support images of a class")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="of the support images")
+    parser.add_argument("--shots", type=int, default=16, help="support images of each class")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="seeds that draw the support images")
     parser.add_argument("--num_views", type=int, help="views of each image; default: each head's own")
-    parser.add_argument("--benchmark", action="store_true", help="seconds on made-up features instead")
-    parser.add_argument("--classes", type=int, default=100, help="of the benchmark")
+    parser.add_argument("--benchmark", action="store_true", help="measure seconds on random features instead")
+    parser.add_argument("--classes", type=int, default=100, help="number of classes of --benchmark")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -108,7 +108,7 @@ def main() -> None:
         row = [[run[method][column] for run in runs if column in run[method]] for column in COLUMNS]
         print(f"| {method} | {' | '.join(f'{statistics.fmean(cell):.1f}' if cell else '' for cell in row)} |")
     seeds = ", ".join(map(str, args.seeds))
-    print(f"\n{args.shots} images of each of 30 classes; seeds {seeds}. Seconds with embedding.")
+    print(f"\n{args.shots} images of each of 30 classes; seeds {seeds}. Seconds include embedding.")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python examples/benchmark_copa.py
     python examples/benchmark_copa.py --ways 5 --shots 1
 
-All three train the same heads on the same episodes, interleaved in one run; CPU time, medians over the repetitions.
-Features are random, because the time does not depend on them. "Largest difference" compares the cosines between
-support images and prototypes with those of the first row.
+All three ways train the same heads on the same episodes and take turns in one run; the table shows medians of CPU
+time over the repetitions. Features are random, because the time does not depend on their values. "Largest difference"
+compares the cosines between support images and prototypes with those of the first row.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ def square_contrast(instances: Tensor, prototypes: Tensor, labels: Tensor, tempe
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=64)
-    parser.add_argument("--ways", type=int, help="classes of an episode; default: any")
-    parser.add_argument("--shots", type=int, help="images of a class in an episode; default: any")
-    parser.add_argument("--width", type=int, default=128, help="of features; a ResNet-18 has 512, a ViT-B 768")
+    parser.add_argument("--ways", type=int, help="number of classes in each episode; default: it varies")
+    parser.add_argument("--shots", type=int, help="support images of each class in an episode; default: it varies")
+    parser.add_argument(
+        "--width", type=int, default=128, help="width of the features; a ResNet-18 has 512, a ViT-B 768"
+    )
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()

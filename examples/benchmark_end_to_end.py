@@ -1,11 +1,11 @@
-"""A whole training, and where its time goes: decoding, image processor, towers, losses, optimiser, saving.
+"""Time of a whole training and of its parts: decoding, image processor, towers, losses, optimiser, saving.
 
     python examples/benchmark_end_to_end.py            ViT-B/16 with random weights, 100 classes x 16 photographs
     python examples/benchmark_end_to_end.py --quick    the demo's mini-CLIP, 10 classes x 4
 
-One epoch of LoRA on all layers with transport to the frozen model, batch 32, then an evaluation and a save, on one
-thread and without worker processes, so that everything is counted. Photographs are made up and stored as JPEG files of
-500 x 375. Each part's seconds are its own, without those of the parts inside it.
+It measures one epoch of LoRA on all layers with transport to the frozen model, batch 32, then an evaluation and a
+save. One thread and no worker processes are used, so that everything is counted. The photographs are random pictures,
+stored as JPEG files of 500 x 375 pixels. The seconds of a part do not include those of the parts inside it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PASSES = ("towers, forward", "towers and losses, backward", "frozen towers", "lo
 
 
 class Clock:
-    """Seconds of parts of a program, each without the parts inside it; what is in none is "the rest"."""
+    """Seconds of each part of a program, without the parts inside it; time outside all parts is "the rest"."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
@@ -70,7 +70,7 @@ class Clock:
             self._inside.pop()
 
     def watch(self, owner: Any, method: str, name: str, within: str | None = None) -> None:
-        """Count calls of a method as this part; with `within`, only those from inside that part."""
+        """Count calls of a method as this part; with `within`, count only calls made inside that part."""
         called = getattr(owner, method)
 
         @wraps(called)
@@ -105,7 +105,7 @@ def vit_b16(demo: CLIPModel) -> CLIPModel:
 
 
 def run(quick: bool, steps: int, output_dir: Path) -> tuple[Clock, dict[str, Any]]:
-    """Train, evaluate and save; return the clock and the sizes. With fewer steps there are fewer test images."""
+    """Train, evaluate and save; return the clock and the sizes. Fewer steps also mean fewer test images."""
     classes, shots, tests = (10, 4, 20) if quick else (100, 16, 400)
     if steps > 0:
         tests = max(1, tests * 32 * steps // (classes * shots))
@@ -157,7 +157,7 @@ def run(quick: bool, steps: int, output_dir: Path) -> tuple[Clock, dict[str, Any
 
 @contextmanager
 def watched_classes(clock: Clock) -> Iterator[None]:
-    """Count decoding with augmentation, and the image processor, whose objects a trainer makes itself."""
+    """Count decoding with augmentation, and the image processor, on their classes: the trainer makes the objects."""
     before = LabelledImages.__getitem__, ImageCollator.__call__
     clock.watch(LabelledImages, "__getitem__", "decoding and crops")
     clock.watch(ImageCollator, "__call__", "image processor")
@@ -172,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the demo's mini-CLIP instead of ViT-B/16 shapes")
     parser.add_argument(
-        "--steps", type=int, default=-1, help="end after so many, with as small a share of test images"
+        "--steps", type=int, default=-1, help="stop after so many steps, and use the same share of the test images"
     )
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/benchmark_end_to_end"))
     args = parser.parse_args()

@@ -2,8 +2,9 @@
 
     python examples/benchmark_geometry.py
 
-Random unit features of images and texts, two images a class. Each number of classes runs in a process of its own, on
-one thread. Seconds are CPU time; the peak of memory is that of the process, with and without what it held before.
+Features of images and texts are random unit vectors, with two images for each class. Each number of classes runs in
+its own process, on one thread. Seconds are CPU time. The peak of memory is that of the process, with and without what
+the process held before.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, nargs="+", default=[1000, 5000, 21841])
     parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--no_nc4", action="store_true", help="as GeometryMonitor(nc4=False)")
+    parser.add_argument("--no_nc4", action="store_true", help="leave out NC4, as GeometryMonitor(nc4=False) does")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # a row, in this process
     arguments = parser.parse_args()
     if arguments.one:

@@ -1,10 +1,10 @@
-"""Image classifiers on long tails, each with what its search chose: the table of docs/results/image_tail.md.
+"""Image classifiers on long tails, with the settings that a search chose: the table of docs/results/image_tail.md.
 
 python examples/search_recipes.py --spaces examples/search/image_tail.yaml
 python examples/benchmark_image_tail.py
     the demo's ViT on Fashion-MNIST with 200 photographs of the largest class, imbalance factors 10, 50 and 100, three
-    seeds; every method that has a log of its search. Cells are resumable and shared by processes, which may fill a
-    part of the --methods each; the table at the end holds the methods named.
+    seeds; every method that has a log of its search. A run that was stopped continues, and several runs can share the
+    work, for example with different --methods. The table at the end shows the methods of --methods.
 python examples/write_image_tail.py
 """
 
@@ -115,7 +115,7 @@ def run_tails(
 
 
 def quieten() -> None:
-    """Leave out messages of a training that are right but say nothing here."""
+    """Turn off messages and warnings of training that are expected here."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=UserWarning)  # prompts over all layers, LoRA under prototypes, ...
@@ -125,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/image_tail"))
     parser.add_argument("--logs", type=Path, default=LOGS, help="folder of the searches' logs")
-    parser.add_argument("--methods", nargs="+", help="default: all that have a log")
+    parser.add_argument("--methods", nargs="+", help="names of methods; default: all that have a log")
     parser.add_argument("--imbalance_factors", type=float, nargs="+", default=[10, 50, 100])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--num_train_epochs", type=float, help="overrides the recipes' epochs, for short trials")

@@ -1,9 +1,9 @@
-"""CPU time of `import peft_ncgeo` beside that of its host, PEFT and Transformers' CLIP.
+"""CPU time of `import peft_ncgeo`, compared with importing PEFT and Transformers' CLIP.
 
     python examples/benchmark_import.py
 
-Each import runs in a fresh process. The two take turns; the output shows medians over the rounds, less the time of a
-process that imports nothing.
+Each import runs in a new process. The imports take turns; the output shows medians over the rounds, minus the time of
+a process that imports nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PLUGIN = "import peft_ncgeo"
 
 
 def cpu_seconds(code: str) -> float:
-    """Return user and system time of a fresh process that runs the code."""
+    """Return user and system time of a new process that runs the code."""
     before = os.times()
     subprocess.run([sys.executable, "-c", code], check=True)
     after = os.times()
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     seconds = {code: [] for code in (NOTHING, HOST, PLUGIN)}
-    for _ in range(rounds + 1):  # the first round has no bytecode and cold files
+    for _ in range(rounds + 1):  # the first round, left out below, compiles bytecode and reads files from disk
         for code, times in seconds.items():
             times.append(cpu_seconds(code))
     medians = {code: median(times[1:]) for code, times in seconds.items()}

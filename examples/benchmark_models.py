@@ -1,7 +1,7 @@
-"""One training step of full-size models of several families, with random weights: seconds, memory, texts' operations.
+"""One training step of full-size models with random weights: seconds, memory, and operations for texts.
 
-python examples/benchmark_models.py               # each model in a process of its own; results/models.json
-python examples/benchmark_models.py siglip2       # one of them
+python examples/benchmark_models.py               # each model in its own process; writes results/models.json
+python examples/benchmark_models.py siglip2       # one model
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from peft_ncgeo.models.towers import logit_bias, logit_scale, text_tower
 
 RESULTS = Path(__file__).parent / "results" / "models.json"
 IMAGES, CLASSES, STEPS = 8, 100, 3
-# Tokens of names with the full stop; four words of a template and the special tokens come with them.
+# Tokens of each name with the full stop, without the four words of the template and the special tokens.
 NAME_LENGTHS = (3, 2, 4, 1, 5, 2, 3, 4, 2, 6, 3, 1, 4, 2, 3, 5, 1, 4, 2, 3)
 
 
@@ -92,7 +92,7 @@ def class_texts(model: Any) -> torch.Tensor:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Return what a step of LoRA on all linear layers takes, with cross-entropy and transport to the frozen model."""
+    """Return time and memory of a step of LoRA on all linear layers, with cross-entropy and transport."""
     torch.manual_seed(0)
     base, size = MODELS[name]()
     head = None if hasattr(base, "get_text_features") else ["classifier"]
@@ -136,7 +136,7 @@ def measure(name: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def text_share(model: Any, input_ids: torch.Tensor) -> float:
-    """Return the operations of the encoder of texts relative to one text a row, padded to the longest."""
+    """Return the operations of our text encoder, divided by those with one padded text in each row."""
     counted = []
     for run in (lambda: encode_texts(model, input_ids), lambda: unwrap(model).get_text_features(input_ids=input_ids)):
         with FlopCounterMode(display=False) as counter:
@@ -148,7 +148,7 @@ def text_share(model: Any, input_ids: torch.Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", help="part of a model's name; default: all of them")
-    parser.add_argument("--inside", action="store_true", help="measure here, and print the numbers as JSON")
+    parser.add_argument("--inside", action="store_true", help="measure in this process, and print the numbers as JSON")
     args = parser.parse_args()
     part = (args.model or "").lower().replace(" ", "")
     names = [name for name in MODELS if part in name.lower().replace(" ", "")]

@@ -1,11 +1,11 @@
 """Time and memory of `ZeroShotClassifier` with many class names.
 
-    python examples/benchmark_names.py                 5,000 names for seconds
-    python examples/benchmark_names.py --names 100000  all of them, ten minutes and more on one core
+    python examples/benchmark_names.py                 5,000 names, less than a minute
+    python examples/benchmark_names.py --names 100000  the full number, ten minutes or more on one core
 
-Made-up names of two to six tokens, on a text tower of ViT-B/16's size with random weights, and four images. It runs in
-a process of its own, on one thread; seconds are CPU time. The peak of memory is what comes on top of the process with
-the model in it, the kept text features included.
+Names are random words of two to six tokens; the text tower has the size of ViT-B/16 and random weights; there are four
+images. The benchmark runs in its own process, on one thread, and seconds are CPU time. The peak of memory is measured
+above the process with the loaded model, and includes the stored text features.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def measure(count: int, layers: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", type=int, default=5000)
-    parser.add_argument("--layers", type=int, default=12, help="of the text tower")
+    parser.add_argument("--layers", type=int, default=12, help="number of layers of the text tower")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)  # the row, in this process
     arguments = parser.parse_args()
     if arguments.one:

@@ -2,14 +2,14 @@
 
 python examples/benchmark_prototypes.py
     five classes of Fashion-MNIST with 200 images, five with 200/R, R = 10 and 100; 0 to 1,000 copies of each
-    prototype, ETF and minority_margin, three seeds; the demo's ViT (vision prompts) and ResNet (LoRA). About an
-    hour of one core; a run that was stopped continues where it was, and `--backbones` lets two runs share the work.
+    prototype, ETF and minority_margin, three seeds; the demo's ViT (vision prompts) and ResNet (LoRA). It takes about
+    an hour of one core. A run that was stopped continues, and two runs with different `--backbones` share the work.
 
 python examples/benchmark_prototypes.py --tune
-    validation accuracy over learning rates and temperatures, from which these were chosen.
+    validation accuracy over learning rates and temperatures; those of this file were chosen in this way.
 
 python examples/benchmark_prototypes.py --cost
-    time and memory of the loss against the number of copies, interleaved with plain concatenation, in one run.
+    time and memory of the loss for different numbers of copies; our loss and plain concatenation take turns.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def concatenated(batch: GeometryBatch, prototypes: Tensor, copies: int, temperat
 
 
 def cost(rounds: int, batch_size: int = 256, classes: int = 100, dim: int = 128) -> None:
-    """Print milliseconds and megabytes kept for the backward pass, with the losses of each pair in turn."""
+    """Print milliseconds, and megabytes kept for the backward pass; the two losses take turns."""
     torch.manual_seed(0)
     prototypes = simplex_etf(classes, dim, dtype=torch.float32)
     features, labels = torch.randn(batch_size, dim, requires_grad=True), torch.randint(classes, (batch_size,))
@@ -201,7 +201,7 @@ def cost(rounds: int, batch_size: int = 256, classes: int = 100, dim: int = 128)
                 with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
                     value = loss()
                 value.backward()
-                seconds[name] += (time.perf_counter() - start) * (turn > 0)  # the first round warms up
+                seconds[name] += (time.perf_counter() - start) * (turn > 0)  # the first round is not counted
                 kept[name] = sum(sizes.values())
         ms = {name: 1000 * total / rounds for name, total in seconds.items()}
         mb = {name: size / 2**20 for name, size in kept.items()}
@@ -217,8 +217,8 @@ def main() -> None:
     parser.add_argument("--copies", type=int, nargs="+", default=list(COPIES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--num_train_epochs", type=float, help="overrides the recipes' epochs, for short trials")
-    parser.add_argument("--tune", action="store_true", help="choose learning rate and temperature instead")
-    parser.add_argument("--cost", action="store_true", help="time and memory of the loss instead")
+    parser.add_argument("--tune", action="store_true", help="compare learning rates and temperatures instead")
+    parser.add_argument("--cost", action="store_true", help="measure time and memory of the loss instead")
     parser.add_argument("--rounds", type=int, default=20, help="rounds of --cost")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()

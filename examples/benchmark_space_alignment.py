@@ -1,14 +1,14 @@
-"""Space alignment on the demo's long-tailed photographs: every long-tail loss, plain and with each way to align.
+"""Space alignment on the demo's long-tailed photographs: each long-tail loss, alone and with each way to align.
 
     python examples/benchmark_space_alignment.py
         Fashion-MNIST with 200 images of the largest class, imbalance factors 10 to 200, three seeds; the demo's ViT
-        with LoRA and with vision prompts. Hundreds of short runs, an hour or more on two cores; a run that was
-        stopped continues where it was, and two runs with different `--adapters` share the work.
+        with LoRA and with vision prompts. These are hundreds of short runs, an hour or more on two cores. A run that
+        was stopped continues, and two runs with different `--adapters` share the work.
 
     python examples/benchmark_space_alignment.py --tune
         the runs from which learning rate and strengths were chosen, on validation images and other seeds.
 
-Post-hoc rows belong to the plain run of their loss: the fraction is chosen on validation images.
+A post-hoc row aligns the head of the plain run of its loss, by a fraction that is chosen on validation images.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ LOSSES: dict[str, dict[str, Any]] = {
     "balanced softmax": {"classification_loss": {"BalancedSoftmax": {}}},
     "LDAM-DRW": {"classification_loss": {"LDAM": {"max_margin": 0.5, "reweight_after": 0.8}}},
 }
-ALIGNMENTS: dict[str, dict[str, Any]] = {  # strengths of Reg and SLERP are --tune's choice; gamma is the paper's
+ALIGNMENTS: dict[str, dict[str, Any]] = {  # --tune chose the strengths of Reg and SLERP; gamma is the paper's
     "": {},
     " + Reg": {"losses": [{"SpaceAlignment": {"weight": 0.1}}]},
     " + SLERP": {"callbacks": [{"SlerpAlignment": {"alpha": 2e-5}}]},
     " + Proj": {"callbacks": [{"GradientProjection": {"gamma": 0.6}}]},
 }
-CONTROL = {" - Reg": {"losses": [{"SpaceAlignment": {"weight": -1.0}}]}}  # the paper's: away from the means
+# the paper's control: it moves the head away from the means
+CONTROL = {" - Reg": {"losses": [{"SpaceAlignment": {"weight": -1.0}}]}}
 POST_HOC = " + post-hoc"
 N_MAX = 200
 FRACTIONS = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
@@ -97,7 +98,7 @@ def run(recipes: list[Recipe], folder: Path, args: argparse.Namespace, **options
 
 
 def with_post_hoc(row: dict[str, Any], adapter: str) -> list[dict[str, Any]]:
-    """Return the row of a run, and for a plain run that of its aligned head too, with one name for each metric."""
+    """Return the row of a run and, for a plain run, the row of its aligned head, with the same names of metrics."""
     keys = {"setting": f"{adapter}, {row['setting']}", "seed": row["seed"]}
 
     def renamed(prefix: str) -> dict[str, Any]:
@@ -140,11 +141,11 @@ def main() -> None:
     parser.add_argument("--imbalance_factors", type=float, nargs="+", default=[10, 50, 100, 200])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--num_train_epochs", type=float, help="overrides the recipes' epochs, for short trials")
-    parser.add_argument("--tune", action="store_true", help="choose learning rate and strengths instead")
+    parser.add_argument("--tune", action="store_true", help="compare learning rates and strengths instead")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*undefined")  # classes whose mean is nearest to no sample
+    warnings.filterwarnings("ignore", message=".*undefined")  # metrics of classes whose mean is nearest to no sample
     if args.tune:
         tune(args)
         return

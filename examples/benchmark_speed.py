@@ -1,12 +1,12 @@
-"""CPU time and memory of this library against published code, interleaved in one process on one thread.
+"""CPU time and memory of this library and of published code, which take turns in one process on one thread.
 
     python examples/benchmark_speed.py            ViT-B/16 shapes with random weights
     python examples/benchmark_speed.py --quick    the demo's mini-CLIP
 
 Both sides have the same weights, data and losses. The reference pads every text to the tower's full length, uses eager
 attention, runs the teacher's image pass in every step through PEFT's `disable_adapter`, and encodes all classes again
-for every batch of an evaluation; under autocast it is our own step without the weights cast beforehand. Seconds are
-process CPU time, medians of rounds in which both sides take turns.
+for every batch of an evaluation. Under autocast, the reference is our own step without weights cast in advance.
+Seconds are CPU time of the process, as medians of rounds in which both sides take turns.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ from peft_ncgeo.training.features.half_weights import HalfWeights
 
 RECIPES = Path(__file__).parent / "recipes"
 PROMPT_OT, COOP, CLIP_LORA = (Recipe.read(RECIPES / f"{name}.yaml") for name in ("prompt_ot", "coop", "clip_lora"))
-# Tokens of names with the full stop. With [BOS], 4 slots and [EOT] a text has 9, 12 at most, as ImageNet's have.
+# Tokens of each name with the full stop. With [BOS], 4 slots and [EOT], a text has 9 on average and 12 at most, as the
+# names of ImageNet have.
 NAME_LENGTHS = (3, 2, 4, 1, 5, 2, 3, 4, 2, 6, 3, 1, 4, 2, 3, 5, 1, 4, 2, 3)
 CHUNK = 100  # classes whose activations the reference keeps at a time
 ATEN = torch.ops.aten
@@ -60,7 +61,7 @@ CPUINFO, FLAGS = Path("/proc/cpuinfo"), ("avx2", "avx512f", "avx512_bf16", "amx_
 
 @dataclass
 class Part:
-    """Part of a work and how often it runs. Every run is timed, and the first one also counts operations."""
+    """Part of a task, and the number of times it runs. Each run is timed; the first one also counts operations."""
 
     run: Callable[[], Any]
     times: int = 1
@@ -81,13 +82,13 @@ class Part:
 
 @dataclass
 class Work:
-    """Work done in two ways; the last part of each way returns a loss."""
+    """Task done in two ways; the last part of each way returns a loss."""
 
     name: str
     reference: list[Part]
     ours: list[Part]
     dtype: torch.dtype = torch.float32  # dtype of our side
-    long: bool = False  # a third of the rounds suffices
+    long: bool = False  # True: only a third of the rounds is run
 
 
 def encode_texts(model: PeftModel, ids: Tensor) -> Tensor:
@@ -193,8 +194,8 @@ def prompt_ot_loss(base: CLIPModel, labels: Tensor) -> Callable[..., Tensor]:
 def autocast(base: CLIPModel, classes: int) -> Work:
     """Return the work of a Prompt-OT step, batch 4, on new views under autocast to bf16, twice on the same model.
 
-    Here the reference is plain autocast, which casts the frozen weights in each of the three passes; our side has cast
-    them before.
+    Here the reference is plain autocast, which casts the frozen weights in each of the three passes; our side has
+    already cast them.
     """
     model = tuned(base, PROMPT_OT)[1]
     short = class_texts(base, PROMPT_OT, classes)[1]
@@ -267,7 +268,7 @@ def lora(base: CLIPModel, classes: int, batch_size: int) -> Work:
 
 
 def evaluation(base: CLIPModel, classes: int, batches: int, batch_size: int) -> Work:
-    """Return the work of an evaluation; our side encodes the classes once. One batch is timed for all equal ones."""
+    """Return the work of an evaluation; our side encodes the classes once. One batch is timed for all."""
     reference, ours = (model.eval() for model in tuned(base, PROMPT_OT))
     padded, short = class_texts(base, PROMPT_OT, classes)
     pixels, labels = images(base, batch_size, classes)
@@ -286,7 +287,7 @@ def evaluation(base: CLIPModel, classes: int, batches: int, batch_size: int) -> 
 
 
 def measure(work: Work, rounds: int, matrix_size: int) -> dict:
-    """Return a row of the table. Our side, which is short, runs once more before timing."""
+    """Return a row of the table. Our side runs one untimed round more, since it is short."""
     matrix = torch.randn(matrix_size, matrix_size).to(work.dtype)
     product = Part(lambda: matrix @ matrix)
     quick = [product, *work.ours]
@@ -313,7 +314,7 @@ def measure(work: Work, rounds: int, matrix_size: int) -> dict:
 
 
 def memory(base: CLIPModel) -> list[dict]:
-    """Return peaks of memory, which only grow: measured before all rows, and for our side before the reference."""
+    """Return peaks of memory. A peak never falls, so they are measured before all rows, and first for our side."""
     work, peaks = prompt_ot(base, CHUNK), [peak_mib()]
     for part in (*work.ours, *work.reference):
         part.run()
@@ -335,7 +336,7 @@ def peak_mib() -> float:
 
 
 def kept_mib(model: PeftModel, ids: Tensor) -> float:
-    """Return the size of storages that autograd keeps for the text tower, each once, without the weights."""
+    """Return the size of the storages, except weights, that autograd keeps for the text tower; each counts once."""
     weights = {tensor.untyped_storage().data_ptr() for tensor in unwrap(model).state_dict().values()}
     kept: list[Tensor] = []
     with saved_tensors_hooks(kept.append, lambda nothing: nothing):
@@ -374,7 +375,9 @@ def cell(column: str, value: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the demo's mini-CLIP instead of ViT-B/16 shapes")
-    parser.add_argument("--rounds", type=int, default=3, help="a third of them for the longest ViT-B/16 rows")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="number of rounds; the longest rows of ViT-B/16 have a third of it"
+    )
     parser.add_argument("--rows", nargs="+", choices=["memory", *ROWS], default=["memory", *ROWS])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/benchmark_speed"))
     args = parser.parse_args()

@@ -1,10 +1,11 @@
-"""Class texts in pieces and over processes: memory, time and operations on ViT-B/16's text tower, random weights.
+"""Class texts in pieces and shared by processes: memory, time and operations, on the text tower of ViT-B/16.
 
     python examples/benchmark_texts.py                  # 1,000 and 4,000 classes, a few minutes on one thread
-    python examples/benchmark_texts.py --classes 21841  # memory of so many alone
+    python examples/benchmark_texts.py --classes 21841  # only the memory, for this number of classes
 
-Each measurement of memory runs in a process of its own, forward and backward, with `MALLOC_MMAP_THRESHOLD_=65536`, so
-that the C library gives freed pieces back; times are medians of passes that take turns, without it.
+Weights are random. Each measurement of memory runs a forward and a backward pass in its own process, with
+`MALLOC_MMAP_THRESHOLD_=65536`, so that the C library returns freed memory. Times are measured without this variable;
+they are medians of passes that take turns.
 """
 
 from __future__ import annotations
@@ -75,20 +76,20 @@ def in_a_process(classes: int, batch_size: int | None) -> dict[str, float]:
 
 
 def times(classes: int, repeats: int) -> float:
-    """Return the CPU time of pieces, as chosen, relative to one piece: medians of passes that take turns."""
+    """Return the CPU time in pieces of the default size, divided by that in one piece, as medians over turns."""
     model, ids = tuned(), texts(classes)
     seconds: dict[int | None, list[float]] = {classes: [], None: []}
     for round_ in range(repeats + 1):
         for batch_size in seconds:
             start = time.process_time()
             step(model, ids, batch_size)
-            if round_:  # the first round lays the texts out
+            if round_:  # the first round, which prepares the texts, is not counted
                 seconds[batch_size].append(time.process_time() - start)
     return statistics.median(seconds[None]) / statistics.median(seconds[classes])
 
 
 def operations(classes: int, processes: int) -> float:
-    """Return the operations of the busiest process, forward and backward, times the processes, relative to one's."""
+    """Return the operations of the busiest of several processes, divided by an even share of all."""
     model, ids = tuned(), texts(classes)
     lengths = ((ids == EOT).int().argmax(1) + 1).tolist()
 
@@ -102,8 +103,8 @@ def operations(classes: int, processes: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--classes", type=int, nargs="+", help="memory of these numbers of classes alone")
-    parser.add_argument("--repeats", type=int, default=5, help="passes of each kind that are timed")
+    parser.add_argument("--classes", type=int, nargs="+", help="measure only memory, for these numbers of classes")
+    parser.add_argument("--repeats", type=int, default=5, help="number of timed passes of each kind")
     parser.add_argument("--inside", type=int, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""Transfer to other data sets without further training; or long tails of one set, tested on all its classes.
+"""Transfer to other data sets without further training; also long tails and few shots of all classes of one set.
 
     python examples/benchmark_transfer.py cross_dataset --source examples/datasets/imagenet.yaml \
         --targets examples/datasets/{caltech101,oxford_pets,dtd}.yaml \
@@ -9,8 +9,8 @@
     python examples/benchmark_transfer.py all_classes --source examples/datasets/oxford_pets.yaml ...
         few shots of every class, tested on all names, without a target
 
-Without --source each protocol runs on the built-in demo: from thirty emoji to other emoji and Fashion-MNIST, from one
-vendor's drawings to another's, and tails of the thirty.
+Without --source each protocol runs on the built-in demo: from 30 emoji to other emoji and Fashion-MNIST, from the
+drawings of one vendor to those of another, or on the 30 emoji with few images or long tails.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Comparison of transport across instances with the point-wise cost: a table at equal drift on the demo.
+"""Comparison of transport across instances with the point-wise cost, at equal drift, on the demo.
 
     python examples/compare_transport.py
 
-Every variant of `OTPreservation` (modality x solver) is trained with a budget, then with a fixed weight: the mean
-multiplier at the end of training with a budget, so that both drift alike. "pointwise" is the plan fixed to the
-identity. Each cell (variant, seed) is a small JSON file; a run that was stopped continues with the missing cells.
+Every variant of `OTPreservation` (modality x solver) is trained with a budget, and then with a fixed weight: the mean
+multiplier of the later half of training with the budget, so that both have similar drift. In "pointwise" the transport
+plan is the identity. Each cell (variant, seed) is a small JSON file; a run that was stopped continues
+with the missing cells.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from peft_ncgeo.losses import GeometryBatch, OTPreservation, Regularizer
 from peft_ncgeo.training import Recipe
 
 RECIPE = Path(__file__).parent / "recipes" / "demo" / "ot_budget.yaml"
-JOINT_BUDGET = 0.05  # a single modality has one mean instead of two, so it gets half
+JOINT_BUDGET = 0.05  # half of it for a single modality, whose cost is one mean instead of two
 COLUMNS = {
     "base": "base",
     "new": "new",

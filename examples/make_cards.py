@@ -1,10 +1,11 @@
 """Model cards, one for each method, of adapters trained on the built-in images: `hub_cards/<method>/`.
 
     python examples/make_cards.py
-        renders every card from its record; trains those without a record (about a quarter of an hour for all).
+        writes every card from its record, and first trains the methods that have no record (about a quarter of an hour
+        for all of them).
 
     python examples/make_cards.py --train npt copa
-        trains these again, from three seeds, and writes their records and figures again.
+        trains these methods again, from three seeds, and writes new records and figures.
 
 A record holds the content of a card as JSON; the figure is drawn after training.
 """
@@ -36,7 +37,7 @@ from peft_ncgeo.data import (
     step_imbalanced,
 )
 from peft_ncgeo.hub import create_card, draw_geometry
-from peft_ncgeo.plots import plot_alignment  # noqa: F401  fails here where matplotlib is missing, not after trainings
+from peft_ncgeo.plots import plot_alignment  # noqa: F401  without matplotlib, fails here, not after training
 from peft_ncgeo.training import Recipe, SlerpAlignment, TrainingRecord, record_few_shot
 
 ROOT = Path(__file__).parents[1]
@@ -111,7 +112,7 @@ def train(recipe: Recipe, model: Any, processor: Any, images: Any, test: Any, se
 
 
 def adapt_copa(seed: int) -> TrainingRecord:
-    """Adapt heads to five images of each handwritten digit on the demo's ResNet, which saw no digits."""
+    """Adapt heads to five images of each handwritten digit; the demo's ResNet was pre-trained without digits."""
     images = load_few_shot_domains()["mnist"].images
     rows = images.add_column("row", np.arange(len(images)))
     support = few_shot(rows, 5, seed)
@@ -172,7 +173,7 @@ def render(name: str, folder: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", nargs="*", choices=list(CARDS), default=[], help="train these again")
+    parser.add_argument("--train", nargs="*", choices=list(CARDS), default=[], help="methods to train again")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "hub_cards")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""A data set, a model and a loss of the user's own, or the defaults, for the examples on images."""
+"""Data set, model and loss that the user names, or defaults, for the examples on images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peft_ncgeo.data import class_counts, load_image_demo, load_images, split_va
 from peft_ncgeo.losses import CrossEntropy, LogitAdjustment
 from peft_ncgeo.training import Recipe
 
-LOSS_HELP = "ce, or balanced (logit adjustment). Default: the recipe's; where it names none, balanced on a tail."
+LOSS_HELP = "ce, or balanced (logit adjustment). Default: the recipe's loss, else balanced on a long tail."
 
 
 def load_parts(dataset_name: str | None, label_column: str) -> DatasetDict:
@@ -36,7 +36,7 @@ def load_model(name: str | None, class_names: list[str]) -> tuple[Any, Any]:
     if name is None:
         demo = load_image_demo()
         if len(class_names) != demo.model.config.num_labels:
-            raise SystemExit("The demo's ViT knows the demo's classes; name a model with --model_name_or_path.")
+            raise SystemExit("The demo's ViT knows only the demo's classes; name a model with --model_name_or_path.")
         return demo.model, demo.processor
     labels = dict(enumerate(class_names))
     model = AutoModelForImageClassification.from_pretrained(
@@ -46,7 +46,7 @@ def load_model(name: str | None, class_names: list[str]) -> tuple[Any, Any]:
 
 
 def choose_loss(name: str | None, recipe: Recipe, train: Dataset, label_column: str) -> nn.Module | None:
-    """Return the classification loss that is named, else the recipe's own, else a balanced one if classes have a tail.
+    """Return the named classification loss, else the recipe's own, else a balanced loss if the classes have a tail.
 
     Args:
         name: "ce", "balanced" or None.

@@ -1,11 +1,12 @@
-"""Search for the library's own recipe on the demo's development split, with a log of every run.
+"""Search for this package's own recipe on the demo's development split, with a log of every run.
 
     python examples/search_demo.py
     python examples/search_demo.py --candidates published
 
 A candidate changes the first recipe (deep prompts, transport budget 0.05, logit adjustment). Each is run once (seed 1)
-at tau = 1, tau = 0.06 and IF 50; their mean H decides. "published" gives two published recipes the same effort: sixty
-epochs, and a weight chosen by H. Cells are resumable; the log is `results/search_<candidates>.json`.
+at tau = 1, tau = 0.06 and IF 50; the best mean H is chosen. "published" searches two published recipes with the same
+effort: sixty epochs, and a weight chosen by H. A run that was stopped continues; the log is
+`results/search_<candidates>.json`.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ OURS: dict[str, dict[str, Any]] = {
 
 
 def published(loss: dict[str, Any], prompts: str, epochs: int, **change: Any) -> dict[str, Any]:
-    """Return a published recipe without logit adjustment, at the prompts' own learning rate."""
+    """Return a published recipe without logit adjustment, with the prompts' own learning rate."""
     args = {**START["args"], "learning_rate": 1e-2, "num_train_epochs": epochs, **change.pop("args", {})}
     return {
         "peft": {prompts: {}},

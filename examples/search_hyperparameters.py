@@ -3,7 +3,7 @@
     pip install ".[search]"
     python examples/search_hyperparameters.py --n_trials 20
 
-Each trial trains a new model with losses of its own on the demo's development split. The best trial is trained again
+Each trial trains a new model with new losses on the demo's development split. The best trial is trained again
 and evaluated on base and new classes.
 """
 

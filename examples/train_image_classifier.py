@@ -1,7 +1,8 @@
-"""An image classifier of any tower: CLIP's image tower with a cosine head that starts from class texts, under LoRA.
+"""An image classifier from any image tower, tuned with LoRA; by default CLIP's, with a head that starts from texts.
 
     accelerate launch examples/train_image_classifier.py
-        the built-in demo's mini-CLIP on 30 concepts, 16 images each: accuracy before (zero-shot) and after; a minute.
+        the built-in demo's mini-CLIP on 30 concepts, 16 images each: accuracy before (zero-shot) and after tuning. It
+        takes a minute.
 
     accelerate launch examples/train_image_classifier.py --init random --head linear
         the same tower with a new linear head.
@@ -13,11 +14,11 @@
     accelerate launch examples/train_image_classifier.py --output_dir outputs/lift \
         --model_name_or_path openai/clip-vit-base-patch16 --dataset_name path/to/image_folder \
         --recipe examples/recipes/images/lift_imagenet_lt.yaml
-        LIFT: bottleneck adapters, logit adjustment, and five crops of each test image; a recipe for each data set.
-        `--imbalance_factor 100` draws a tail of balanced images, as for CIFAR-100-LT.
+        LIFT: bottleneck adapters, logit adjustment, and five crops of each test image; there is a recipe for each data
+        set. `--imbalance_factor 100` draws a long tail from balanced images, as for CIFAR-100-LT.
 
-The folder `base` beside the adapter holds the classifier as it was before training: `load_adapter` and `PeftModel` put
-the adapter on it. Transformers' training arguments are accepted too.
+The folder `base` beside the adapter holds the classifier before training; `load_adapter` and `PeftModel` put the
+adapter on it. Transformers' training arguments are accepted too.
 """
 
 from __future__ import annotations
@@ -47,11 +48,16 @@ class ScriptArguments:
     model_name_or_path: str | None = field(default=None, metadata={"help": "Any image model. Default: the demo's."})
     dataset_name: str | None = field(default=None, metadata={"help": "Hub data set or image folder with a test part."})
     head: str = field(default="cosine", metadata={"help": "linear or cosine."})
-    init: str = field(default="texts", metadata={"help": "random, texts (of a dual encoder) or means."})
+    init: str = field(
+        default="texts",
+        metadata={"help": "Start of the head: random, texts (of a dual encoder) or class means (means)."},
+    )
     projected: bool = field(default=True, metadata={"help": "Take a CLIP's feature after its projection."})
-    adapter: str = field(default="lora", metadata={"help": "lora or prompts; a recipe names its own."})
+    adapter: str = field(default="lora", metadata={"help": "lora or prompts; a recipe's adapter is used instead."})
     recipe: str | None = field(default=None, metadata={"help": "YAML file with adapter, losses and arguments."})
-    imbalance_factor: float = field(default=0.0, metadata={"help": "Largest class over smallest; 0: all images."})
+    imbalance_factor: float = field(
+        default=0.0, metadata={"help": "Size of the largest class over the smallest; 0: all images."}
+    )
     loss: str | None = field(default=None, metadata={"help": LOSS_HELP})
     batch_size: int = field(default=60, metadata={"help": "Training images a step, over all processes."})
 
@@ -84,7 +90,9 @@ def main() -> None:
     (script, args), recipe = parse_with_recipe(parser)
     recipe = recipe or Recipe(script.adapter, ADAPTERS.get(script.adapter))
     if recipe.config is None:
-        raise SystemExit(f"--adapter {recipe.name} must be one of {', '.join(ADAPTERS)}; or a recipe names a config.")
+        raise SystemExit(
+            f"--adapter {recipe.name} must be one of {', '.join(ADAPTERS)}; or pass --recipe with a peft config."
+        )
     args.share_batch(script.batch_size)
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's tower has 4 layers

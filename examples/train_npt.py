@@ -1,13 +1,13 @@
-"""NPT on a long tail: prompts whose texts and images share one simplex ETF, and the change of the features.
+"""NPT on a long tail: prompts that move texts and images to one simplex ETF, and how this changes the features.
 
     accelerate launch examples/train_npt.py
-        the built-in demo at tau = 0.06 (16 images of the largest class, 1 of the smallest), about a minute.
+        the built-in demo at tau = 0.06 (16 images of the largest class, 1 of the smallest). It takes about a minute.
 
     accelerate launch examples/train_npt.py --output_dir outputs/own \
         --model_name_or_path openai/clip-vit-base-patch16 --dataset_name path/to/image_folder \
         --recipe examples/recipes/npt_v2.yaml
-        your own model and images, with the paper's recipe. `--all_classes` trains and tests on all names, not on
-        half of them; a folder of two or three classes needs it.
+        your own model and images, with the paper's recipe. `--all_classes` trains and tests on all classes, not
+        on half of them; a folder of two or three classes needs it.
 
 `--recipe` accepts any other method of examples/recipes; Transformers' training arguments are accepted too.
 """
@@ -38,19 +38,19 @@ class ScriptArguments:
     recipe: str = field(default=str(RECIPE), metadata={"help": "YAML file with prompts, losses and arguments."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "CLIP, SigLIP, ... Default: the demo's."})
     dataset_name: str | None = field(default=None, metadata={"help": "Hub data set or image folder."})
-    tau: float = field(default=0.06, metadata={"help": "The smallest class's share of the largest; 1: balanced."})
+    tau: float = field(default=0.06, metadata={"help": "Size of the smallest class over the largest; 1: balanced."})
     shots: int = field(default=16, metadata={"help": "Training images of the largest class."})
     loss: str | None = field(default=None, metadata={"help": LOSS_HELP})
-    all_classes: bool = field(default=False, metadata={"help": "Train and test on all names, not on half of them."})
+    all_classes: bool = field(default=False, metadata={"help": "Train and test on all classes, not on half of them."})
     batch_size: int = field(default=60, metadata={"help": "Training images a step, over all processes."})
 
 
 def load_sets(script: ScriptArguments, seed: int, label_column: str) -> tuple[Dataset, dict[str, Dataset]]:
-    """Load the tail of the base classes, or of all, and the test images of base and new ones, or of all."""
+    """Load a long tail of the base classes, and test images of base and new classes; or both of all classes."""
     if script.dataset_name is None:
         splits = load_demo(shots=script.shots, seed=seed).splits
         train, test = splits["train"], {"base": splits["base"], "new": splits["new"]}
-        if script.all_classes:  # those that have training images
+        if script.all_classes:  # the demo has training images only of these
             test = {"all": splits["base"]}
     else:
         read = partial(load_images, label_column=label_column) if Path(script.dataset_name).is_dir() else load_dataset
@@ -70,7 +70,7 @@ def main() -> None:
     )
     (script, args), recipe = parse_with_recipe(parser, default=RECIPE)
     if recipe.config is None:
-        raise SystemExit(f"Recipe {script.recipe} names no peft config.")
+        raise SystemExit(f"Recipe {script.recipe} names no peft config; choose a recipe with the key peft.")
     args.share_batch(script.batch_size)
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers

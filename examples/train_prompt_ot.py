@@ -1,4 +1,4 @@
-"""Prompt-OT from base to new classes, compared with zero-shot CLIP, CoOp and deep prompts without transport.
+"""Prompt-OT from base to new classes, beside zero-shot CLIP, CoOp, deep prompts without transport, and ours.
 
     accelerate launch examples/train_prompt_ot.py
         trains on the built-in demo (minutes on two CPU cores), prints a table and saves every adapter.
@@ -6,10 +6,10 @@
     accelerate launch examples/train_prompt_ot.py \
         --model_name_or_path openai/clip-vit-base-patch16 --dataset_name path/to/image_folder
         does the same on your own model and data (a Hub data set or an image folder), with the paper's recipe.
-        `--all_classes` trains and tests on all names; a folder of two or three classes needs it.
+        `--all_classes` trains and tests on all classes; a folder of two or three classes needs it.
 
     accelerate launch examples/train_prompt_ot.py --recipe examples/recipes/demo/ot_budget.yaml
-        trains a recipe; further arguments override it.
+        trains a recipe; other arguments of the command line override it.
 
 Transformers' training arguments are accepted too; `--help` lists them.
 """
@@ -25,7 +25,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -46,12 +46,15 @@ from transformers import (
 )
 
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, ZeroShotClassifier
+from peft_ncgeo.classifiers.heads import FeatureHead
 from peft_ncgeo.data import base_new_split, few_shot, load_demo, load_images
 from peft_ncgeo.files import file_name, write_whole
 from peft_ncgeo.losses import CrossEntropy, OTPreservation, Regularizer
+from peft_ncgeo.metrics.accuracy import accuracy, balanced_accuracy, harmonic_mean
+from peft_ncgeo.protocols.fitted_heads import FittedHead
 from peft_ncgeo.training import Recipe, parse_with_recipe, train_stages
 
-# Chosen on the demo's development split; the mini-CLIP and its AdamW are far from the paper's setting.
+# Chosen on the demo's development split, since the mini-CLIP with AdamW differs much from the paper's setting.
 DEMO = {
     "num_train_epochs": 15,
     "batch_size": 60,
@@ -76,26 +79,32 @@ PAPER = {
 
 @dataclass
 class ScriptArguments:
-    recipe: str | None = field(default=None, metadata={"help": "YAML file, trained instead of the methods."})
+    recipe: str | None = field(default=None, metadata={"help": "YAML file to train instead of --methods."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "CLIP, SigLIP, ... Default: the demo's."})
     dataset_name: str | None = field(default=None, metadata={"help": "Hub data set or image folder."})
-    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, if it has several."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the data set, if it has several."}
+    )
     train_split: str = field(default="train", metadata={"help": "Split to draw the shots from."})
     test_split: str = field(default="test", metadata={"help": "Split to evaluate."})
     kept_dataset_name: str | None = field(
-        default=None, metadata={"help": "Another data set, to measure knowledge kept."}
+        default=None, metadata={"help": "Another data set, to measure how much knowledge is kept."}
     )
     demo_split: str = field(default="report", metadata={"help": "'development' to choose hyper-parameters."})
     batch_size: int = field(default=60, metadata={"help": "Training images a step, over all processes."})
-    shots: int = field(default=16, metadata={"help": "Training images per class that is trained on."})
-    all_classes: bool = field(default=False, metadata={"help": "Train and test on all names, not on half of them."})
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3], metadata={"help": "One run of each method a seed."})
-    methods: list[str] = field(
-        default_factory=lambda: ["zero-shot", "coop", "deep", "ot-weight", "ot-budget"],
-        metadata={"help": "Methods: rows of the table."},
+    shots: int = field(default=16, metadata={"help": "Training images of each trained class."})
+    all_classes: bool = field(default=False, metadata={"help": "Train and test on all classes, not on half of them."})
+    seeds: list[int] = field(
+        default_factory=lambda: [1, 2, 3], metadata={"help": "Seeds; each method runs once with each."}
     )
-    ot_weight: float = field(default=10.0, metadata={"help": "Weight of the transport term; the paper's is 10."})
-    ot_budget: float = field(default=0.05, metadata={"help": "Limit of the features' drift (0 to 4), used instead."})
+    methods: list[str] | None = field(
+        default=None,
+        metadata={"help": "Rows of the table: zero-shot, coop, deep, ot-weight, ot-budget; lora-budget on the demo."},
+    )
+    ot_weight: float = field(
+        default=10.0, metadata={"help": "Weight of the transport term, for ot-weight; the paper's is 10."}
+    )
+    ot_budget: float = field(default=0.05, metadata={"help": "Limit of the features' drift (0 to 4), for ot-budget."})
 
 
 @dataclass
@@ -105,7 +114,21 @@ class Method:
     losses: Callable[[], list[Regularizer]] = list
     classification_loss: Callable[[], nn.Module | None] = CrossEntropy
     callbacks: Callable[[], list[TrainerCallback]] = list
+    head: Callable[[], FeatureHead] | None = None
     stages: Recipe | None = None
+
+    @classmethod
+    def from_recipe(cls, title: str, recipe: Recipe) -> Method:
+        first, stages = (recipe.stages[0], replace(recipe, head=None)) if recipe.stages else (recipe, None)
+        parts = (first.config, recipe.losses, recipe.classification_loss, recipe.callbacks)
+        return cls(title, *parts, recipe.head, stages)
+
+    def epochs(self, default: float) -> float:
+        """Return the epochs of one run, over all stages; `default` for a method without arguments of its own."""
+        if self.stages is None:
+            return default if self.config is not None else 0
+        settings = [{**self.stages.args, **stage.args} for stage in self.stages.stages]
+        return sum(own.get("num_train_epochs", default) for own in settings)
 
 
 @dataclass
@@ -138,6 +161,7 @@ def methods(script: ScriptArguments) -> dict[str, Method]:
         "ot-budget": Method(
             f"deep prompts + OT, budget {script.ot_budget:g}", deep, lambda: [OTPreservation(budget=script.ot_budget)]
         ),
+        "lora-budget": Method.from_recipe("LoRA on a budget, Tip-Adapter-F", Recipe.read("demo/lora_budget")),
     }
 
 
@@ -152,7 +176,7 @@ def load_task(script: ScriptArguments, label_column: str, seed: int) -> Task:
     if script.dataset_name is None:
         demo = load_demo(script.demo_split, shots=script.shots, seed=seed)
         eval_sets = {"base": demo.splits["base"], "new": demo.splits["new"], "kept": demo.splits["fashion_mnist"]}
-        if script.all_classes:  # those that have training images
+        if script.all_classes:  # the demo has training images only of these
             eval_sets = {"all": demo.splits["base"], "kept": demo.splits["fashion_mnist"]}
         model, processor, train = demo.model, demo.processor, demo.splits["train"]
     else:
@@ -181,7 +205,7 @@ def run(method: Method, task: Task, args: GeometryTrainingArguments, seed: int, 
     set_seed(seed)
     args.seed, args.data_seed = seed, seed
     if method.stages is not None:
-        return run_stages(method.stages, task, args, seed)
+        return run_stages(method, task, args, seed, bar)
     model = task.model if method.config is None else get_peft_model(task.model, method.config())
     trainer = GeometryTrainer(
         model=model,
@@ -198,26 +222,47 @@ def run(method: Method, task: Task, args: GeometryTrainingArguments, seed: int, 
     if method.config is not None:
         seconds = trainer.train().metrics["train_runtime"]
         trainer.save_model()
-    return {**evaluate(trainer, task), "seconds": seconds}
+    return finish(method, trainer, task, seconds)
 
 
-def run_stages(recipe: Recipe, task: Task, args: GeometryTrainingArguments, seed: int) -> dict[str, float]:
-    """The same for a recipe of several stages, whose arguments are its own."""
+def run_stages(
+    method: Method, task: Task, args: GeometryTrainingArguments, seed: int, bar: EpochBar
+) -> dict[str, float]:
+    """Train a recipe of several stages with its own arguments, save its adapter, and evaluate it."""
     start = time.monotonic()
     own = {name: getattr(args, name) for name in ("save_strategy", "per_device_eval_batch_size", "disable_tqdm")}
     own |= {"seed": seed, "data_seed": seed}
     trainer = train_stages(
-        recipe, task.model, task.train, task.processor, args.output_dir, own, eval_dataset=task.eval_sets
+        method.stages, task.model, task.train, task.processor, args.output_dir, own, task.eval_sets, [bar]
     )
-    seconds = time.monotonic() - start
-    return {**evaluate(trainer, task), "seconds": seconds}
+    return finish(method, trainer, task, time.monotonic() - start)
 
 
-def evaluate(trainer: GeometryTrainer, task: Task) -> dict[str, float]:
-    metrics = trainer.evaluate()
-    names = {f"eval_{name}_accuracy": name for name in task.eval_sets}
-    names |= {"eval_all_balanced_accuracy": "balanced", "eval_harmonic_mean": "H"}
-    return {name: 100 * metrics[key] for key, name in names.items() if key in metrics}
+def finish(method: Method, trainer: GeometryTrainer, task: Task, seconds: float) -> dict[str, float]:
+    """Fit and save the head of a method that has one, and evaluate."""
+    start, head = time.monotonic(), None
+    if method.head is not None:
+        head = FittedHead(method.head(), trainer)
+        if trainer.args.should_save:
+            head.classifier.save_pretrained(Path(str(trainer.args.output_dir)) / "head")
+        seconds += time.monotonic() - start
+    return {**evaluate(trainer, task, head), "seconds": seconds}
+
+
+def evaluate(trainer: GeometryTrainer, task: Task, head: FittedHead | None) -> dict[str, float]:
+    found = {}
+    for name, images in task.eval_sets.items():
+        output = trainer.predict(images)
+        predicted = output.predictions.argmax(-1)
+        if head is not None:
+            predicted = head.predict(images, predicted)
+        if predicted is not None:
+            found[name] = 100 * accuracy(predicted, output.label_ids)
+            if name == "all":
+                found["balanced"] = 100 * balanced_accuracy(predicted, output.label_ids)
+    if {"base", "new"} <= found.keys():
+        found["H"] = harmonic_mean(found["base"], found["new"])
+    return found
 
 
 def table(results: dict[str, list[dict[str, float]]]) -> str:
@@ -237,7 +282,7 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
 
 
 def show_examples(folder: Path, images: Dataset, args: GeometryTrainingArguments) -> None:
-    """Print what a saved adapter says of ten test images, and how often it is right on all of them."""
+    """Print what a saved adapter predicts for ten test images, and how often it is right on all test images."""
     names = images.features[args.label_column].names
     k = min(3, math.ceil(len(names) / 4))  # one of three names would be right by chance
     found = ZeroShotClassifier.from_pretrained(folder).top_k(images[args.image_column][:], names, k=k)
@@ -245,8 +290,8 @@ def show_examples(folder: Path, images: Dataset, args: GeometryTrainingArguments
     hits = [[i for i, row in enumerate(found) if (truth[i] in dict(row)) == hit] for hit in (True, False)]
     shares = [sum(true == row[0][0] for true, row in zip(truth, found, strict=True)), len(hits[0])]
     first, among = (100 * count / len(images) for count in shares)
-    print(f"\nLoaded again from {folder}; images, and the {k} of {len(names)} names that it finds most probable.")
-    print("Ten are drawn, with as many right ones as among all test images:")
+    print(f"\nAdapter loaded from {folder}: test images, and the {k} most probable of {len(names)} names.")
+    print("Ten random images, with the same share of right ones as among all test images:")
     counts, rng = (round(among / 10), 10 - round(among / 10)), random.Random(0)
     for rows, count, word in zip(hits, counts, ("right", "wrong"), strict=True):
         for i in rng.sample(rows, min(count, len(rows))):
@@ -267,11 +312,12 @@ def main() -> None:
         per_device_eval_batch_size=256,
         disable_tqdm=True,
     )
-    (script, args), recipe = parse_with_recipe(parser)
+    (script, args), recipe = parse_with_recipe(parser, takes_head=True)
     for argument in ("--per_device_train_batch_size", "--resume_from_checkpoint"):
         if any(given.split("=")[0] == argument for given in sys.argv):
             raise SystemExit(
-                f"{argument} is not supported: use --batch_size, which counts all processes; runs are not resumed."
+                f"{argument} is not supported: runs are not resumed, and --batch_size, which counts all processes, "
+                "sets the batch."
             )
     args.share_batch(script.batch_size)
     transformers.logging.set_verbosity_error()
@@ -279,25 +325,25 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
     rows = methods(script)
     if recipe is not None:
-        first = recipe.stages[0] if recipe.stages else recipe
-        if first.config is None:
-            raise SystemExit(f"Recipe {script.recipe} names no peft config.")
-        rows[recipe.name] = Method(
-            recipe.name,
-            first.config,
-            recipe.losses,
-            recipe.classification_loss,
-            recipe.callbacks,
-            recipe if recipe.stages else None,
-        )
+        rows[recipe.name] = Method.from_recipe(recipe.name, recipe)
+        if rows[recipe.name].config is None:
+            raise SystemExit(f"Recipe {script.recipe} names no peft config; choose a recipe with the key peft.")
         script.methods = ["zero-shot", recipe.name]
+    if script.methods is None:  # the last row's settings are for the demo's model
+        script.methods = [
+            "zero-shot",
+            "coop",
+            "deep",
+            *(["ot-weight", "ot-budget"] if own else ["ot-budget", "lora-budget"]),
+        ]
     unknown = set(script.methods) - rows.keys()
     if unknown:
         raise SystemExit(f"Unknown methods {sorted(unknown)}; choose among {', '.join(rows)}.")
 
     output = Path(args.output_dir)
     trained = [name for name in script.methods if rows[name].config is not None]
-    bar = EpochBar(int(len(trained) * len(script.seeds) * args.num_train_epochs), disable=not args.should_save)
+    epochs = sum(rows[name].epochs(args.num_train_epochs) for name in script.methods)
+    bar = EpochBar(int(len(script.seeds) * epochs), disable=not args.should_save)
     results: dict[str, list[dict[str, float]]] = {}
     for name in script.methods:
         for seed in script.seeds:

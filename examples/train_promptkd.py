@@ -1,18 +1,19 @@
 """Distillation from a tuned teacher on images without labels, as in PromptKD.
 
     accelerate launch examples/train_promptkd.py
-        the built-in demo's mini-CLIP, tuned by prompts on 16 labelled images of each base class, teaches its own image
-        tower with other prompts and a projector, on unlabelled images of base and new classes: a table.
+        the built-in demo: the teacher is the mini-CLIP, tuned by prompts on 16 labelled images of each base class. The
+        student is the untuned mini-CLIP's image tower with other prompts and a projector; it learns from unlabelled
+        images of base and new classes. The script prints a table.
 
     accelerate launch examples/train_promptkd.py --model_name_or_path openai/clip-vit-base-patch16 \
         --teacher_name_or_path path/to/adapter --dataset_name path/to/image_folder --output_dir outputs/own
-        your own student, teacher (an adapter's folder or repository, or a model) and images: those of the part
-        `train`, whose labels are not read.
+        your own student, teacher (an adapter's folder or repository, or a model) and images. The images are those of
+        the part `train`; their labels are not read.
 
-The rows of a student are transductive: it has seen images of the new classes, though not their labels, which the
-methods of other tables have not. The demo's new images are halved: one half to train on, the other to test on.
+The student's rows are transductive: the student has seen images of the new classes, without their labels; the methods
+of other tables have not. The demo's new images are divided: one half to train on, the other to test on.
 
-The folder `base` beside the adapter holds the student as it was before training, with the teacher's texts. `--recipe`
+The folder `base` beside the adapter holds the student before training, with the teacher's texts. `--recipe`
 accepts any file with a config that trains `projector`; Transformers' training arguments are accepted too.
 """
 
@@ -84,7 +85,7 @@ def train(args: GeometryTrainingArguments, model: Any, recipe: Recipe, **options
 
 
 def load_demo_task(script: ScriptArguments, args: GeometryTrainingArguments) -> Task:
-    """Tune the demo's teacher on labelled images of base classes, and take the labels from all others."""
+    """Tune the demo's teacher on labelled images of base classes; return it with unlabelled images."""
     demo, recipe = load_demo(seed=args.seed), Recipe.read(script.teacher_recipe)
     settings = dict(recipe.args)
     if script.teacher_epochs is not None:
@@ -127,7 +128,7 @@ def load_own_task(script: ScriptArguments, args: GeometryTrainingArguments) -> T
 
 
 def make_student(task: Task, recipe: Recipe, args: GeometryTrainingArguments) -> Any:
-    """Return the student, whose base with the teacher's texts lies in a folder beside the adapter."""
+    """Return the student; its base model, with the teacher's texts, is saved in a folder beside the adapter."""
     base = ImageClassifier.from_backbone(
         task.model, task.names, head="cosine", init="texts", teacher=task.teacher, processor=task.teacher_processor
     )
@@ -174,7 +175,9 @@ def main() -> None:
     )
     (script, args), recipe = parse_with_recipe(parser, default=RECIPES / "images" / "promptkd.yaml")
     if recipe.config is None or "projector" not in (recipe.config().modules_to_save or []):
-        raise SystemExit(f"Recipe {script.recipe} names no config with modules_to_save: [projector].")
+        raise SystemExit(
+            f"Recipe {script.recipe} names no config with modules_to_save: [projector]; choose one that does."
+        )
     args.share_batch(script.batch_size)
     transformers.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's tower has 4 layers

@@ -1,8 +1,9 @@
-"""Image classification by fixed prototypes: a ViT whose projected features gather around a geometry fixed beforehand.
+"""Image classification by fixed prototypes: a ViT learns features close to class vectors that are fixed in advance.
 
     accelerate launch examples/train_prototypes.py
-        the built-in photographs, five classes of 250 images and five of 25, the demo's ViT with vision prompts and
-        ETF prototypes: accuracy on large and small classes, and the distance of features from the geometry.
+        the built-in photographs, five classes of 250 images and five of 25, and the demo's ViT with vision prompts and
+        ETF prototypes: accuracy on large and small classes, and the distance of the features from the prototypes'
+        geometry.
 
     accelerate launch examples/train_prototypes.py --geometry minority_margin --ratio 100
         wider angles between the classes with few images.
@@ -54,7 +55,7 @@ def main() -> None:
     (script, args), recipe = parse_with_recipe(parser, default=RECIPE)
     config = recipe.config() if recipe.config else None
     if not isinstance(config, PrototypeConfig):
-        raise SystemExit(f"Recipe {script.recipe} names no PrototypeConfig.")
+        raise SystemExit(f"Recipe {script.recipe} names no PrototypeConfig; choose a recipe that does.")
     args.share_batch(script.batch_size)
     transformers.logging.set_verbosity_error()
 

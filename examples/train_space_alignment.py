@@ -1,11 +1,12 @@
 """Long-tailed image classification with space alignment: a ViT whose head is aligned with the class means.
 
     accelerate launch examples/train_space_alignment.py
-        the built-in photographs at imbalance factor 100 (250 images of the largest class, 2 of the smallest), the
-        demo's ViT with LoRA and a balanced loss, a minute: accuracy and alignment before and after, and a figure.
+        the built-in photographs at imbalance factor 100 (250 images of the largest class, 2 of the smallest), and the
+        demo's ViT with LoRA and a balanced loss: accuracy and alignment before and after, and a figure. It takes a
+        minute.
 
     accelerate launch examples/train_space_alignment.py --loss ce
-        the same with cross-entropy, for which alignment makes up in part.
+        the same with cross-entropy; here alignment makes up for a part of the missing balance.
 
     accelerate launch examples/train_space_alignment.py --align slerp
         the same with one of the paper's three methods during training: reg, slerp or proj.
@@ -55,13 +56,18 @@ ALIGNMENTS: dict[str, Callable[[], dict[str, list]]] = {
 @dataclass
 class ScriptArguments:
     recipe: str = field(default=str(RECIPE), metadata={"help": "YAML file with adapter, losses and arguments."})
-    align: str = field(default="none", metadata={"help": "During training: none, reg, slerp or proj."})
+    align: str = field(default="none", metadata={"help": "Alignment during training: none, reg, slerp or proj."})
     model_name_or_path: str | None = field(default=None, metadata={"help": "An image model. Default: the demo's ViT."})
     dataset_name: str | None = field(default=None, metadata={"help": "Hub data set or image folder with a test part."})
-    imbalance_factor: float = field(default=100.0, metadata={"help": "Largest class over smallest; 0: all images."})
+    imbalance_factor: float = field(
+        default=100.0, metadata={"help": "Size of the largest class over the smallest; 0: all images."}
+    )
     n_max: int | None = field(default=None, metadata={"help": "Images of the largest class. Default: all."})
     loss: str | None = field(default=None, metadata={"help": LOSS_HELP})
-    metric: str = field(default="balanced_accuracy", metadata={"help": "By which validation chooses, or accuracy."})
+    metric: str = field(
+        default="balanced_accuracy",
+        metadata={"help": "Validation metric that chooses the fraction: balanced_accuracy or accuracy."},
+    )
     batch_size: int = field(default=64, metadata={"help": "Training images a step, over all processes."})
 
 
@@ -75,7 +81,7 @@ def main() -> None:
     )
     (script, args), recipe = parse_with_recipe(parser, default=RECIPE)
     if recipe.config is None:
-        raise SystemExit(f"Recipe {script.recipe} names no peft config.")
+        raise SystemExit(f"Recipe {script.recipe} names no peft config; choose a recipe with the key peft.")
     if script.align not in ALIGNMENTS:
         raise SystemExit(f"--align {script.align} must be one of {', '.join(ALIGNMENTS)}.")
     if script.n_max and not script.imbalance_factor:

@@ -1,10 +1,11 @@
-"""Choice of learning rate and weights of the published methods on the demo's base validation images.
+"""Choose learning rates and weights of published methods by accuracy on the demo's base validation images.
 
     python examples/tune_demo.py
 
-Only the development split, with one setting for all tails: the mean validation accuracy over tau = 1, 0.25 and 0.06
-decides. First the learning rate of each kind of prompts, then, at that rate, one factor on all weights of a method's
-terms. The recipes in `recipes/demo` hold the choice, `results/tune_demo.json` every run. Cells are resumable.
+Only the development split is used, and one setting is chosen for all tails, by the mean validation accuracy over
+tau = 1, 0.25 and 0.06: first the learning rate of each kind of prompts; then, at that rate, one factor on all weights
+of a method's terms. The recipes in `recipes/demo` hold the chosen values, `results/tune_demo.json` holds every run. A
+run that was stopped continues.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from peft_ncgeo.training import Recipe
 
 FOLDER = Path(__file__).parent / "recipes" / "demo"
 RATES = (2e-3, 5e-3, 1e-2, 2e-2)
-LOWER = (5e-4, 1e-3, 2e-3, 5e-3)  # where weights of the towers train, not prompts
+LOWER = (5e-4, 1e-3, 2e-3, 5e-3)  # for methods that train weights of the towers, not prompts
 FACTORS = (0.1, 0.3, 1.0, 3.0)
-# a method with terms uses the prompts of this recipe, and so its learning rate
+# recipe of prompts -> methods that use its prompts and its learning rate, and add terms
 FAMILIES = {
     "coop": [],
     "vpt": [],

@@ -1,4 +1,4 @@
-"""Write the tables of the last runs into the pages of docs and README.md; keep their numbers in the repository.
+"""Write the tables of the last runs into README.md and the pages of docs, and their numbers into examples/results.
 
 python examples/train_prompt_ot.py && python examples/compare_transport.py
 python examples/benchmark_base_new.py && python examples/benchmark_space_alignment.py
@@ -92,7 +92,7 @@ def write_table(root: Path, mark: str, table: str) -> None:
 def lead(
     results: Results, ours: str, others: list[str], column: str = "H", settings: Sequence[str] | None = None
 ) -> str:
-    """Return the difference of our H from the best of the others that have one, in each setting."""
+    """Return, for each setting, the difference of our H from the best H of the others."""
     lines = []
     for setting in results.settings if settings is None else settings:
         found = {o: results.summary(setting, o, column) for o in others if results.values(setting, o, column)}
@@ -119,7 +119,7 @@ def keep_rows(folder: Path, path: Path, keys: tuple[str, ...]) -> tuple[list[dic
 
 
 def write_base_new(folder: Path, kept: Path, root: Path) -> None:
-    """Write the comparison of all methods: H, folded details, and the figure of NC2 against new accuracy."""
+    """Write the comparison of all methods: H, hidden details, and the figure of NC2 against new accuracy."""
     rows, note = keep_rows(folder, kept / "base_new_demo.json", (*KEPT, *GEOMETRY))
     rows = [row for row in rows if not row["setting"].endswith(" alone")]  # one artist's drawings: see docs/results
     columns = ["base", "new", "H", "many", "medium", "few", "kept"]
@@ -140,7 +140,7 @@ def write_base_new(folder: Path, kept: Path, root: Path) -> None:
     trained = [row for row in rows if row.get("seconds") is not None]
     lines = []
     for column, name in (("base_text_nc2", "base"), ("new_text_nc2", "new")):
-        for without in ("", "coop"):  # texts with CoOp's random context differ from all others
+        for without in ("", "coop"):  # CoOp starts from a random context, so its texts differ from all others
             chosen = Results([row for row in trained if row["method"] != without], results.columns)
             path = kept / f"{column}{without and '_without_' + without}.png"
             x_label = f"NC2 error of the {name} classes' text features"
@@ -154,7 +154,7 @@ def write_base_new(folder: Path, kept: Path, root: Path) -> None:
 
 
 def write_peft(folder: Path, kept: Path, root: Path) -> None:
-    """Write the methods of PEFT: on both artists' drawings, and trained on one artist and tested on each."""
+    """Write the tables of PEFT's methods: on both artists' drawings; and trained on one artist, tested on each."""
     rows, note = keep_rows(folder, kept / "base_new_peft_demo.json", (*KEPT, *GEOMETRY))
     both = [row for row in rows if not row["setting"].endswith(" alone")]
     alone = [row for row in rows if row["setting"].endswith(" alone")]

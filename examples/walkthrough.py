@@ -1,9 +1,9 @@
 # %% [markdown]
 # # From a folder of images to the Hub
 #
-# Tune CLIP on images of your own, see what that does to trained classes, to new ones and to the geometry of the
-# features, and share the result. Every cell runs as it stands, on drawings that the package carries and without a
-# network; the cells that push want a token (`hf auth login`). All at once: `python examples/walkthrough.py`.
+# Tune CLIP on your own images; see how this changes trained classes, new classes and the geometry of the features; and
+# share the result. You can run every cell as it is: the images are drawings in the package, and no network is needed.
+# Only pushing to the Hub needs a token (`hf auth login`). To run all cells: `python examples/walkthrough.py`.
 
 # %%
 from pathlib import Path
@@ -14,19 +14,19 @@ from peft_ncgeo.data import base_new_split, few_shot, load_demo
 folder = "outputs/walkthrough"
 images_folder = f"{folder}/images"  # yours, with train/<class>/*.png and test/<class>/*.png
 base_model = None  # yours, "openai/clip-vit-base-patch16" for instance. None: the demo's mini-CLIP
-base_repo, adapter_repo = "mini-clip", "emoji-prompts"  # yours: "user/name". A model of the Hub is not pushed
-shots, epochs = 8, 10  # images a class; with a CLIP of full size 16 and 40 are usual
+base_repo, adapter_repo = "mini-clip", "emoji-prompts"  # yours: "user/name". A base model from the Hub is not pushed
+shots, epochs = 8, 10  # images of each class, and epochs; 16 and 40 are usual for a full-size CLIP
 
 # %% [markdown]
 # ## The images
 #
-# The next cell makes a folder of the demo's drawings, 16 of each base class, where there is none. `datasets` reads it
-# in one line; the classes are called as their folders.
+# If there is no folder of images, the next cell makes one of the demo's drawings, with 16 of each base class.
+# `datasets` reads it in one line; the names of the classes are the names of their folders.
 
 # %%
 if not Path(images_folder).exists():
     drawings = load_demo(shots=16).splits
-    unfinished = Path(f"{images_folder}.part")  # the folder is there as a whole or not at all
+    unfinished = Path(f"{images_folder}.part")  # renamed when complete, so that the folder is never half full
     some, others = range(0, 1440, 6), [i for i in range(1440) if i % 6 == 1]  # of 48 views a class
     parts = {"train": [drawings["train"], drawings["new"].select(some)]}
     parts["test"] = [drawings["base"].select(some), drawings["new"].select(others)]
@@ -45,8 +45,8 @@ images = load_dataset("imagefolder", data_dir=images_folder)
 print(images)
 
 # %% [markdown]
-# The first half of the classes is "base": a few images of each are trained on. The other half is "new", and only named
-# when the tuned model is tested. With all classes in hand, train on `images["train"]` as it is.
+# The first half of the classes is "base": we train on a few images of each. The other half is "new": the tuned model
+# gets only their names, in the test. If you want to train all classes, use `images["train"]` itself.
 
 # %%
 train = few_shot(base_new_split(images["train"])["base"], shots=shots, seed=1)
@@ -57,7 +57,7 @@ print(f"{len(train)} images of {len(names['base'])} classes; new ones are {', '.
 # %% [markdown]
 # ## Prompts
 #
-# Four learned vectors in each layer of both towers, and nothing else, are trained.
+# Only prompts are trained: four vectors in each layer of both towers.
 
 # %%
 from peft import get_peft_model
@@ -75,9 +75,9 @@ model.print_trainable_parameters()
 # %% [markdown]
 # ## Training
 #
-# Cross-entropy, and a limit to how far the features may drift from the frozen model's (optimal transport with a
-# budget). `GeometryMonitor` measures neural collapse at every evaluation. Every term shows in the log, and where
-# `report_to` sends it: "tensorboard", "wandb" or "trackio".
+# The loss is cross-entropy, with a limit on the drift of the features from those of the frozen model (optimal
+# transport with a budget). `GeometryMonitor` measures neural collapse at every evaluation. Every term is in the log,
+# and goes to the tracker that `report_to` names: "tensorboard", "wandb" or "trackio".
 
 # %%
 from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments
@@ -109,8 +109,8 @@ trainer.train()
 # %% [markdown]
 # ## What it changed
 #
-# A record evaluates every set with the adapter off and on. Its numbers, and a figure of class means and texts, are
-# what the model card will tell.
+# A record evaluates every set without and with the adapter. The model card will show its numbers, and a figure of
+# class means and texts.
 
 # %%
 from peft_ncgeo.hub import draw_geometry
@@ -127,7 +127,7 @@ print("figure:", draw_geometry(record, folder))
 # %% [markdown]
 # ## Other names
 #
-# The classifier takes any names: those of training, new ones, or both together.
+# The classifier accepts any names: trained ones, new ones, or both together.
 
 # %%
 samples = test["new"].select(range(0, len(test["new"]), len(test["new"]) // 4))
@@ -139,7 +139,7 @@ for label, name in zip(samples["label"], classifier.predict(samples["image"][:],
 # ## Sharing
 #
 # The card, the processor and the adapter go to the Hub in one commit. Without a token they are written to a folder,
-# which loads in the same way.
+# which you can load in the same way.
 
 # %%
 from huggingface_hub import get_token, whoami
@@ -148,7 +148,7 @@ from peft_ncgeo.hub import push_adapter, save_adapter
 
 if get_token():
     user = whoami()["name"]
-    if base_model is None:  # others lack the mini-CLIP
+    if base_model is None:  # the mini-CLIP is not on the Hub yet
         base_model = f"{user}/{base_repo}"
         base = load_demo().model
         base.push_to_hub(base_model)
@@ -161,7 +161,8 @@ else:
 print("adapter in", source)
 
 # %% [markdown]
-# Anyone can now load it, and give it names of their own. A base model without an id is passed along.
+# Anyone can now load the adapter and use it with other names. A base model that has no id on the Hub is passed to
+# `from_pretrained`.
 
 # %%
 base = load_demo().model if base_model is None else None
@@ -172,8 +173,8 @@ print("the loaded adapter predicts the same:", same)
 # %% [markdown]
 # ## Without this package
 #
-# For fixed names the text tower is not needed any more: `export_classifier` writes the image tower, the prompts and
-# the texts' features as safetensors, with a file that runs them and needs `torch` and `transformers` only.
+# For fixed names the text tower is no longer needed: `export_classifier` writes the image tower, the prompts and the
+# features of the texts as safetensors, with a Python file that runs them and needs only `torch` and `transformers`.
 
 # %%
 import shutil
@@ -181,5 +182,5 @@ import shutil
 from peft_ncgeo.hub import export_classifier
 
 exported = f"{folder}/exported"
-shutil.rmtree(exported, ignore_errors=True)  # of an earlier run, which an export does not overwrite
+shutil.rmtree(exported, ignore_errors=True)  # from an earlier run; an export does not overwrite a folder
 print("exported to", export_classifier(trainer.model, names["new"], exported, processor))

@@ -2,8 +2,8 @@
 
 python examples/benchmark_image_tail.py && python examples/write_image_tail.py
 
-The run's numbers are kept in `results/image_tail_demo.json`; without a run the page is made of those. How the settings
-were chosen is read from the logs of search_recipes.py.
+The run's numbers are kept in `results/image_tail_demo.json`; if there is no run, the page is written from this file.
+The logs of search_recipes.py show how the settings were chosen.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def differences(results: Results, columns: Sequence[str], methods: Sequence[str]
 
 
 def page(results: Results, search: str) -> str:
-    """Return the page: accuracies, paired differences, the question of wider angles, choices and all columns."""
+    """Return the page: accuracies, paired differences, wider angles for rare classes, choices and all columns."""
     parts = [INTRODUCTION, "## All classes", results.pivot("all"), "## Few", results.pivot("few")]
     parts += [f"## Differences from {REFERENCE}", INTERVALS, *differences(results, ["all"])]
     if wider := differences(results, ["all", "few"], ANGLES):

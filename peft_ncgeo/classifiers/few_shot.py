@@ -19,7 +19,7 @@ from ..files import file_name
 from ..geometry.contrast import TEMPERATURE, check_temperature
 from ..geometry.heads import Heads
 from ..loading.adapter_folder import refuse_model_folder, writing_adapter
-from ..loading.load import HEAD, PROTOTYPES, fetch_adapter, fetch_files, load_adapter
+from ..loading.load import HEAD, HEAD_FOLDER, PROTOTYPES, fetch_adapter, fetch_files, load_adapter
 from ..models.adapters import evaluation_mode, unwrap
 from ..models.snapshots import unchanged_on_error
 from ..models.templates import spelled
@@ -191,8 +191,9 @@ class FewShotClassifier(ClosedSetClassifier):
     ) -> FewShotClassifier:
         """Load a saved classifier from a folder or a Hub repository, onto its base model.
 
-        A head on cached features is loaded as a [`HeadClassifier`]. If it was fitted on a tuned model, pass that
-        model as `base_model`.
+        A head on cached features is loaded as a [`HeadClassifier`]. If it was fitted on a tuned model, and stands in
+        the folder `head` of that model's adapter, as `peft-ncgeo train` writes it, name the adapter's folder: the
+        adapter is loaded too. Else pass the tuned model as `base_model`.
 
         Raises:
             OSError, ValueError: as [`~peft_ncgeo.hub.load_adapter`]; or the adapter is of another type or has no
@@ -203,6 +204,11 @@ class FewShotClassifier(ClosedSetClassifier):
             if (folder / CONFIG_NAME).is_file():
                 raise ValueError(f"{repo_id} holds both {HEAD} and {CONFIG_NAME}; take the head or the adapter out.")
             return HeadClassifier._load(folder, repo_id, base_model, processor, token)
+        if (folder / HEAD_FOLDER / HEAD).is_file():
+            with unchanged_on_error(base_model):
+                model = load_adapter(folder, base_model, token=token)
+                processor = processor or find_processor(model, folder, token=token)
+                return HeadClassifier._load(folder / HEAD_FOLDER, repo_id, model, processor, token)
         folder = fetch_adapter(repo_id, revision, token)
         with unchanged_on_error(base_model):
             model = load_adapter(folder, base_model, token=token)
@@ -308,15 +314,18 @@ class HeadClassifier(FewShotClassifier):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the head, class names, template and a card, which [`FewShotClassifier.from_pretrained`] reads.
 
-        Neither the model nor its adapter is written: save the adapter into a folder of its own, and pass the tuned
-        model when you load the head.
+        Neither the model nor its adapter is written. Save an adapter first, and the head into the folder `head` in it:
+        [`FewShotClassifier.from_pretrained`] of the adapter's folder loads both.
 
         Raises:
             ValueError: the folder holds a model or an adapter.
         """
         refuse_model_folder(folder)
         if (Path(folder) / CONFIG_NAME).exists():
-            raise ValueError(f"{folder} holds an adapter ({CONFIG_NAME}); write the head into a folder of its own.")
+            raise ValueError(
+                f"{folder} holds an adapter ({CONFIG_NAME}); write the head into a folder of its own, such as "
+                f"{Path(folder) / HEAD_FOLDER}."
+            )
         tuned = isinstance(self.model, PeftModel)
         file = HeadFile(self.head, self.state, self.classes, self.template, self._probe(), tuned)
         with writing_adapter(folder) as part:

@@ -44,7 +44,7 @@ VIEW_PARAMETERS = 20  # number of uniform numbers that determine one view
 TEST_VIEWS = 24  # per drawing; with 8 the sampling error is 2.3 points
 
 _drawing = Lock()
-# The first number of a view's seed, so that seeds of different purposes never agree.
+# The first number of a view's seed, so that seeds for different purposes are never equal.
 _TEST, _TRAIN, _VALIDATION = 0, 1, 2
 
 
@@ -63,10 +63,11 @@ def load_demo(split: str = "report", shots: int = 16, seed: int = 1, train_artis
     validation and test views come from disjoint random streams.
 
     Every concept was drawn once by each of two artists, the vendors `"twemoji"` and `"emojione"`. By default training
-    and test show both, so `base` tests other views of the very drawings that were trained on: it rewards a memory
-    of drawings. With a `train_artist`, training shows the drawings of that artist alone. Then `base` still tests
-    trained drawings (same artist), while `base_other_artist` shows the trained classes in drawings that were never
-    seen. Drawings of a new class are never trained on; those in `new_other_artist` also have an untrained style.
+    and test show both, so `base` tests other views of the same drawings that were trained on, and a model that
+    memorises drawings does well. With a `train_artist`, training shows only the drawings of that artist. Then `base`
+    still tests trained drawings (same artist), while `base_other_artist` shows the trained classes in drawings that
+    were never seen. Drawings of a new class are never trained on; those in `new_other_artist` also have an untrained
+    style.
 
     Args:
         split: `"report"`, or `"development"`: 60 other concepts, on which to choose hyper-parameters.
@@ -86,7 +87,7 @@ def load_demo(split: str = "report", shots: int = 16, seed: int = 1, train_artis
         | `validation`    | 30 * 48       | 32 x 32 | the same, other views, to choose hyper-parameters on |
         | `base`          | 30 * 48       | 32 x 32 | the same, other views: 24 of each artist's drawing |
         | `new`           | 30 * 48       | 32 x 32 | 30 concepts that are not in `train`               |
-        | `fashion_mnist` | 2,000         | 28 x 28 | 10; shows what tuning on emoji does to the rest   |
+        | `fashion_mnist` | 2,000         | 28 x 28 | 10; shows how tuning on emoji changes other tasks |
 
         With a `train_artist`, `validation`, `base` and `new` hold that artist's 30 * 24 images of these, and
         `base_other_artist` and `new_other_artist` the other artist's.
@@ -164,8 +165,8 @@ def load_fashion_mnist(part: str) -> tuple[np.ndarray, np.ndarray]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Run torch in one thread: on a busy machine, waiting for threads takes 20 times as long as the views."""
-    with _drawing:  # two at once would restore the wrong number
+    """Run torch in one thread: on a busy machine, waiting for threads can take 20 times as long as drawing."""
+    with _drawing:  # two calls at once would restore the wrong number
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -176,7 +177,9 @@ def _one_thread() -> Iterator[None]:
 
 @_one_thread()
 def draw_views(drawings: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-    """Draw one view of each drawing: background, rotation, scale, shift, flip and colours. Pure and batched.
+    """Draw one view of each drawing: background, rotation, scale, shift, flip and colours.
+
+    The result depends only on the arguments; all views are drawn in one batch.
 
     Args:
         drawings: `(n, height, width, 4)` RGBA bytes.
@@ -198,14 +201,14 @@ def draw_views(drawings: np.ndarray, parameters: np.ndarray) -> np.ndarray:
     colour = (colour - 0.5) * spread(1, 0.75, 1.25) + 0.5 + spread(2, -0.15, 0.15)
     colour = (colour * (0.88 + 0.24 * u[:, 3:6]).view(-1, 3, 1, 1)).clamp(0, 1)
 
-    # Position of each pixel of the view in the drawing. Twice the pixels, then averaged: no aliasing.
+    # Position of each pixel of the view in the drawing, at twice the size: the average below avoids aliasing.
     angle, scale = (u[:, 6] - 0.5) * math.radians(50), 0.65 + 0.45 * u[:, 7]
     flip = torch.where(u[:, 8] < 0.5, -1.0, 1.0)
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     shift_x, shift_y = (u[:, 9] - 0.5) * 0.3, (u[:, 10] - 0.5) * 0.3
     theta = torch.stack([torch.stack([flip * cos, -sin, shift_x], 1), torch.stack([flip * sin, cos, shift_y], 1)], 1)
     grid = torch.nn.functional.affine_grid(theta, [len(u), 4, 2 * VIEW_SIZE, 2 * VIEW_SIZE], align_corners=False)
-    premultiplied = torch.cat([colour * alpha, alpha], dim=1)  # else transparent pixels darken the edges
+    premultiplied = torch.cat([colour * alpha, alpha], dim=1)  # without this, transparent pixels darken the edges
     artwork = torch.nn.functional.grid_sample(premultiplied, grid, align_corners=False)
     artwork = torch.nn.functional.avg_pool2d(artwork, 2)
 

@@ -41,47 +41,50 @@ def adapt(
 
     With CoPA, the default, heads for images and for prototypes start as the identity and minimise
     [`~peft_ncgeo.geometry.prototype_image_contrast`] over the support set (for `CoPAConfig(shared=True)`, URL's
-    cross-entropy); every step uses the whole set. The images are embedded once. Only with residual adapters in the
-    backbone does every step run the backbone again.
+    cross-entropy); every step uses the whole set. The images are embedded once. If the backbone has residual adapters,
+    every step runs the backbone again.
 
-    Other heads, from `peft_ncgeo.few_shot`, are fitted on cached features of a dual encoder, beside the texts of the
-    class names: `TipAdapter`, `GaussianDiscriminant`, `LPPlusPlus`, `CLAP`; `NearestClassMean` and `LinearProbe` read
-    images alone. Their settings are fields of the head.
+    Other heads, from `peft_ncgeo.few_shot`, are fitted on cached features of a dual encoder. `TipAdapter`,
+    `GaussianDiscriminant`, `LPPlusPlus` and `CLAP` use images and the texts of the class names; `NearestClassMean` and
+    `LinearProbe` use images only. Their settings are fields of the head.
 
     Args:
         model: a vision backbone, which does not change; or a `PeftModel` with a [`~peft_ncgeo.CoPAConfig`], whose
-            active adapter is reset and then holds the result, ready to be saved. A LoRA below it, or a prompted model
-            without `CoPAConfig`, is a frozen backbone like any other. Heads other than CoPA need a dual encoder, such
-            as CLIP or SigLIP, plain or tuned, and never change it.
+            active adapter is reset and then holds the result, ready to be saved. Other adapters, such as a LoRA below
+            it or prompts without a `CoPAConfig`, stay frozen. Heads other than CoPA need a dual encoder, such as CLIP
+            or SigLIP, with or without adapters, and never change it.
         support_images: N PIL images, or pixels (N, C, H, W).
-        support_labels: N labels, numbers or words, of at least two classes. The classifier predicts these, or
-            class_names.
+        support_labels: N labels, numbers or words, of at least two classes. The classifier predicts these
+            labels, or class_names if given.
         steps, lr, weight_decay: settings of CoPA's optimiser, by default the published ones for all data. URL uses
-            `steps=40, weight_decay=0, optimizer=torch.optim.Adadelta` and an lr of 0.1 to 1. Other heads refuse values
-            that are not the defaults, and those of optimizer and adapter_lr.
-        processor: the backbone's image processor, for heads other than CoPA with its tokenizer. Default: loaded from
+            `steps=40, weight_decay=0, optimizer=torch.optim.Adadelta` and an lr of 0.1 to 1. With other heads these
+            three, optimizer and adapter_lr must keep their defaults.
+        processor: the backbone's image processor; heads other than CoPA also need its tokenizer. Default: loaded from
             the base model's name or path.
         optimizer: for CoPA, any torch optimiser that steps without a closure.
         adapter_lr: learning rate of CoPA's residual adapters, as a share of `lr`.
         batch_size: images that go through the backbone at once, also while residual adapters are trained: activations
             of one batch are kept, the others are recomputed.
-        class_names: names of the classes, each with an image. Labels that are numbers are positions in it, words are
-            names in it. Heads other than CoPA need it if the labels are numbers.
+        class_names: names of the classes, each with an image. Labels that are numbers are positions in this list;
+            labels that are words are names in it. Heads other than CoPA need it if the labels are numbers.
         head: the method. Default: `CoPA()`.
         num_views: randomly cropped and mirrored views of each image, for heads other than CoPA; 0: the image itself.
             Default: the head's published number; for pixels 0.
         template: text around a class name, for heads other than CoPA. Default: the adapter's own, else "a photo of a
             {}.".
-        seed: of the views and of a head's training. Default: 0. CoPA draws nothing.
+        seed: seed of the views and of a head's training. Default: 0. CoPA draws no random numbers.
 
     Returns:
-        A classifier with `predict(images)` and, in `metrics`, what was measured on the support set: for CoPA the loss
-        and the gap between images and prototypes before and after, for other heads loss, accuracy, and what they
-        chose. `leave_one_out_accuracy_before` and `leave_one_out_accuracy` are the accuracy of images by a classifier
-        that has not seen them: of each class one is left out at a time, or a fifth of more than five, and heads are
-        fitted again on the features of the others. Before, CoPA's heads are the identity, and other heads the texts
-        alone. Images that are alone in their class are not asked; where all are, both are missing. With residual
-        adapters, the second is. A setting that a head chose by leaving images out flatters its own accuracy.
+        A classifier with `predict(images)`. Its `metrics` are measured on the support set: for CoPA, the loss and the
+        gap between images and prototypes before and after; for other heads, loss, accuracy, and the settings that the
+        head chose.
+
+        `leave_one_out_accuracy_before` and `leave_one_out_accuracy` are the accuracy on support images that the
+        classifier has not seen. One image of each class is left out at a time, or a fifth of the images of a class
+        that has more than five, and the head is fitted again on the features of the others. "Before" means CoPA's
+        heads at the identity, or for other heads the texts alone. An image that is alone in its class is never left
+        out; if this holds for all images, both values are missing. With residual adapters the second value is missing.
+        If a head chose its settings by leaving images out, its accuracy here is too optimistic.
 
     Warns: if adapting lowered the leave-one-out accuracy.
 
@@ -108,7 +111,7 @@ def adapt(
     of_cached: Any = {"num_views": num_views, "template": template, "seed": seed}
     others: Any = {"processor": processor, "batch_size": batch_size}
     if isinstance(head, FeatureHead):
-        _refuse(of_copa, f"serves CoPA alone; set the fields of {type(head).__name__} instead")
+        _refuse(of_copa, f"is for CoPA only; leave it out, and set the fields of {type(head).__name__} instead")
         others |= {**of_cached, "seed": 0 if seed is None else seed}
         classifier: FewShotClassifier = fit_cached(model, head, support_images, support_labels, class_names, **others)
     else:

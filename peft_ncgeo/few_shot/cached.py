@@ -1,4 +1,4 @@
-"""Heads on cached features: support images are embedded once, in several augmented views, and a head is fitted."""
+"""Heads on cached features: embed the support images once, in several augmented views, and fit a head."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def fit_cached(
     with evaluation_mode(model):
         processor = find_processor(model) if processor is None else processor
         if processor is None:
-            raise ValueError("No processor is found with the base model; pass processor.")
+            raise ValueError("No processor is found with the base model; pass processor, such as a CLIPProcessor.")
         texts = ZeroShotClassifier(model, processor, template)
         encoder = ProjectedFeatures(model, processor)
         images = encoder.listed(images)
         classes, index = index_labels(labels, len(images), class_names)
         if not isinstance(classes[0], str):
             raise ValueError(
-                f"{type(head).__name__} reads the classes' names; pass class_names, the list of names whose positions "
-                "the labels are."
+                f"{type(head).__name__} needs the names of the classes; pass class_names, a list in which each label "
+                "is the position of its name."
             )
         views = _number_of_views(head, images, num_views)
         with torch.no_grad():
@@ -84,7 +84,7 @@ def embed_views(
 ) -> Tensor:
     """Return features (V, N, d) of augmented views of images, on the CPU; without views (1, N, d) of the images.
 
-    View v of image i depends on (seed, v, i) alone. Views are made batch by batch and not kept.
+    View v of image i depends only on (seed, v, i). Views are made batch by batch and not kept.
 
     Raises:
         ValueError: features that are not finite.
@@ -113,7 +113,7 @@ def _number_of_views(head: FeatureHead, images: Any, given: int | None) -> int:
         return 0 if isinstance(images, Tensor) else head.num_views
     views = check_int("num_views", given, least=0)
     if views and isinstance(images, Tensor):
-        raise ValueError(f"num_views={short_repr(given)} needs PIL images to crop; pixels have one view, num_views=0.")
+        raise ValueError(f"num_views={short_repr(given)} needs PIL images, for crops; pixels need num_views=0.")
     return views
 
 

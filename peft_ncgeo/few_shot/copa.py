@@ -42,7 +42,7 @@ def adapt_copa(
     images = encoder.listed(support_images)
     hold_in_float32(model)
     classes, labels = index_labels(support_labels, len(images), class_names)
-    # also for functools.partial
+    # the name of the class, also inside a functools.partial
     called = getattr(getattr(optimizer, "func", optimizer), "__name__", short_repr(optimizer))
     layer: Any = copa_layer(model)
     configs: Any = getattr(model, "peft_config", {})
@@ -62,7 +62,7 @@ def adapt_copa(
         diverged = ValueError(f"The loss or the features are not finite after {steps} steps; lower lr={lr}.")
         chosen: Any = {"steps": steps, "lr": lr, "weight_decay": weight_decay, "optimizer": optimizer, **settings}
         trained = [module.weight for module in maps]
-        # residual adapters would have to be trained again too, by passes through the backbone
+        # None with residual adapters: they would need training too, with passes through the backbone
         again = None if maps else partial(fit_heads, **chosen)
         try:
             heads = fit_heads(before, labels, embed=embed, maps=trained, adapter_lr=adapter_lr, **chosen)
@@ -90,7 +90,7 @@ def adapt_copa(
 
 @contextmanager
 def _training_adapter(model: nn.Module) -> Iterator[None]:
-    """Let gradients reach the active adapter alone, and restore its weights if adapting fails or is stopped."""
+    """Make only the active adapter trainable, and restore its weights if adapting fails or is interrupted."""
     before = copa_weights(model)
     needed = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:

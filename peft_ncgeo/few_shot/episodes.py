@@ -43,8 +43,8 @@ def fit_heads(
 ) -> Heads:
     """Train heads on support features, starting from the identity.
 
-    With a leading dimension E, each entry is an episode of its own. Their losses are summed, and the optimiser works
-    on each number alone, so training them together gives the results of training one by one, up to rounding.
+    With a leading dimension E, each entry is an episode of its own. Their losses are summed, and the optimiser
+    updates each number independently, so training them together gives the same results as one by one, up to rounding.
 
     Args:
         features: (N, d) or (E, N, d), from the frozen backbone; used in float32 or wider, also under autocast.
@@ -53,8 +53,8 @@ def fit_heads(
         shared: use one head for images and prototypes.
         temperature: tau, the divisor of the cosines.
         objective: loss of instances (..., N, d), prototypes (..., K, d), labels and temperature.
-        optimizer: any torch optimiser that works on each number alone, in steps without a closure.
-        embed: computes the features again, with gradients, if `maps` in the backbone are trained too.
+        optimizer: any torch optimiser that updates each number independently, and steps without a closure.
+        embed: function that computes the features again, with gradients, if `maps` in the backbone are trained too.
         maps: parameters trained beside the heads, with `adapter_lr` times the heads' learning rate.
 
     Raises:
@@ -113,12 +113,13 @@ def fit_heads(
 def fit_episodes(
     features: Tensor, supports: Sequence[tuple[Any, Any]], batch_size: int = 8, progress: bool = True, **settings: Any
 ) -> list[Heads]:
-    """Train heads for many episodes over one set of cached features, `batch_size` of them at a time.
+    """Train heads for many episodes over one set of cached features, `batch_size` episodes at a time.
 
-    Each episode gets what [`fit_heads`] returns. Episodes of similar size are trained together, to save padding.
+    Each episode gets the heads that [`fit_heads`] returns for it. Episodes of similar size are trained together, to
+    save padding.
 
     Args:
-        features: (M, d), of every image in the set.
+        features: (M, d), one row for each image in the set.
         supports: for each episode the rows of its support images, and their labels 0, 1, ...
         settings: arguments of [`fit_heads`].
 

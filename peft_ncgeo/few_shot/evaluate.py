@@ -22,7 +22,7 @@ from ..tuners.copa import CoPAConfig
 from .adapt import adapt
 from .episodes import fit_episodes, head_settings
 
-SHIFTS = tuple(t / 4 for t in range(-4, 9))  # multiples of an episode's gap
+SHIFTS = tuple(t / 4 for t in range(-4, 9))  # as multiples of an episode's gap
 
 
 def embed_images(encoder: ImageFeatures, images: LabelledImages) -> Tensor:
@@ -46,7 +46,7 @@ def evaluate_heads(
         config: of CoPA, without residual adapters.
         settings: arguments of [`~peft_ncgeo.adapt`].
         episodes: each with its support and query images.
-        features: (M, d), of every image of the data set.
+        features: (M, d), one row for each image of the data set.
         batch_size: number of episodes trained together.
 
     Returns:

@@ -58,7 +58,7 @@ def _places(names: list[str], labels: Sequence[Any]) -> dict[Any, int]:
     places: dict[Any, int] = {name: i for i, name in enumerate(names)}
     if len(places) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"class_names holds {short_repr(twice)} twice; give each class a name of its own.")
+        raise ValueError(f"class_names holds {short_repr(twice)} twice; give each class a different name.")
     if labels and not isinstance(labels[0], str):
         places = {i: i for i in range(len(names))}
     for i, label in enumerate(labels):

@@ -1,4 +1,4 @@
-"""Accuracy of support images that are left out, before and after adapting, from the features that are there."""
+"""Leave-one-out accuracy of support images, before and after adapting, from cached features."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOLDS = 5
 
 
 def folds(labels: Tensor) -> Iterator[Tensor]:
-    """Yield the numbers of the images that are left out together: of each class one, or a fifth of more than five.
+    """Yield the indices of images to leave out together: one of each class, or a fifth if a class has more than five.
 
     An image that is alone in its class is never left out, so each class keeps an image.
 
@@ -36,12 +36,12 @@ def folds(labels: Tensor) -> Iterator[Tensor]:
 
 
 def left_out_accuracy(labels: Tensor, classify: Callable[[Tensor, Tensor], Tensor]) -> float | None:
-    """Return the share of images that are classified rightly without them; None if no class has two images.
+    """Return the share of images classified correctly by a fit without them; None if no class has two images.
 
     Args:
         labels: (N,).
-        classify: function of the numbers of the images to learn from, and of those to classify (M,), that returns
-            their scores (M, K).
+        classify: function that takes the indices of the images to learn from, and the indices (M,) of the images to
+            classify, and returns the scores (M, K) of the latter.
     """
     right, asked, numbers = 0, 0, torch.arange(len(labels), device=labels.device)
     for left in folds(labels):
@@ -60,7 +60,7 @@ def prototype_accuracies(
         features: (N, d) of the support images, before the heads.
         labels: (N,), 0..K - 1.
         classes: K.
-        fit: function of features and labels that returns trained heads; None if that takes more than features.
+        fit: function of features and labels that returns trained heads; None if training needs more than features.
     """
     moments: dict[str, Callable[[Tensor, Tensor], Heads] | None] = {BEFORE: lambda x, y: Heads.identity(x), AFTER: fit}
     found = {}
@@ -77,10 +77,10 @@ def prototype_accuracies(
 
 
 def head_accuracies(head: FeatureHead, support: Support, metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the accuracy of the first view of images that are left out, by the texts alone and by a fitted head.
+    """Return the accuracy on the first view of left-out images, by the texts alone and by a fitted head.
 
-    A head that has measured it itself is not fitted again. The others are fitted without the images, with the settings
-    that the whole support set chose.
+    If `metrics` already has the accuracy of the head, the head is not fitted again. Otherwise it is fitted without the
+    left-out images, with the settings chosen on the whole support set.
 
     Args:
         metrics: what [`FeatureHead.fit`] returned.

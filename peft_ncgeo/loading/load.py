@@ -37,6 +37,7 @@ from .text_setting_file import TEXT_FILES, read_text_setting
 
 PROTOTYPES = "prototypes.safetensors"
 HEAD = "head.safetensors"  # a head on cached features, which needs no adapter
+HEAD_FOLDER = "head"  # in an adapter's folder: that of a head which was fitted on the tuned model
 _MODEL = "config.json"  # of a whole model or an exported classifier
 PROCESSOR_FILES = (
     "processor_config.json",
@@ -169,7 +170,8 @@ def fetch_files(repo_id: str | Path, revision: str | None = None, token: str | N
     folder = Path(repo_id)
     if revision or not folder.is_dir():  # a folder has no revisions, so the Hub is asked for one
         # only the adapter's files, never the gigabytes of a whole model
-        wanted = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, CLASS_NAMES, PROTOTYPES, HEAD, *TEXT_FILES, *PROCESSOR_FILES]
+        wanted = [CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, CLASS_NAMES, PROTOTYPES, HEAD, f"{HEAD_FOLDER}/{HEAD}"]
+        wanted += [*TEXT_FILES, *PROCESSOR_FILES]
         try:
             at = f" at revision {revision}" if revision else ""
             with hub_errors(f"The adapter {repo_id}{at} cannot be loaded"):

@@ -29,7 +29,7 @@ def plot_alignment(
     `cos(w_c, mu_c')`.
 
     Args:
-        before, after: `(means, weights)`, both (K, d) with d >= 2; a row of nan alone in the means is a class without
+        before, after: `(means, weights)`, both (K, d) with d >= 2; a row of means that is all nan is a class without
             samples. The means of a moment are centred over the classes that have samples at that moment.
         path: image file to write.
         class_names: names of the K classes, shown for at most 30 classes. Default: their indices.
@@ -54,7 +54,7 @@ def plot_alignment(
         )
     count = shapes[0][0]
     if class_names is not None and len(class_names) != count:
-        raise ValueError(f"class_names has {len(class_names)} names for {count} classes.")
+        raise ValueError(f"class_names has {len(class_names)} names for {count} classes; pass one for each.")
     drawn = np.ones(count, dtype=bool)
     for moment, (means, weights) in moments.items():
         if not weights.isfinite().all():

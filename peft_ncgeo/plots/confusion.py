@@ -14,9 +14,9 @@ _PAIRS = 15  # most confused pairs listed beside a matrix without names
 
 
 def plot_confusion(confusion: Any, path: str | Path, title: str | None = None) -> np.ndarray:
-    """Draw a confusion matrix, with each row as shares of its true class and the numbers of images in the cells.
+    """Draw a confusion matrix: colours show shares of the true class, and cells show numbers of images.
 
-    For more than 30 classes there are neither names nor numbers; the most confused pairs are listed next to the
+    With more than 30 classes, names and numbers are left out, and the most confused pairs are listed beside the
     matrix.
 
     Args:
@@ -25,7 +25,7 @@ def plot_confusion(confusion: Any, path: str | Path, title: str | None = None) -
         title: title above the figure.
 
     Returns:
-        The drawn shares (K, K); rows of nan for classes without images.
+        The drawn shares (K, K); the row of a class without images is nan.
 
     Raises:
         ValueError: the table is not square.
@@ -72,5 +72,5 @@ def _list_pairs(axes: Any, counts: np.ndarray, names: list[str]) -> None:
     lines = [f"{wrong.flat[k]:>5,}  {names[true]} → {names[predicted]}" for k, true, predicted in pairs]
     axes.axis("off")
     axes.set_title("Most confused: true → predicted", loc="left", fontsize=10)
-    text = "\n".join(lines) or "None: every image is classified rightly."
+    text = "\n".join(lines) or "None: every image is classified correctly."
     axes.text(0, 0.98, text, ha="left", va="top", fontsize=9, linespacing=1.7, transform=axes.transAxes)

@@ -28,10 +28,10 @@ def plot_curve(
             group and x are treated as seeds of one run: pass the rows of one setting.
         x, y: keys of numbers in the rows.
         path: image file to write.
-        group: key whose values separate the lines.
+        group: key of the rows; each of its values has a line.
         x_label, y_label: labels of the axes. Default: the keys.
-        log_x: True: the x axis is logarithmic from the smallest positive x on, and linear below, so that it can show
-            0.
+        log_x: True: the x axis is logarithmic above the smallest positive x, and linear below it, so that it can
+            show 0.
 
     Returns:
         An array (n, 3) for each group: x in increasing order, mean, and sample standard deviation (0 for one run).
@@ -41,7 +41,7 @@ def plot_curve(
     """
     runs = [(str(row[group]), row[x], row[y]) for row in rows if row.get(x) is not None and row.get(y) is not None]
     if not runs:
-        raise ValueError(f"No row has both {x} and {y}.")
+        raise ValueError(f"No row has both {x} and {y}; rows have {sorted({key for row in rows for key in row})}.")
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel=x_label or x, ylabel=y_label or y)
     drawn, lines = {}, []
@@ -59,6 +59,8 @@ def plot_curve(
         if len(places) <= 12:
             axes.set_xticks(places, [f"{place:g}" for place in places])
     axes.grid(alpha=0.3)
-    axes.legend(handles=lines, frameon=False, fontsize=8)  # handles show also names that start with "_"
+    axes.legend(
+        handles=lines, frameon=False, fontsize=8
+    )  # with handles, the legend also shows names that start with "_"
     write_figure(figure, path)
     return drawn

@@ -18,8 +18,8 @@ def plot_gaps(results: EpisodeResults, path: str | Path, title: str | None = Non
     The left panel shows, for every domain, the mean gap of support sets before adaptation and after adaptation by each
     method, with 95 % intervals. The right panel shows the contrastive loss of query images against their gap, with one
     point for each of `SHIFTS`; the point without a shift is larger. Means are taken within a domain, then over
-    domains. Only episodes that all methods ran count. If a domain has no such episode with a sweep, the right panel
-    and its numbers are left out.
+    domains. Only episodes that all methods were run on count. If a domain has no such episode with a sweep, the right
+    panel and its numbers are left out.
 
     Args:
         results: results of [`~peft_ncgeo.protocols.few_shot`].
@@ -62,7 +62,9 @@ def _mean_sweeps(results: EpisodeResults) -> tuple[np.ndarray, np.ndarray] | Non
                 sweep = row["sweep_gaps"], row["sweep_losses"]
                 for values in sweep:
                     if len(values) != len(SHIFTS):
-                        raise ValueError(f"A sweep of {domain!r} has {len(values)} numbers for {len(SHIFTS)} shifts.")
+                        raise ValueError(
+                            f"A sweep of {domain!r} has {len(values)} numbers for {len(SHIFTS)} shifts; run it again."
+                        )
                 swept[row["method"]][row["episode"]] = sweep
         common = sorted(set.intersection(*(set(episodes) for episodes in swept.values())))
         if not common:

@@ -36,7 +36,7 @@ def plot_settings(
 
     Raises:
         ValueError: settings are not in groups, no run has a finite value of the metric in one of them, or a method to
-            highlight is not there.
+            highlight has no value of it.
     """
     if isinstance(settings, str) or any(isinstance(group, str) for group in settings) or not any(settings):
         raise ValueError(f"settings={short_repr(settings)} must be lists of names; write [['first', 'second']].")
@@ -52,7 +52,9 @@ def plot_settings(
         if not any(np.isfinite(values[i, 0]) for values in drawn.values()):
             raise ValueError(f"No run has {column} as a finite number in {name!r}; results hold {results.settings}.")
     if missing := set(highlighted) - set(drawn):
-        raise ValueError(f"{min(missing)!r} is to be highlighted and has no {column}; results hold {list(drawn)}.")
+        raise ValueError(
+            f"{min(missing)!r} is to be highlighted but has no {column}; methods with it are {list(drawn)}."
+        )
 
     figure = Figure(figsize=(8.5, 5.5), layout="constrained")
     axes = figure.add_subplot(ylabel=y_label or column)
@@ -87,7 +89,7 @@ def plot_settings(
 
 
 def _apart(places: Sequence[float], least: float) -> np.ndarray:
-    """Return the nearest places (in squares) in the same order that are at least so far apart."""
+    """Return the nearest places (least squares) in the same order, with at least this distance between them."""
     order = np.argsort(places, kind="stable")
     ranks = np.arange(len(places)) * least
     moved = np.empty(len(places))

@@ -1,4 +1,4 @@
-"""Evaluation protocols: recipes x settings x seeds as resumable tables."""
+"""Evaluation protocols: every recipe in every setting from every seed, as a table that can be resumed."""
 
 from .all_classes import all_classes
 from .base_to_new import base_to_new

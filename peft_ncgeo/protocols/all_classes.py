@@ -1,4 +1,4 @@
-"""The protocol of all classes: train and test on all names of a set, with few images, a tail, or all images."""
+"""The protocol of all classes: train and test on all classes, with few images, a long tail, or all images."""
 
 from __future__ import annotations
 
@@ -43,13 +43,14 @@ def all_classes(
         tails: name of a setting -> arguments of [`~peft_ncgeo.data.long_tailed`]: `{"tau": 1, "n_max": 16}` is 16
             shots; `{}` takes all images as they are. Default: all images.
         label_column: `ClassLabel` column.
-        thresholds: of many / medium / few, shown if the classes differ in size.
+        thresholds: limits of many / medium / few, see [`~peft_ncgeo.evaluation.evaluate_groups`]; these columns are
+            filled if the classes differ in size.
 
     Returns:
         [`Results`] with the columns accuracy, balanced_accuracy, many, medium and few, also written to `output_dir`.
 
     Raises:
-        ValueError: the sets have other classes; a tail with other arguments.
+        ValueError: `train` and `test` have different classes; a tail has an unknown argument.
     """
     check_tails(tails)
 
@@ -58,7 +59,7 @@ def all_classes(
         differing = set(class_names(chosen, label_column)) ^ set(class_names(test, label_column))
         if differing:
             raise ValueError(
-                f"Class {min(differing)!r} is in one of train and test only; both must have the same classes."
+                f"Class {min(differing)!r} is in train or in test, but not in both; both must have the same classes."
             )
         if tail:
             chosen = long_tailed(chosen, **tail, seed=seed, shuffle_classes=True, label_column=label_column)

@@ -32,7 +32,7 @@ def base_to_new(
     label_column: str = "label",
     thresholds: Sequence[float] | str = "thirds",
 ) -> Results:
-    """Train on half of the classes, test on each half among its own names: base, new and their harmonic mean H.
+    """Train on half of the classes, then test each half over its own names: base, new and their harmonic mean H.
 
     Args:
         recipes: methods to compare; one without a PEFT config is the zero-shot row.
@@ -45,7 +45,8 @@ def base_to_new(
         tails: name of a setting -> arguments of [`~peft_ncgeo.data.long_tailed`]; the seed draws which class gets
             which count. Default: 16 shots of each base class.
         label_column: `ClassLabel` column.
-        thresholds: of many / medium / few base classes, shown if the classes differ in size.
+        thresholds: limits of many / medium / few base classes, see [`~peft_ncgeo.evaluation.evaluate_groups`]; these
+            columns are filled if the classes differ in size.
 
     Returns:
         [`Results`] with the columns base, new, H, many, medium, few, the further pairs with their H and the further
@@ -62,7 +63,7 @@ def base_to_new(
     means = {f"H{suffix}": (f"base{suffix}", f"new{suffix}") for suffix in suffixes}
     groups = ["many", "medium", "few"]
     if taken := halves.keys() & {*means, *groups}:
-        raise ValueError(f"test has a set named {min(taken)!r}, which is a column of its own; rename the set.")
+        raise ValueError(f"test has a set named {min(taken)!r}, which is the name of another column; rename the set.")
     base = base_new_split(train, label_column)["base"] if isinstance(train, Dataset) else None
 
     def task(seed: int, tail: Mapping[str, Any]) -> Task:

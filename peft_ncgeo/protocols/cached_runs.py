@@ -1,4 +1,4 @@
-"""Cached runs: one small file each, which also holds the fingerprint of everything that the run was made of."""
+"""Cached runs: one small file for each, with its metrics and the fingerprint of everything that they depend on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import distributed
 from ..files import file_name, read_json, write_whole
 from ..validation import check_int, one_line
 
-LARGEST = 64 * 2**20  # bytes of a cell; a cell with episodes has a row for each
+LARGEST = 64 * 2**20  # bytes of a file; a file of episodes has one row for each of them
 
 
 def is_main_process() -> bool:
-    """Return True if this process writes files: the first of several does."""
+    """Return True on the process that writes files, which is the first one."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
@@ -33,21 +33,21 @@ def cell_path(folder: str | Path, setting: str, method: str, seed: int) -> Path:
 
 
 def check_distinct(paths: Sequence[Path]) -> None:
-    """Raise if two cells would share a file.
+    """Raise if two cells have the same file.
 
     Raises:
-        ValueError: two cells share a file, which the error names.
+        ValueError: two cells have the same file, which the error names.
     """
     for path, count in Counter(paths).items():
         if count > 1:
-            raise ValueError(f"{count} cells would share {path}; give each another setting, recipe or seed.")
+            raise ValueError(f"{count} cells would share {path}; give each cell a different setting, recipe or seed.")
 
 
 def read_cell(path: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Return the metrics in a cell, or None if there is no cell. All processes get what the first one read.
+    """Return the metrics in a cell's file, or None if there is no file. The first process reads it for all.
 
     Raises:
-        ValueError: it was made of something else, or is damaged.
+        ValueError: the file has another fingerprint, or is damaged.
     """
     found: list[Any] = [None]
     if is_main_process() and path.exists():
@@ -63,13 +63,13 @@ def read_cell(path: Path, fingerprint: str) -> dict[str, Any] | None:
     if cell["made_of"] != fingerprint:
         raise ValueError(
             f"{path} was made by another recipe, model or data set, with other arguments or by an earlier version; "
-            "remove it or change output_dir."
+            "remove the file or change output_dir."
         )
     return cell["metrics"]
 
 
 def write_cell(path: Path, fingerprint: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Write a cell completely and once, and return the first process's metrics on every process."""
+    """Write a cell's whole file on the first process, and return that process's metrics on every process."""
     if is_main_process():
         write_whole(path, json.dumps({"made_of": fingerprint, "metrics": metrics}, indent=1) + "\n")
     (shared,) = broadcast_object_list([metrics])
@@ -84,7 +84,7 @@ def damaged(path: Path, why: str) -> ValueError:
 def _checked(cell: Any) -> dict[str, Any]:
     """Return a cell as [`write_cell`] wrote it; raise for anything else."""
     if not isinstance(cell, dict) or cell.keys() != {"made_of", "metrics"}:
-        raise ValueError("it must hold fingerprint and metrics")
+        raise ValueError("it must hold a mapping with the keys 'made_of' and 'metrics'")
     if not isinstance(cell["metrics"], dict):
-        raise ValueError("its metrics must have names")
+        raise ValueError("its 'metrics' must be a mapping from names to values")
     return cell

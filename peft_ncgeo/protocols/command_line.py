@@ -19,9 +19,11 @@ from ..training import Recipe
 def protocol_parser(description: str, output_dir: str, recipes: Sequence[Path]) -> argparse.ArgumentParser:
     """Return a parser with the arguments that every protocol takes."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help="folder for cells and tables")
-    parser.add_argument("--recipes", type=Path, nargs="+", default=list(recipes), help="YAML files, one row each")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help="folder of cached runs and tables")
+    parser.add_argument(
+        "--recipes", type=Path, nargs="+", default=list(recipes), help="YAML files; each recipe is a row of the table"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="each recipe has a run from each seed")
     parser.add_argument("--model_name_or_path", help="a dual encoder, such as CLIP or SigLIP; default: the demo's")
     parser.add_argument("--data_dir", type=Path, help="local copy of the data set: train/<class>/, test/<class>/")
     parser.add_argument("--num_train_epochs", type=float, help="overrides every recipe's epochs, for short trials")
@@ -29,17 +31,17 @@ def protocol_parser(description: str, output_dir: str, recipes: Sequence[Path]) 
 
 
 def read_source(parser: argparse.ArgumentParser, args: argparse.Namespace, path: Path) -> DatasetSource:
-    """Return the data set of a YAML file, for which the demo's model and recipes were not made."""
+    """Return the data set of a YAML file; stop if the command line names no model, since the demo's does not fit."""
     if args.model_name_or_path is None:
         parser.error(
-            f"{path} needs --model_name_or_path (and --recipes): the demo's model knows the demo's images only."
+            f"{path} needs --model_name_or_path, and --recipes for that model: the defaults fit the demo alone."
         )
     return DatasetSource.read(path)
 
 
 def read_recipes(args: argparse.Namespace, template: str | None = None) -> list[Recipe]:
-    """Return the zero-shot row, with the data set's own `template`, and the named recipes."""
-    # the papers use a set's own template for untuned CLIP only
+    """Return the zero-shot recipe, with the data set's own `template`, and the recipes of the command line."""
+    # as in the papers, which use a data set's own template only for untuned CLIP
     return [Recipe("zero-shot", args={"template": template} if template else {}), *map(Recipe.read, args.recipes)]
 
 
@@ -49,11 +51,11 @@ def overrides(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def model_and_processor(args: argparse.Namespace) -> tuple[Callable[[], nn.Module], Any]:
-    """Return a function that makes a new model, and its processor; hide Transformers' message at every load."""
+    """Return a function that makes a new model, and the processor; turn off what Transformers prints at each load."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
-    warnings.filterwarnings("ignore", message=".*passed 100: the budget")  # while a budget is still being reached
+    warnings.filterwarnings("ignore", message=".*passed 100: the budget")  # normal at the start
     if args.model_name_or_path is None:
         return (lambda: load_demo().model), load_demo().processor
     name = args.model_name_or_path

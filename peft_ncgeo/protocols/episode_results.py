@@ -23,8 +23,9 @@ class EpisodeResults:
     """Results with one row for each episode: `domain`, `method`, `episode` and its metrics.
 
     Attributes:
-        rows: one dict for each episode. Methods share episodes: one domain and number mean the same episode.
-        domains, methods: in the order of the tables.
+        rows: one dict for each episode. Rows with equal domain and number are of the same episode, whatever the
+            method.
+        domains, methods: their names, in the order of the tables.
         seen: domains that the backbone was pre-trained on.
         note: methods, data and settings of the run.
     """
@@ -50,11 +51,13 @@ class EpisodeResults:
         """
         chosen = [row for row in self.rows if row["domain"] == domain and row["method"] == method]
         if not chosen:
-            raise ValueError(f"No episode of {domain!r} was run with {method!r}.")
+            raise ValueError(
+                f"No episode of {domain!r} was run with {method!r}; run it, or name another domain or method."
+            )
         return {row["episode"]: row[column] for row in sorted(chosen, key=lambda row: row["episode"])}
 
     def mean(self, domains: str | Sequence[str], method: str, column: str = "accuracy") -> tuple[float, float]:
-        """Return the mean over a domain's episodes and half of its 95 % interval; of several domains, the average."""
+        """Return the mean over a domain's episodes, averaged over several domains, and half of its 95 % interval."""
         return _interval([self.values(domain, method, column) for domain in _listed(domains)])
 
     def difference(
@@ -131,9 +134,10 @@ class EpisodeResults:
         return table(["domain", "method", *titles], lines)
 
     def tables(self, pairs: Sequence[tuple[str, str]], apart: Sequence[str] = ()) -> list[str]:
-        """Return tables of accuracies and differences without the methods `apart`, then, if any, of all methods.
+        """Return tables of accuracies and differences without the methods in `apart`, then tables of all methods.
 
-        The latter use the episodes that all methods were run on. Pairs with a missing method are left out.
+        Tables of all methods follow only if `apart` has methods; they use the episodes that all methods were run on.
+        Pairs with a missing method are left out.
         """
         others = [method for method in self.methods if method not in apart]
         parts = [self.with_methods(others)] if others else []
@@ -161,7 +165,9 @@ class EpisodeResults:
         try:
             return cls(**read_json(path, LARGEST))
         except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"{path} holds no results of episodes: {one_line(error)}") from error
+            raise ValueError(
+                f"{path} holds no results of episodes ({one_line(error)}); pass a file that EpisodeResults.save wrote."
+            ) from error
 
 
 def _listed(domains: str | Sequence[str]) -> Sequence[str]:
@@ -169,9 +175,10 @@ def _listed(domains: str | Sequence[str]) -> Sequence[str]:
 
 
 def _interval(samples: Sequence[dict[int, float]]) -> tuple[float, float]:
-    """Return the mean, and 1.96 standard errors, of the average over samples of the values of each number.
+    """Average the samples' values of each episode number; return the mean of these averages and 1.96 standard errors.
 
-    Episodes of one number have the same ways and shots in similar domains, so they are not independent.
+    Only numbers in all samples count. Episodes with the same number have the same ways and shots in similar domains,
+    so they are not independent.
     """
     common = set.intersection(*map(set, samples))
     averages = np.array([np.mean([values[i] for values in samples]) for i in sorted(common)])

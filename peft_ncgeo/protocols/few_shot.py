@@ -22,12 +22,12 @@ from .episode_results import EpisodeResults
 from .fingerprints import dataset_fingerprint, fingerprint
 from .shared_cells import Cell, fill_cells
 
-_BLOCK, _SMALL_BLOCK = 100, 10  # episodes in a file; fewer if each takes seconds
+_BLOCK, _SMALL_BLOCK = 100, 10  # episodes in a file; fewer for methods that need seconds for each
 
 
 @dataclass(frozen=True)
 class FewShotMethod:
-    """Few-shot method, a row of the table.
+    """Few-shot method: one row of the table.
 
     Args:
         name: name of the row.
@@ -47,15 +47,18 @@ class FewShotMethod:
 
     def __post_init__(self) -> None:
         maps = ("adapter_lr", "batch_size") if self.residual_adapters else ()
-        unknown = set(self.settings) - {"steps", "lr", "weight_decay", "optimizer", *maps}
+        known = ("steps", "lr", "weight_decay", "optimizer", *maps)
+        unknown = set(self.settings) - set(known)
         if unknown:
-            raise ValueError(f"{self.name}: there is no setting {sorted(unknown)[0]!r} for it; leave it out.")
+            raise ValueError(
+                f"{self.name}: there is no setting {min(unknown)!r} for this method; known are {', '.join(known)}."
+            )
         if self.episodes is not None and self.episodes < 1:
-            raise ValueError(f"{self.name}: episodes={self.episodes} must be at least 1.")
+            raise ValueError(f"{self.name}: episodes={self.episodes} must be at least 1, or None for all.")
 
     @property
     def residual_adapters(self) -> bool:
-        """True if the backbone is trained too, again in every episode."""
+        """True if every episode also trains residual adapters in the backbone."""
         return bool(self.config.get("residual_adapters"))
 
 
@@ -81,29 +84,32 @@ def few_shot(
     Args:
         methods: rows, with different names.
         domains: name -> labelled images.
-        model: makes the backbone, the same one at every call.
+        model: function that makes the backbone, with the same weights at every call.
         processor: its image processor.
         episodes: number of episodes of each domain; a larger number starts with the same episodes.
         seen: domains that the backbone was pre-trained on, for the averages.
         sampling: arguments of [`~peft_ncgeo.data.EpisodeSampler`]: ways, shots, seed and others.
 
     Returns:
-        One row for each episode: `ways`; `support`, the number of support images; `accuracy` on the query images in
-        percent; of the support set the gap between images and prototypes (`gap_before`, `gap_after`); of the query
-        images' unit features NC1 (`nc1_before`, `nc1_after`); the contrast loss (at temperature exp(-2) for every
-        method) of query images against shifts of their gap (`sweep_gaps`, `sweep_losses`, see
-        [`~peft_ncgeo.geometry.loss_against_gap`]); `seconds`, CPU seconds of training, which for cached features do
-        not include the embedding.
+        One row for each episode, with
+
+        - `ways` and `support`: the numbers of classes and of support images;
+        - `accuracy`: on the query images, in percent;
+        - `gap_before`, `gap_after`: the gap between images and prototypes of the support set;
+        - `nc1_before`, `nc1_after`: NC1 of the query images' unit features;
+        - `sweep_gaps`, `sweep_losses`: the contrast loss of the query images when their gap is shifted, at temperature
+          exp(-2) for every method, see [`~peft_ncgeo.geometry.loss_against_gap`];
+        - `seconds`: CPU seconds of training; for cached features without the time of embedding.
 
     Raises:
-        ValueError: no domains, two methods with one name, a domain too small for the episodes, or a block made of
-            something else.
+        ValueError: no domains, two methods with one name, a domain too small for the episodes, or a block of a
+            run with other inputs.
     """
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
         raise ValueError(f"Methods must have different names, got {names}.")
     if not domains or episodes < 1:
-        raise ValueError(f"There must be domains and episodes, got {len(domains)} domains, episodes={episodes}.")
+        raise ValueError(f"Pass at least one domain and one episode, got {len(domains)} domains, episodes={episodes}.")
     unknown = set(seen) - set(domains)
     if unknown:
         raise ValueError(f"seen names {sorted(unknown)[0]!r}, which is not a domain; name only keys of domains.")
@@ -150,7 +156,7 @@ def few_shot(
 
 
 def _blocks(domain: str, method: FewShotMethod, episodes: int) -> list[tuple[str, FewShotMethod, int, int]]:
-    """Return the files of a method on a domain, with the first episode of each and the one after its last."""
+    """Return the blocks of a method on a domain: the first episode of each, and the one after its last."""
     count = episodes if method.episodes is None else min(method.episodes, episodes)
     size = _SMALL_BLOCK if method.residual_adapters else _BLOCK
     return [(domain, method, start, min(start + size, count)) for start in range(0, count, size)]

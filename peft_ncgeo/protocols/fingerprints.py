@@ -1,4 +1,4 @@
-"""Fingerprints: short texts that change with everything a run is made of, from functions to weights and images."""
+"""Fingerprints: short texts that change if anything that a run depends on changes: code, weights, images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ..training import Recipe
 from ..validation import one_line, short_repr
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(...))
-# packages that names identify, like everything in site-packages; they may be installed from a checkout
+# packages whose functions and classes count by name, as all in site-packages do, even if installed from a checkout
 _LIBRARIES = {"accelerate", "datasets", "numpy", "peft", "peft_ncgeo", "torch", "transformers"}
 _OF_A_FILE = {"_name_or_path", "_commit_hash", "transformers_version", "peft_version"}  # config fields without effect
 
@@ -37,10 +37,13 @@ _OF_A_FILE = {"_name_or_path", "_commit_hash", "transformers_version", "peft_ver
 def fingerprint(what: str, *parts: Any) -> str:
     """Return sixteen characters that change with any of the parts.
 
-    Tensors, arrays, data sets and models are read number by number; functions and classes of libraries by their names;
-    other functions and classes by their code (Python's bytecode, which may change with its version), by the variables
-    that they close over, and by the globals that they read; all other objects by their pickled content. The order of
-    a set or a dict does not count, and a list equals a tuple.
+    - Tensors, arrays, data sets and models count by their numbers.
+    - Functions and classes of libraries count by their names.
+    - Other functions and classes count by their code (Python's bytecode, which may change with its version), the
+      variables that they close over, and the globals that they read.
+    - All other objects count by their pickled content.
+
+    The order of a set or a dict does not count, and a list equals a tuple.
 
     Args:
         what: the thing that has these parts, for the error message.
@@ -53,11 +56,13 @@ def fingerprint(what: str, *parts: Any) -> str:
         return _Fingerprint([]).of(parts).hex()[:16]
     except _UnknownContentError as error:
         raise ValueError(
-            f"{what} holds {error}, so its fingerprint cannot be computed for a resumable table; make that part where "
-            "it is used, or hold numbers, texts, tensors or functions instead."
+            f"{what} holds {error}, so it has no fingerprint and its runs cannot be resumed; create that object "
+            "inside the function that uses it, or use numbers, texts, tensors or functions instead."
         ) from None
     except RecursionError:
-        raise ValueError(f"{what} is nested too deep for a fingerprint; flatten it.") from None
+        raise ValueError(
+            f"{what} is nested too deep for a fingerprint; use fewer levels of lists, dicts or objects."
+        ) from None
 
 
 def recipe_fingerprint(recipe: Recipe) -> str:
@@ -112,7 +117,7 @@ class _Fingerprint:
         return _digest(kind, *map(self.of, values))
 
     def _apart(self, value: Any) -> bytes:
-        """Return the digest of a value that does not depend on the values read before."""
+        """Return the digest of a value, independent of the values read before it."""
         return _Fingerprint(self._open).of(value)
 
     @singledispatchmethod
@@ -274,7 +279,7 @@ def _is_own(module: str) -> bool:
 
 
 def _globals(code: CodeType) -> set[str]:
-    """Return the names of the globals that a function reads, and functions within it."""
+    """Return the names of the globals that a function and the functions inside it read."""
     read = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     return read.union(*(_globals(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
 

@@ -1,4 +1,4 @@
-"""Heads of recipes: fitted on the training images of a run, and asked about its test sets."""
+"""Heads of recipes: fitted on the training images of a run, then used to classify its test sets."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..training import GeometryTrainer
 
 
 class FittedHead:
-    """Head fitted on the features of the trainer's training images by its model as it is now.
+    """Head fitted on the trainer's training images, with the features of its model in its present state.
 
     Args:
         head: the method.
-        trainer: of a dual encoder, trained or not; its seed is that of the head.
+        trainer: trainer of a dual encoder, before or after training; the head uses its seed.
 
     Raises:
         ValueError: see [`~peft_ncgeo.adapt`].
@@ -42,15 +42,15 @@ class FittedHead:
         assert isinstance(classifier, HeadClassifier)  # CoPA is no head of a recipe
         self.classifier = classifier
 
-    def predict(self, dataset: Dataset, by_texts: np.ndarray) -> np.ndarray | None:
+    def predict(self, dataset: Dataset, by_texts: np.ndarray | None = None) -> np.ndarray | None:
         """Return the predicted classes (N,) of a test set, over its own class names.
 
-        They are the head's, if it knows all names of the set or takes new ones. Else they are those of the texts, or
-        None for a head that reads no texts.
+        The head predicts them if it was fitted on all names of the set or takes new names. Otherwise they are
+        `by_texts`, or None for a head that reads no texts.
 
         Args:
             dataset: labelled images.
-            by_texts: (N,), what the model's own texts predict.
+            by_texts: (N,), classes that the model's own texts predict. Not read where the head knows all names.
         """
         names = class_names(dataset, self._args.label_column)
         if not self.classifier.knows(names):

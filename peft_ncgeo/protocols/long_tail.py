@@ -31,7 +31,7 @@ def long_tail(
     thresholds: Sequence[float] | str = (20, 100),
     after: After | None = None,
 ) -> Results:
-    """Train on exponential tails of a labelled set, test on balanced images of all its classes.
+    """Train on exponential tails of a labelled set, and test on balanced images of all its classes.
 
     Args:
         recipes: methods to compare; one without a PEFT config is evaluated without training.
@@ -39,9 +39,11 @@ def long_tail(
         test: labelled images of the same classes.
         model, processor, output_dir, seeds, args, after: see [`run_cells`].
         imbalance_factors: one setting for each.
-        n_max, shuffle_classes: see [`~peft_ncgeo.data.long_tailed`]. The published tails follow the labels' order.
+        n_max, shuffle_classes: see [`~peft_ncgeo.data.long_tailed`]. The published tails follow the
+            labels' order: the first class is the largest.
         label_column: `ClassLabel` column.
-        thresholds: of many / medium / few; "thirds" for sets with few images in each class.
+        thresholds: limits of many / medium / few, see [`~peft_ncgeo.evaluation.evaluate_groups`]; "thirds" suits sets
+            with few images in each class.
 
     Returns:
         [`Results`] with the columns all, many, medium, few and the realised imbalance factor, also written to

@@ -57,7 +57,10 @@ class Results:
         """
         values = self.values(setting, method, column)
         if not values:
-            raise ValueError(f"No run of {method!r} in {setting!r} has {column!r}.")
+            raise ValueError(
+                f"No run of {method!r} in {setting!r} has {column!r}; results hold {self._seen('method')} in "
+                f"{self.settings}."
+            )
         return statistics.fmean(values), _deviation(values) if len(values) > 1 else 0.0
 
     def markdown(self, columns: Sequence[str] | None = None) -> str:
@@ -73,7 +76,7 @@ class Results:
         return table(head, lines)
 
     def pivot(self, column: str, settings: Sequence[str] | None = None) -> str:
-        """Return a table of one metric: a row for each method, a column for each setting, or for each of some."""
+        """Return a table of one metric: a row for each method, a column for each setting or each of `settings`."""
         settings = self._seen("setting") if settings is None else list(settings)
         lines = [
             [escape(method), *(self._cell(setting, method, column) for setting in settings)]
@@ -84,29 +87,32 @@ class Results:
     def difference(self, setting: str | None, method: str, reference: str, column: str) -> tuple[float, float | None]:
         """Return the mean of a metric's paired differences `method - reference` and half their 95 % t interval.
 
-        With n seeds that both have, `d_s` the difference of seed s: `mean(d) ± t_{0.975, n-1} std(d) / sqrt(n)`. The
-        half interval is None for one seed.
+        With n seeds that both methods have, and `d_s` the difference at seed s:
+        `mean(d) ± t_{0.975, n-1} std(d) / sqrt(n)`. The half interval is None for one seed.
 
         Args:
-            setting: None takes, for each seed, the mean difference over all settings in which both have the metric;
-                seeds that lack one of these settings are left out.
+            setting: one setting. None: take, for each seed, the mean difference over all settings in which both
+                methods have the metric; seeds that lack one of these settings are left out.
 
         Raises:
-            ValueError: no seed has both, or a method has two runs of one setting and seed.
+            ValueError: no seed has the metric for both methods, or a method has two runs of one setting and seed.
         """
         paired = self._differences(setting, method, reference, column)
         if not paired:
-            raise ValueError(f"No seed has {column!r} of both {method!r} and {reference!r} in {setting or 'all'!r}.")
+            raise ValueError(
+                f"No seed has {column!r} of both {method!r} and {reference!r} in {setting or 'all'!r}; run both from "
+                "the same seeds."
+            )
         return _interval(paired)
 
     def _differences(self, setting: str | None, method: str, reference: str, column: str) -> list[float]:
-        """Return a metric's difference of each seed that both have, see [`Results.difference`]."""
+        """Return a metric's difference at each seed that both methods have, see [`Results.difference`]."""
         values: dict[str, dict[tuple[str, int], float]] = {method: {}, reference: {}}
         for row in self.rows:
             if row["method"] in values and setting in (None, row["setting"]) and row.get(column) is not None:
                 of_method, run = values[row["method"]], (row["setting"], row["seed"])
                 if run in of_method:
-                    raise ValueError(f"{row['method']!r} has two runs of seed {run[1]} in {run[0]!r}; leave one out.")
+                    raise ValueError(f"{row['method']!r} has two runs of seed {run[1]} in {run[0]!r}; remove one.")
                 of_method[run] = row[column]
         runs = [run for run in values[method] if run in values[reference]]
         settings, seeds = {s for s, _ in runs}, {seed for _, seed in runs}
@@ -128,7 +134,7 @@ class Results:
         settings = self.settings if settings is None else list(settings)
         if not any(self.values(setting, reference, column) for setting in settings):
             raise ValueError(
-                f"No run of the reference {reference!r} has {column!r} in one of {settings}; results hold "
+                f"No run of the reference {reference!r} has {column!r} in any of {settings}; results hold "
                 f"{self._seen('method')} in {self.settings}."
             )
         shown = Results([row for row in self.rows if row["setting"] in settings], self.columns)

@@ -30,7 +30,7 @@ from .fitted_heads import FittedHead
 from .results import KEYS
 from .shared_cells import Cell, fill_cells
 
-_OWN = ("seconds", "trainable", "cpu_seconds")  # columns of every row beside those of its test sets
+_OWN = ("seconds", "trainable", "cpu_seconds")  # columns of every row besides those of its test sets
 # metrics of GeometryMonitor that a cell keeps
 _GEOMETRY = ("nc", "text_", "modality_gap", "alignment", "error_exponent", "exponent", "class_exponent", "gram_")
 _DEFAULTS = {
@@ -45,13 +45,13 @@ After = Callable[[GeometryTrainer, Callable[[], dict[str, Any]]], dict[str, Any]
 
 @dataclass
 class Task:
-    """Data of one cell: the images it trains on and the sets it is evaluated on.
+    """Data of one cell: images to train on, and sets to evaluate.
 
     Attributes:
         train: labelled images.
         test: sets to evaluate, each over its own class names.
-        grouped: name of the set on the training classes whose accuracy is also computed for classes with many, medium
-            and few training images; None for no groups.
+        grouped: name of a test set with the training classes; its accuracy is also computed for classes with many,
+            medium and few training images. None: no groups.
         thresholds: see [`~peft_ncgeo.evaluation.evaluate_groups`].
     """
 
@@ -74,8 +74,8 @@ def run_cells(
 ) -> list[dict[str, Any]]:
     """Train each recipe in each setting from each seed and evaluate it; see [`Results`] for the rows.
 
-    A row has the metrics of the task's sets, `seconds` and `trainable` numbers of a training, and the `cpu_seconds` of
-    the whole cell.
+    A row has the metrics of the task's sets; `seconds`, the time of training; `trainable`, the number of trained
+    values; and `cpu_seconds`, the CPU time of the whole cell.
 
     Each cell is a small JSON file under `output_dir/<setting>/<recipe>`, written when it is done. A run that was
     stopped continues with the missing cells; existing ones must have the same fingerprint, see [`fingerprint`]. All
@@ -84,14 +84,15 @@ def run_cells(
 
     Args:
         recipes: recipes with different names; one without a PEFT config or stages is evaluated without training. A
-            head is fitted on the training images after that. It classifies the sets whose names it knows, or all sets
-            if it takes new names; the texts classify the others, and without texts their metrics are None.
+            head is fitted on the training images after training. It classifies the sets whose names it was fitted on,
+            or all sets if it takes new names. The texts classify the other sets; their metrics are None if the head
+            reads no texts.
         settings: name -> function of the seed that returns a task.
         model: name or folder of a dual encoder, such as CLIP or SigLIP, or a function that makes a new model of any
             kind; the cell's seed draws its random weights, for instance those of a new head.
         processor: the model's processor.
         output_dir: folder of the cells.
-        seeds: one run for each.
+        seeds: seeds of the runs; one run for each.
         args: arguments of every recipe, which override its own. `batch_size` counts all processes; `template` sets
             the template of a prompt adapter too.
         finish: function of a run's metrics that returns the metrics of its cell.
@@ -100,7 +101,7 @@ def run_cells(
 
     Raises:
         ValueError: two cells with one name, a test set with the name of another column, an unknown argument, an object
-            that has no fingerprint (see [`fingerprint`]), or a cell that was made of something else.
+            that has no fingerprint (see [`fingerprint`]), or a cell of a run with other inputs.
     """
     args = dict(args or {})
     # must come before other code asks for the process index, see GeometryTrainingArguments
@@ -117,12 +118,12 @@ def run_cells(
     label_column = args.get("label_column", "label")
     tasks = {(setting, seed): settings[setting](seed) for setting in settings for seed in seeds}
     if taken := {name for task in tasks.values() for name in task.test} & {*KEYS, *_OWN}:
-        raise ValueError(f"A test set is named {min(taken)!r}, which is a column of its own; rename the set.")
+        raise ValueError(f"A test set is named {min(taken)!r}, which is the name of another column; rename the set.")
     sets = {id(d): d for task in tasks.values() for d in (task.train, *task.test.values())}  # tasks share test sets
     of_set = {key: dataset_fingerprint(dataset, label_column) for key, dataset in sets.items()}
     of_task = {key: _describe_task(task, of_set) for key, task in tasks.items()}
     of_recipe = {recipe.name: recipe_fingerprint(recipe) for recipe in recipes}
-    of_arguments = fingerprint("What all cells share", args, finish, after)
+    of_arguments = fingerprint("One of args, finish and after", args, finish, after)
 
     def cell(setting: str, seed: int, recipe: Recipe, path: Path) -> Cell:
         def compute() -> dict[str, Any]:
@@ -149,14 +150,16 @@ def _describe_task(task: Task, of_set: Mapping[int, Any]) -> list[Any]:
 
 
 def check_tails(tails: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse a tail with arguments that protocols do not pass on to [`~peft_ncgeo.data.long_tailed`].
+    """Raise for a tail with arguments that protocols do not pass on to [`~peft_ncgeo.data.long_tailed`].
 
     Raises:
-        ValueError: as above, with the tail's name.
+        ValueError: a tail has an unknown argument; the error names both.
     """
     for name, tail in tails.items():
         if unknown := set(tail) - {"tau", "imbalance_factor", "n_max"}:
-            raise ValueError(f"Tail {name!r} has {sorted(unknown)[0]!r}; it takes tau or imbalance_factor, and n_max.")
+            raise ValueError(
+                f"Tail {name!r} has {sorted(unknown)[0]!r}; a tail takes tau or imbalance_factor, and n_max."
+            )
 
 
 def describe(seeds: Sequence[int]) -> str:
@@ -185,7 +188,7 @@ class _Epochs(TrainerCallback):
         self.bar.close()
 
     def count(self) -> int:
-        """Return how many numbers the training has changed."""
+        """Return the number of trained values."""
         return sum(parameter.numel() for parameter in self.trained)
 
 
@@ -217,7 +220,7 @@ def _run(
         args.share_batch(size)
     progress = _Epochs()
     trainer = GeometryTrainer(
-        # without a config nothing is trained, so a model in half precision may stay as it is
+        # no config: nothing is trained, so the model may be in half precision
         model=get_peft_model(model, config) if config else model.requires_grad_(False),
         args=args,
         train_dataset=task.train,
@@ -262,7 +265,7 @@ def _run_stages(
 def _finish(
     recipe: Recipe, task: Task, trainer: GeometryTrainer, result: dict[str, Any], after: After | None
 ) -> dict[str, Any]:
-    """Return the result of a training with what is measured afterwards; the seconds are those of the head too."""
+    """Fit the head, evaluate, and return the result of the training with these metrics and the head's seconds."""
 
     def fit() -> FittedHead | None:
         return FittedHead(recipe.head(), trainer) if recipe.head else None
@@ -304,6 +307,6 @@ def _counts_of(names: Sequence[str], train: Dataset, label_column: str) -> Any:
     strange = [name for name in names if name not in trained]
     if strange:
         raise ValueError(
-            f"Class {strange[0]!r} was not trained and has no training images; evaluate it without groups."
+            f"Class {strange[0]!r} was not trained, so it is in none of many, medium and few; evaluate without groups."
         )
     return class_counts(train, label_column)[[trained.index(name) for name in names]]

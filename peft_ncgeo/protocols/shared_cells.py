@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from .cached_runs import is_main_process, read_cell, write_cell
 
-_PAUSE = 1.0  # seconds between two looks at cells of other processes
+_PAUSE = 1.0  # seconds between two checks of cells that other processes compute
 
 
 @dataclass
@@ -24,9 +24,9 @@ class Cell:
 
     Attributes:
         path: its file.
-        made_of: fingerprint of everything that it is made of.
+        made_of: fingerprint of everything that its metrics depend on.
         title: its name on the progress bar.
-        compute: makes its metrics.
+        compute: function that computes its metrics.
     """
 
     path: Path
@@ -38,16 +38,17 @@ class Cell:
 def fill_cells(cells: Sequence[Cell], unit: str = "cell") -> list[dict[str, Any]]:
     """Return the metrics of all cells in order; compute and write those that have no file.
 
-    Other processes may fill the same folder. A cell is computed under a lock on the file `.lock` beside it; one that
-    another process has locked is left until the end, and then waited for. Under `accelerate launch` the first process
-    locks and reads for all of a launch.
+    Other processes may work in the same folder. A process locks the file `.lock` beside a cell while it computes the
+    cell. Cells that another process has locked come last; then this process waits for them. Under `accelerate launch`
+    the first process locks and reads for all processes of the launch.
 
-    The locks are the operating system's: a process that ends, in whatever way, holds none, and the files stay without
-    effect. On a network folder they hold as far as its server keeps `flock` for all machines; NFS 4 frees those of a
-    machine that died when its lease ends. Should one fail, a cell is computed twice and written whole twice.
+    The operating system keeps the locks. When a process ends, for any reason, its locks are free; the `.lock` files
+    remain and do no harm. On a network folder, locks work if the server supports `flock` between machines; with NFS 4,
+    the locks of a machine that crashed are free when its lease ends. If a lock fails, two processes compute the same
+    cell, and each writes the whole file.
 
     Raises:
-        ValueError: a cell that was made of something else, or is damaged.
+        ValueError: a cell's file has another fingerprint, or is damaged.
     """
     found: dict[int, dict[str, Any]] = {}
     with tqdm(total=len(cells), unit=unit, disable=not is_main_process()) as bar:
@@ -58,8 +59,8 @@ def fill_cells(cells: Sequence[Cell], unit: str = "cell") -> list[dict[str, Any]
                 if metrics is not None:
                     found[i] = metrics
                     bar.update()
-            if not found.keys() & set(missing):  # others hold all that is left
-                bar.set_description(f"{cells[missing[0]].title}: another process has it")
+            if not found.keys() & set(missing):  # other processes compute all the rest
+                bar.set_description(f"{cells[missing[0]].title}: waiting for another process")
                 time.sleep(_PAUSE)
     return [found[i] for i in range(len(cells))]
 
@@ -90,4 +91,4 @@ def _locked(path: Path) -> Iterator[bool]:
     try:
         yield locked
     finally:
-        lock.release()  # does nothing where it is not held
+        lock.release()  # does nothing if this process does not hold it

@@ -31,7 +31,7 @@ def cross_dataset(
     args: Mapping[str, Any] | None = None,
     label_column: str = "label",
 ) -> Results:
-    """Train on `shots` images of every class of one set, test on other sets over their own class names.
+    """Train on `shots` images of every class of one set, and test on other sets over their own class names.
 
     Args:
         recipes: methods to compare; one without a PEFT config is the zero-shot row.
@@ -49,7 +49,7 @@ def cross_dataset(
         ValueError: no targets, or one named "source" or "average".
     """
     if not targets or {"source", "average"} & set(targets):
-        raise ValueError(f"targets must be sets with names other than 'source' and 'average', got {list(targets)}.")
+        raise ValueError(f"targets must be one or more sets, none named 'source' or 'average', got {list(targets)}.")
     test = {**({} if source is None else {"source": source}), **targets}
 
     def task(seed: int) -> Task:

@@ -1,25 +1,27 @@
-"""Recipes: a training setting as a YAML file, which the command line overrides.
+"""Recipes: training settings in a YAML file, which the command line overrides.
 
 ```yaml
 peft: {NPTConfig.prompt_ot: {text_depth: 9}}       # a config or one of its presets; PEFT's own (LoraConfig) too
 losses: [{OTPreservation: {budget: 0.05}}]
 classification_loss: {CrossEntropy: {}}            # the default; null leaves it out
 callbacks: [{PromptAveraging: {mean: 15, std: 1}}]
-head: {TipAdapter: {train_keys: true}}             # of `peft_ncgeo.few_shot`; none is the default
+head: {TipAdapter: {train_keys: true}}             # from `peft_ncgeo.few_shot`; default: no head
 args: {num_train_epochs: 40, learning_rate: 0.005} # defaults of the script's arguments
 ```
 
-A head is fitted on the cached features of the training images after all training, as [`~peft_ncgeo.adapt`] does, in
-comparisons alone (the protocols and `peft-ncgeo compare`); without peft, on those of the frozen model.
+`peft-ncgeo train` and comparisons (the protocols and `peft-ncgeo compare`) fit a head. They fit it after training, as
+[`~peft_ncgeo.adapt`] does, on cached features of the training images; without peft, these are features of the frozen
+model.
 
-A recipe of several stages has these keys, but for head, in each of them, in place of its own; its own `args` are for
-all stages:
+In a recipe of several stages, each stage has these keys, except head. Beside `stages` the recipe may have `head`, and
+`args` for all stages:
 
 ```yaml
 stages:
-  - peft: {LNTuningConfig: {target_modules: [layer_norm1, layer_norm2]}}  # in the first stage alone
+  - peft: {LNTuningConfig: {target_modules: [layer_norm1, layer_norm2]}}  # only in the first stage
     args: {max_steps: 2880}
-  - rows: texts                                    # train a row of weights for each class, which starts as its text
+  - rows: texts                                    # train a row of weights for each class, from its text on
+    fraction: 0.5                                  # of the way from text to trained row that is kept; default: 1
     args: {max_steps: 1920}
 args: {learning_rate: 2e-4}
 ```
@@ -46,16 +48,16 @@ from ..files import read_yaml
 from ..loading.patterns import check_patterns
 from ..losses import CrossEntropy, MultiLabelLoss, Regularizer
 from ..tuners.copa import CoPAConfig
-from ..validation import one_line, short_repr
+from ..validation import check_float, one_line, short_repr
 from .callbacks.alignment import GradientProjection, SlerpAlignment
 from .callbacks.averaging import PromptAveraging
 from .callbacks.monitor import GeometryMonitor
 from .recipe_files import find_recipe
 
-_COMPARED = 80  # characters of an unknown name; comparing names takes time with their square
-_LISTED = 12  # names that an error lists if none of them is near
+_COMPARED = 80  # characters of an unknown name; the time of a comparison grows with their square
+_LISTED = 12  # an error lists so many known names at most, if none is similar
 _KEYS = ("peft", "losses", "classification_loss", "callbacks", "args", "head", "stages")
-_OF_STAGE = ("peft", "rows", "losses", "classification_loss", "callbacks", "args")
+_OF_STAGE = ("peft", "rows", "fraction", "losses", "classification_loss", "callbacks", "args")
 _ALL_LOSSES = {name: getattr(loss_names, name) for name in loss_names.__all__}
 _LOSSES = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, Regularizer) and c is not Regularizer}
 _CLASSIFICATION = {n: c for n, c in _ALL_LOSSES.items() if issubclass(c, CrossEntropy | MultiLabelLoss)}
@@ -64,7 +66,7 @@ _CALLBACKS = {c.__name__: c for c in (GeometryMonitor, GradientProjection, Promp
 
 @dataclass
 class Recipe:
-    """Setting read from a file; `config()`, `losses()` and so on make new objects at each call.
+    """Training setting, such as one read from a file; `config()`, `losses()` etc. make new objects at each call.
 
     Attributes:
         name: the file's stem.
@@ -75,8 +77,9 @@ class Recipe:
         head: makes the head that is fitted after training; None if the recipe has none.
         args: defaults of the script's arguments.
         rows: "texts" for a stage that trains a row of weights for each class; "" for any other.
+        fraction: position of these rows between the texts (0) and the trained rows (1), after the stage.
         stages: the recipe's stages, or none; see [`~peft_ncgeo.training.train_stages`].
-        source: the content that was read; two recipes with the same source are the same.
+        source: the content that was read; recipes with the same source are equal.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Recipe:
     head: Callable[[], FeatureHead] | None = None
     args: dict[str, Any] = field(default_factory=dict)
     rows: str = ""
+    fraction: float = 1.0
     stages: list[Recipe] = field(default_factory=list)
     source: dict[str, Any] = field(default_factory=dict)
 
@@ -109,7 +113,9 @@ class Recipe:
         """Make a recipe from a file's content; see [`Recipe.read`] for the errors, which name `path` or `name`."""
         path = path or name
         if not isinstance(content, dict):
-            raise ValueError(f"Recipe {path} must hold the keys {', '.join(_KEYS)}.")
+            raise ValueError(
+                f"Recipe {path} must hold the keys {', '.join(_KEYS)}, or some of them; got {short_repr(content)}."
+            )
         try:
             recipe = cls._parse(name, content, _KEYS)
             if "stages" in content:
@@ -122,7 +128,7 @@ class Recipe:
     def _parse(cls, name: str, content: dict[str, Any], keys: Sequence[str]) -> Recipe:
         _known(content, keys, "key")
         recipe = cls(name=name, args=dict(_mapping(content.get("args"), "args")), source=content)
-        recipe.rows = content.get("rows", "")
+        recipe.rows, recipe.fraction = content.get("rows", ""), content.get("fraction", 1.0)
         if content.get("peft"):
             recipe.config = _maker(content["peft"], _configs())
         terms = [_maker(term, _LOSSES) for term in _list(content, "losses")]
@@ -136,7 +142,9 @@ class Recipe:
             recipe.head = _maker(content["head"], HEADS)
             trained = [key for key in ("losses", "classification_loss", "callbacks") if content.get(key)]
             if trained and not content.get("peft"):
-                raise ValueError(f"{trained[0]} without peft trains nothing, and the head reads none; leave it out.")
+                raise ValueError(
+                    f"{trained[0]} without peft trains nothing, and the head does not use it; leave it out."
+                )
         for make in (recipe.config, recipe.losses, recipe.classification_loss, recipe.callbacks, recipe.head):
             _ = make and make()  # constructors check the values now
         if recipe.config:
@@ -152,7 +160,7 @@ class Recipe:
         parser.set_defaults(**self.args)
 
     def _check_value(self, name: str, value: Any, read: Any) -> None:
-        """Raise for a value that the parser would take without a check, such as 2.5 for a whole number."""
+        """Raise for a default that the parser would accept unchecked, such as 2.5 for a whole number."""
         for word in value if isinstance(value, list) else [value]:
             try:
                 if not isinstance(word, dict):
@@ -167,16 +175,14 @@ class Recipe:
         """Raise if the recipe has a head.
 
         Args:
-            instead: words on what takes one.
+            instead: what to do instead, for the end of the error message.
         """
         if self.head is not None:
             name = type(self.head()).__name__
-            raise ValueError(
-                f"Recipe {self.name} has the head {name}, which is fitted in comparisons alone; {instead}."
-            )
+            raise ValueError(f"Recipe {self.name} has the head {name}, which is not fitted here; {instead}.")
 
     def check_args(self, known: Iterable[str]) -> None:
-        """Raise for arguments, of the stages too, that are not among those `known`, naming the nearest."""
+        """Raise for an argument of the recipe or a stage that is not in `known`; the error names the nearest one."""
         known = list(known)
         for part in (self, *self.stages):
             try:
@@ -186,16 +192,25 @@ class Recipe:
 
 
 def parse_with_recipe(
-    parser: HfArgumentParser, argv: Sequence[str] | None = None, default: str | Path | None = None
+    parser: HfArgumentParser,
+    argv: Sequence[str] | None = None,
+    default: str | Path | None = None,
+    takes_head: bool = False,
 ) -> tuple[tuple[Any, ...], Recipe | None]:
     """Parse the command line, with defaults from the recipe named by `--recipe`, or from the `default` one.
+
+    Args:
+        parser: of the script's arguments.
+        argv: words of the command line. Default: those that the script was called with.
+        default: a recipe's file or name.
+        takes_head: accept a recipe with a head; the caller fits it.
 
     Returns:
         The parser's dataclasses, and the recipe or None.
 
     Raises:
-        ValueError: an argument that the parser does not have; the error names a near one, and the recipe's file. A
-            recipe with a head.
+        ValueError: the parser does not have an argument (the error names the nearest one, and the recipe's file), or
+            the recipe has a head and `takes_head` is False.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if default is not None and not any(word.split("=")[0] == "--recipe" for word in argv):
@@ -206,15 +221,16 @@ def parse_with_recipe(
             path = find_recipe(word.partition("=")[2] or "".join(argv[i + 1 : i + 2]))
             recipe = Recipe.read(path)
             advice = (
-                " Settings of losses, PEFT config and head belong into the recipe: copy the recipe's YAML and change "
-                f"it there ({path})."
+                " Settings of losses, PEFT config and head are no arguments: copy the recipe's YAML and change them "
+                f"there ({path})."
             )
-            recipe.refuse_head("compare it with others, or fit the head with adapt")
+            if not takes_head:
+                recipe.refuse_head("train it with `peft-ncgeo train`, or fit the head with adapt")
             recipe.set_defaults(parser)
     *parsed, unknown = parser.parse_args_into_dataclasses(args=argv, return_remaining_strings=True)
     if unknown:
         if not unknown[0].startswith("-"):
-            raise ValueError(f"{short_repr(unknown[0])} belongs to no argument; write names with commas between them.")
+            raise ValueError(f"{short_repr(unknown[0])} is not the value of an argument; put commas between names.")
         _known([unknown[0].split("=")[0]], parser._option_string_actions, "argument", advice)
     if recipe is not None and recipe.stages:
         _override_stages(recipe, argv, parsed)
@@ -222,7 +238,7 @@ def parse_with_recipe(
 
 
 def _override_stages(recipe: Recipe, argv: Sequence[str], parsed: Iterable[Any]) -> None:
-    """Make arguments of the command line those of every stage."""
+    """Give the arguments of the command line to every stage."""
     given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
     in_recipe = {name for part in (recipe, *recipe.stages) for name in part.args}
     for part in parsed:
@@ -234,9 +250,9 @@ def _override_stages(recipe: Recipe, argv: Sequence[str], parsed: Iterable[Any])
 
 
 def _configs() -> dict[str, type[PeftConfig]]:
-    """Return the methods that are registered with PEFT by now, but for CoPA, which `adapt` fits.
+    """Return the configs that are now registered with PEFT, except CoPA's, since `adapt` fits CoPA.
 
-    Of two with one name, that of PEFT or of this package counts.
+    If two have one name, the config of PEFT or of this package is used.
     """
     found = [config for config in PEFT_TYPE_TO_CONFIG_MAPPING.values() if config is not CoPAConfig]
     found.sort(key=lambda config: config.__module__.partition(".")[0] in ("peft", __name__.partition(".")[0]))
@@ -246,7 +262,7 @@ def _configs() -> dict[str, type[PeftConfig]]:
 def _stages(name: str, content: dict[str, Any]) -> list[Recipe]:
     strange = sorted(content.keys() - {"stages", "head", "args"})
     if strange:
-        raise ValueError(f"{strange[0]} stands beside stages; write it into the stage that it is for.")
+        raise ValueError(f"{strange[0]} is given beside stages; move it into the stage that it is for.")
     stages = []
     for number, part in enumerate(_list(content, "stages"), 1):
         try:
@@ -254,9 +270,14 @@ def _stages(name: str, content: dict[str, Any]) -> list[Recipe]:
             if stage.rows not in ("", "texts"):
                 raise ValueError(f"rows={short_repr(stage.rows)} must be 'texts'.")
             if (stage.config is not None) != (number == 1) or (stage.rows and number == 1):
-                raise ValueError("the first stage, and no other, must have a peft config, and no rows.")
+                raise ValueError(
+                    "the first stage must have a peft config and no rows; later ones must have no peft config."
+                )
             if stage.rows and "losses" in part:
-                raise ValueError("rows are read by classification_loss alone; leave losses out.")
+                raise ValueError("a stage with rows uses only classification_loss; leave losses out.")
+            if "fraction" in part and not stage.rows:
+                raise ValueError("fraction belongs to a stage with rows; leave it out.")
+            stage.fraction = check_float("fraction", stage.fraction, "a number from 0 to 1", lambda a: 0 <= a <= 1)
         except Exception as error:
             raise ValueError(f"stage {number}: {one_line(error)}") from error
         stages.append(stage)
@@ -278,7 +299,7 @@ def _known(given: Iterable[str], right: Iterable[str], what: str, advice: str = 
         if name not in words.values():
             near = get_close_matches(str(name).lstrip("-")[:_COMPARED], words, n=1)
             few = (
-                f"known are {', '.join(words.values())}." if 0 < len(words) <= _LISTED else "there is no name like it."
+                f"known are {', '.join(words.values())}." if 0 < len(words) <= _LISTED else "no known name is similar."
             )
             hint = f"did you mean {words[near[0]]!r}?" if near else few
             raise ValueError(f"unknown {what} {short_repr(name)}; {hint}{advice}")

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from ..validation import short_repr
 
-_COMPARED = 80  # characters of an unknown name; comparing names takes time with their square
+_COMPARED = 80  # characters of an unknown name; the time of a comparison grows with their square
 
 
 def recipe_folder() -> Path:
     """Return the folder of the package's recipes."""
     try:
         return Path(str(files("peft_ncgeo.recipes")))
-    except ModuleNotFoundError:  # a clone that is on the path and not installed
+    except ModuleNotFoundError:  # a clone that is on the path but not installed
         return Path(__file__).parents[2] / "examples" / "recipes"
 
 
@@ -27,10 +27,10 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """Return the path of a recipe: a file as it is, or the file of one of the package's recipes by its name.
+    """Return the path of a recipe: the given file, or the file of the package's recipe of that name.
 
     Raises:
-        ValueError: there is no file and no recipe of that name; the message gives the nearest recipe.
+        ValueError: there is no file and no recipe of that name; the error names the nearest recipe.
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
@@ -40,8 +40,8 @@ def find_recipe(name: str | Path) -> Path:
         near = get_close_matches(str(name)[:_COMPARED], known, n=1, cutoff=0)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"No recipe is named {short_repr(str(name))}; {hint}`peft-ncgeo recipes` lists them, and a file of your "
-            "own ends in .yaml."
+            f"No recipe is named {short_repr(str(name))}; {hint}`peft-ncgeo recipes` lists all names, and a "
+            "file of your own must end in .yaml."
         )
     return recipe_folder() / f"{name}.yaml"
 

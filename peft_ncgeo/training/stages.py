@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import LNTuningConfig, PeftModel, get_peft_model
 from peft.utils import CONFIG_NAME
@@ -32,7 +33,7 @@ from .recipe import Recipe
 from .state.checkpoints import last_resumable
 from .trainer import GeometryTrainer
 
-_STATEMENT = "stages.json"  # in the output folder: the recipe and the arguments that it was made with
+_STATEMENT = "stages.json"  # in the output folder: the recipe and the arguments of the run
 
 
 def train_stages(
@@ -52,6 +53,9 @@ def train_stages(
     `w_k` (d) for each class while the tuned towers are frozen. The rows start as the tuned model's texts, and the
     logits are `exp(logit_scale) cos(f, w_k)`. Each stage has its own losses, arguments, optimiser and schedule.
 
+    With `fraction: a` beside `rows`, the rows of the result lie between the unit texts t_k and the unit trained rows,
+    `(1 - a) t_k + a w_k`, as WiSE-FT mixes a linear classifier (arXiv 2109.01903).
+
     Afterwards, wherever this package classifies (in the trainer, in [`~peft_ncgeo.ZeroShotClassifier`] and in
     exports), the rows are used for the classes of the training, and texts for any other name. The rows are saved
     beside the adapter.
@@ -65,7 +69,7 @@ def train_stages(
             in `output_dir`.
         args: arguments of every stage, which override the recipe's; `batch_size` counts all processes.
         callbacks: callbacks of every stage, in addition to the recipe's.
-        resume: True: continue a stopped run with the same recipe and arguments, in any stage.
+        resume: True: continue a run that was stopped in any stage, with the same recipe and arguments.
 
     Returns:
         The first stage's trainer, whose model has the result of all stages: `evaluate()`, `record()` and
@@ -74,8 +78,8 @@ def train_stages(
     Raises:
         FileExistsError: the folder is not empty and `resume` is False.
         ValueError: the recipe has no stages, or a head; the model is not a dual encoder; the run to resume has another
-            recipe; a stage of rows is to be evaluated without a set of their classes; or [`GeometryTrainer`] raises an
-            error.
+            recipe or other arguments; a stage that trains rows has an eval_strategy, but no set has the training's
+            classes; or [`GeometryTrainer`] raises an error.
 
     Reference: M. Farina et al., CVPR 2025, arXiv 2503.11609.
 
@@ -92,7 +96,7 @@ def train_stages(
     recipe.refuse_head("leave it out, and fit it on the trained model with adapt")
     if not reads_text(model) or isinstance(model, PeftModel):
         raise ValueError(
-            f"Stages train a dual encoder without adapters, such as CLIPModel, got {type(model).__name__}."
+            f"train_stages needs a dual encoder without adapters, such as CLIPModel, got {type(model).__name__}."
         )
     folder, number = Path(output_dir), range(1, len(recipe.stages) + 1)
     places = [folder / f"stage-{i}" for i in number]
@@ -163,10 +167,12 @@ def _claim(folder: Path, recipe: Recipe, args: Mapping[str, Any], resume: bool) 
         write_whole(statement, content)
     elif not resume or not statement.is_file():
         raise FileExistsError(
-            f"{folder} is not empty; pass resume=True to go on with a run of stages, or a new folder."
+            f"{folder} is not empty; pass a new folder, or resume=True to continue a run of stages that it holds."
         )
     elif read_json(statement) != json.loads(content):
-        raise ValueError(f"{folder} holds a run of another recipe or other arguments; give a new folder.")
+        raise ValueError(
+            f"{folder} holds a run of another recipe or other arguments; pass a new folder, or those of that run."
+        )
 
 
 def _first_adapter(
@@ -236,10 +242,14 @@ def _train_rows(
     if _is_done(place):
         head: Any = load_adapter(place, frozen)
     else:
-        with warnings.catch_warnings():  # PEFT does not know the head's widths, which it has no use for
+        with warnings.catch_warnings():  # PEFT cannot find the head's widths, and does not need them
             warnings.filterwarnings("ignore", message="Unsupported layer type")
-            head = get_peft_model(frozen, LNTuningConfig(target_modules=["classifier"]))  # trains a copy of any module
+            head = get_peft_model(
+                frozen, LNTuningConfig(target_modules=["classifier"])
+            )  # LN tuning trains a copy of the module, of any kind
     _train_or_restore(_trainer(stage, arguments, callbacks, model=head, **common), place)
     rows = head.base_model.model.classifier.ln_tuning_layers[head.active_adapter].weight.detach().clone()
+    if stage.fraction != 1:
+        rows = torch.lerp(l2_normalize(texts).to(rows), l2_normalize(rows), stage.fraction)
     setting = text_setting(tuned.peft_config[adapter])
     remember_text_setting(tuned, replace(setting, class_names=tuple(names), rows=rows), [adapter])

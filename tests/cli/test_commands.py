@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from transformers.image_utils import load_image
 from typer.testing import CliRunner
 
-from peft_ncgeo import ZeroShotClassifier
+from peft_ncgeo import FewShotClassifier, ZeroShotClassifier
 from peft_ncgeo.cli import app
 from peft_ncgeo.cli.errors import explain
 from peft_ncgeo.cli.run.classifiers import read_names
@@ -147,6 +148,30 @@ def test_a_training_is_resumed_as_if_it_had_not_stopped(tail, tmp_path):
     whole, parts = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(whole[name].equal(parts[name]) for name in whole)
+
+
+def test_a_head_on_the_tuned_features_is_saved_beside_the_adapter(tail, tmp_path):
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("{peft: {LoraConfig: {target_modules: [q_proj]}}, head: {TipAdapter: {alpha: 3, beta: 20}}}")
+    words = ("train", tail, "--model", "demo", "--recipe", recipe, "--max_steps", 2, "--learning_rate", 0.05)
+    printed = run(*words, "--output_dir", tmp_path / "run")
+    test = load_images(tail, split="test")
+    names, folder = test.features["label"].names, tmp_path / "run"
+    for classifier, pattern in (
+        (FewShotClassifier.from_pretrained(folder), r"TipAdapter, .*test accuracy (.*)\."),
+        (ZeroShotClassifier.from_pretrained(folder), r"\| test accuracy \| .* \| (.*) \|"),
+    ):
+        predicted = [names.index(name) for name in classifier.predict(test["image"][:], class_names=names)]
+        (shown,) = re.findall(pattern, printed)
+        assert accuracy(predicted, test["label"][:]) == pytest.approx(float(shown), abs=6e-4)
+    image = next((tail / "test" / names[0]).glob("*.png"))
+    (said,) = FewShotClassifier.from_pretrained(folder).predict([load_image(str(image))])
+    assert said in run("predict", folder, image, "--output", tmp_path / "said.csv")
+    for more, told in ((("--push_to_hub", "True"), "hf upload"), (("--head", "linear"), "dual encoder")):
+        printed = run(*words, *more, "--output_dir", tmp_path / "none", code=2)
+        assert told in printed.splitlines()[-1]
+        assert not (tmp_path / "none" / "adapter_config.json").exists()
+    assert "nothing to train" in run("train", "--recipe", "demo/tip_adapter", code=2).splitlines()[-1]
 
 
 @pytest.mark.slow

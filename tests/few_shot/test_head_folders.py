@@ -96,6 +96,21 @@ def test_a_head_of_a_tuned_model_needs_that_model(tmp_path):
     assert "tuned model" in (tmp_path / "README.md").read_text()
 
 
+def test_a_head_in_the_folder_of_its_adapter_is_loaded_with_it(tmp_path):
+    classifier = fitted(HEADS["gda"], lora())
+    save_adapter(classifier.model, tmp_path, PROCESSOR)
+    classifier.save_pretrained(tmp_path / "head")
+    assert torch.equal(load(tmp_path).predict_proba(OTHERS), classifier.predict_proba(OTHERS))
+    other = lora()
+    with torch.no_grad():
+        for name, weight in other.named_parameters():
+            weight += 0.5 * ("lora_B" in name)
+    save_adapter(other, tmp_path, PROCESSOR)  # the head stays, and is of the adapter before
+    model = tiny_clip()
+    assert "other image features" in message(lambda: load(tmp_path, model))
+    assert type(model.vision_model.encoder.layers[0].self_attn.q_proj) is torch.nn.Linear
+
+
 def test_other_models_are_refused(folder):
     """By what they answer: other images' features, other texts' features, another width."""
     assert "image features" in message(lambda: load(folder, lora()))

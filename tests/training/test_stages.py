@@ -144,6 +144,18 @@ def test_stage_two_leaves_the_towers_alone(whole, tmp_path):
         assert torch.equal(parameter, whole.model.get_parameter(name)), name
 
 
+def test_rows_stop_on_their_way_from_the_texts(whole, tmp_path):
+    """By hand from the trained rows: the same directions as `(1 - a) t + a w`, in a run that was resumed too."""
+    trained = nn.functional.normalize(active_text_setting(whole.model).rows, dim=-1)
+    texts = text_features(whole.model, NAMES)
+    for fraction, folder in ((0.3, "part"), (0, "none"), (0.3, "part")):
+        trainer = run(tmp_path / folder, recipe(fraction=fraction), resume=True)
+        rows = active_text_setting(trainer.model).rows
+        mixed = (1 - fraction) * texts + fraction * trained
+        torch.testing.assert_close(rows, mixed, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(trained, texts, atol=1e-2)
+
+
 def test_the_trainer_evaluates_with_the_rows(whole):
     images = tiny_images(20, seed=5)
     classifier = ZeroShotClassifier(whole.model, tiny_processor())
@@ -329,6 +341,9 @@ def test_models_without_rows_to_train_are_refused(tmp_path, whole):
         ({"stages": [{"peft": NORMS}, {"peft": LORA}]}, "first stage"),
         ({"stages": [{"peft": NORMS}, {"rows": "means"}]}, "must be 'texts'"),
         ({"stages": [{"peft": NORMS}, {"row": "texts"}]}, "did you mean 'rows'"),
+        ({"stages": [{"peft": NORMS}, {"rows": "texts", "fraction": 1.5}]}, "fraction=1.5"),
+        ({"stages": [{"peft": NORMS}, {"rows": "texts", "fraction": "half"}]}, "fraction='half'"),
+        ({"stages": [{"peft": NORMS, "fraction": 0.5}]}, "fraction belongs to a stage with rows"),
         ({"stages": [{"peft": NORMS}, {"stages": []}]}, "unknown key"),
         ({"stages": [{"peft": NORMS}, {"args": 3}]}, "stage 2: args"),
         ({"stages": [3]}, "a stage must be a mapping"),

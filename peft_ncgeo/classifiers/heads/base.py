@@ -1,4 +1,4 @@
-"""Shape of a head on cached features: fitted on a support set, it gives logits of query features."""
+"""Base classes of heads on cached features: a head is fitted on a support set and returns logits of features."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ State = dict[str, Tensor]
 
 
 class Support(NamedTuple):
-    """Support set as a head sees it, on the CPU, in float32 or wider.
+    """Support set that a head is fitted on; its tensors are on the CPU, in float32 or wider.
 
     Attributes:
         features: raw features (V, N, d) of V views of N images.
         labels: (N,) int64, the classes 0..K-1; each has an image.
         texts: raw text features (K, d) of the class names.
-        scale: s, the model's factor of cosines.
-        seed: of everything that a head draws at random.
+        scale: s, the model's factor on cosines.
+        seed: seed of all random numbers that a head draws.
     """
 
     features: Tensor
@@ -32,7 +32,7 @@ class Support(NamedTuple):
     seed: int = 0
 
     def samples(self) -> tuple[Tensor, Tensor]:
-        """Return all views as samples of their own: unit features (V N, d) and labels (V N,)."""
+        """Return each view as a separate sample: unit features (V N, d) and labels (V N,)."""
         return l2_normalize(self.features).flatten(0, 1), self.labels.repeat(len(self.features))
 
     def text_logits(self, features: Tensor) -> Tensor:
@@ -43,15 +43,16 @@ class Support(NamedTuple):
 class FeatureHead(ABC):
     """Method that classifies frozen features of images, with its settings as fields.
 
-    A head holds settings alone. What it learns is a state, a dictionary of tensors, which goes from method to method
-    and into a file.
+    A head holds only settings. What it learns is a state, a dictionary of tensors: `fit` returns it, the other methods
+    take it, and files store it.
 
     Attributes:
-        num_views: number of augmented views of a support image, unless `adapt` is told another.
+        num_views: default number of augmented views of a support image, see [`~peft_ncgeo.adapt`].
         smallest_crop: smallest share of an image's area that a view shows.
-        tensors: name -> letters of the dimensions of each tensor of a state: k classes, d the features' width.
+        tensors: name of each tensor of a state -> one letter for each of its dimensions: k for classes, d for the
+            features' width; any other letter for a size that is free.
         takes_new_names: True if class names that were not trained can be given later.
-        reads_texts: False if only images count, so that nothing is said about names that were not trained.
+        reads_texts: False if the head uses only images, so that it cannot predict names that were not trained.
     """
 
     num_views: ClassVar[int] = 10
@@ -62,11 +63,11 @@ class FeatureHead(ABC):
 
     @abstractmethod
     def fit(self, support: Support) -> tuple[State, dict[str, float]]:
-        """Return the state that the support set teaches, and measures of the fit.
+        """Return the state learned from the support set, and metrics of the fit.
 
         Raises:
-            ValueError: the support set does not do for this method.
-            FloatingPointError: numbers that are not finite.
+            ValueError: this method cannot be fitted on the support set.
+            FloatingPointError: a number is not finite.
         """
 
     @abstractmethod
@@ -77,7 +78,7 @@ class FeatureHead(ABC):
         """Return a state for other names.
 
         Args:
-            trained: (M,) int64, the trained class of each name; -1: a new one, if the head takes them.
+            trained: (M,) int64, the index of each name among the trained classes; -1 for a new name.
             texts: raw text features (M, d) of the names.
         """
         return {name: _rows(value, self.tensors[name], trained) for name, value in state.items()}
@@ -89,7 +90,7 @@ class FeatureHead(ABC):
             ValueError: a tensor is missing, unexpected, or of another shape or type.
         """
         if state.keys() != self.tensors.keys():
-            raise ValueError(f"it holds {sorted(state)}, not {sorted(self.tensors)}")
+            raise ValueError(f"it must hold the tensors {sorted(self.tensors)}, got {sorted(state)}")
         sizes = {"k": classes}
         for name, letters in self.tensors.items():
             value = state[name]
@@ -103,7 +104,7 @@ class FeatureHead(ABC):
                 if value.dtype != torch.int64 or not ((value >= 0) & (value < classes)).all():
                     raise ValueError(f"{name} must be whole numbers from 0 to {classes - 1}")
             elif value.dtype not in (torch.float32, torch.float64) or not value.isfinite().all():
-                raise ValueError(f"{name} must be finite floats of 32 or 64 bits")
+                raise ValueError(f"{name} must be finite and of float32 or float64")
 
 
 class LinearHead(FeatureHead):
@@ -116,12 +117,12 @@ class LinearHead(FeatureHead):
 
 
 def _rows(value: Tensor, letters: str, rows: Tensor) -> Tensor:
-    """Return the rows of these classes of a tensor that has a row a class; another one as it is."""
+    """Return these rows of a tensor that has one row for each class; return any other tensor unchanged."""
     return value[rows] if letters[:1] == "k" else value
 
 
 def as_state(like: Tensor, **values: Any) -> State:
-    """Return numbers and tensors as a state, in the type of `like`; whole numbers stay whole."""
+    """Return numbers and tensors as a state: floats in the dtype of `like`, integers unchanged."""
     found = {name: torch.as_tensor(value) for name, value in values.items()}
     return {
         name: (value.detach().to(like.dtype) if value.is_floating_point() else value).contiguous()

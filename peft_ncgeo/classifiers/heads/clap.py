@@ -1,4 +1,4 @@
-"""CLAP: a linear probe held to the texts, more where they are sure."""
+"""CLAP: a linear probe with a penalty on its distance from the texts, larger for classes that the texts know."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _BATCH, _MOMENTUM, _WARMUP_LR = 256, 0.9, 1e-5
 class CLAP(LinearHead):
     r"""CLAP: cross-entropy of `s x^ . w^_c`, plus `1/K sum_c lambda_c ||w_c - t_c||^2`.
 
-    w starts at the texts t, as the encoder gives them, not normalised. lambda_c is the mean zero-shot probability of
-    the true class over the class's images and views: classes that the texts know well are held harder.
+    w starts at the texts t, not normalised. lambda_c is the mean zero-shot probability of the true class over the
+    class's images and views: classes that the texts classify well have a larger penalty.
 
-    SGD with momentum 0.9 in batches of 256, cosine after one epoch of 1e-5; an epoch sees as many of the views as
-    there are images. The last epoch counts. lambda stays as it starts: the paper's outer steps do not run in the
-    authors' experiments. New class names are refused.
+    Training: SGD with momentum 0.9, batches of 256, and a cosine schedule after one epoch at 1e-5. Each epoch draws as
+    many views as there are images. The weights of the last epoch are used. lambda does not change: the paper's outer
+    steps do not run in the authors' experiments. New class names are refused.
 
     Args:
         penalty: factor of all lambda_c; 0 is the paper's baseline ZS-LP.
-        epochs, lr: of the training.
+        epochs, lr: number of epochs and learning rate of the training.
 
     Reference: J. Silva-Rodriguez et al., CVPR 2024, arXiv 2312.12730.
     """

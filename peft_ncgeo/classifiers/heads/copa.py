@@ -1,4 +1,4 @@
-"""CoPA's heads as a choice of `adapt`."""
+"""CoPA as a value of `head` in `adapt`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class CoPA:
     """CoPA: a head for images and one for prototypes, the default of [`~peft_ncgeo.adapt`].
 
-    It reads no class names, so any vision backbone does. Its settings are `steps`, `lr`, `weight_decay`, `optimizer`
-    and `adapter_lr` of `adapt`, and those of [`~peft_ncgeo.CoPAConfig`].
+    It reads no class names, so any vision backbone can be used. Its settings are `steps`, `lr`, `weight_decay`,
+    `optimizer` and `adapter_lr` of `adapt`, and those of [`~peft_ncgeo.CoPAConfig`].
 
     Reference: H. Tian et al., NeurIPS 2024, arXiv 2410.12474.
     """

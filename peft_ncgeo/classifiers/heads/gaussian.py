@@ -1,4 +1,4 @@
-"""Class means and a shared shrunk precision of features, and both without one image, in closed form."""
+"""Class means and a shared shrunk precision of features, with leave-one-out scores in closed form."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ def shrunk_precision(scatter: Tensor, count: int) -> Tensor:
     It is the precision of the covariance `Sigma = S / (n - 1)` as `d ((n - 1) Sigma + tr(Sigma) I)^-1`.
 
     Raises:
-        ValueError: n is 1, or the features do not spread.
+        ValueError: n is 1, or the scatter is 0.
     """
     d = len(scatter)
     shrinkage = float(scatter.trace()) / max(1, count - 1)
     if count < 2 or not shrinkage > 1e-12:
         raise ValueError(
-            "The support features of a class do not spread, so they have no covariance; pass more images or num_views."
+            "The support features of a class do not spread (all are equal), so they have no covariance; pass more "
+            "images or more num_views."
         )
     return d * torch.linalg.inv(scatter + shrinkage * torch.eye(d, dtype=scatter.dtype))
 
@@ -45,12 +46,12 @@ class GaussianFit:
         """Return the pseudo-inverse (d, d) of the mean of the classes' covariances.
 
         Raises:
-            ValueError: a class has one feature.
+            ValueError: a class has only one feature.
         """
         counts = torch.bincount(self.sample_labels)
         if counts.min() < 2:
             raise ValueError(
-                "A class with one support feature has no covariance; pass more images or num_views, or leave out "
+                "A class with one support feature has no covariance; pass more images or more num_views, or leave out "
                 "published_precisions."
             )
         weighted = self.centred / (counts - 1)[self.sample_labels, None]
@@ -64,7 +65,7 @@ class GaussianFit:
         (Woodbury) although t changes too.
 
         Args:
-            images: (M,), numbers of images whose class has another one.
+            images: (M,), indices of images whose class has another image.
         """
         values, vectors = torch.linalg.eigh(self.scatter)
         features, means = self.features.transpose(0, 1) @ vectors, self.means @ vectors
@@ -72,7 +73,7 @@ class GaussianFit:
         return torch.cat([means.new_zeros(0, len(means)), *parts])
 
     def _without(self, images: Tensor, values: Tensor, features: Tensor, means: Tensor) -> Tensor:
-        """Return the scores of some images; all tensors are in the eigenvectors of S."""
+        """Return the scores of some images; all vectors are in the basis of the eigenvectors of S."""
         views, d = features.shape[1:]
         left, labels, place = features[images], self.labels[images], torch.arange(len(images))
         rest = (torch.bincount(self.sample_labels)[labels, None] - views).double()

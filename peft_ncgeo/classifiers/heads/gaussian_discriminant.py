@@ -1,4 +1,4 @@
-"""Gaussian discriminant analysis beside the texts, in closed form."""
+"""Gaussian discriminant analysis added to the texts, in closed form."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .base import FeatureHead, State, Support, as_state
 from .gaussian import GaussianFit, shrunk_precision
 from .leave_one_out import best_setting, left_out_images
 
-GRID = tuple(10.0**power for power in range(-4, 3))  # the authors'
+GRID = tuple(10.0**power for power in range(-4, 3))  # the grid of the authors' code
 _COPIES = 16  # of a new name's text in the mean of its class
 
 
@@ -23,24 +23,24 @@ _COPIES = 16  # of a new name's text in the mean of its class
 class GaussianDiscriminant(FeatureHead):
     r"""Gaussian discriminant analysis: `s x^ . t^_c + alpha (x^ . w_c + b_c)`, with one precision P for all classes.
 
-    Of the n unit features of all views, with class means mu_c and scatter S within the classes,
+    From the n unit features of all views, with class means mu_c and scatter S within the classes,
     `P = d (S + tr(S) / (n - 1) I)^-1`, `w_c = P mu_c`, `b_c = log pi_c - mu_c . P mu_c / 2`. Nothing is trained.
 
     The authors choose alpha for each data set, on the test set of ImageNet and on the full validation split of the
     others. Here it is chosen from 1e-4, 1e-3, ..., 100 by leaving one support image out with all its views, exactly
-    and in closed form; the first of ties.
+    and in closed form; the first of equally good values is taken.
 
-    New class names: the mean of such a class is that of the `neighbors` support features nearest to its text and of
-    16 copies of the text. A saved head holds all support features for it, V N d numbers.
+    New class names: the mean of a new class is the mean of the `neighbors` support features nearest to its text and 16
+    copies of the text. A saved head therefore holds all support features, V N d numbers.
 
     Args:
-        alpha: weight of the discriminant, instead of the choice. With one image a class it must be given.
-        prior: "uniform", as the paper has it, or "counts": pi_c is the share of the class's images, for long tails. A
-            new name counts as an average class.
-        neighbors: support features in the mean of a new class.
-        published_precisions: the authors' base-to-new experiments: base classes use the pseudo-inverse of their mean
-            covariance, new ones the mean of the shrunk precisions around their own texts. It needs alpha. Default: P
-            for all, as both kinds of logits are then of one scale.
+        alpha: weight of the discriminant. Default: chosen as above. It must be given if each class has one image.
+        prior: "uniform", as in the paper; or "counts", for long tails: pi_c is the class's share of the images. A new
+            name counts as an average class.
+        neighbors: number of support features in the mean of a new class.
+        published_precisions: as in the authors' base-to-new experiments, base classes use the pseudo-inverse of their
+            mean covariance, and new classes the mean of the shrunk precisions around their own texts. It needs alpha.
+            Default: P for all, so that the logits of both have one scale.
 
     Reference: Z. Wang et al., ICLR 2024, arXiv 2402.04087.
     """
@@ -63,7 +63,9 @@ class GaussianDiscriminant(FeatureHead):
             raise ValueError(f"prior={short_repr(self.prior)} must be 'uniform' or 'counts'.")
         check_int("neighbors", self.neighbors, least=1)
         if check_bool("published_precisions", self.published_precisions) and self.alpha is None:
-            raise ValueError("published_precisions=True needs alpha, which the authors chose on a validation set.")
+            raise ValueError(
+                "published_precisions=True needs alpha; pass a value, such as one chosen on validation images."
+            )
 
     def fit(self, support: Support) -> tuple[State, dict[str, float]]:
         fitted = GaussianFit(l2_normalize(support.features.double()), support.labels, len(support.texts))

@@ -1,4 +1,4 @@
-"""Heads that read no texts: the simple baselines of every few-shot table."""
+"""Heads that read no texts: two simple baselines of few-shot tables."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .base import LinearHead, State, Support, as_state
 class NearestClassMean(LinearHead):
     """Nearest class mean: `argmax_c cos(x, mu_c)` with the mean mu_c of a class's unit features.
 
-    Every class has one mean, whatever its number of images. Images are taken as they are, and texts are not read: new
-    class names are refused.
+    Every class has one mean, whatever its number of images. Images are not augmented. Texts are not read, so new class
+    names are refused.
     """
 
     num_views: ClassVar[int] = 0
@@ -34,14 +34,14 @@ class NearestClassMean(LinearHead):
 
 @dataclass(frozen=True)
 class LinearProbe(LinearHead):
-    """Linear probe: scikit-learn's logistic regression on unit features, every class as heavy.
+    """Linear probe: scikit-learn's logistic regression on unit features, with the same weight for each class.
 
-    Images are taken as they are, and texts are not read: new class names are refused.
+    Images are not augmented. Texts are not read, so new class names are refused.
 
     Args:
-        C: inverse of its penalty. Default: the one of 0.3, 3, 30, 300 and 3,000 with the best balanced accuracy in
-            three-fold cross-validation on the support images, if each class has three and they are at most 5,000;
-            else 30.
+        C: inverse of the penalty's strength. Default: the value among 0.3, 3, 30, 300 and 3,000 with the best balanced
+            accuracy in three-fold cross-validation on the support images, if each class has three images and there are
+            at most 5,000 in all; else 30.
     """
 
     C: float | None = None
@@ -63,5 +63,5 @@ class LinearProbe(LinearHead):
 
 
 def _samples(support: Support) -> tuple[Tensor, Tensor]:
-    """Return all views as samples of their own in float64, so that no prediction hangs on rounding."""
+    """Return each view as a separate sample in float64, so that no prediction depends on rounding."""
     return support._replace(features=support.features.double()).samples()

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 Setting = TypeVar("Setting")
-# In a classifier's `metrics`: accuracy of support images without their own part, before and after adapting.
+# Keys of a classifier's `metrics`: accuracy on support images that it has not seen, before and after adapting.
 BEFORE, AFTER = "leave_one_out_accuracy_before", "leave_one_out_accuracy"
 
 
 def describe_accuracy(metrics: Mapping[str, float]) -> str:
-    """Return the leave-one-out accuracy before and after adapting in words, or why it is not known."""
+    """Return a phrase on the leave-one-out accuracy before and after adapting, or on why it is not known."""
     if not metrics:  # a classifier that was loaded
         return ""
     if BEFORE not in metrics:
@@ -26,17 +26,17 @@ def describe_accuracy(metrics: Mapping[str, float]) -> str:
 
 
 def images_with_others(labels: Tensor) -> Tensor:
-    """Return the numbers of the images whose class has another image."""
+    """Return the indices of the images whose class has another image."""
     return (torch.bincount(labels)[labels] > 1).nonzero().flatten()
 
 
 def left_out_images(labels: Tensor, what: str, settings: int, mend: str) -> Tensor:
-    """Return the numbers of the images whose class has another image; the others cannot be left out.
+    """Return the indices of the images whose class has another image; the others cannot be left out.
 
     Args:
-        what: the setting, for the error message.
+        what: subject and verb of the error message, such as "alpha is".
         settings: number of settings to choose among.
-        mend: what to do instead, for the error message.
+        mend: argument to pass instead, for the error message.
 
     Raises:
         ValueError: there are several settings, but no class has two images.
@@ -51,9 +51,9 @@ def left_out_images(labels: Tensor, what: str, settings: int, mend: str) -> Tens
 
 
 def best_setting(candidates: Iterable[tuple[Setting, Tensor]], labels: Tensor) -> tuple[Setting, dict[str, float]]:
-    """Return the setting whose logits (N, K) classify most images, and its accuracy; of ties the first.
+    """Return the first setting whose logits (N, K) classify most images correctly, and its accuracy.
 
-    Without images it is the first setting, and there is no accuracy.
+    Without images, return the first setting and no accuracy.
     """
     best: tuple[int, Setting] | None = None
     for setting, logits in candidates:

@@ -20,18 +20,18 @@ _MOMENTUM, _EVERY, _START = 0.9, 10, 250.0
 class LPPlusPlus(LinearHead):
     r"""LP++: logits `x^ . (w_c + alpha_c t^_c) + b_c`, trained with the cross-entropy of the whole support set.
 
-    There is no factor of cosines and no setting to choose: the step sizes follow from the features. With F the unit
+    The cosines are not scaled, and no setting is chosen: the step sizes follow from the features. With F the unit
     features (N, d), w and b take steps of `4 N / lambda_max(F'F)` with momentum, and every 10th step alpha takes one
     of `N / (4 max_c sum_i (f_i . t_c)^2)`. w_c starts at the sum of the class's features, alpha at 250 times the mean
     similarity of images and their own texts, b at 0 (the authors' code: random).
 
-    Views count as images of their own. The last step counts; the authors' code takes the best of all steps on a
-    validation set. New class names are refused.
+    Each view counts as an image. The weights after the last step are used; the authors' code takes those of the best
+    step on a validation set. New class names are refused.
 
     Args:
-        iterations: steps on w and b.
+        iterations: number of steps of w and b.
         published_sum: step alpha along the sum of all its gradients since the first step, as the authors' code does,
-            which never zeroes them. Default: along its gradient.
+            which never sets them to zero. Default: step along the present gradient.
 
     Reference: Y. Huang et al., CVPR 2024, arXiv 2404.02285.
     """

@@ -1,4 +1,4 @@
-"""Tip-Adapter: a cache of support features beside the texts."""
+"""Tip-Adapter: a cache of support features, added to the texts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...validation import check_bool, check_int, check_non_negative, check_posit
 from .base import FeatureHead, State, Support, as_state
 from .leave_one_out import best_setting, left_out_images
 
-# One grid for all data: 20 values each, from the smallest to the largest that the authors search on any data set.
+# One grid for all data: 20 values each, from the smallest to the largest that the authors try on any data set.
 GRID = tuple(0.1 * 500 ** (i / 19) for i in range(20))
 _BATCH, _EPS, _WEIGHT_DECAY = 256, 1e-4, 0.01
 
@@ -25,20 +25,21 @@ _BATCH, _EPS, _WEIGHT_DECAY = 256, 1e-4, 0.01
 class TipAdapter(FeatureHead):
     r"""Tip-Adapter and Tip-Adapter-F: `s x^ . t^_c + alpha sum_i exp(-beta (1 - x^ . k_i)) [y_i = c]`.
 
-    A key k_i is the mean feature of an image's views, normalised after the mean. New class names get their texts
-    alone, the keys of trained names stay.
+    A key k_i is the mean feature of an image's views, normalised after the mean. New class names get only their
+    texts; trained names keep their keys.
 
     The authors choose alpha and beta for each data set, on the test set of ImageNet and on the full validation split
     of the others, and the epoch of -F on the test set. Here they are chosen by leaving one support image out, on one
-    grid for all data, the first of ties; keys are then trained with them, and the last epoch counts. With two images
-    a class the choice leans to the texts, since the class of the image left out has half the keys of the others.
+    grid for all data; the first of equally good pairs is taken. Keys are then trained with them, and those of the last
+    epoch are used. With two images in each class the choice favours the texts, since the class of the left-out image
+    has half as many keys as the others.
 
     Args:
         train_keys: train the keys too (Tip-Adapter-F), on the cached views: AdamW, cosine per step, batches of 256.
             Trained keys are not normalised again, as in the authors' code.
-        alpha, beta: weight and sharpness of the cache, instead of the choice. With one image a class they must be
-            given: the authors start from 1.17 and 1.0.
-        epochs, lr: of the training of the keys.
+        alpha, beta: weight and sharpness of the cache. Default: chosen as above. They must be given if each class has
+            one image: the authors start from 1.17 and 1.0.
+        epochs, lr: number of epochs and learning rate of the training of the keys.
 
     Reference: R. Zhang et al., ECCV 2022, arXiv 2207.09519.
     """
@@ -68,7 +69,7 @@ class TipAdapter(FeatureHead):
         (alpha, beta), measured = self._choose(support, keys)
         if self.train_keys:
             keys = self._train(support, keys, alpha, beta)
-            measured = {}  # it was of the keys before
+            measured = {}  # it was the accuracy of the untrained keys
         text = support.scale * l2_normalize(support.texts)
         numbers = {"alpha": alpha, "beta": beta}
         state = as_state(keys, text=text, keys=keys, labels=support.labels, scale=support.scale, **numbers)
@@ -82,7 +83,7 @@ class TipAdapter(FeatureHead):
         )
 
     def for_names(self, state: State, trained: Tensor, texts: Tensor) -> State:
-        """Return a state for other names; keys of classes that are not asked for are left out."""
+        """Return a state for other names, without the keys of classes that are not among them."""
         places = trained.new_full((len(state["text"]),), -1)
         known = trained >= 0
         places[trained[known]] = known.nonzero().flatten()
@@ -93,7 +94,7 @@ class TipAdapter(FeatureHead):
         return {**state, "text": text, "keys": state["keys"][kept], "labels": labels[kept]}
 
     def _choose(self, support: Support, keys: Tensor) -> tuple[tuple[float, float], dict[str, float]]:
-        """Return alpha and beta, and the accuracy of the first view of each image without the image's own key."""
+        """Return alpha and beta, and the accuracy on the first view of each image without the image's own key."""
         alphas, betas = ([float(value)] if value is not None else GRID for value in (self.alpha, self.beta))
         mend = f"{type(self).__name__}(alpha=..., beta=...)"
         images = left_out_images(support.labels, "alpha and beta are", len(alphas) * len(betas), mend)
@@ -111,7 +112,7 @@ class TipAdapter(FeatureHead):
         return best_setting(candidates(), support.labels[images])
 
     def _train(self, support: Support, keys: Tensor, alpha: float, beta: float) -> Tensor:
-        """Return keys trained on one view of each image an epoch, drawn at random."""
+        """Return keys trained on one random view of each image in each epoch."""
         views, count = support.features.shape[:2]
         draws = torch.Generator().manual_seed(support.seed)
         keys = keys.clone().requires_grad_()

@@ -33,7 +33,7 @@ def parse(
     parser.add_argument("data", nargs="?")
     parser.set_defaults(**defaults)
     try:
-        (own, args, rest), recipe = parse_with_recipe(parser, words, default_recipe)
+        (own, args, rest), recipe = parse_with_recipe(parser, words, default_recipe, takes_head=True)
     except ArgumentError as error:
         raise ValueError(f"{error}; `peft-ncgeo COMMAND --help` lists the options.") from None
     return own, args, rest.data, recipe

@@ -13,7 +13,7 @@ from ...classifiers.trained import TrainedClassifier
 from ...classifiers.zero_shot import ZeroShotClassifier
 from ...data.processors import find_processor
 from ...files import read_text
-from ...loading.load import HEAD, PROTOTYPES, fetch_files, load_adapter, refuse_unsaved
+from ...loading.load import HEAD, HEAD_FOLDER, PROTOTYPES, fetch_files, load_adapter, refuse_unsaved
 from ...models.towers import reads_text
 from .models import DEMO, empty_model, load_model
 
@@ -24,7 +24,7 @@ def load_classifier(name: str, base_model: str | None = None) -> Any:
         return ZeroShotClassifier(*load_model(name))
     folder = fetch_files(name)
     refuse_unsaved(folder, name)
-    if (folder / HEAD).is_file() or (folder / PROTOTYPES).is_file():
+    if any((folder / file).is_file() for file in (HEAD, f"{HEAD_FOLDER}/{HEAD}", PROTOTYPES)):
         return FewShotClassifier.from_pretrained(name, base_model)
     if (folder / CONFIG_NAME).is_file():
         model = load_adapter(name, base_model)

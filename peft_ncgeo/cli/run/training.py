@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ...classifiers.image_classifier import ImageClassifier
 from ...data import few_shot, load_demo, long_tailed, split_validation
 from ...data.checks import class_names
+from ...data.sampling import label_array
 from ...hub.record import TrainingRecord
+from ...loading.load import HEAD_FOLDER
 from ...markdown import table
 from ...models.towers import reads_text
+from ...protocols.fitted_heads import FittedHead
 from ...reports import Report
 from ...training import GeometryTrainer, GeometryTrainingArguments, Recipe, train_stages
 from ...tuners.prototype import PrototypeConfig
@@ -101,9 +104,11 @@ def train(words: Sequence[str], resume: bool) -> None:
     if args.should_save:
         _announce(data, options, recipe, parts, args.label_column)
     text = reads_text(model) and not _needs_head(recipe, options)
+    if recipe.head:
+        _check_feature_head(recipe, args, text)
     if not text:
         model = _with_head(model, processor, parts, options, args, resume)
-    trainer = _trained(recipe, model, processor, parts, args, resume)
+    trainer = _trained(replace(recipe, head=None), model, processor, parts, args, resume)
     trainer.eval_dataset = {name: parts[name] for name in ("validation", "test") if name in parts}
     record = trainer.record()  # with the adapter off and on, on all processes
     report = _report(trainer)
@@ -113,7 +118,35 @@ def train(words: Sequence[str], resume: bool) -> None:
         if report is not None:
             report.save(folder / "report")
             typer.echo(f"\n{report.to_markdown()}\n\nIt is in {folder / 'report'}, with its tables.")
+        if recipe.head:
+            _fit_head(FittedHead(recipe.head(), trainer), trainer, folder)
         typer.echo(f"\nAdapter, processor and card are in {folder}.")
+
+
+def _check_feature_head(recipe: Recipe, args: GeometryTrainingArguments, text: bool) -> None:
+    """Refuse what a head on cached features cannot have, before any training."""
+    if not text:
+        recipe.refuse_head("it needs a dual encoder that is tuned with its texts, such as CLIP under LoRA")
+    if recipe.config is None and not recipe.stages:
+        recipe.refuse_head("without 'peft' there is nothing to train: fit it with adapt, or compare it with others")
+    if args.push_to_hub:
+        raise ValueError(
+            f"--push_to_hub does not upload the head of recipe {recipe.name}; leave it out, and upload the whole "
+            "folder with `hf upload`."
+        )
+
+
+def _fit_head(fitted: FittedHead, trainer: GeometryTrainer, folder: Path) -> None:
+    """Save a head on the tuned model's features beside the adapter, and print its accuracy."""
+    fitted.classifier.save_pretrained(folder / HEAD_FOLDER)
+    found = []
+    for name, images in trainer.evaluation_sets.items():
+        predicted = fitted.predict(images)
+        assert predicted is not None  # the names are those of the training
+        right = (predicted == label_array(images, trainer.args.label_column)).mean()
+        found.append(f"{name} accuracy {right:.3f}")
+    name = type(fitted.classifier.head).__name__
+    typer.echo(f"\nWith the head {name}, in {folder / HEAD_FOLDER}: {', '.join(found) or 'no images to test it on'}.")
 
 
 def _report(trainer: GeometryTrainer) -> Report | None:
