@@ -7,9 +7,11 @@
 The search is greedy: axis after axis, from the best configuration so far. Axes and start of each method are data, in
 `search/*.yaml`, and so is the task that scores a run:
 
-- `base_to_new`, the default: one configuration is trained with seed 1 at tau = 1 and at IF 50 on the development
-  split; its mean H over the two decides (for a method that cannot tell new classes apart, its accuracy on base
-  validation images). What base validation images alone would have chosen of the same runs is told beside it.
+- `base_to_new`, the default: one configuration is trained with seed 1 on the development split, on the drawings of
+  one artist at tau = 1 and on those of the other at IF 50. Its mean H over both trainings and both artists decides, so
+  that drawings which were never seen count as much as those that were. For a method that cannot tell new classes
+  apart, accuracies on base classes decide: of the validation images, and of the other artist's. What base validation
+  images alone would have chosen of the same runs is told beside it.
 - `long_tail`: the demo's ViT on tails of its training photographs, one for each imbalance factor. The mean accuracy
   on the 500 validation photographs of `load_image_demo` decides, which are neither trained on nor in its test set.
 
@@ -31,6 +33,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
+from benchmark_base_new import TAILS, of_artist
 from benchmark_image_tail import OF_CLASSIFIER, quieten, run_tails
 
 from peft_ncgeo.data import load_demo, load_image_demo
@@ -40,7 +43,7 @@ from peft_ncgeo.training import GeometryTrainingArguments, Recipe
 
 FOLDER = Path(__file__).parent
 RUNS, SEED = 12, 1
-TAILS = {"tau=1": {"tau": 1.0}, "IF 50": {"imbalance_factor": 50, "n_max": 50}}
+ARTISTS = {"twemoji": "tau=1", "emojione": "IF 50"}  # who is trained on, and how many images
 Content = dict[str, Any]
 
 
@@ -49,27 +52,38 @@ Content = dict[str, Any]
 
 @dataclass
 class BaseToNew:
-    """The demo's development split, scored by H."""
+    """The demo's development split, scored by H on the artist that is trained on and on the other one."""
 
-    scores: ClassVar = ("H", "base", "new", "validation")
-    titles: ClassVar = {"validation": "base validation"}
+    scores: ClassVar = ("H", "H_other", "base", "base_other", "new", "new_other", "validation")
+    titles: ClassVar = {"validation": "base validation", "H_other": "H, other artist"}
     recipes: str = "demo"
     logs: str = ""
-    data: str = f"{' and '.join(TAILS)} on the development split, seed {SEED}"
+    criterion: str = "mean H over both artists, after training on one: " + ", ".join(
+        f"{artist} at {tail}" for artist, tail in ARTISTS.items()
+    )
 
     def run(self, recipes: dict[str, Content], folder: Path) -> list[Content]:
-        """Return a row for each recipe and tail."""
-        demo = load_demo("development")
-        return base_to_new(
-            [Recipe.from_dict(*recipe) for recipe in recipes.items()],
-            lambda seed, n_max: load_demo("development", shots=n_max, seed=seed).splits["train"],
-            {name: demo.splits[name] for name in ("base", "new", "validation")},
-            lambda: load_demo().model,
-            demo.processor,
-            folder,
-            tails=TAILS,
-            seeds=(SEED,),
-        ).rows
+        """Return a row for each recipe and artist."""
+        demo, rows = load_demo(), []
+        for artist, tail in ARTISTS.items():
+            train, test = of_artist("development", artist)
+            validation = load_demo("development", train_artist=artist).splits["validation"]
+            rows += base_to_new(
+                [Recipe.from_dict(*recipe) for recipe in recipes.items()],
+                train,
+                {name: images for name, images in test.items() if name != "kept"} | {"validation": validation},
+                lambda: load_demo().model,
+                demo.processor,
+                folder,
+                tails={f"{artist}, {tail}": TAILS[tail]},
+                seeds=(SEED,),
+            ).rows
+        return rows
+
+    def score(self, run: Content) -> float:
+        """Return what decides: mean H, or mean base accuracy where there are no new classes to tell apart."""
+        keys = ("validation", "base_other") if run["H"] is None else ("H", "H_other")
+        return round(statistics.fmean(run[key] for key in keys), 3)
 
 
 @dataclass
@@ -92,15 +106,19 @@ class LongTail:
     seed: int
 
     @property
-    def data(self) -> str:
+    def criterion(self) -> str:
         tails = " and ".join(f"IF {factor:g}" for factor in self.imbalance_factors)
-        return f"{tails}, n_max {self.n_max}, seed {self.seed}, on 500 photographs held out of training"
+        return f"mean accuracy on 500 photographs held out of training: {tails}, n_max {self.n_max}, seed {self.seed}"
 
     def run(self, recipes: dict[str, Content], folder: Path) -> list[Content]:
         """Return a row for each recipe and tail."""
         images = load_image_demo().splits["validation"]
         rows = run_tails(recipes, images, folder, self.imbalance_factors, self.n_max, [self.seed])
         return [{**row, "validation": row["all"]} for row in rows]
+
+    def score(self, run: Content) -> float:
+        """Return what decides: accuracy on validation photographs."""
+        return run["validation"]
 
 
 TASKS = {"base_to_new": BaseToNew, "long_tail": LongTail}
@@ -144,7 +162,7 @@ def changed(content: Content, change: Content) -> tuple[Content, Content]:
         try:
             for place, name, path in list(targets(content, key.split("."))):
                 if value == {"remove": True}:
-                    place.pop(name, None)
+                    place.pop(name, *([None] if isinstance(place, dict) else []))
                     continue
                 if isinstance(value, dict) and value.keys() == {"times"}:
                     multiple = float(f"{place[name] * value['times']:.6g}")
@@ -204,9 +222,8 @@ def _methods(content: Content) -> Iterator[tuple[str, str, Content, list[Any], C
 # ----------------------------------------------------------------------------------------------------------- search
 
 
-def criterion(run: Content) -> float:
-    """Return a run's H; where there are no new classes to tell apart, its accuracy on validation images."""
-    return run["validation"] if run.get("H") is None else run["H"]
+def score_of(run: Content) -> float:
+    return run["score"]
 
 
 def mean(values: Sequence[float | None]) -> float | None:
@@ -224,12 +241,12 @@ def search(
     Args:
         start: content of the first recipe, which is itself run if an axis has an empty change.
         axes: lists of changes.
-        score: gives the scores of configurations; [`criterion`] decides, the first of equals.
+        score: gives the scores of configurations; the highest `score` is best, the first of equals.
         most: runs in all.
     """
     runs: list[Content] = []
     for number, axis in enumerate(axes, 1):
-        best = max(runs, key=criterion) if runs else {"recipe": start, "changes": {}}
+        best = max(runs, key=score_of) if runs else {"recipe": start, "changes": {}}
         fresh: list[Content] = []
         for change in axis:
             recipe, values = changed(best["recipe"], change)
@@ -242,22 +259,16 @@ def search(
 
 
 def log_of(method: str, start: Content, runs: Sequence[Content], task: BaseToNew | LongTail) -> Content:
-    """Return what is kept of a search: every run, the choice, and beside H the choice of validation images alone."""
-    chosen = max(runs, key=criterion)
-    alone = max(runs, key=lambda run: run["validation"])
-    measure = "H" if chosen.get("H") is not None else f"{task.titles['validation']} accuracy"
-    first = task.scores[0]
-    log = {
+    """Return what is kept of a search: every run, the choice, and the choice of validation images alone."""
+    chosen, alone = max(runs, key=score_of), max(runs, key=lambda run: run["validation"])
+    return {
         "method": method,
-        "criterion": f"mean {measure} over {task.data}",
+        "criterion": task.criterion,
         "start": start,
         "runs": [{"run": i, **{k: v for k, v in run.items() if k != "recipe"}} for i, run in enumerate(runs, 1)],
-        "chosen": {"run": runs.index(chosen) + 1, first: chosen[first], "recipe": chosen["recipe"]},
+        "chosen": {"run": runs.index(chosen) + 1, "score": chosen["score"], "recipe": chosen["recipe"]},
+        "by_validation_alone": {"run": runs.index(alone) + 1, "score": alone["score"]},
     }
-    if first == "H":
-        told = {"run": runs.index(alone) + 1, "H": alone["H"], "validation": alone["validation"]}
-        log["by_validation_alone"] = told
-    return log
 
 
 def scorer(method: str, folder: Path, task: BaseToNew | LongTail) -> Callable[[list[Content]], list[Content]]:
@@ -274,7 +285,7 @@ def scorer(method: str, folder: Path, task: BaseToNew | LongTail) -> Callable[[l
             spent = {key: round(sum(row.get(key, 0) for row in own), 1) for key in ("seconds", "cpu_seconds")}
             kept = dict.fromkeys((*task.scores, "few"))
             by_tail = {row["setting"]: {key: mean([row.get(key)]) for key in kept} for row in own}
-            found.append({**scores, **spent, "settings": by_tail})
+            found.append({"score": task.score(scores), **scores, **spent, "settings": by_tail})
         return found
 
     return score
@@ -291,16 +302,18 @@ def write_recipe(path: Path, recipe: Content) -> None:
 
 def report(log: Content, task: BaseToNew | LongTail) -> str:
     """Return a table of all runs, with the choice in bold, and the choice by validation alone."""
-    columns = [*(task.titles.get(key, key) for key in task.scores), "CPU s"]
-    lines = [f"\n| {log['method']} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    keys = ("score", *task.scores, "cpu_seconds")
+    titles = {"score": "mean", "cpu_seconds": "CPU s", **task.titles}
+    lines = [f"\n| {log['method']} | {' | '.join(titles.get(key, key) for key in keys)} |"]
+    lines.append("|---" * (len(keys) + 1) + "|")
     for run in log["runs"]:
         mark = "**" * (run["run"] == log["chosen"]["run"])
         changes = ", ".join(f"{key}: {value}" for key, value in run["changes"].items()) or "start"
-        numbers = " | ".join("-" if run[k] is None else f"{run[k]:.1f}" for k in (*task.scores, "cpu_seconds"))
+        numbers = " | ".join("-" if run[key] is None else f"{run[key]:.1f}" for key in keys)
         lines.append(f"| {mark}{run['run']}: {changes}{mark} | {numbers} |")
-    alone = log.get("by_validation_alone")
-    told = [f"\nBase validation alone would choose run {alone['run']}, with H {alone['H']}."] if alone else []
-    return "\n".join([*lines, *told])
+    alone = log["by_validation_alone"]
+    told = f"\nValidation images alone would choose run {alone['run']}, with a mean of {alone['score']}."
+    return "\n".join([*lines, told])
 
 
 def main() -> None:
@@ -310,20 +323,21 @@ def main() -> None:
     files = sorted((FOLDER / "search").glob("*.yaml"))
     parser.add_argument("--spaces", type=Path, nargs="+", default=files, help="YAML files of starts and axes")
     parser.add_argument("--recipes", type=Path, help="folder of the recipes; default: the one that the task names")
-    parser.add_argument("--methods", nargs="+", help="default: all of the spaces")
+    parser.add_argument("--methods", nargs="+", help="those of the spaces to search for; default: all")
     parser.add_argument("--write", action="store_true", help="write each choice into the method's own recipe, if any")
     args = parser.parse_args()
     quieten()
-    spaces = {}
+    spaces = []
     for path in args.spaces:
         task = read_task(path)
         folder = args.recipes or FOLDER / "recipes" / task.recipes
-        spaces |= {method: (task, folder, *space) for method, space in read_space(path, folder).items()}
-    methods = args.methods or list(spaces)
-    if unknown := set(methods) - set(spaces):
-        parser.error(f"no space has a method {min(unknown)!r}; there are {', '.join(spaces)}.")
-    for method in methods:
-        task, folder, start, axes = spaces[method]
+        spaces += [(method, task, folder, *space) for method, space in read_space(path, folder).items()]
+    known = dict.fromkeys(method for method, *_ in spaces)
+    if unknown := set(args.methods or ()) - known.keys():
+        parser.error(f"no space has a method {min(unknown)!r}; there are {', '.join(known)}.")
+    for method, task, folder, start, axes in spaces:
+        if method not in (args.methods or known):
+            continue
         cells = args.output_dir / task.logs / method
         log = log_of(method, start, search(start, axes, scorer(method, cells, task)), task)
         write_whole(args.log_dir / task.logs / f"{method}.json", json.dumps(log, indent=1) + "\n")

@@ -130,6 +130,14 @@ class Method:
         settings = [{**self.stages.args, **stage.args} for stage in self.stages.stages]
         return sum(own.get("num_train_epochs", default) for own in settings)
 
+    def of_epochs(self, epochs: float) -> Method:
+        """Return a method whose stages have the same shares of another number of epochs."""
+        factor, recipe = epochs / self.epochs(epochs), self.stages
+        assert recipe is not None
+        shares = [{**s.args, "num_train_epochs": factor * s.args["num_train_epochs"]} for s in recipe.stages]
+        stages = [replace(stage, args=own) for stage, own in zip(recipe.stages, shares, strict=True)]
+        return replace(self, stages=replace(recipe, stages=stages))
+
 
 @dataclass
 class Task:
@@ -149,8 +157,9 @@ class EpochBar(TrainerCallback):
         self.bar.update(1)
 
 
-def methods(script: ScriptArguments) -> dict[str, Method]:
+def methods(script: ScriptArguments, epochs: float) -> dict[str, Method]:
     deep = NPTConfig.prompt_ot
+    lora = Method.from_recipe("LoRA on a budget, Tip-Adapter-F", Recipe.read("demo/lora_budget"))
     return {
         "zero-shot": Method("zero-shot", None),
         "coop": Method("CoOp", NPTConfig.coop),
@@ -161,7 +170,7 @@ def methods(script: ScriptArguments) -> dict[str, Method]:
         "ot-budget": Method(
             f"deep prompts + OT, budget {script.ot_budget:g}", deep, lambda: [OTPreservation(budget=script.ot_budget)]
         ),
-        "lora-budget": Method.from_recipe("LoRA on a budget, Tip-Adapter-F", Recipe.read("demo/lora_budget")),
+        "lora-budget": lora.of_epochs(epochs),
     }
 
 
@@ -323,7 +332,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*all of them get prompts")  # the demo's towers have 3 and 4 layers
-    rows = methods(script)
+    rows = methods(script, args.num_train_epochs)
     if recipe is not None:
         rows[recipe.name] = Method.from_recipe(recipe.name, recipe)
         if rows[recipe.name].config is None:

@@ -10,12 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 
-from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig
+from peft_ncgeo import FewShotClassifier, GeometryTrainer, GeometryTrainingArguments, NPTConfig
 from peft_ncgeo.data import load_demo
 from peft_ncgeo.losses import OTPreservation
 from peft_ncgeo.training import Recipe
@@ -54,6 +55,19 @@ def test_demo_prints_a_table_and_saves_adapters(demo_run):
     table = (demo_run / "results.md").read_text()
     assert "| method | base | new | H | knowledge kept | seconds |" in table
     assert (demo_run / "ot-budget" / "seed-2" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_row_of_ours_is_what_its_saved_classifier_says(tmp_path, monkeypatch):
+    arguments = ("--demo_split", "development", "--output_dir", str(tmp_path), "--methods", "lora-budget")
+    run_example("train_prompt_ot.py", *SHORT[:-1], *arguments, monkeypatch=monkeypatch)
+    ((row,),) = json.loads((tmp_path / "results.json").read_text())["results"].values()
+    classifier = FewShotClassifier.from_pretrained(tmp_path / "lora-budget" / "seed-1", load_demo().model)
+    for part in ("base", "new"):
+        images = load_demo("development").splits[part]
+        names = images.features["label"].names
+        predicted = [names.index(name) for name in classifier.predict(images["image"][:], class_names=names)]
+        assert 100 * np.mean(np.array(predicted) == images["label"][:]) == pytest.approx(row[part], abs=0.1)
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def test_each_axis_starts_from_the_best_so_far(script):
     def score(recipes):
         first = [recipe["losses"][0]["A"]["budget"] for recipe in recipes]
         rates = [recipe["args"]["rate"] for recipe in recipes]
-        return [{"H": -abs(r - 6) - abs(a - 5), "validation": -r} for r, a in zip(rates, first, strict=True)]
+        return [{"score": -abs(r - 6) - abs(a - 5), "validation": -r} for r, a in zip(rates, first, strict=True)]
 
     runs = script["search"](start, axes, score, most=6)
     assert [run["changes"] for run in runs] == [
@@ -58,8 +58,8 @@ def test_each_axis_starts_from_the_best_so_far(script):
         "losses": [{"A": {"budget": 5}}, start["losses"][1]],
     }
     log = script["log_of"]("any", start, runs, script["BaseToNew"]())
-    assert (log["chosen"]["run"], log["chosen"]["H"]) == (5, 0)
-    assert (log["by_validation_alone"]["run"], log["by_validation_alone"]["H"]) == (1, -7)
+    assert (log["chosen"]["run"], log["chosen"]["score"]) == (5, 0)
+    assert log["by_validation_alone"] == {"run": 1, "score": -7}
     for wrong in ({"losses.2.A.budget": 1}, {"other.rate": 1}, {"losses": {"times": 2}}):
         with pytest.raises(ValueError, match="does not fit the recipe"):
             script["changed"](start, wrong)
@@ -71,7 +71,9 @@ def test_every_method_has_twelve_runs_whatever_they_score(script, path):
     spaces, raw = script["read_space"](path, DEMO), read_yaml(path, "")["methods"]
     for method, (start, axes) in spaces.items():
         for draw in map(random.Random, range(30)):
-            runs = script["search"](start, axes, lambda recipes, draw=draw: [{"H": draw.random()} for _ in recipes])
+            runs = script["search"](
+                start, axes, lambda recipes, draw=draw: [{"score": draw.random()} for _ in recipes]
+            )
             assert len(runs) == 12 or (path.stem != "demo" and 0 < len(runs) < 12), method
             assert len({json.dumps(run["recipe"], sort_keys=True) for run in runs}) == len(runs)
             # a search of what a search has written is the same search
@@ -109,10 +111,11 @@ def test_the_choice_is_logged_and_written(script, tmp_path, monkeypatch, capsys)
     space.write_text(
         json.dumps({"shared": {"rates": [{"args.learning_rate": 1}, {"args.learning_rate": 2}]}, "methods": methods})
     )
-    few = {"seconds": 1.0, "cpu_seconds": 1.0, "base": 1.0, "new": None}
+    few = {"seconds": 1.0, "cpu_seconds": 1.0, "base": 1.0, "new": None, "new_other": None, "H": None, "H_other": None}
 
     def score(recipes):
-        return [{**few, "H": None, "validation": recipe["args"]["learning_rate"]} for recipe in recipes]
+        rates = [recipe["args"]["learning_rate"] for recipe in recipes]
+        return [{**few, "score": rate, "validation": rate, "base_other": rate} for rate in rates]
 
     monkeypatch.setitem(script["main"].__globals__, "scorer", lambda method, folder, task: score)
     arguments = ["--spaces", str(space), "--recipes", str(tmp_path), "--log_dir", str(tmp_path), "--write"]
@@ -120,10 +123,19 @@ def test_the_choice_is_logged_and_written(script, tmp_path, monkeypatch, capsys)
     script["main"]()
     log = json.loads((tmp_path / "coop.json").read_text())
     assert [run["axis"] for run in log["runs"]] == [1, 1, 2]
-    assert log["chosen"]["run"] == 2  # no H: validation decides
+    assert log["chosen"]["run"] == 2
     assert Recipe.read(tmp_path / "coop.yaml").source == log["chosen"]["recipe"]
     assert (tmp_path / "coop.yaml").read_text().startswith("# Head.\n# CoOp, on the built-in demo.\n")
-    assert "| **2: args.learning_rate: 2** | - | 1.0 |" in capsys.readouterr().out
+    assert "| **2: args.learning_rate: 2** | 2.0 | - | - | 1.0 |" in capsys.readouterr().out
+    other = tmp_path / "space" / "tail.yaml"  # the same name in another task is another search
+    tail = {"long_tail": {"recipes": "", "logs": "tail", "imbalance_factors": [9], "n_max": 20, "seed": 1}}
+    other.write_text(json.dumps({"task": tail, **json.loads(space.read_text())}))
+    monkeypatch.setattr(script["LongTail"], "scores", ("validation",))
+    monkeypatch.setattr(
+        sys, "argv", ["search_recipes.py", "--spaces", str(other), *arguments[1:], "--methods", "coop"]
+    )
+    script["main"]()
+    assert {path.parent.name for path in tmp_path.rglob("coop.json")} == {tmp_path.name, "tail"}
     monkeypatch.setattr(sys, "argv", ["search_recipes.py", *arguments, "--methods", "cop"])
     with pytest.raises(SystemExit):
         script["main"]()
@@ -140,7 +152,7 @@ def test_every_image_classifier_has_twelve_runs_over_the_same_epochs(script):
     assert set(spaces) == pairs | {f"adaptformer_{m}" for m in losses}
     for method, (start, axes) in spaces.items():
         for draw in map(random.Random, range(10)):
-            runs = script["search"](start, axes, lambda rs, draw=draw: [{"validation": draw.random()} for _ in rs])
+            runs = script["search"](start, axes, lambda rs, draw=draw: [{"score": draw.random()} for _ in rs])
             assert len(runs) == 12, method
             epochs = {run["recipe"]["args"]["num_train_epochs"] for run in runs}
             assert epochs == {8, 16, 30}, method
@@ -168,8 +180,8 @@ def test_a_tail_is_searched_on_validation_photographs_and_tabled_on_test_ones(sc
         (run,) = script["scorer"](method, tmp_path / method, task)([recipe])
         found[method] = run["validation"]
         log = script["log_of"](method, recipe, [{"changes": {}, "recipe": recipe, **run}], task)
-        assert log["chosen"]["validation"] == run["validation"]
-        assert "validation accuracy" in log["criterion"]
+        assert log["chosen"]["score"] == run["validation"]
+        assert "IF 100" in log["criterion"]
         assert round(5 * run["validation"], 6) == round(5 * run["validation"])  # 500 photographs
         (tmp_path / "logs").mkdir(exist_ok=True)
         (tmp_path / "logs" / f"{method}.json").write_text(json.dumps(log))
@@ -221,7 +233,8 @@ def test_the_page_of_tails_compares_under_the_same_adapter(tmp_path, monkeypatch
 def test_demo_recipes_hold_what_the_search_chose(path: Path):
     log = json.loads(path.read_text())
     assert len(log["runs"]) <= 12
-    best = max(log["runs"], key=lambda run: run["validation"] if run["H"] is None else run["H"])
+    keys = ("validation", "base_other") if log["runs"][0]["H"] is None else ("H", "H_other")
+    best = max(log["runs"], key=lambda run: sum(run[key] for key in keys))
     assert best["run"] == log["chosen"]["run"]
     assert Recipe.read(DEMO / f"{path.stem}.yaml").source == log["chosen"]["recipe"]
 
@@ -240,8 +253,11 @@ def test_the_page_compares_all_rows_with_ours(tmp_path, monkeypatch):
     Results(rows, ["base", "new", "H"], "A note.").save(tmp_path / "outputs")
     (tmp_path / "search").mkdir()
     scores = {"cpu_seconds": 1800.0, "validation": 50.0}
-    runs = [{"run": 1, "H": 41.0, "changes": {"args.learning_rate": 0.5}, **scores}, {"run": 2, "H": 40.0, **scores}]
-    log = {"method": "plain", "runs": runs, "chosen": {"run": 1}, "by_validation_alone": {"H": 40.0}}
+    runs = [
+        {"run": 1, "score": 41.0, "changes": {"args.learning_rate": 0.5}, **scores},
+        {"run": 2, "score": 40.0, **scores},
+    ]
+    log = {"method": "plain", "runs": runs, "chosen": {"run": 1}, "by_validation_alone": {"score": 40.0}}
     (tmp_path / "search" / "plain.json").write_text(json.dumps(log))
     page = tmp_path / "page" / "base_to_new.md"
     arguments = ["--outputs", str(tmp_path / "outputs"), "--kept", str(tmp_path), "--page", str(page)]
