@@ -153,20 +153,6 @@ def write_base_new(folder: Path, kept: Path, root: Path) -> None:
     write_table(root, "collapse", head + "\n".join(lines) + "\n")
 
 
-def write_peft(folder: Path, kept: Path, root: Path) -> None:
-    """Write the tables of PEFT's methods: on both artists' drawings; and trained on one artist, tested on each."""
-    rows, note = keep_rows(folder, kept / "base_new_peft_demo.json", (*KEPT, *GEOMETRY))
-    both = [row for row in rows if not row["setting"].endswith(" alone")]
-    alone = [row for row in rows if row["setting"].endswith(" alone")]
-    titles, digits = {"trainable": "trained values", "cpu_seconds": "CPU s"}, {"trainable": 0, "cpu_seconds": 0}
-    columns = ["base", "new", "H", "many", "medium", "few", "kept", "trainable", "cpu_seconds"]
-    table = Results(both, columns, note, titles, digits).markdown()
-    write_table(root, "methods of PEFT", f"{table}\n\n{note}\n")
-    columns = ["base", "new", "H", "base_other", "new_other", "H_other"]
-    titles = {name: name.replace("_other", ", other artist") for name in columns}
-    write_table(root, "other artist", f"{Results(alone, columns, note, titles).markdown()}\n")
-
-
 def results_in_short(rows: list[dict]) -> str:
     """Return README's table: a few methods, on balanced classes and on the longest tail."""
     chosen = [row for row in rows if row["setting"] in SHORT_SETTINGS and row["method"] in SHORT_METHODS]
@@ -313,7 +299,6 @@ def main() -> None:
         write_copa(args.outputs / "adapt_copa", kept, args.root)
     writers = {
         "base_new": write_base_new,
-        "base_new_peft": write_peft,
         "space_alignment": write_alignment,
         "prototypes_table": write_prototypes,
     }

@@ -270,7 +270,7 @@ def test_the_page_compares_all_rows_with_ours(tmp_path, monkeypatch):
     assert "| plain | +1.0 ± 0.0 | +1.0 ± 0.0 |" in text
     assert "| plain | 2 | 1.00 | args.learning_rate 0.5 | 41.0 | 50.0 | 40.0 |" in text
     assert page.with_suffix(".png").exists()
-    kept = json.loads((tmp_path / "base_new_demo.json").read_text())["rows"]
+    kept = json.loads((tmp_path / "base_to_new_demo.json").read_text())["rows"]
     assert len(kept) == len(rows)
     assert kept[-1]["H"] is None
     again = ["--outputs", str(tmp_path / "none"), *arguments[2:], "--ours", "ours"]
