@@ -2,8 +2,8 @@
 
 python examples/benchmark_base_new.py && python examples/write_base_to_new.py
 
-The numbers of the run are kept in `results/base_to_new_demo.json`; without a run the page is made of those. How settings
-were chosen is read from the logs of search_recipes.py.
+The numbers of a run are kept in `results/base_to_new_demo.json`; without a run the page is made from that file. How
+settings were chosen is read from the logs of search_recipes.py.
 """
 
 from __future__ import annotations

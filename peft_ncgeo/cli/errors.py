@@ -34,8 +34,8 @@ def explain(error: BaseException) -> str | None:
 
     Any other error is unexpected: its traceback is needed.
     """
-    if isinstance(error, typer.Exit | typer.Abort):
-        return None
+    if isinstance(error, typer.Exit | typer.Abort | BrokenPipeError):
+        return None  # the reader of a pipe, such as `head`, may stop first: Typer ends the command
     if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get((error.name or "").split(".")[0])):
         return f"{error.name} is not installed; install it with `pip install peft_ncgeo[{extra}]`."
     return " ".join(str(error).split()) if isinstance(error, OSError) or _is_own(error) else None

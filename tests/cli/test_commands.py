@@ -275,3 +275,4 @@ def test_an_unexpected_error_keeps_its_traceback():
         except Exception as error:
             found.append(explain(error) is not None)
     assert found == [False, False, False, True]
+    assert explain(BrokenPipeError(32, "Broken pipe")) is None  # the reader of a pipe, such as `head`, stopped first
