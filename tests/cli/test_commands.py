@@ -164,6 +164,9 @@ def test_a_head_on_the_tuned_features_is_saved_beside_the_adapter(tail, tmp_path
         predicted = [names.index(name) for name in classifier.predict(test["image"][:], class_names=names)]
         (shown,) = re.findall(pattern, printed)
         assert accuracy(predicted, test["label"][:]) == pytest.approx(float(shown), abs=6e-4)
+    card = (folder / "README.md").read_text()
+    assert re.search(r"TipAdapter, .*(test accuracy .*)\.", printed)[1] in card
+    assert 'FewShotClassifier.from_pretrained("run")' in card
     image = next((tail / "test" / names[0]).glob("*.png"))
     (said,) = FewShotClassifier.from_pretrained(folder).predict([load_image(str(image))])
     assert said in run("predict", folder, image, "--output", tmp_path / "said.csv")

@@ -39,6 +39,16 @@ _DEFAULTS = {
     "logging_strategy": "epoch",
     "per_device_eval_batch_size": 64,
 }
+_IN_CARD = """
+## Head on the tuned features
+
+After the training, {head} was fitted on the features of the training images; it is in the folder `{place}`. With it:
+{found}. This loads adapter and head:
+
+```python
+classifier = peft_ncgeo.FewShotClassifier.from_pretrained("{folder}")
+```
+"""
 # title of a row -> metric of the record
 _ROWS = {
     "accuracy": "accuracy",
@@ -145,8 +155,10 @@ def _fit_head(fitted: FittedHead, trainer: GeometryTrainer, folder: Path) -> Non
         assert predicted is not None  # the names are those of the training
         right = (predicted == label_array(images, trainer.args.label_column)).mean()
         found.append(f"{name} accuracy {right:.3f}")
-    name = type(fitted.classifier.head).__name__
-    typer.echo(f"\nWith the head {name}, in {folder / HEAD_FOLDER}: {', '.join(found) or 'no images to test it on'}.")
+    name, told = type(fitted.classifier.head).__name__, ", ".join(found) or "no images to test it on"
+    with (folder / "README.md").open("a", encoding="utf-8") as card:
+        card.write(_IN_CARD.format(head=name, place=HEAD_FOLDER, found=told, folder=folder.resolve().name))
+    typer.echo(f"\nWith the head {name}, in {folder / HEAD_FOLDER}: {told}.")
 
 
 def _report(trainer: GeometryTrainer) -> Report | None:
