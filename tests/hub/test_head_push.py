@@ -43,3 +43,24 @@ def test_a_head_never_joins_an_adapter(hub, author, pushed):
         author.run(f"push_adapter(fit(TipAdapter()), {repo_id!r})")
     with pytest.raises(UserError, match=r"ValueError.*tuned model"):
         author.run(f"push_adapter(fit(TipAdapter(), load_adapter({repo_id!r})), 'user/cached-tuned')")
+
+
+def test_a_folder_of_adapter_and_head_is_loaded_whole(hub, author, reader, pushed):
+    author.run(PUSH)
+    repo_id, _ = pushed["lora", False]
+    said = author.run(f"""
+    import huggingface_hub as hf
+    from peft_ncgeo.hub import save_adapter
+    classifier = fit(TipAdapter(alpha=3, beta=20), load_adapter({repo_id!r}))
+    save_adapter(classifier.model, "both", tuned.tiny_processor())
+    classifier.save_pretrained("both/head")
+    hf.create_repo("user/both")
+    hf.upload_folder(repo_id="user/both", folder_path="both")
+    result = classifier.predict_proba(tuned.IMAGES, class_names=tuned.NEW).tolist()
+    """)
+    found = reader.run("""
+    classifier = FewShotClassifier.from_pretrained("user/both")
+    result = classifier.predict_proba(tuned.IMAGES, class_names=tuned.NEW).tolist()
+    """)
+    for one, other in zip(found, said, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
