@@ -34,18 +34,6 @@ KEPT += ("many", "medium", "few", "kept", "trainable")
 GEOMETRY = ("base_text_nc2", "new_text_nc2", "base_nc1", "base_nc3_cosine", "base_modality_gap")
 GEOMETRY += ("seconds", "cpu_seconds")
 
-SHORT_SETTINGS = {"tau=1": "balanced", "IF 100": "tail, 100 to 1"}
-SHORT_METHODS = (
-    "zero-shot",
-    "coop",
-    "clip_lora",
-    "two_stages",
-    "prompt_ot",
-    "prompt_ot_long",
-    "budget",
-    "lora_budget",
-)
-
 ACCURACIES = ("all", "many", "medium", "few", "mean_all", "mean_many", "mean_few")
 TURNS = (" + Reg", " + SLERP", " + Proj", " - Reg", " + post-hoc")
 ALIGNMENT = {
@@ -136,7 +124,6 @@ def write_base_new(folder: Path, kept: Path, root: Path) -> None:
         f"{lead(results, ours, published)}\n"
     )
     write_table(root, "comparison", table)
-    write_table(root, "results", results_in_short(rows))
     trained = [row for row in rows if row.get("seconds") is not None]
     lines = []
     for column, name in (("base_text_nc2", "base"), ("new_text_nc2", "new")):
@@ -151,13 +138,6 @@ def write_base_new(folder: Path, kept: Path, root: Path) -> None:
             )
     head = "| texts of | runs | Pearson | Spearman | Pearson within settings |\n|---|---|---|---|---|\n"
     write_table(root, "collapse", head + "\n".join(lines) + "\n")
-
-
-def results_in_short(rows: list[dict]) -> str:
-    """Return README's table: a few methods, on balanced classes and on the longest tail."""
-    chosen = [row for row in rows if row["setting"] in SHORT_SETTINGS and row["method"] in SHORT_METHODS]
-    chosen = [{**row, "setting": SHORT_SETTINGS[row["setting"]]} for row in chosen]
-    return f"{Results(chosen, ['base', 'new', 'H', 'kept'], '', {'kept': 'knowledge kept'}).markdown()}\n"
 
 
 def keep_results(folder: Path, kept: Path, name: str, metrics: dict[str, str]) -> Results:

@@ -1,4 +1,4 @@
-"""Write docs/results/base_to_new.md and its figure from the last run of benchmark_base_new.py.
+"""Write docs/results/base_to_new.md, its figure, and README's table from the last run of benchmark_base_new.py.
 
 python examples/benchmark_base_new.py && python examples/write_base_to_new.py
 
@@ -8,8 +8,12 @@ settings were chosen is read from the logs of search_recipes.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
 from result_pages import INTERVALS, all_columns, choices, kept_run, page_parser
-from update_docs import GEOMETRY, KEPT, lead
+from update_docs import GEOMETRY, KEPT, ROOT, lead, write_table
 
 from peft_ncgeo.files import write_whole
 from peft_ncgeo.plots import plot_settings
@@ -22,6 +26,7 @@ SCORES = {  # of what a search chose
     "base validation": lambda log, chosen: chosen["validation"],
     "mean of the choice by validation alone": lambda log, chosen: log["by_validation_alone"]["score"],
 }
+IN_SHORT = {"tau=1": "balanced", "IF 100": "tail, 100 to 1"}  # setting -> column of README's table
 TITLES = {
     "kept": "knowledge kept",
     "base_other": "base, other artist",
@@ -83,8 +88,22 @@ def page(results: Results, ours: str, search: str, figure: str) -> str:
     return "\n\n".join([*parts, *all_columns(results)]) + "\n"
 
 
+def in_short(results: Results, methods: Sequence[str]) -> str:
+    """Return README's table: H of a few methods, balanced, on a tail, and on drawings of another artist."""
+    rows = [row for row in results.rows if row["method"] in methods]
+    short = [{**row, "setting": IN_SHORT[row["setting"]]} for row in rows if row["setting"] in IN_SHORT]
+    of_artists: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        if row["setting"].startswith("tau=1, ") and row["H_other"] is not None:
+            of_artists.setdefault((row["method"], row["seed"]), []).append(row["H_other"])
+    for (method, seed), values in of_artists.items():
+        short.append({"setting": "another artist", "method": method, "seed": seed, "H": fmean(values)})
+    return Results(short, ["H"]).pivot("H")
+
+
 def main() -> None:
     parser = page_parser(__doc__.splitlines()[0], "base_new", "base_to_new")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md")
     parser.add_argument("--ours", default="lora_budget", help="row that the others are compared with")
     args = parser.parse_args()
     content = kept_run(parser, args, "base_to_new_demo.json", (*KEPT, *GEOMETRY))
@@ -99,7 +118,8 @@ def main() -> None:
     highlighted = [args.ours, *(name for name in HIGHLIGHTED if name in methods)]
     plot_settings(results, "H", figure, [g for g in groups if g], highlighted, "harmonic mean of base and new (%)")
     write_whole(args.page, page(results, args.ours, choices(args.kept / "search", SCORES), figure.name))
-    print(f"{args.page} and {figure} are written.")
+    write_table(args.root, "results", in_short(results, ["zero-shot", *reversed(highlighted)]) + "\n")
+    print(f"{args.page}, {figure} and the table in {args.root / 'README.md'} are written.")
 
 
 if __name__ == "__main__":

@@ -243,7 +243,8 @@ def test_the_page_compares_all_rows_with_ours(tmp_path, monkeypatch):
     """Ours is 3 ahead of `plain` in each seed, with another artist 1 behind; `means` knows no new classes."""
     shift = {"zero-shot": -9.0, "plain": 0.0, "ours": 3.0, "means": None}
     rows = []
-    for setting in ("tau=1", "IF 50", "IF 50, twemoji alone"):
+    alone = ("IF 50, twemoji alone", "tau=1, twemoji alone", "tau=1, emojione alone")
+    for setting in ("tau=1", "IF 50", *alone):
         for method, more in shift.items():
             for seed in (1, 2, 3):
                 h = None if more is None else 40.0 + more + seed
@@ -259,11 +260,15 @@ def test_the_page_compares_all_rows_with_ours(tmp_path, monkeypatch):
     ]
     log = {"method": "plain", "runs": runs, "chosen": {"run": 1}, "by_validation_alone": {"score": 40.0}}
     (tmp_path / "search" / "plain.json").write_text(json.dumps(log))
-    page = tmp_path / "page" / "base_to_new.md"
+    page, readme = tmp_path / "page" / "base_to_new.md", tmp_path / "README.md"
+    readme.write_text("<!-- results table -->\nold\n<!-- end of results table -->\n")
     arguments = ["--outputs", str(tmp_path / "outputs"), "--kept", str(tmp_path), "--page", str(page)]
+    arguments += ["--root", str(tmp_path)]
     run_example("write_base_to_new.py", *arguments, "--ours", "ours", monkeypatch=monkeypatch)
     text = page.read_text()
     assert "| plain | 42.0 ± 1.0 | 42.0 ± 1.0 |" in text
+    assert "| ours | 45.0 ± 1.0 | 31.0 ± 1.0 |" in readme.read_text()
+    assert "old" not in readme.read_text()
     assert "- IF 50: +3.0 to plain, beyond one standard deviation (1.0)" in text
     assert "- IF 50, twemoji alone: -4.0 to zero-shot" in text
     assert "| plain | -3.0 ± 0.0 | -3.0 ± 0.0 | -3.0 ± 0.0 |" in text
