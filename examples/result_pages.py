@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from update_docs import ROOT, keep_rows
 
-from peft_ncgeo.markdown import escape, table
+from peft_ncgeo.markdown import code_cell, escape, table
 from peft_ncgeo.protocols import Results
 
 INTERVALS = (
@@ -43,12 +44,18 @@ def choices(folder: Path, scores: Mapping[str, Callable[[Any, Any], float | None
     for path in sorted(folder.glob("*.json")):
         log = json.loads(path.read_text())
         chosen = log["runs"][log["chosen"]["run"] - 1]
-        changes = ", ".join(f"{key} {value}" for key, value in chosen["changes"].items()) or "start"
+        changes = ", ".join(code_cell(f"{key}: {_short(value)}") for key, value in chosen["changes"].items())
         found = [score(log, chosen) for score in scores.values()]
         cells = ["-" if value is None else f"{value:.1f}" for value in found]
         spent = sum(run["cpu_seconds"] for run in log["runs"]) / 3600
-        lines.append([escape(log["method"]), str(len(log["runs"])), f"{spent:.2f}", escape(changes), *cells])
+        lines.append([escape(log["method"]), str(len(log["runs"])), f"{spent:.2f}", changes or "the start", *cells])
     return table(["method", "runs", "CPU hours", "choice", *scores], lines) if lines else ""
+
+
+def _short(value: Any) -> str:
+    """Return a value as YAML in one line, or the number of its entries if it is long."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+    return text if len(text) <= 80 else f"{len(value)} entries"
 
 
 def all_columns(results: Results) -> list[str]:

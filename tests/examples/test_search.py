@@ -223,7 +223,7 @@ def test_the_page_of_tails_compares_under_the_same_adapter(tmp_path, monkeypatch
     wider = text.split("## Wider angles")[1]
     assert "| lora_minority_margin | -2.0 ± 0.0 |" in wider
     assert "| lora_minority_margin | -4.0 ± 0.0 |" in wider  # few
-    assert "| lora_ce | 1 | 0.50 | args.learning_rate 0.5 | 51.0 |" in text
+    assert "| lora_ce | 1 | 0.50 | `args.learning_rate: 0.5` | 51.0 |" in text
     assert "A note. 6.0 CPU hours." in text
     run_example("write_image_tail.py", *arguments, str(tmp_path / "none"), monkeypatch=monkeypatch)
     assert page.read_text() == text
@@ -273,7 +273,7 @@ def test_the_page_compares_all_rows_with_ours(tmp_path, monkeypatch):
     assert "- IF 50, twemoji alone: -4.0 to zero-shot" in text
     assert "| plain | -3.0 ± 0.0 | -3.0 ± 0.0 | -3.0 ± 0.0 |" in text
     assert "| plain | +1.0 ± 0.0 | +1.0 ± 0.0 |" in text
-    assert "| plain | 2 | 1.00 | args.learning_rate 0.5 | 41.0 | 50.0 | 40.0 |" in text
+    assert "| plain | 2 | 1.00 | `args.learning_rate: 0.5` | 41.0 | 50.0 | 40.0 |" in text
     assert page.with_suffix(".png").exists()
     kept = json.loads((tmp_path / "base_to_new_demo.json").read_text())["rows"]
     assert len(kept) == len(rows)
