@@ -37,22 +37,26 @@ TITLES = {
 INTRODUCTION = """\
 # From base to new classes
 
-Written by `python examples/write_base_to_new.py`; all accuracies are percentages.
+This page compares methods that are trained on thirty classes: on other images of these classes, on classes that were
+not trained, and on drawings by another artist. `python examples/benchmark_base_new.py` computes the numbers, and
+`python examples/write_base_to_new.py` writes the page. All accuracies are percentages.
 
-- **base**: test images of the 30 classes that were trained, among their names. They are other views of the very
-  drawings that training showed, so this column rewards a memory of drawings.
-- **new**: 30 classes that training never showed, among their names. **H**: harmonic mean of base and new.
-- **other artist**: trained on one artist's drawings alone, tested on the other artist's drawings of the same concepts.
-  Here base is no test of memory: none of these drawings was trained. "Same artist" is the trained one.
+- **base**: test images of the 30 trained classes, classified among these 30 names. They are other views of the same
+  drawings that training showed, so a method that only remembers drawings does well here.
+- **new**: images of 30 classes that were not trained, classified among their names. **H**: harmonic mean of base and
+  new.
+- **other artist**: the model is trained on the drawings of one artist, and tested on the other artist's drawings of
+  the same classes. None of these was trained on, so remembering does not help.
 - **many, medium, few**: thirds of the base classes by their number of training images.
-- **knowledge kept**: accuracy on Fashion-MNIST, which has nothing to do with the training.
-- **trained numbers**: how many values the training changes. **seconds**: of the training alone, on one thread.
+- **knowledge kept**: accuracy on Fashion-MNIST, photographs that have nothing in common with the training.
+- **trained numbers**: how many values the training changes. **seconds**: of the training and the head, on one thread.
 
-tau = 1 is 16 images of each base class; at tau = 0.25 and 0.06 they fall to 4 and to 1. IF 10, 50 and 100 are
-exponential tails of 50, 50 and 100 images down to 5, 1 and 1. The seed draws which class gets which count. A dash is
-a metric that the method does not have: heads that read no texts know no new classes.
+At tau = 1, each base class has 16 images. At tau = 0.25 and 0.06 the numbers fall from 16 to 4 and to 1. IF 10, 50
+and 100 are exponential tails from 50, 50 and 100 images down to 5, 1 and 1. The seed decides which class gets which
+number. A dash means that the method cannot do this: heads that read no texts do not know new classes.
 
-This shows small models, drawings and thirty classes at a time. It says nothing about photographs or large models.
+These are small models, drawings, and thirty classes at a time. The tables say nothing about photographs or large
+models.\
 """
 ALONE = "A model is trained on the drawings of one artist alone. The columns name this artist."
 HEADINGS = {
@@ -79,7 +83,8 @@ def page(results: Results, ours: str, search: str, figure: str) -> str:
         parts += ["## Other artist", ALONE]
         for column in ("H", "base_other", "new_other", "H_other"):
             parts += [f"### {HEADINGS[column]}", results.pivot(column, alone)]
-        parts.append(lead(results, ours, others, "H_other", alone))
+            if column in ("H", "H_other"):
+                parts.append(lead(results, ours, others, column, alone))
     parts += [f"## Differences from {ours}", INTERVALS, results.paired_differences("H", ours, both)]
     if alone:
         parts.append(results.paired_differences("H_other", ours, alone))

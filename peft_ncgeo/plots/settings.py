@@ -84,7 +84,7 @@ def plot_settings(
             color=colours.get(method, "0.45"),
             weight="bold" if method in colours else "normal",
         )
-    write_figure(figure, path)
+    write_figure(figure, path, bbox_inches="tight")  # the layout leaves names at the right too little space
     return drawn
 
 

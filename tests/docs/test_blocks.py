@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from typer.main import get_command
 
@@ -153,17 +154,23 @@ def test_nothing_is_left_to_fill_in():
         assert not re.findall(r"\b(TODO|CHOICES|SPEED|ANSWER|[A-Z]+-(TEXT|TABLE))\b", text), name(page)
 
 
-def test_readmes_table_is_cut_from_the_whole_one():
-    def rows(text: str) -> list[list[str]]:
-        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
-
-    whole = {(cells[0], cells[1]): cells for cells in rows(table("comparison")) if len(cells) == 9}
-    settings = {"balanced": "tau=1", "tail, 100 to 1": "IF 100"}
-    _, _, *body = rows(table("results"))
-    assert {cells[0] for cells in body} == set(settings)
-    for setting, method, base, new, harmonic_mean, kept in body:
-        found = whole[settings[setting], method]
-        assert [base, new, harmonic_mean, kept] == [*found[2:5], found[8]]
+def test_readmes_table_is_of_the_kept_numbers():
+    """Means and deviations over seeds; "another artist" is the mean over both artists of each seed."""
+    frame = pd.DataFrame(json.loads((ROOT / "examples" / "results" / "base_to_new_demo.json").read_text())["rows"])
+    alone = frame[frame.setting.isin(["tau=1, twemoji alone", "tau=1, emojione alone"])]
+    columns = {
+        "balanced": frame[frame.setting == "tau=1"].set_index(["method", "seed"]).H,
+        "tail, 100 to 1": frame[frame.setting == "IF 100"].set_index(["method", "seed"]).H,
+        "another artist": alone.groupby(["method", "seed"]).H_other.mean(),
+    }
+    head, _, *body = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table("results").splitlines())
+    assert head == ["H", *columns]
+    assert {"zero-shot", "lora_budget"} < {method for method, *_ in body}
+    for method, *cells in body:
+        for values, cell in zip(columns.values(), cells, strict=True):
+            mean, deviation = map(float, cell.split(" ± "))
+            assert mean == pytest.approx(values[method].mean(), abs=0.051), (method, cell)
+            assert deviation == pytest.approx(values[method].std(), abs=0.051), (method, cell)
 
 
 def test_targets_with_the_name_of_a_file_or_folder_run_anyway():
