@@ -2,18 +2,18 @@
 
     python examples/benchmark_base_new.py
         the built-in demo, all recipes of recipes/demo, three tails of few shots and three exponential ones; then
-        tau = 1 and IF 50 again on the drawings of one artist alone, tested on both artists' drawings apart.
+        tau = 1 and IF 50 again, trained on the drawings of one artist and tested on each artist's drawings.
 
     python examples/benchmark_base_new.py --dataset examples/datasets/oxford_pets.yaml \
         --model_name_or_path openai/clip-vit-base-patch16 --recipes examples/recipes/*.yaml
-        a data set of the papers with the papers' recipes; --data_dir reads a local copy of it.
+        a data set of the papers with the papers' recipes; --data_dir reads a local copy of the data set.
 
     python examples/benchmark_base_new.py --all_classes
         the same settings, trained and tested on all names; on the demo, on the thirty that have training images.
 
-Every cell (setting, method, seed) is a small file in the output folder: a run that was stopped continues, several
-processes or machines share the cells, and a part of the --recipes fills a part of them. The table at the end holds the
-recipes named: name all of them, or none, once their cells are there. `write_base_to_new.py` makes the page.
+Every cell (setting, method, seed) is a small file in the output folder. A stopped run continues, and several processes
+or machines share the cells. The table at the end has the recipes that this call names: when all cells are there, call it
+once more with all --recipes. `write_base_to_new.py` writes the page.
 """
 
 from __future__ import annotations

@@ -4,19 +4,21 @@
     python examples/search_recipes.py --write
     python examples/search_recipes.py --spaces examples/search/image_tail.yaml
 
-The search is greedy: axis after axis, from the best configuration so far. Axes and start of each method are data, in
-`search/*.yaml`, and so is the task that scores a run:
+The search is greedy: it tries the changes of one axis after the other, each time from the best configuration so far.
+The files `search/*.yaml` hold the start and the axes of each method, and the task that scores a run:
 
-- `base_to_new`, the default: one configuration is trained with seed 1 on the development split, on the drawings of
-  one artist at tau = 1 and on those of the other at IF 50. Its mean H over both trainings and both artists decides, so
-  that drawings which were never seen count as much as those that were. For a method that cannot tell new classes
-  apart, accuracies on base classes decide: of the validation images, and of the other artist's. What base validation
-  images alone would have chosen of the same runs is told beside it.
-- `long_tail`: the demo's ViT on tails of its training photographs, one for each imbalance factor. The mean accuracy
-  on the 500 validation photographs of `load_image_demo` decides, which are neither trained on nor in its test set.
+- `base_to_new`, the default. Each configuration is trained with seed 1 on the development split: on the drawings of one
+  artist at tau = 1, and on those of the other artist at IF 50. The best has the highest mean H over both trainings and
+  both artists, so drawings that were not trained on count as much as those that were. For a method that cannot
+  classify new classes it has the highest mean accuracy on base classes, over validation images and the other artist's
+  drawings. The log also names the run that base validation images alone would choose.
+- `long_tail`. The demo's ViT is trained on tails of its training photographs, one for each imbalance factor. The best
+  configuration has the highest mean accuracy on the 500 validation photographs of `load_image_demo`, which are neither
+  trained on nor in its test set.
 
-Cells are resumable and shared by processes. The log of a method is `results/search/<method>.json`, or stands in the
-folder that the task names, and `--write` writes its choice into the recipe's file, where the method has its own.
+A stopped search continues where it was, and several processes share the work. The log of a method is
+`results/search/<method>.json`, or in the folder that the task names. `--write` writes the choice into the recipe of
+that name, if there is one.
 """
 
 from __future__ import annotations
@@ -179,9 +181,9 @@ def changed(content: Content, change: Content) -> tuple[Content, Content]:
 def read_space(path: Path, folder: Path) -> dict[str, tuple[Content, list[list[Content]]]]:
     """Read each method's start and axes; every change must give a valid recipe.
 
-    A method starts from the recipe of its name. Those of `grids` combine adapters with methods, as `adapter_method`;
-    they start from the adapter's recipe with its changes and then the method's, and an axis that is a name is the
-    adapter's or else a shared one.
+    A method starts from the recipe of its name. `grids` combine adapters with methods, named `adapter_method`. These
+    start from the adapter's recipe with the adapter's changes and then the method's. An axis that is a name is the
+    adapter's own axis, else a shared one.
 
     Raises:
         ValueError: a key or a shared axis that is not there, a method without changes, an argument that no training
