@@ -12,8 +12,8 @@
         the same settings, trained and tested on all names; on the demo, on the thirty that have training images.
 
 Every cell (setting, method, seed) is a small file in the output folder. A stopped run continues, and several processes
-or machines share the cells. The table at the end has the recipes that this call names: when all cells are there, call it
-once more with all --recipes. `write_base_to_new.py` writes the page.
+or machines share the cells. The table at the end has the recipes that this call names: when all cells are there, call
+it once more with all --recipes. `write_base_to_new.py` writes the page.
 """
 
 from __future__ import annotations

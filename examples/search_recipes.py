@@ -7,8 +7,8 @@
 The search is greedy: it tries the changes of one axis after the other, each time from the best configuration so far.
 The files `search/*.yaml` hold the start and the axes of each method, and the task that scores a run:
 
-- `base_to_new`, the default. Each configuration is trained with seed 1 on the development split: on the drawings of one
-  artist at tau = 1, and on those of the other artist at IF 50. The best has the highest mean H over both trainings and
+- `base_to_new`, the default. Each configuration is trained with seed 1 on the development split: on the drawings of
+  one artist at tau = 1, and on those of the other artist at IF 50. The best has the highest mean H over both trainings and
   both artists, so drawings that were not trained on count as much as those that were. For a method that cannot
   classify new classes it has the highest mean accuracy on base classes, over validation images and the other artist's
   drawings. The log also names the run that base validation images alone would choose.
