@@ -8,10 +8,10 @@ The search is greedy: it tries the changes of one axis after the other, each tim
 The files `search/*.yaml` hold the start and the axes of each method, and the task that scores a run:
 
 - `base_to_new`, the default. Each configuration is trained with seed 1 on the development split: on the drawings of
-  one artist at tau = 1, and on those of the other artist at IF 50. The best has the highest mean H over both trainings and
-  both artists, so drawings that were not trained on count as much as those that were. For a method that cannot
-  classify new classes it has the highest mean accuracy on base classes, over validation images and the other artist's
-  drawings. The log also names the run that base validation images alone would choose.
+  one artist at tau = 1, and on those of the other artist at IF 50. The best has the highest mean H over both
+  trainings and both artists, so drawings that were not trained on count as much as those that were. For a method that
+  cannot classify new classes it has the highest mean accuracy on base classes, over validation images and the other
+  artist's drawings. The log also names the run that base validation images alone would choose.
 - `long_tail`. The demo's ViT is trained on tails of its training photographs, one for each imbalance factor. The best
   configuration has the highest mean accuracy on the 500 validation photographs of `load_image_demo`, which are neither
   trained on nor in its test set.
