@@ -141,7 +141,9 @@ class FewShotClassifier(ClosedSetClassifier):
         if not isinstance(images, Tensor):
             return super()._batches(images, batch_size, num_test_views)
         if check_num_test_views(num_test_views) > 1:
-            raise ValueError(f"num_test_views={num_test_views} needs PIL images to crop; pixels have one view.")
+            raise ValueError(
+                f"num_test_views={num_test_views} needs PIL images, which can be cropped; for pixels pass 1."
+            )
         check_pixels(images)
         return ([{"pixel_values": part}] for part in images.split(check_int("batch_size", batch_size, least=1)))
 

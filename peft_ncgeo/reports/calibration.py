@@ -121,7 +121,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     own = check_labels(labels, z)
     own_logit = np.take_along_axis(z, own[:, None], 1)[:, 0]
     if (own_logit == z.max(1)).all():
-        raise ValueError("Every image is classified rightly, so no temperature is best; fit it on more images.")
+        raise ValueError("Every image is classified correctly, so no temperature is best; fit it on more images.")
     if own_logit.mean() <= z.mean():
         raise ValueError("The labels have no larger logits than other classes, so no temperature is best; check them.")
 

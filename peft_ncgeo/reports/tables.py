@@ -104,7 +104,7 @@ def _classes_table(names: Sequence[str], columns: Mapping[str, Sequence[float]],
 
 
 def confused_table(values: Values) -> str:
-    """Return the table of the most frequent errors; "" if every image is classified rightly."""
+    """Return the table of the most frequent errors; "" if every image is classified correctly."""
     rows = [[escape(t), escape(p), f"{n:,}", _percent(share)] for t, p, n, share in values["confused"]]
     return table(["true", "predicted", "images", "of the class"], rows, "llrr") if rows else ""
 

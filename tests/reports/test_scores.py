@@ -115,11 +115,11 @@ def test_calibration_bin_by_bin_and_its_temperature():
     assert "very images" in own.to_markdown()
     assert "very images" not in classification_report(logits, labels, NAMES, validation=others).to_markdown()
     never_wrong = np.eye(7)[labels] * 9
-    with pytest.raises(ValueError, match="rightly"):
+    with pytest.raises(ValueError, match="correctly"):
         fit_temperature(never_wrong, labels)
     told = classification_report(logits, labels, NAMES, validation=(never_wrong - 1, labels))
     assert told.calibration.temperature is None
-    assert "rightly" in told.notes[0]
+    assert "correctly" in told.notes[0]
 
 
 def features(counts, dim: int = 6, seed: int = 0):
