@@ -47,8 +47,7 @@ from peft_ncgeo.training.features.half_weights import HalfWeights
 
 RECIPES = Path(__file__).parent / "recipes"
 PROMPT_OT, COOP, CLIP_LORA = (Recipe.read(RECIPES / f"{name}.yaml") for name in ("prompt_ot", "coop", "clip_lora"))
-# Tokens of each name with the full stop. With [BOS], 4 slots and [EOT], a text has 9 on average and 12 at most, as the
-# names of ImageNet have.
+# Tokens of each name with the full stop. As in ImageNet, a text with [BOS], 4 slots and [EOT] has 9, and 12 at most.
 NAME_LENGTHS = (3, 2, 4, 1, 5, 2, 3, 4, 2, 6, 3, 1, 4, 2, 3, 5, 1, 4, 2, 3)
 CHUNK = 100  # classes whose activations the reference keeps at a time
 ATEN = torch.ops.aten
@@ -375,9 +374,7 @@ def cell(column: str, value: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the demo's mini-CLIP instead of ViT-B/16 shapes")
-    parser.add_argument(
-        "--rounds", type=int, default=3, help="number of rounds; the longest rows of ViT-B/16 have a third of it"
-    )
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; the longest rows of ViT-B/16 have a third")
     parser.add_argument("--rows", nargs="+", choices=["memory", *ROWS], default=["memory", *ROWS])
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/benchmark_speed"))
     args = parser.parse_args()
