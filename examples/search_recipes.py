@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,11 +59,11 @@ class BaseToNew:
 
     scores: ClassVar = ("H", "H_other", "base", "base_other", "new", "new_other", "validation")
     titles: ClassVar = {"validation": "base validation", "H_other": "H, other artist"}
-    recipes: str = "demo"
-    logs: str = ""
-    criterion: str = "mean H over both artists, after training on one: " + ", ".join(
+    criterion: ClassVar = "mean H over both artists, after training on one: " + ", ".join(
         f"{artist} at {tail}" for artist, tail in ARTISTS.items()
     )
+    recipes: str = "demo"
+    logs: str = ""
 
     def run(self, recipes: dict[str, Content], folder: Path) -> list[Content]:
         """Return a row for each recipe and artist."""
@@ -100,7 +101,7 @@ class LongTail:
     """
 
     scores: ClassVar = ("validation", "many", "medium", "few")
-    titles: ClassVar = {"validation": "validation"}
+    titles: ClassVar = {}
     recipes: str
     logs: str
     imbalance_factors: list[float]
@@ -164,7 +165,8 @@ def changed(content: Content, change: Content) -> tuple[Content, Content]:
         try:
             for place, name, path in list(targets(content, key.split("."))):
                 if value == {"remove": True}:
-                    place.pop(name, *([None] if isinstance(place, dict) else []))
+                    if isinstance(place, list) or name in place:
+                        del place[name]
                     continue
                 if isinstance(value, dict) and value.keys() == {"times"}:
                     multiple = float(f"{place[name] * value['times']:.6g}")
@@ -224,10 +226,6 @@ def _methods(content: Content) -> Iterator[tuple[str, str, Content, list[Any], C
 # ----------------------------------------------------------------------------------------------------------- search
 
 
-def score_of(run: Content) -> float:
-    return run["score"]
-
-
 def mean(values: Sequence[float | None]) -> float | None:
     return None if None in values else round(statistics.fmean(values), 3)
 
@@ -248,7 +246,7 @@ def search(
     """
     runs: list[Content] = []
     for number, axis in enumerate(axes, 1):
-        best = max(runs, key=score_of) if runs else {"recipe": start, "changes": {}}
+        best = max(runs, key=itemgetter("score")) if runs else {"recipe": start, "changes": {}}
         fresh: list[Content] = []
         for change in axis:
             recipe, values = changed(best["recipe"], change)
@@ -262,7 +260,7 @@ def search(
 
 def log_of(method: str, start: Content, runs: Sequence[Content], task: BaseToNew | LongTail) -> Content:
     """Return what is kept of a search: every run, the choice, and the choice of validation images alone."""
-    chosen, alone = max(runs, key=score_of), max(runs, key=lambda run: run["validation"])
+    chosen, alone = max(runs, key=itemgetter("score")), max(runs, key=itemgetter("validation"))
     return {
         "method": method,
         "criterion": task.criterion,

@@ -27,6 +27,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -49,6 +50,7 @@ from peft_ncgeo import GeometryTrainer, GeometryTrainingArguments, NPTConfig, Ze
 from peft_ncgeo.classifiers.heads import FeatureHead
 from peft_ncgeo.data import base_new_split, few_shot, load_demo, load_images
 from peft_ncgeo.files import file_name, write_whole
+from peft_ncgeo.loading.load import HEAD_FOLDER
 from peft_ncgeo.losses import CrossEntropy, OTPreservation, Regularizer
 from peft_ncgeo.metrics.accuracy import accuracy, balanced_accuracy, harmonic_mean
 from peft_ncgeo.protocols.fitted_heads import FittedHead
@@ -116,27 +118,20 @@ class Method:
     callbacks: Callable[[], list[TrainerCallback]] = list
     head: Callable[[], FeatureHead] | None = None
     stages: Recipe | None = None
+    args: dict[str, Any] = field(default_factory=dict)  # of every stage, in place of the recipe's
 
     @classmethod
-    def from_recipe(cls, title: str, recipe: Recipe) -> Method:
+    def from_recipe(cls, title: str, recipe: Recipe, **args: Any) -> Method:
         first, stages = (recipe.stages[0], replace(recipe, head=None)) if recipe.stages else (recipe, None)
         parts = (first.config, recipe.losses, recipe.classification_loss, recipe.callbacks)
-        return cls(title, *parts, recipe.head, stages)
+        return cls(title, *parts, recipe.head, stages, args)
 
     def epochs(self, default: float) -> float:
         """Return the epochs of one run, over all stages; `default` for a method without arguments of its own."""
         if self.stages is None:
             return default if self.config is not None else 0
-        settings = [{**self.stages.args, **stage.args} for stage in self.stages.stages]
+        settings = [{**self.stages.args, **stage.args, **self.args} for stage in self.stages.stages]
         return sum(own.get("num_train_epochs", default) for own in settings)
-
-    def of_epochs(self, epochs: float) -> Method:
-        """Return a method whose stages have the same shares of another number of epochs."""
-        factor, recipe = epochs / self.epochs(epochs), self.stages
-        assert recipe is not None
-        shares = [{**s.args, "num_train_epochs": factor * s.args["num_train_epochs"]} for s in recipe.stages]
-        stages = [replace(stage, args=own) for stage, own in zip(recipe.stages, shares, strict=True)]
-        return replace(self, stages=replace(recipe, stages=stages))
 
 
 @dataclass
@@ -159,7 +154,7 @@ class EpochBar(TrainerCallback):
 
 def methods(script: ScriptArguments, epochs: float) -> dict[str, Method]:
     deep = NPTConfig.prompt_ot
-    lora = Method.from_recipe("LoRA on a budget, Tip-Adapter-F", Recipe.read("demo/lora_budget"))
+    lora = Recipe.read("demo/lora_budget")
     return {
         "zero-shot": Method("zero-shot", None),
         "coop": Method("CoOp", NPTConfig.coop),
@@ -170,7 +165,7 @@ def methods(script: ScriptArguments, epochs: float) -> dict[str, Method]:
         "ot-budget": Method(
             f"deep prompts + OT, budget {script.ot_budget:g}", deep, lambda: [OTPreservation(budget=script.ot_budget)]
         ),
-        "lora-budget": lora.of_epochs(epochs),
+        "lora-budget": Method.from_recipe("LoRA on a budget, Tip-Adapter-F", lora, num_train_epochs=epochs),
     }
 
 
@@ -240,7 +235,7 @@ def run_stages(
     """Train a recipe of several stages with its own arguments, save its adapter, and evaluate it."""
     start = time.monotonic()
     own = {name: getattr(args, name) for name in ("save_strategy", "per_device_eval_batch_size", "disable_tqdm")}
-    own |= {"seed": seed, "data_seed": seed}
+    own |= {**method.args, "seed": seed, "data_seed": seed}
     trainer = train_stages(
         method.stages, task.model, task.train, task.processor, args.output_dir, own, task.eval_sets, [bar]
     )
@@ -253,7 +248,7 @@ def finish(method: Method, trainer: GeometryTrainer, task: Task, seconds: float)
     if method.head is not None:
         head = FittedHead(method.head(), trainer)
         if trainer.args.should_save:
-            head.classifier.save_pretrained(Path(str(trainer.args.output_dir)) / "head")
+            head.classifier.save_pretrained(Path(str(trainer.args.output_dir)) / HEAD_FOLDER)
         seconds += time.monotonic() - start
     return {**evaluate(trainer, task, head), "seconds": seconds}
 
@@ -339,12 +334,8 @@ def main() -> None:
             raise SystemExit(f"Recipe {script.recipe} names no peft config; choose a recipe with the key peft.")
         script.methods = ["zero-shot", recipe.name]
     if script.methods is None:  # the last row's settings are for the demo's model
-        script.methods = [
-            "zero-shot",
-            "coop",
-            "deep",
-            *(["ot-weight", "ot-budget"] if own else ["ot-budget", "lora-budget"]),
-        ]
+        with_ot = ["ot-weight", "ot-budget"] if own else ["ot-budget", "lora-budget"]
+        script.methods = ["zero-shot", "coop", "deep", *with_ot]
     unknown = set(script.methods) - rows.keys()
     if unknown:
         raise SystemExit(f"Unknown methods {sorted(unknown)}; choose among {', '.join(rows)}.")

@@ -123,7 +123,7 @@ def main() -> None:
     highlighted = [args.ours, *(name for name in HIGHLIGHTED if name in methods)]
     plot_settings(results, "H", figure, [g for g in groups if g], highlighted, "harmonic mean of base and new (%)")
     write_whole(args.page, page(results, args.ours, choices(args.kept / "search", SCORES), figure.name))
-    write_table(args.root, "results", in_short(results, ["zero-shot", *reversed(highlighted)]) + "\n")
+    write_table(args.root, "results", in_short(results, highlighted) + "\n")
     print(f"{args.page}, {figure} and the table in {args.root / 'README.md'} are written.")
 
 
