@@ -137,8 +137,6 @@ def _check_feature_head(recipe: Recipe, args: GeometryTrainingArguments, text: b
     """Refuse what a head on cached features cannot have, before any training."""
     if not text:
         recipe.refuse_head("it needs a dual encoder that is tuned with its texts, such as CLIP under LoRA")
-    if recipe.config is None and not recipe.stages:
-        recipe.refuse_head("without 'peft' there is nothing to train: fit it with adapt, or compare it with others")
     if args.push_to_hub:
         raise ValueError(
             f"--push_to_hub does not upload the head of recipe {recipe.name}; leave it out, and upload the whole "
@@ -285,7 +283,10 @@ def _trained(
         place = str(args.output_dir)
         return train_stages(recipe, model, parts["train"], processor, place, own, evaluated, [length], resume)
     if recipe.config is None:
-        raise ValueError(f"Recipe {recipe.name} has no 'peft' config, so there is nothing to train.")
+        raise ValueError(
+            f"Recipe {recipe.name} has no 'peft' config, so there is nothing to train; add one, or fit a head alone "
+            "with adapt."
+        )
     config: Any = recipe.config()
     if not reads_text(model) and not isinstance(config, PrototypeConfig) and not config.modules_to_save:
         config.modules_to_save = ["classifier"]  # the head is new
