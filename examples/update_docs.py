@@ -107,9 +107,8 @@ def keep_rows(folder: Path, path: Path, keys: tuple[str, ...]) -> tuple[list[dic
 
 
 def write_base_new(folder: Path, kept: Path, root: Path) -> None:
-    """Write the comparison of all methods: H, hidden details, and the figure of NC2 against new accuracy."""
+    """Write the comparison of prompts: H, hidden details, and the figure of NC2 against new accuracy."""
     rows, note = keep_rows(folder, kept / "base_new_demo.json", (*KEPT, *GEOMETRY))
-    rows = [row for row in rows if not row["setting"].endswith(" alone")]  # one artist's drawings: see docs/results
     columns = ["base", "new", "H", "many", "medium", "few", "kept"]
     results = Results(rows, columns, note, {"kept": "knowledge kept"})
     ours = "budget"
@@ -278,7 +277,7 @@ def main() -> None:
     if list((args.outputs / "adapt_copa").glob("*/*/results.json")):
         write_copa(args.outputs / "adapt_copa", kept, args.root)
     writers = {
-        "base_new": write_base_new,
+        "base_new_prompts": write_base_new,
         "space_alignment": write_alignment,
         "prototypes_table": write_prototypes,
     }

@@ -125,7 +125,7 @@ def test_comparison_is_written_into_the_page(tmp_path, monkeypatch):
         for m, h in scores.items()
         for seed in (1, 2, 3)
     ]
-    Results(rows, ["base", "new", "H"], "a note").save(tmp_path / "outputs" / "base_new")
+    Results(rows, ["base", "new", "H"], "a note").save(tmp_path / "outputs" / "base_new_prompts")
     marks = [f"<!-- {m} table -->\n<!-- end of {m} table -->\n" for m in ("results", "comparison", "collapse")]
     page = tmp_path / "README.md"
     page.write_text("".join(marks))
