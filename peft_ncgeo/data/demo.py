@@ -207,7 +207,7 @@ def draw_views(drawings: np.ndarray, parameters: np.ndarray) -> np.ndarray:
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     shift_x, shift_y = (u[:, 9] - 0.5) * 0.3, (u[:, 10] - 0.5) * 0.3
     theta = torch.stack([torch.stack([flip * cos, -sin, shift_x], 1), torch.stack([flip * sin, cos, shift_y], 1)], 1)
-    grid = torch.nn.functional.affine_grid(theta, [len(u), 4, 2 * VIEW_SIZE, 2 * VIEW_SIZE], align_corners=False)
+    grid = _affine_grid(theta, 2 * VIEW_SIZE)
     premultiplied = torch.cat([colour * alpha, alpha], dim=1)  # without this, transparent pixels darken the edges
     artwork = torch.nn.functional.grid_sample(premultiplied, grid, align_corners=False)
     artwork = torch.nn.functional.avg_pool2d(artwork, 2)
@@ -225,6 +225,18 @@ def draw_views(drawings: np.ndarray, parameters: np.ndarray) -> np.ndarray:
 
     view = artwork[:, :3] + background * (1 - artwork[:, 3:])
     return (view.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def _affine_grid(theta: torch.Tensor, size: int) -> torch.Tensor:
+    """Return `torch.nn.functional.affine_grid` for square views, `(n, 2, 3)` to `(n, size, size, 2)`.
+
+    That function calls a matrix product, whose last bits differ between processors of different makers. A few pixels
+    would follow, and with them the fingerprint of every cached run.
+    """
+    centres = torch.linspace(-1, 1, size) * (size - 1) / size
+    x, y = centres.view(1, 1, -1, 1), centres.view(1, -1, 1, 1)
+    of_x, of_y, shift = theta.view(-1, 1, 1, 2, 3).unbind(-1)
+    return of_x * x + of_y * y + shift
 
 
 def _concept_views(name: str, counts: tuple[int, int], stream: int, seed: int) -> list[np.ndarray]:
