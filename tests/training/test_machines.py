@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,20 +29,27 @@ MAY_NAME = (
 )
 
 
-def start_machines(folder: Path, case: str) -> list[int]:
-    """Run `accelerate launch` on two machines of one process each; return their exit codes."""
+def start_machines(folder: Path, case: str) -> None:
+    """Run `accelerate launch` on two machines of one process each. Once one has failed, end the other one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    machines = []
+    machines, printed = [], [folder / f"printed-{rank}" for rank in range(2)]
     for rank, address in enumerate(("127.0.0.1", "127.0.0.2")):
         command = [*NAMED, address] if MAY_NAME else []
         command += [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(CONFIG)]
         command += ["--main_process_port", port, "--machine_rank", str(rank), "--module"]
         command += ["tests.training.interruptions", case, str(folder)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        machines.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL))
-    return [machine.wait(timeout=120) for machine in machines]
+        with printed[rank].open("wb") as file:
+            machines.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file))
+    stop = time.monotonic() + 300
+    while None in (ends := [machine.poll() for machine in machines]) and not any(ends) and time.monotonic() < stop:
+        time.sleep(0.1)
+    for machine in machines:
+        machine.terminate()  # its processes too, unless it has ended
+        machine.wait()
+    assert ends == [0, 0], "\n".join(path.read_text()[-3000:] for path in printed)
 
 
 def result(folder: Path) -> dict:
@@ -62,7 +70,7 @@ def alone(tmp_path_factory) -> Path:
 
 
 def test_two_machines_train_to_the_adapter_of_one_process(alone, tmp_path):
-    assert start_machines(tmp_path, "head") == [0, 0]
+    start_machines(tmp_path, "head")
     is_near(tmp_path, alone)
 
 
