@@ -1,8 +1,8 @@
 """Write the tables of the last runs into README.md and the pages of docs, and their numbers into examples/results.
 
 python examples/train_prompt_ot.py && python examples/compare_transport.py
-python examples/benchmark_base_new.py && python examples/benchmark_space_alignment.py
-python examples/benchmark_prototypes.py && python examples/adapt_copa.py
+python examples/benchmark_space_alignment.py && python examples/benchmark_prototypes.py
+python examples/adapt_copa.py
 python tests/run_versions.py --python python3.10 --constraint constraints-oldest.txt
 python examples/update_docs.py
 """
@@ -14,12 +14,11 @@ import json
 import re
 import shutil
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
 from adapt_copa import ADAPTERS, PAIRS
 
-from peft_ncgeo.plots import plot_curve, plot_gaps, plot_relation
+from peft_ncgeo.plots import plot_curve, plot_gaps
 from peft_ncgeo.protocols import EpisodeResults, Results
 
 ROOT = Path(__file__).parents[1]
@@ -29,11 +28,6 @@ TABLES = {
     "speed": "benchmark_speed",
     "whole training": "benchmark_end_to_end",
 }  # mark in a page -> folder of the run
-KEPT = ("setting", "method", "seed", "base", "new", "H", "base_other", "new_other", "H_other")
-KEPT += ("many", "medium", "few", "kept", "trainable")
-GEOMETRY = ("base_text_nc2", "new_text_nc2", "base_nc1", "base_nc3_cosine", "base_modality_gap")
-GEOMETRY += ("seconds", "cpu_seconds")
-
 ACCURACIES = ("all", "many", "medium", "few", "mean_all", "mean_many", "mean_few")
 TURNS = (" + Reg", " + SLERP", " + Proj", " - Reg", " + post-hoc")
 ALIGNMENT = {
@@ -77,24 +71,6 @@ def write_table(root: Path, mark: str, table: str) -> None:
     raise SystemExit(f"No page of docs has the marks {start} and {end}; add them where the table belongs.")
 
 
-def lead(
-    results: Results, ours: str, others: list[str], column: str = "H", settings: Sequence[str] | None = None
-) -> str:
-    """Return, for each setting, the difference of our H from the best H of the others."""
-    lines = []
-    for setting in results.settings if settings is None else settings:
-        found = {o: results.summary(setting, o, column) for o in others if results.values(setting, o, column)}
-        if not found or not results.values(setting, ours, column):
-            continue
-        own = results.summary(setting, ours, column)
-        best = max(found, key=lambda other: found[other][0])
-        mean, spread = found[best]
-        larger = max(spread, own[1])
-        word = "beyond" if abs(own[0] - mean) > larger else "within"
-        lines.append(f"- {setting}: {own[0] - mean:+.1f} to {best}, {word} one standard deviation ({larger:.1f})")
-    return "\n".join(lines)
-
-
 def keep_rows(folder: Path, path: Path, keys: tuple[str, ...]) -> tuple[list[dict], str]:
     """Return the chosen entries of a run's rows, rounded to four decimals, and its note; write both to `path`."""
     content = json.loads((folder / "results.json").read_text())
@@ -106,42 +82,9 @@ def keep_rows(folder: Path, path: Path, keys: tuple[str, ...]) -> tuple[list[dic
     return rows, content["note"]
 
 
-def write_base_new(folder: Path, kept: Path, root: Path) -> None:
-    """Write the comparison of prompts: H, hidden details, and the figure of NC2 against new accuracy."""
-    rows, note = keep_rows(folder, kept / "base_new_demo.json", (*KEPT, *GEOMETRY))
-    columns = ["base", "new", "H", "many", "medium", "few", "kept"]
-    results = Results(rows, columns, note, {"kept": "knowledge kept"})
-    ours = "budget"
-    methods = dict.fromkeys(row["method"] for row in rows)
-    published = [m for m in methods if m not in ("zero-shot", ours)]
-    tuned = [m for m in published if not m.endswith("_long")]
-    table = (
-        f"{results.pivot('H')}\n\n<details><summary>Base, new, H, many / medium / few, knowledge kept</summary>\n\n"
-        f"{results.markdown()}\n\n</details>\n\n{note}\n\n"
-        "H of `budget` against the best published recipe, tuned on base validation images:\n\n"
-        f"{lead(results, ours, tuned)}\n\nand with those that had sixty epochs and a weight chosen by H:\n\n"
-        f"{lead(results, ours, published)}\n"
-    )
-    write_table(root, "comparison", table)
-    trained = [row for row in rows if row.get("seconds") is not None]
-    lines = []
-    for column, name in (("base_text_nc2", "base"), ("new_text_nc2", "new")):
-        for without in ("", "coop"):  # CoOp starts from a random context, so its texts differ from all others
-            chosen = Results([row for row in trained if row["method"] != without], results.columns)
-            path = kept / f"{column}{without and '_without_' + without}.png"
-            x_label = f"NC2 error of the {name} classes' text features"
-            found = plot_relation(chosen, column, "new", path, x_label, "accuracy on new classes (%)")
-            lines.append(
-                f"| {name}{without and ', without CoOp'} | {found['runs']:.0f} | {found['pearson']:.2f} | "
-                f"{found['spearman']:.2f} | {found['pearson_within']:.2f} |"
-            )
-    head = "| texts of | runs | Pearson | Spearman | Pearson within settings |\n|---|---|---|---|---|\n"
-    write_table(root, "collapse", head + "\n".join(lines) + "\n")
-
-
 def keep_results(folder: Path, kept: Path, name: str, metrics: dict[str, str]) -> Results:
     """Write the chosen metrics (with their headings) of all runs as JSON, and every table as Markdown."""
-    rows, note = keep_rows(folder, kept / f"{name}.json", (*KEPT[:3], *metrics))
+    rows, note = keep_rows(folder, kept / f"{name}.json", ("setting", "method", "seed", *metrics))
     digits = {column: 1 if column in ACCURACIES or column == "nc1" else 2 for column in metrics}
     results = Results(rows, list(metrics), note, metrics, digits)
     (kept / f"{name}.md").write_text(f"{results.markdown()}\n\n{note}\n")
@@ -277,7 +220,6 @@ def main() -> None:
     if list((args.outputs / "adapt_copa").glob("*/*/results.json")):
         write_copa(args.outputs / "adapt_copa", kept, args.root)
     writers = {
-        "base_new_prompts": write_base_new,
         "space_alignment": write_alignment,
         "prototypes_table": write_prototypes,
     }

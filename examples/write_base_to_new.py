@@ -3,7 +3,8 @@
 python examples/benchmark_base_new.py && python examples/write_base_to_new.py
 
 The numbers of a run are kept in `results/base_to_new_demo.json`; without a run the page is made from that file. How
-settings were chosen is read from the logs of search_recipes.py.
+settings were chosen is read from the logs of search_recipes.py. The runs with prompts also make the table and figures
+of docs/results/neural_collapse.md.
 """
 
 from __future__ import annotations
@@ -13,12 +14,18 @@ from pathlib import Path
 from statistics import fmean
 
 from result_pages import INTERVALS, all_columns, choices, kept_run, page_parser
-from update_docs import GEOMETRY, KEPT, ROOT, lead, write_table
+from update_docs import ROOT, write_table
 
 from peft_ncgeo.files import write_whole
-from peft_ncgeo.plots import plot_settings
+from peft_ncgeo.markdown import table
+from peft_ncgeo.plots import plot_relation, plot_settings
 from peft_ncgeo.protocols import Results
 
+KEPT = ("setting", "method", "seed", "base", "new", "H", "base_other", "new_other", "H_other")
+KEPT += ("many", "medium", "few", "kept", "trainable")
+GEOMETRY = ("base_text_nc2", "new_text_nc2", "base_nc1", "base_nc3_cosine", "base_modality_gap")
+GEOMETRY += ("seconds", "cpu_seconds")
+PROMPTS = ("coop", "vpt", "ivlp", "maple", "promptsrc", "prompt_ot", "npt_v1", "npt_v2", "cpt", "budget")
 SHOTS, IMAGES = ("tau=1", "tau=0.25", "tau=0.06"), ("IF 10", "IF 50", "IF 100")
 HIGHLIGHTED = ("tip_adapter_f", "two_stages", "prompt_ot", "promptsrc", "coop", "clip_lora", "zero-shot")
 SCORES = {  # of what a search chose
@@ -72,6 +79,24 @@ not tell new classes apart it is the mean accuracy on base classes: validation i
 """
 
 
+def lead(
+    results: Results, ours: str, others: list[str], column: str = "H", settings: Sequence[str] | None = None
+) -> str:
+    """Return, for each setting, the difference of our H from the best H of the others."""
+    lines = []
+    for setting in results.settings if settings is None else settings:
+        found = {o: results.summary(setting, o, column) for o in others if results.values(setting, o, column)}
+        if not found or not results.values(setting, ours, column):
+            continue
+        own = results.summary(setting, ours, column)
+        best = max(found, key=lambda other: found[other][0])
+        mean, spread = found[best]
+        larger = max(spread, own[1])
+        word = "beyond" if abs(own[0] - mean) > larger else "within"
+        lines.append(f"- {setting}: {own[0] - mean:+.1f} to {best}, {word} one standard deviation ({larger:.1f})")
+    return "\n".join(lines)
+
+
 def page(results: Results, ours: str, search: str, figure: str) -> str:
     """Return the page: the figure, H, the other artist, paired differences, choices and all columns."""
     both = [name for name in (*SHOTS, *IMAGES) if name in results.settings]
@@ -106,6 +131,27 @@ def in_short(results: Results, methods: Sequence[str]) -> str:
     return Results(short, ["H"]).pivot("H")
 
 
+def collapse(results: Results, kept: Path) -> str:
+    """Draw NC2 of the texts against new accuracy, over the runs with prompts; return the table of correlations."""
+    lines = []
+    for part in ("base", "new"):
+        for without in ("", "coop"):  # CoOp starts from a random context, so its texts differ from all others
+            chosen = [row for row in results.rows if row["method"] in PROMPTS and row["method"] != without]
+            path = kept / f"{part}_text_nc2{without and '_without_' + without}.png"
+            x_label = f"NC2 error of the {part} classes' text features"
+            found = plot_relation(
+                Results(chosen, results.columns),
+                f"{part}_text_nc2",
+                "new",
+                path,
+                x_label,
+                "accuracy on new classes (%)",
+            )
+            correlations = (f"{found[name]:.2f}" for name in ("pearson", "spearman", "pearson_within"))
+            lines.append([f"{part}{without and ', without CoOp'}", f"{found['runs']:.0f}", *correlations])
+    return table(["texts of", "runs", "Pearson", "Spearman", "Pearson within settings"], lines)
+
+
 def main() -> None:
     parser = page_parser(__doc__.splitlines()[0], "base_new", "base_to_new")
     parser.add_argument("--root", type=Path, default=ROOT, help="folder of README.md")
@@ -124,6 +170,9 @@ def main() -> None:
     plot_settings(results, "H", figure, [g for g in groups if g], highlighted, "harmonic mean of base and new (%)")
     write_whole(args.page, page(results, args.ours, choices(args.kept / "search", SCORES), figure.name))
     write_table(args.root, "results", in_short(results, highlighted) + "\n")
+    if len({row["method"] for row in results.rows} & {*PROMPTS}) > 1:
+        both = [row for row in results.rows if row["setting"] in (*SHOTS, *IMAGES)]
+        write_table(args.root, "collapse", collapse(Results(both, results.columns), args.kept) + "\n")
     print(f"{args.page}, {figure} and the table in {args.root / 'README.md'} are written.")
 
 

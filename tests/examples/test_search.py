@@ -283,3 +283,24 @@ def test_the_page_compares_all_rows_with_ours(tmp_path, monkeypatch):
     assert page.read_text() == text
     with pytest.raises(SystemExit):
         run_example("write_base_to_new.py", *again[:-1], "theirs", monkeypatch=monkeypatch)
+
+
+def test_collapse_of_texts_is_related_to_new_classes_over_runs_with_prompts(tmp_path, monkeypatch):
+    """CoOp's runs lie off the line of the others, on which more NC2 goes with less accuracy; LoRA's do not count."""
+    near = {"coop": 9.0, "vpt": 1.0, "maple": 2.0, "budget": 4.0, "lora_budget": 0.0}
+    rows = [
+        {"setting": s, "method": m, "seed": seed, "base": 1.0, "new": 50 + (m == "coop") * 30 - nc2, "H": 9.0 + seed}
+        | {"H_other": 9.0 + seed, "base_text_nc2": nc2, "new_text_nc2": nc2}
+        for s in ("tau=1", "IF 50", "tau=1, twemoji alone")
+        for m, nc2 in near.items()
+        for seed in (1, 2)
+    ]
+    Results(rows, ["base", "new", "H"], "A note.").save(tmp_path / "outputs")
+    readme, page = tmp_path / "README.md", tmp_path / "page.md"
+    readme.write_text("".join(f"<!-- {m} table -->\n<!-- end of {m} table -->\n" for m in ("results", "collapse")))
+    arguments = ["--outputs", str(tmp_path / "outputs"), "--kept", str(tmp_path), "--page", str(page)]
+    run_example("write_base_to_new.py", *arguments, "--root", str(tmp_path), monkeypatch=monkeypatch)
+    text = readme.read_text()
+    assert "| new, without CoOp | 12 | -1.00 | -1.00 | -1.00 |" in text
+    assert "| new | 16 | 0.89 |" in text  # the same, by CoOp alone, the other way round
+    assert (tmp_path / "new_text_nc2.png").exists()
