@@ -56,7 +56,8 @@ not trained, and on drawings by another artist. `python examples/benchmark_base_
   the same classes. None of these was trained on, so remembering does not help.
 - **many, medium, few**: thirds of the base classes by their number of training images.
 - **knowledge kept**: accuracy on Fashion-MNIST, photographs that have nothing in common with the training.
-- **trained numbers**: how many values the training changes. **seconds**: of the training and the head, on one thread.
+- **trained numbers**: how many values the training changes. **seconds**: of the training and the head, on one thread
+  beside other work.
 
 At tau = 1, each base class has 16 images. At tau = 0.25 and 0.06 the numbers fall from 16 to 4 and to 1. IF 10, 50
 and 100 are exponential tails from 50, 50 and 100 images down to 5, 1 and 1. The seed decides which class gets which
