@@ -74,9 +74,10 @@ HEADINGS = {
     "H_other": "H, on drawings by the artist who was not trained",
 }
 CHOSEN = """\
-On 60 other concepts, with the same number of runs for every method. A run is trained on one artist's drawings at
-tau = 1 and on the other's at IF 50; its mean H over both trainings and both artists decides. For a method that does
-not tell new classes apart it is the mean accuracy on base classes: validation images, and the other artist's.\
+On 60 other concepts, with at most twelve runs for every method; some heads have fewer settings to choose from. A run
+is trained on one artist's drawings at tau = 1 and on the other's at IF 50; its mean H over both trainings and both
+artists decides. For a method that does not tell new classes apart it is the mean accuracy on base classes: validation
+images, and the other artist's.\
 """
 
 
