@@ -19,8 +19,7 @@ from peft_ncgeo.protocols import Results
 from peft_ncgeo.training import Recipe
 
 from ..launching import launch_script
-from .test_benchmarks import updated
-from .test_examples import ROOT, run_example
+from .test_examples import ROOT, run_example, updated
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 DEMO, RESULTS = ROOT / "examples" / "recipes" / "images" / "demo", ROOT / "examples" / "results"
