@@ -81,12 +81,10 @@ images, and the other artist's.\
 """
 
 
-def lead(
-    results: Results, ours: str, others: list[str], column: str = "H", settings: Sequence[str] | None = None
-) -> str:
-    """Return, for each setting, the difference of our H from the best H of the others."""
+def lead(results: Results, ours: str, others: list[str], column: str, settings: Sequence[str]) -> str:
+    """Return, for each setting, the difference of our row from the best of the others."""
     lines = []
-    for setting in results.settings if settings is None else settings:
+    for setting in settings:
         found = {o: results.summary(setting, o, column) for o in others if results.values(setting, o, column)}
         if not found or not results.values(setting, ours, column):
             continue
