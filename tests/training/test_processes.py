@@ -31,11 +31,8 @@ def results(tmp_path_factory):
     return found
 
 
-def is_near(got, expected, what, share=1e-3):
-    """Within a share of the largest entry of each tensor; gives the largest such share there is.
-
-    On some processors rounding of 3e-6 in the first step grows two to five times with each step.
-    """
+def is_near(got, expected, what, share=1e-4):
+    """Within a share of the largest entry of each tensor; gives the largest such share there is."""
     assert got.keys() == expected.keys()
     shares = [0.0]
     for name, value in expected.items():
@@ -61,7 +58,9 @@ def test_several_processes_equal_one(results, name, processes, record_property):
         # a tower that no term looks at has no gradient on one process, and one of zero on several
         assert expected.keys() <= got.keys()
         expected = {key: expected.get(key, torch.zeros_like(value)) for key, value in got.items()}
-        share = 1e-3 if step else 1e-4
+        share = (
+            1e-4 if step < 3 else 5e-4
+        )  # on some processors rounding of 3e-6 grows two to five times with each step
         record_property("difference", is_near(got, expected, f"gradients of step {step}", share))
     is_near(several["weights"], one["weights"], "weights")
     is_near(several["state"], one["state"], "state")
