@@ -19,6 +19,7 @@ from update_docs import ROOT, write_table
 from peft_ncgeo.files import write_whole
 from peft_ncgeo.markdown import table
 from peft_ncgeo.plots import plot_relation, plot_settings
+from peft_ncgeo.plots.relation import correlations
 from peft_ncgeo.protocols import Results
 
 KEPT = ("setting", "method", "seed", "base", "new", "H", "base_other", "new_other", "H_other")
@@ -33,6 +34,7 @@ SCORES = {  # of what a search chose
     "base validation": lambda log, chosen: chosen["validation"],
     "mean of the choice by validation alone": lambda log, chosen: log["by_validation_alone"]["score"],
 }
+LABELS = ("NC2 error of the new classes' text features", "accuracy on new classes (%)")
 IN_SHORT = {"tau=1": "balanced", "IF 100": "tail, 100 to 1"}  # setting -> column of README's table
 TITLES = {
     "kept": "knowledge kept",
@@ -132,23 +134,18 @@ def in_short(results: Results, methods: Sequence[str]) -> str:
 
 
 def collapse(results: Results, kept: Path) -> str:
-    """Draw NC2 of the texts against new accuracy, over the runs with prompts; return the table of correlations."""
+    """Draw NC2 of the new classes' texts against their accuracy, over the runs with prompts; return correlations."""
     lines = []
     for part in ("base", "new"):
         for without in ("", "coop"):  # CoOp starts from a random context, so its texts differ from all others
-            chosen = [row for row in results.rows if row["method"] in PROMPTS and row["method"] != without]
-            path = kept / f"{part}_text_nc2{without and '_without_' + without}.png"
-            x_label = f"NC2 error of the {part} classes' text features"
-            found = plot_relation(
-                Results(chosen, results.columns),
-                f"{part}_text_nc2",
-                "new",
-                path,
-                x_label,
-                "accuracy on new classes (%)",
-            )
-            correlations = (f"{found[name]:.2f}" for name in ("pearson", "spearman", "pearson_within"))
-            lines.append([f"{part}{without and ', without CoOp'}", f"{found['runs']:.0f}", *correlations])
+            rows = [row for row in results.rows if row["method"] in PROMPTS and row["method"] != without]
+            chosen, nc2 = Results(rows, results.columns), f"{part}_text_nc2"
+            found = correlations(chosen, nc2, "new")
+            numbers = (f"{found[name]:.2f}" for name in ("pearson", "spearman", "pearson_within"))
+            lines.append([f"{part}{without and ', without CoOp'}", f"{found['runs']:.0f}", *numbers])
+            if part == "new":
+                path = kept / f"{nc2}{without and '_without_' + without}.png"
+                plot_relation(chosen, nc2, "new", path, *LABELS)
     return table(["texts of", "runs", "Pearson", "Spearman", "Pearson within settings"], lines)
 
 

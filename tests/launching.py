@@ -21,15 +21,20 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(list(MODULES))
 
 
+def free_port() -> int:
+    """Return the number of a port that nothing on this machine uses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def launch(function: Callable, *args: Any, processes: int = 1, end_others: bool = True) -> list[int]:
     """Run a function in a process of its own, or in several that find each other; return their exit codes.
 
     Several have the environment that `accelerate launch` gives them. Once one has failed, the others are ended, as
     there on one machine; on several machines, which `end_others=False` is like, nobody ends them.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     children = [
         context.Process(target=_run, args=(rank, processes, port, function, args)) for rank in range(processes)
     ]

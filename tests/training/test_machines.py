@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import torch
 
 from peft_ncgeo.training.state.checkpoints import why_not_resumable
 
-from ..launching import launch
+from ..launching import free_port, launch
 from . import interruptions
 
 pytestmark = pytest.mark.slow
@@ -31,10 +30,7 @@ MAY_NAME = (
 
 def start_machines(folder: Path, case: str) -> None:
     """Run `accelerate launch` on two machines of one process each. Once one has failed, end the other one."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    machines, printed = [], [folder / f"printed-{rank}" for rank in range(2)]
+    machines, port, printed = [], str(free_port()), [folder / f"printed-{rank}" for rank in range(2)]
     for rank, address in enumerate(("127.0.0.1", "127.0.0.2")):
         command = [*NAMED, address] if MAY_NAME else []
         command += [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(CONFIG)]
