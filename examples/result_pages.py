@@ -1,4 +1,4 @@
-"""Parts of the pages on searched methods: their arguments and numbers, what each search chose, all columns."""
+"""Parts of the pages on searched methods: arguments, numbers, our lead, what each search chose, all columns."""
 
 from __future__ import annotations
 
@@ -56,6 +56,22 @@ def _short(value: Any) -> str:
     """Return a value as YAML in one line, or the number of its entries if it is long."""
     text = yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
     return text if len(text) <= 80 else f"{len(value)} entries"
+
+
+def lead(results: Results, ours: str, others: Sequence[str], column: str, settings: Sequence[str]) -> str:
+    """Return, for each setting, the difference of our row from the best of the others."""
+    lines = []
+    for setting in settings:
+        found = {o: results.summary(setting, o, column) for o in others if results.values(setting, o, column)}
+        if not found or not results.values(setting, ours, column):
+            continue
+        own = results.summary(setting, ours, column)
+        best = max(found, key=lambda other: found[other][0])
+        mean, spread = found[best]
+        larger = max(spread, own[1])
+        word = "beyond" if abs(own[0] - mean) > larger else "within"
+        lines.append(f"- {setting}: {own[0] - mean:+.1f} to {best}, {word} one standard deviation ({larger:.1f})")
+    return "\n".join(lines)
 
 
 def all_columns(results: Results) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from result_pages import INTERVALS, all_columns, choices, kept_run, page_parser
+from result_pages import INTERVALS, all_columns, choices, kept_run, lead, page_parser
 from update_docs import ROOT, write_table
 
 from peft_ncgeo.files import write_whole
@@ -81,22 +81,6 @@ is trained on one artist's drawings at tau = 1 and on the other's at IF 50; its 
 artists decides. For a method that does not tell new classes apart it is the mean accuracy on base classes: validation
 images, and the other artist's.\
 """
-
-
-def lead(results: Results, ours: str, others: list[str], column: str, settings: Sequence[str]) -> str:
-    """Return, for each setting, the difference of our row from the best of the others."""
-    lines = []
-    for setting in settings:
-        found = {o: results.summary(setting, o, column) for o in others if results.values(setting, o, column)}
-        if not found or not results.values(setting, ours, column):
-            continue
-        own = results.summary(setting, ours, column)
-        best = max(found, key=lambda other: found[other][0])
-        mean, spread = found[best]
-        larger = max(spread, own[1])
-        word = "beyond" if abs(own[0] - mean) > larger else "within"
-        lines.append(f"- {setting}: {own[0] - mean:+.1f} to {best}, {word} one standard deviation ({larger:.1f})")
-    return "\n".join(lines)
 
 
 def page(results: Results, ours: str, search: str, figure: str) -> str:

@@ -1,4 +1,4 @@
-"""Write docs/results/image_tail.md from the last run of benchmark_image_tail.py.
+"""Write docs/results/image_tail.md and its figure from the last run of benchmark_image_tail.py.
 
 python examples/benchmark_image_tail.py && python examples/write_image_tail.py
 
@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmark_image_tail import COLUMNS, DIGITS, LOGS, TITLES
-from result_pages import INTERVALS, all_columns, choices, kept_run, page_parser
+from result_pages import INTERVALS, all_columns, choices, kept_run, lead, page_parser
 
 from peft_ncgeo.files import write_whole
+from peft_ncgeo.plots import plot_settings
 from peft_ncgeo.protocols import Results
 
-REFERENCE = "balanced_softmax"
+REFERENCE, OURS = "balanced_softmax", "budget"
+HIGHLIGHTED = ("lora_balanced_softmax", "lora_lift", "lora_ce", "lora_etf", "adaptformer_lift", "prompts_lift")
 ANGLES = ("etf", "minority_margin", "minority_margin_balanced")
 INTRODUCTION = """\
 # Long tails of an image classifier
@@ -50,6 +52,29 @@ def adapter_of(method: str) -> str:
     return method.partition("_")[0]
 
 
+def by_adapter(results: Results, column: str) -> list[str]:
+    """Return a table for each setting: a row for each method, a column for each adapter."""
+    parts = []
+    for setting in results.settings:
+        rows = []
+        for row in (row for row in results.rows if row["setting"] == setting):
+            adapter, _, method = row["method"].partition("_")
+            rows.append({**row, "setting": adapter, "method": method})
+        parts += [f"### {setting}", Results(rows, [column], "", results.titles, results.digits).pivot(column)]
+    return parts
+
+
+def of_ours(results: Results) -> list[str]:
+    """Return, for each adapter, the difference of our row from the best other row under any adapter."""
+    methods = list(dict.fromkeys(row["method"] for row in results.rows))
+    ours = [method for method in methods if method.partition("_")[2] == OURS]
+    others = [method for method in methods if method not in ours]
+    return [
+        f"`{own}`, beside the best of the other methods:\n\n{lead(results, own, others, 'all', results.settings)}"
+        for own in ours
+    ]
+
+
 def differences(results: Results, columns: Sequence[str], methods: Sequence[str] | None = None) -> list[str]:
     """Return tables of differences from balanced softmax under the same adapter, for all methods or for some."""
     tables = []
@@ -65,9 +90,10 @@ def differences(results: Results, columns: Sequence[str], methods: Sequence[str]
     return tables
 
 
-def page(results: Results, search: str) -> str:
+def page(results: Results, search: str, figure: str) -> str:
     """Return the page: accuracies, paired differences, wider angles for rare classes, choices and all columns."""
-    parts = [INTRODUCTION, "## All classes", results.pivot("all"), "## Few", results.pivot("few")]
+    parts = [INTRODUCTION, f"![Accuracy on every tail]({figure})", "## All classes", *by_adapter(results, "all")]
+    parts += [*of_ours(results), "## The third of the classes with the fewest images", *by_adapter(results, "few")]
     parts += [f"## Differences from {REFERENCE}", INTERVALS, *differences(results, ["all"])]
     if wider := differences(results, ["all", "few"], ANGLES):
         parts += ["## Wider angles for rare classes", WIDER, *wider]
@@ -84,8 +110,11 @@ def main() -> None:
     content = kept_run(parser, args, "image_tail_demo.json", ("setting", "method", "seed", *COLUMNS, "cpu_seconds"))
     results = Results(content["rows"], COLUMNS, content["note"], TITLES, DIGITS)
     args.page.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(args.page, page(results, choices(args.logs, SCORES)))
-    print(f"{args.page} is written.")
+    figure, names = args.page.with_suffix(".png"), [row["method"] for row in results.rows]
+    highlighted = [name for name in (f"lora_{OURS}", *HIGHLIGHTED) if name in names]
+    plot_settings(results, "all", figure, [results.settings], highlighted, "accuracy on all classes (%)")
+    write_whole(args.page, page(results, choices(args.logs, SCORES), figure.name))
+    print(f"{args.page} and {figure} are written.")
 
 
 if __name__ == "__main__":

@@ -202,6 +202,7 @@ def test_a_tail_is_searched_on_validation_photographs_and_tabled_on_test_ones(sc
 
 def test_the_page_of_tails_compares_under_the_same_adapter(tmp_path, monkeypatch):
     shift = {"lora_balanced_softmax": 0, "lora_minority_margin": -2, "prompts_balanced_softmax": 5, "prompts_ce": 1}
+    shift["lora_budget"] = 8
     rows = [
         {"setting": s, "method": m, "seed": seed, "all": 50 + d + seed, "few": 40 + 2 * d + seed, "cpu_seconds": 900}
         for s in ("IF 10", "IF 100")
@@ -220,11 +221,16 @@ def test_the_page_of_tails_compares_under_the_same_adapter(tmp_path, monkeypatch
     run_example("write_image_tail.py", *arguments, str(tmp_path / "outputs"), monkeypatch=monkeypatch)
     text = page.read_text()
     assert "| prompts_ce | -4.0 ± 0.0 | -4.0 ± 0.0 | -4.0 ± 0.0 |" in text
+    everything, _, few = text.partition("## The third of the classes")
+    assert everything.count("| balanced_softmax | 52.0 ± 1.0 | 57.0 ± 1.0 |") == 2  # a table for each tail
+    assert few.count("| ce |  | 44.0 ± 1.0 |") == 2
+    assert "- IF 10: +3.0 to prompts_balanced_softmax, beyond" in everything
+    assert page.with_suffix(".png").exists()
     wider = text.split("## Wider angles")[1]
     assert "| lora_minority_margin | -2.0 ± 0.0 |" in wider
     assert "| lora_minority_margin | -4.0 ± 0.0 |" in wider  # few
     assert "| lora_ce | 1 | 0.50 | `args.learning_rate: 0.5` | 51.0 |" in text
-    assert "A note. 6.0 CPU hours." in text
+    assert "A note. 7.5 CPU hours." in text
     run_example("write_image_tail.py", *arguments, str(tmp_path / "none"), monkeypatch=monkeypatch)
     assert page.read_text() == text
 
