@@ -42,6 +42,10 @@ class FittedHead:
         assert isinstance(classifier, HeadClassifier)  # CoPA is no head of a recipe
         self.classifier = classifier
 
+    def knows(self, dataset: Dataset) -> bool:
+        """Return True if the head was fitted on all class names of a test set, or takes new names."""
+        return self.classifier.knows(class_names(dataset, self._args.label_column))
+
     def predict(self, dataset: Dataset, by_texts: np.ndarray | None = None) -> np.ndarray | None:
         """Return the predicted classes (N,) of a test set, over its own class names.
 
@@ -53,7 +57,7 @@ class FittedHead:
             by_texts: (N,), classes that the model's own texts predict. Not read where the head knows all names.
         """
         names = class_names(dataset, self._args.label_column)
-        if not self.classifier.knows(names):
+        if not self.knows(dataset):
             return by_texts if self.classifier.head.reads_texts else None
         samples = LabelledImages(dataset, self._args.image_column, None)
         images = (samples[i]["image"] for i in range(len(samples)))

@@ -59,7 +59,8 @@ def test_demo_prints_a_table_and_saves_adapters(demo_run):
 
 @pytest.mark.slow
 def test_the_row_of_ours_is_what_its_saved_classifier_says(tmp_path, monkeypatch):
-    arguments = ("--demo_split", "development", "--output_dir", str(tmp_path), "--methods", "lora-budget")
+    arguments = ("--demo_split", "development", "--output_dir", str(tmp_path))
+    arguments += ("--methods", "lora-budget", "--lora_epochs", "1")
     run_example("train_prompt_ot.py", *SHORT[:-1], *arguments, monkeypatch=monkeypatch)
     ((row,),) = json.loads((tmp_path / "results.json").read_text())["results"].values()
     classifier = FewShotClassifier.from_pretrained(tmp_path / "lora-budget" / "seed-1", load_demo().model)
