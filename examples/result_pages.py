@@ -70,7 +70,7 @@ def lead(results: Results, ours: str, others: Sequence[str], column: str, settin
         mean, spread = found[best]
         larger = max(spread, own[1])
         word = "beyond" if abs(own[0] - mean) > larger else "within"
-        lines.append(f"- {setting}: {own[0] - mean:+.1f} to {best}, {word} one standard deviation ({larger:.1f})")
+        lines.append(f"- {setting}: {own[0] - mean:+.1f} to `{best}`, {word} one standard deviation ({larger:.1f})")
     return "\n".join(lines)
 
 

@@ -58,8 +58,8 @@ not trained, and on drawings by another artist. `python examples/benchmark_base_
   the same classes. None of these was trained on, so remembering does not help.
 - **many, medium, few**: thirds of the base classes by their number of training images.
 - **knowledge kept**: accuracy on Fashion-MNIST, photographs that have nothing in common with the training.
-- **trained numbers**: how many values the training changes. **seconds**: of the training and the head, on one thread
-  beside other work.
+- **trained numbers**: how many values of the model the training changes, without those of a head. **seconds**: of the
+  training and the head, on one thread beside other work.
 
 At tau = 1, each base class has 16 images. At tau = 0.25 and 0.06 the numbers fall from 16 to 4 and to 1. IF 10, 50
 and 100 are exponential tails from 50, 50 and 100 images down to 5, 1 and 1. The seed decides which class gets which
@@ -67,6 +67,10 @@ number. A dash means that the method cannot do this: heads that read no texts do
 
 These are small models, drawings, and thirty classes at a time. The tables say nothing about photographs or large
 models.\
+"""
+OURS = """\
+Our method, `{ours}`, minus the best other method of each setting.
+[Intervals of 95 %](#differences-from-{ours}) are a stricter test than one standard deviation.\
 """
 ALONE = "A model is trained on the drawings of one artist alone. The columns name this artist."
 HEADINGS = {
@@ -77,9 +81,9 @@ HEADINGS = {
 }
 CHOSEN = """\
 On 60 other concepts, with at most twelve runs for every method; some heads have fewer settings to choose from. A run
-is trained on one artist's drawings at tau = 1 and on the other's at IF 50; its mean H over both trainings and both
-artists decides. For a method that does not tell new classes apart it is the mean accuracy on base classes: validation
-images, and the other artist's.\
+is trained on one artist's drawings at tau = 1 and on the other's at IF 50. Its score is the mean H over both trainings
+and both artists, and the run with the highest score is chosen. For a method that does not tell new classes apart it is
+the mean accuracy on base classes: validation images, and the other artist's.\
 """
 
 
@@ -89,7 +93,7 @@ def page(results: Results, ours: str, search: str, figure: str) -> str:
     alone = [name for name in results.settings if name not in both]
     others = [m for m in dict.fromkeys(row["method"] for row in results.rows) if m != ours]
     parts = [INTRODUCTION, f"![H in every setting]({figure})", "## H", results.pivot("H", both)]
-    parts += [f"Ours is `{ours}`, beside the best other row of each setting:", lead(results, ours, others, "H", both)]
+    parts += [OURS.format(ours=ours), lead(results, ours, others, "H", both)]
     if alone:
         parts += ["## Other artist", ALONE]
         for column in ("H", "base_other", "new_other", "H_other"):

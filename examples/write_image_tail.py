@@ -70,7 +70,7 @@ def of_ours(results: Results) -> list[str]:
     ours = [method for method in methods if method.partition("_")[2] == OURS]
     others = [method for method in methods if method not in ours]
     return [
-        f"`{own}`, beside the best of the other methods:\n\n{lead(results, own, others, 'all', results.settings)}"
+        f"`{own}` minus the best of the other methods:\n\n{lead(results, own, others, 'all', results.settings)}"
         for own in ours
     ]
 

@@ -224,7 +224,7 @@ def test_the_page_of_tails_compares_under_the_same_adapter(tmp_path, monkeypatch
     everything, _, few = text.partition("## The third of the classes")
     assert everything.count("| balanced_softmax | 52.0 ± 1.0 | 57.0 ± 1.0 |") == 2  # a table for each tail
     assert few.count("| ce |  | 44.0 ± 1.0 |") == 2
-    assert "- IF 10: +3.0 to prompts_balanced_softmax, beyond" in everything
+    assert "- IF 10: +3.0 to `prompts_balanced_softmax`, beyond" in everything
     assert page.with_suffix(".png").exists()
     wider = text.split("## Wider angles")[1]
     assert "| lora_minority_margin | -2.0 ± 0.0 |" in wider
@@ -275,8 +275,8 @@ def test_the_page_compares_all_rows_with_ours(tmp_path, monkeypatch):
     assert "| plain | 42.0 ± 1.0 | 42.0 ± 1.0 |" in text
     assert "| ours | 45.0 ± 1.0 | 31.0 ± 1.0 |" in readme.read_text()
     assert "old" not in readme.read_text()
-    assert "- IF 50: +3.0 to plain, beyond one standard deviation (1.0)" in text
-    assert "- IF 50, twemoji alone: -4.0 to zero-shot" in text
+    assert "- IF 50: +3.0 to `plain`, beyond one standard deviation (1.0)" in text
+    assert "- IF 50, twemoji alone: -4.0 to `zero-shot`" in text
     assert "| plain | -3.0 ± 0.0 | -3.0 ± 0.0 | -3.0 ± 0.0 |" in text
     assert "| plain | +1.0 ± 0.0 | +1.0 ± 0.0 |" in text
     assert "| plain | 2 | 1.00 | `args.learning_rate: 0.5` | 41.0 | 50.0 | 40.0 |" in text
