@@ -245,6 +245,11 @@ def test_demo_recipes_hold_what_the_search_chose(path: Path):
     assert Recipe.read(DEMO / f"{path.stem}.yaml").source == log["chosen"]["recipe"]
 
 
+def test_the_recipe_for_images_holds_what_the_search_chose():
+    log = json.loads((ROOT / "examples" / "results" / "search" / "image_tail" / "lora_budget.json").read_text())
+    assert Recipe.read(RECIPES / "images" / "demo" / "lora_budget.yaml").source == log["chosen"]["recipe"]
+
+
 def test_the_page_compares_all_rows_with_ours(tmp_path, monkeypatch):
     """Ours is 3 ahead of `plain` in each seed, with another artist 1 behind; `means` knows no new classes."""
     shift = {"zero-shot": -9.0, "plain": 0.0, "ours": 3.0, "means": None}
