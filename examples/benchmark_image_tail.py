@@ -34,7 +34,7 @@ LOGS = Path(__file__).parent / "results" / "search" / "image_tail"
 OF_CLASSIFIER = ("head", "inside", "align")  # arguments of a recipe that `run_tails` reads
 N_MAX = 200
 TITLES = {"all_alignment": "alignment", "all_nc1": "NC1", "trainable": "trained numbers"}
-COLUMNS = ["all", "many", "medium", "few", "all_alignment", "all_nc1", "trainable", "seconds"]
+COLUMNS = ["all", "many", "medium", "few", "all_alignment", "all_nc1", "trainable"]
 DIGITS = {"all_alignment": 2, "trainable": 0}
 Content = dict[str, Any]
 

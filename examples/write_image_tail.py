@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmark_image_tail import COLUMNS, DIGITS, LOGS, TITLES
 from result_pages import INTERVALS, all_columns, choices, kept_run, lead, page_parser
@@ -18,6 +19,9 @@ from peft_ncgeo.files import write_whole
 from peft_ncgeo.plots import plot_settings
 from peft_ncgeo.protocols import Results
 
+ADAPTERS = ("lora", "adaptformer", "prompts")
+METHODS = ("ce", "ldam", "balanced_softmax", "logit_adjustment", "lift", "spa_reg", "spa_slerp", "spa_proj")
+METHODS += ("spa_post_hoc", "etf", "minority_margin", "minority_margin_balanced", "budget")
 REFERENCE, OURS = "balanced_softmax", "budget"
 HIGHLIGHTED = ("lora_balanced_softmax", "lora_lift", "lora_ce", "lora_etf", "adaptformer_lift", "prompts_lift")
 ANGLES = ("etf", "minority_margin", "minority_margin_balanced")
@@ -33,7 +37,7 @@ class, 20, 4 and 2 of the smallest (IF 10, 50, 100). The seed draws which class 
 - **all, many, medium, few**: 2,000 test photographs, all classes and thirds of them by number of training images.
 - **alignment**: mean cosine of a class's weight and its centred mean. **NC1**: spread inside classes against spread
   between them; both on test photographs.
-- **trained numbers**: how many values the training changes, those of the head too. **seconds**: of the training alone.
+- **trained numbers**: how many values the training changes, those of the head too.
 
 `lift` has LIFT's parts: cosine head, logit adjustment and, where the search took them, test views; its head starts at
 random, since this ViT reads no texts. `spa_` rows are space alignment, `etf` and `minority_margin` fixed prototypes
@@ -46,6 +50,14 @@ WIDER = """\
 Does it help to give rare classes wider angles (`minority_margin`), beside an ordinary head under a balanced loss on
 the same tower with the same number of runs? Differences of the fixed prototypes from that head:"""
 SCORES = {"validation": lambda log, chosen: chosen["validation"]}  # of what a search chose
+
+
+def in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of each setting by adapter and method, in the order of this page; others come last."""
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    order = [f"{adapter}_{method}" for adapter in ADAPTERS for method in METHODS]
+    place = {method: i for i, method in enumerate(order)}
+    return sorted(rows, key=lambda row: (settings.index(row["setting"]), place.get(row["method"], len(order))))
 
 
 def adapter_of(method: str) -> str:
@@ -108,7 +120,7 @@ def main() -> None:
     parser.add_argument("--logs", type=Path, default=LOGS, help="folder of the searches' logs")
     args = parser.parse_args()
     content = kept_run(parser, args, "image_tail_demo.json", ("setting", "method", "seed", *COLUMNS, "cpu_seconds"))
-    results = Results(content["rows"], COLUMNS, content["note"], TITLES, DIGITS)
+    results = Results(in_order(content["rows"]), COLUMNS, content["note"], TITLES, DIGITS)
     args.page.parent.mkdir(parents=True, exist_ok=True)
     figure, names = args.page.with_suffix(".png"), [row["method"] for row in results.rows]
     highlighted = [name for name in (f"lora_{OURS}", *HIGHLIGHTED) if name in names]

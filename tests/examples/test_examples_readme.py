@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 TEXT = (EXAMPLES / "README.md").read_text()
 ADVICE = TEXT.split("\n## Which method when\n")[1].split("\n## ")[0]
-PAGE = ROOT / "docs" / "results" / "base_to_new.md"  # which a script writes as a whole
+WHOLE = {"methods": "base_to_new", "tails": "image_tail"}  # table -> page that a script writes as a whole
 INDEX = TEXT.split("\n## Paper index\n")[1]
-TABLES = ("demo", "methods", "transport", "alignment", "prototypes", "copa")
+TABLES = ("demo", "methods", "transport", "alignment", "tails", "prototypes", "copa")
 VALUE = r"[+-]?\d+\.\d+(?: ± \d+\.\d+)?"
 BLOCKS = re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.DOTALL | re.MULTILINE)
 # a recipe's name, its block, and the paragraph with the lines that are quoted
@@ -79,11 +79,14 @@ def test_image_folders_are_taken_where_the_tables_say_so():
 
 
 def find_tables() -> dict[str, list[tuple[tuple[str, ...], list[list[str]]]]]:
-    """The results' tables by the mark around them; those of CoPA's are told apart by the note over or under them."""
+    """The results' tables by the mark around them; some are told apart by the heading or note over or under them."""
     found = {}
     for name in TABLES:
-        block = PAGE.read_text() if name == "methods" else table(name)
+        block = (ROOT / "docs" / "results" / f"{WHOLE[name]}.md").read_text() if name in WHOLE else table(name)
         parts: list[tuple[tuple[str, ...], str]] = [((), block)]
+        if name == "tails":
+            _, *pieces = re.split("^##+ (.*)\n", block, flags=re.MULTILINE)
+            parts = [((key,), text) for key, text in zip(pieces[::2], pieces[1::2], strict=True)]
         if name == "copa":
             note = r"^((?:resnet|vit|clip), [\w-]+) episodes"
             first, others = block.split("<summary>Other backbones")
@@ -163,6 +166,17 @@ def test_what_the_sentences_make_of_the_numbers():
         values = [mean(f"methods / H / {tail}", name) for tail in tails[1:]]
         changes[name] = max(values) - min(values)
     assert min(changes, key=changes.get) == "budget"
+    without = ("ce", "etf", "minority_margin")
+    balanced = ("balanced_softmax", "logit_adjustment", "lift", "spa_post_hoc", "budget")
+    for tail in ("IF 50", "IF 100"):  # "a balanced loss matters most"
+        for adapter in ("lora", "prompts"):
+            found = {name: mean(f"tails / {tail} / all / {adapter}", name) for name in (*without, *balanced)}
+            assert max(found[name] for name in without) < min(found[name] for name in balanced)
+    best = {}
+    for tail in ("IF 10", "IF 50", "IF 100"):  # "the highest mean at"
+        names = ("ldam", *balanced, "spa_reg", "spa_slerp", "spa_proj", *without)
+        best[tail] = max(names, key=lambda name, tail=tail: mean(f"tails / {tail} / all / lora", name))
+    assert best == {"IF 10": "budget", "IF 50": "budget", "IF 100": "spa_post_hoc"}
     for adapter in ("lora", "prompts"):  # "ahead of every aligned cross-entropy", "by more than half a point"
         balanced = mean(f"alignment / {adapter}, all / plain", "balanced softmax")
         for turn in ("Reg", "SLERP", "Proj", "post-hoc"):
