@@ -128,12 +128,13 @@ def collapse(results: Results, kept: Path) -> str:
         for without in ("", "coop"):  # CoOp starts from a random context, so its texts differ from all others
             rows = [row for row in results.rows if row["method"] in PROMPTS and row["method"] != without]
             chosen, nc2 = Results(rows, results.columns), f"{part}_text_nc2"
-            found = correlations(chosen, nc2, "new")
-            numbers = (f"{found[name]:.2f}" for name in ("pearson", "spearman", "pearson_within"))
-            lines.append([f"{part}{without and ', without CoOp'}", f"{found['runs']:.0f}", *numbers])
             if part == "new":
                 path = kept / f"{nc2}{without and '_without_' + without}.png"
-                plot_relation(chosen, nc2, "new", path, *LABELS)
+                found = plot_relation(chosen, nc2, "new", path, *LABELS)
+            else:
+                found = correlations(chosen, nc2, "new")
+            numbers = (f"{found[name]:.2f}" for name in ("pearson", "spearman", "pearson_within"))
+            lines.append([f"{part}{without and ', without CoOp'}", f"{found['runs']:.0f}", *numbers])
     return table(["texts of", "runs", "Pearson", "Spearman", "Pearson within settings"], lines)
 
 

@@ -60,8 +60,10 @@ def in_order(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (settings.index(row["setting"]), place.get(row["method"], len(order))))
 
 
-def adapter_of(method: str) -> str:
-    return method.partition("_")[0]
+def parts_of(row: dict[str, Any]) -> tuple[str, str]:
+    """Return a row's adapter and method; its name is `adapter_method`."""
+    adapter, _, method = row["method"].partition("_")
+    return adapter, method
 
 
 def by_adapter(results: Results, column: str) -> list[str]:
@@ -70,7 +72,7 @@ def by_adapter(results: Results, column: str) -> list[str]:
     for setting in results.settings:
         rows = []
         for row in (row for row in results.rows if row["setting"] == setting):
-            adapter, _, method = row["method"].partition("_")
+            adapter, method = parts_of(row)
             rows.append({**row, "setting": adapter, "method": method})
         parts += [f"### {setting}", Results(rows, [column], "", results.titles, results.digits).pivot(column)]
     return parts
@@ -78,9 +80,8 @@ def by_adapter(results: Results, column: str) -> list[str]:
 
 def of_ours(results: Results) -> list[str]:
     """Return, for each adapter, the difference of our row from the best other row under any adapter."""
-    methods = list(dict.fromkeys(row["method"] for row in results.rows))
-    ours = [method for method in methods if method.partition("_")[2] == OURS]
-    others = [method for method in methods if method not in ours]
+    ours = list(dict.fromkeys(row["method"] for row in results.rows if parts_of(row)[1] == OURS))
+    others = list(dict.fromkeys(row["method"] for row in results.rows if parts_of(row)[1] != OURS))
     return [
         f"`{own}` minus the best of the other methods:\n\n{lead(results, own, others, 'all', results.settings)}"
         for own in ours
@@ -90,9 +91,9 @@ def of_ours(results: Results) -> list[str]:
 def differences(results: Results, columns: Sequence[str], methods: Sequence[str] | None = None) -> list[str]:
     """Return tables of differences from balanced softmax under the same adapter, for all methods or for some."""
     tables = []
-    for adapter in dict.fromkeys(adapter_of(row["method"]) for row in results.rows):
+    for adapter in dict.fromkeys(parts_of(row)[0] for row in results.rows):
         reference = f"{adapter}_{REFERENCE}"
-        names = {row["method"] for row in results.rows if adapter_of(row["method"]) == adapter}
+        names = {row["method"] for row in results.rows if parts_of(row)[0] == adapter}
         if methods is not None:
             names &= {f"{adapter}_{method}" for method in (REFERENCE, *methods)}
         if reference in names and len(names) > 1:

@@ -58,9 +58,8 @@ def test_several_processes_equal_one(results, name, processes, record_property):
         # a tower that no term looks at has no gradient on one process, and one of zero on several
         assert expected.keys() <= got.keys()
         expected = {key: expected.get(key, torch.zeros_like(value)) for key, value in got.items()}
-        share = (
-            1e-4 if step < 3 else 5e-4
-        )  # on some processors rounding of 3e-6 grows two to five times with each step
+        # on some processors rounding of 3e-6 grows two to five times with each step
+        share = 1e-4 if step < 3 else 5e-4
         record_property("difference", is_near(got, expected, f"gradients of step {step}", share))
     is_near(several["weights"], one["weights"], "weights")
     is_near(several["state"], one["state"], "state")
