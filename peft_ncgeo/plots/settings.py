@@ -20,8 +20,9 @@ def plot_settings(
     settings: Sequence[Sequence[str]],
     highlighted: Sequence[str] = (),
     y_label: str | None = None,
+    name_others: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Draw the mean of a metric in each setting, one line for each method, with its name at the right end.
+    """Draw the mean of a metric in each setting, one line for each method, with names at the right end.
 
     Args:
         results: results of a protocol; methods without the metric are left out.
@@ -30,6 +31,8 @@ def plot_settings(
         settings: names of settings from left to right, in groups; no line joins two groups.
         highlighted: methods drawn in colour, the first in a band of one standard deviation; all others are grey.
         y_label: label of the axis. Default: the metric's name.
+        name_others: write the names of the grey lines too; if not, only how many there are. More than about 25 names
+            do not fit.
 
     Returns:
         For each method (n, 2): mean and standard deviation in each setting, NaN where it has no run.
@@ -72,7 +75,13 @@ def plot_settings(
     axes.set_xticks(range(len(names)), names)
     axes.grid(alpha=0.3)
     axes.set_xlim(-0.3, len(names) - 0.7)
-    last = {method: values[np.isfinite(values[:, 0])][-1, 0] for method, values in drawn.items()}
+    last = {
+        method: values[np.isfinite(values[:, 0])][-1, 0]
+        for method, values in drawn.items()
+        if name_others or method in colours
+    }
+    if others := len(drawn) - len(last):
+        axes.set_title(f"grey: {others} other methods", loc="right", fontsize=8, color="0.45")
     low, high = axes.get_ylim()
     for method, place in zip(last, _apart(list(last.values()), 0.034 * (high - low)), strict=True):
         axes.annotate(

@@ -38,6 +38,15 @@ def test_a_line_for_each_method_and_group(tmp_path, drawn):
     assert (tmp_path / "f.png").stat().st_size > 10_000
 
 
+def test_grey_lines_may_go_without_names(tmp_path, drawn):
+    found = plot_settings(made(["p", "q_1", "r"]), "H", tmp_path / "f.png", [["a"]], ["r"], name_others=False)
+    assert list(found) == ["p", "q_1", "r"]
+    (axes,) = drawn[0].axes
+    assert len(axes.lines) == 3
+    assert [text.get_text() for text in axes.texts] == ["r"]
+    assert "2" in axes.get_title("right")
+
+
 def test_what_cannot_be_drawn(tmp_path):
     with pytest.raises(ValueError, match="No run has new"):
         plot_settings(made(["p"]), "new", tmp_path / "f.png", [["a"]])
