@@ -26,6 +26,7 @@ import peft_ncgeo  # noqa: F401  registers the PEFT types
 
 from . import profiles  # noqa: F401  registers and loads hypothesis's
 from .deprecations import deprecations_among_user_warnings, deprecations_in_logs_and_processes  # noqa: F401
+from .small_demo import small_demo  # noqa: F401
 
 IMAGE_SIZE, VOCABULARY, BOS, EOT, PAD = 16, 50, 1, 3, 0
 # Of the training argument, `CHECKPOINTING`_kwargs and the models' `CHECKPOINTING`_enable; Transformers renamed them.
@@ -170,6 +171,20 @@ def processor() -> CLIPProcessor:
 def pytest_configure():
     """Collect garbage seldom: at Python's own thresholds that took a fifth of the time of PEFT's tests."""
     gc.set_threshold(100_000, 20, 20)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep the tests of one file together, and those of the Hub, whose users and adapters are made once a process."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneHub(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/hub" if nodeid.startswith("tests/hub/") else super()._split_scope(nodeid)
+
+    return OneHub(config, log)
 
 
 def pytest_collection_finish():

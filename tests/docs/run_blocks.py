@@ -18,10 +18,10 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from peft_ncgeo import data
-from peft_ncgeo.data import demo
+
+from ..small_demo import few_test_images
 
 KEPT = {"validation": 5}  # images of each class; below five, a sweep warns
-VIEWS = 3  # of each of two drawings of a class
 
 
 def first_of_each_class(part: Dataset, count: int) -> Dataset:
@@ -46,15 +46,15 @@ def smaller(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def main() -> None:
-    demo.TEST_VIEWS = VIEWS
     data.load_demo, data.load_image_demo = smaller(data.load_demo), smaller(data.load_image_demo)
-    for page, codes in json.loads(Path(sys.argv[1]).read_text()):
-        names: dict[str, Any] = {"__name__": "__main__"}
-        for i, code in enumerate(codes, 1):
-            start = time.process_time()
-            gc.freeze()  # Trainer collects garbage often
-            exec(compile(code, f"{page}, block {i}", "exec"), names)
-            print(f"{page}, block {i}: {time.process_time() - start:.1f} CPU seconds", flush=True)
+    with few_test_images():
+        for page, codes in json.loads(Path(sys.argv[1]).read_text()):
+            names: dict[str, Any] = {"__name__": "__main__"}
+            for i, code in enumerate(codes, 1):
+                start = time.process_time()
+                gc.freeze()  # Trainer collects garbage often
+                exec(compile(code, f"{page}, block {i}", "exec"), names)
+                print(f"{page}, block {i}: {time.process_time() - start:.1f} CPU seconds", flush=True)
 
 
 if __name__ == "__main__":

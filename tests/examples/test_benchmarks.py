@@ -14,9 +14,10 @@ from peft_ncgeo.data.demo import ASSETS
 from peft_ncgeo.protocols import Results
 from peft_ncgeo.training import Recipe
 
+from ..small_demo import PHOTOGRAPHS, VIEWS
 from .test_examples import ROOT, run_example
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("small_demo")]
 RECIPES = sorted((ROOT / "examples" / "recipes").rglob("*.yaml"))
 DEMO = ROOT / "examples" / "recipes" / "demo"
 MODEL = str(ASSETS / "mini_clip")
@@ -67,23 +68,24 @@ def test_base_new_trains_on_each_artist_too(tmp_path, monkeypatch, capsys):
     arguments = ["--tails", "tau=1", "IF 10", "--recipes", str(DEMO / "coop.yaml"), "--output_dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["benchmark_base_new.py", *arguments])
     script["main"]()
-    both, one = {"base": 1440, "new": 1440, "kept": 2000}, {"base": 720, "new": 720, "kept": 2000}
-    one |= {"base_other": 720, "new_other": 720}
+    views, kept = 30 * VIEWS, 10 * PHOTOGRAPHS  # of one artist
+    both, one = {"base": 2 * views, "new": 2 * views, "kept": kept}, {"base": views, "new": views, "kept": kept}
+    one |= {"base_other": views, "new_other": views}
     alone = [(one, [f"tau=1, {artist} alone"], 60) for artist in ("twemoji", "emojione")]
     assert asked == [(both, ["tau=1", "IF 10"], 60), *alone]
     assert json.loads((tmp_path / "results.json").read_text())["columns"] == ["H", "H_other", "trainable", "seconds"]
 
 
 @pytest.fixture(scope="module")
-def own_set(tmp_path_factory) -> tuple[Path, Path]:
+def own_set(small_demo, tmp_path_factory) -> tuple[Path, Path]:
     """An image folder of six classes, and the YAML file that describes it."""
     folder = tmp_path_factory.mktemp("own")
-    base = load_demo("development").splits["base"]
-    for part, first in (("train", 0), ("test", 24)):
-        for label, name in enumerate(base.features["label"].names[:6]):
+    images = load_demo("development", shots=40).splits["train"]
+    for part, first in (("train", 0), ("test", 20)):
+        for label, name in enumerate(images.features["label"].names[:6]):
             (folder / part / name).mkdir(parents=True)
             for i in range(20):
-                base[48 * label + first + i]["image"].save(folder / part / name / f"{i}.png")
+                images[40 * label + first + i]["image"].save(folder / part / name / f"{i}.png")
     described = folder / "own.yaml"
     described.write_text(
         f"path: {folder}\nnum_classes: 6\ntemplate: 'an emoji of a {{}}.'\nshots: 4\nimbalance_factor: 5\nn_max: 10\n"

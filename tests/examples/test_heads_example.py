@@ -9,7 +9,7 @@ import pytest
 from .test_examples import run_example
 
 METHODS = ["CoPA", "Tip-Adapter", "Tip-Adapter-F", "GDA", "LP++", "ZS-LP", "CLAP"]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_demo")]
 
 
 def test_table(monkeypatch, capsys):

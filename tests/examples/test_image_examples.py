@@ -21,7 +21,7 @@ from peft_ncgeo.training import Recipe
 from ..launching import launch_script
 from .test_examples import ROOT, run_example, updated
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("small_demo")]
 DEMO, RESULTS = ROOT / "examples" / "recipes" / "images" / "demo", ROOT / "examples" / "results"
 SHORT = ["--num_train_epochs", "1"]
 

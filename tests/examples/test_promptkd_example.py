@@ -14,7 +14,7 @@ from peft_ncgeo.hub import load_adapter
 
 from .test_examples import ROOT, run_example
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("small_demo")]
 SHORT = ["--num_train_epochs", "1", "--batch_size", "40", "--teacher_epochs", "1", "--disable_tqdm", "True"]
 MARK = "transductive: unlabelled images of all classes"
 
@@ -28,7 +28,8 @@ def printed(out: str) -> dict[str, list[str]]:
 def test_a_student_of_the_demos_tuned_clip(tmp_path, monkeypatch, capsys):
     run_example("train_promptkd.py", *SHORT, "--output_dir", str(tmp_path), monkeypatch=monkeypatch)
     out = capsys.readouterr().out
-    assert "promptkd: 1200 unlabelled images, 60 classes" in out
+    unlabelled = 30 * 16 + len(load_demo().splits["new"]) // 2
+    assert f"promptkd: {unlabelled} unlabelled images, 60 classes" in out
     table = printed(out)
     assert list(table) == ["zero-shot", "teacher", "student"]
     assert [cells[-1] for cells in table.values()] == ["none", "labelled images of base classes", MARK]

@@ -162,6 +162,7 @@ def test_every_image_classifier_has_twelve_runs_over_the_same_epochs(script):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small_demo")
 def test_a_tail_is_searched_on_validation_photographs_and_tabled_on_test_ones(script, tmp_path, monkeypatch):
     """Real trainings of two short runs; prototypes get the counts of their tail, and a turned head is another head."""
     spaces = script["read_space"](TAIL, RECIPES / "images" / "demo")

@@ -45,6 +45,20 @@ from tests.hub import tuned
 """
 
 
+@pytest.fixture
+def small_demo_of_user(user) -> Iterator[None]:
+    """Few test images in the built-in data of the user's process."""
+    user.run(f"""
+import contextlib, sys
+sys.path.append({str(Path(__file__).parents[2])!r})
+from tests.small_demo import few_test_images
+small = contextlib.ExitStack()
+small.enter_context(few_test_images())
+""")
+    yield
+    user.run("small.close()")
+
+
 @pytest.fixture(scope="session")
 def author(user) -> User:
     """The user with `tests.hub.tuned`, whose base models are on the Hub."""

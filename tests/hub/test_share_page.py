@@ -8,7 +8,7 @@ from ..docs.pages import ROOT, blocks
 
 HUB_BLOCKS = [block.code for block in blocks(ROOT / "docs/howto/share.md", "python") if block.not_run]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("small_demo_of_user")]
 
 
 def test_blocks_push_and_load(hub, user):

@@ -169,13 +169,14 @@ def backbones() -> list[Spec]:
             "TimmWrapperForImageClassification",
             timm_spec("tf_mobilenetv3_small_minimal_100"),
         )
-        add_classifier("TimmWrapper (timm ResNet)", "TimmWrapperForImageClassification", timm_spec("resnet10t"))
+        resnet = timm_spec("resnet10t", channels=(16, 32, 64, 128), stem_width=8)
+        add_classifier("TimmWrapper (timm ResNet)", "TimmWrapperForImageClassification", resnet)
         add_classifier(
             "TimmWrapper (timm ViT)",
             "TimmWrapperForImageClassification",
             timm_spec("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=3, num_heads=2),
         )
-        add("TimmWrapperModel (timm ResNet)", "TimmWrapperModel", timm_spec("resnet10t"))
+        add("TimmWrapperModel (timm ResNet)", "TimmWrapperModel", resnet)
         add(
             "TimmWrapperModel (timm ViT)",
             "TimmWrapperModel",
