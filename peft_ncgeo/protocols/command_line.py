@@ -26,7 +26,9 @@ def protocol_parser(description: str, output_dir: str, recipes: Sequence[Path]) 
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="each recipe has a run from each seed")
     parser.add_argument("--model_name_or_path", help="a dual encoder, such as CLIP or SigLIP; default: the demo's")
     parser.add_argument("--data_dir", type=Path, help="local copy of the data set: train/<class>/, test/<class>/")
-    parser.add_argument("--num_train_epochs", type=float, help="overrides every recipe's epochs, for short trials")
+    parser.add_argument(
+        "--num_train_epochs", type=float, help="replaces every recipe's epochs or steps, for short trials"
+    )
     return parser
 
 

@@ -24,6 +24,7 @@ from ..data.checks import class_names
 from ..metrics.accuracy import accuracy, balanced_accuracy, evaluate_groups
 from ..models.towers import reads_text
 from ..training import GeometryMonitor, GeometryTrainer, GeometryTrainingArguments, Recipe, train_stages
+from ..training.recipe import without_steps
 from .cached_runs import cell_path, check_distinct, is_main_process
 from .fingerprints import dataset_fingerprint, fingerprint, recipe_fingerprint
 from .fitted_heads import FittedHead
@@ -74,8 +75,9 @@ def run_cells(
 ) -> list[dict[str, Any]]:
     """Train each recipe in each setting from each seed and evaluate it; see [`Results`] for the rows.
 
-    A row has the metrics of the task's sets; `seconds`, the time of training; `trainable`, the number of trained
-    values; and `cpu_seconds`, the CPU time of the whole cell.
+    A row has the metrics of the task's sets, and `cpu_seconds`, the CPU time of the whole cell. `seconds` is the time
+    of training and of fitting the head; `trainable` is the number of trained values. Rows without training have no
+    `trainable`, and no `seconds` unless a head was fitted.
 
     Each cell is a small JSON file under `output_dir/<setting>/<recipe>`, written when it is done. A run that was
     stopped continues with the missing cells; existing ones must have the same fingerprint, see [`fingerprint`]. All
@@ -85,23 +87,24 @@ def run_cells(
     Args:
         recipes: recipes with different names; one without a PEFT config or stages is evaluated without training. A
             head is fitted on the training images after training. It classifies the sets whose names it was fitted on,
-            or all sets if it takes new names. The texts classify the other sets; their metrics are None if the head
-            reads no texts.
+            or all sets if it takes new names. The other sets are classified by the model's texts if the head reads
+            texts; if not, their metrics are None.
         settings: name -> function of the seed that returns a task.
         model: name or folder of a dual encoder, such as CLIP or SigLIP, or a function that makes a new model of any
             kind; the cell's seed draws its random weights, for instance those of a new head.
         processor: the model's processor.
         output_dir: folder of the cells.
         seeds: seeds of the runs; one run for each.
-        args: arguments of every recipe, which override its own. `batch_size` counts all processes; `template` sets
-            the template of a prompt adapter too.
+        args: arguments of every recipe, which override its own. `batch_size` is the number of images in a step, over
+            all processes; `template` sets the template of a prompt adapter too.
         finish: function of a run's metrics that returns the metrics of its cell.
         after: called with the trained trainer and a function that evaluates the task again; the metrics that it
             returns are added to the cell's. It may change the model, which is not used afterwards.
 
     Raises:
-        ValueError: two cells with one name, a test set with the name of another column, an unknown argument, an object
-            that has no fingerprint (see [`fingerprint`]), or a cell of a run with other inputs.
+        ValueError: two cells with one name, a name that cannot be a folder's, a test set with the name of another
+            column, an unknown argument, an object that has no fingerprint (see [`fingerprint`]), a recipe with a head
+            for a model that reads no text, or a cell's file that is damaged or of a run with other inputs.
     """
     args = dict(args or {})
     # must come before other code asks for the process index, see GeometryTrainingArguments
@@ -210,7 +213,7 @@ def _run(
     if recipe.stages:
         recipe = replace(recipe, args={**_DEFAULTS, **recipe.args})
         return _run_stages(recipe, task, model, processor, folder, {**overrides, "seed": seed}, after)
-    settings = {**_DEFAULTS, **recipe.args, **overrides, "seed": seed}
+    settings = {**_DEFAULTS, **without_steps(recipe.args, overrides), **overrides, "seed": seed}
     config: Any = recipe.config() if recipe.config else None
     if "template" in settings and hasattr(config, "template"):
         config.template = settings.pop("template")  # prompt adapters have a template of their own

@@ -20,8 +20,8 @@ In a recipe of several stages, each stage has these keys, except head. Beside `s
 stages:
   - peft: {LNTuningConfig: {target_modules: [layer_norm1, layer_norm2]}}  # only in the first stage
     args: {max_steps: 2880}
-  - rows: texts                                    # train a row of weights for each class, from its text on
-    fraction: 0.5                                  # of the way from text to trained row that is kept; default: 1
+  - rows: texts                                    # train a row of weights for each class; it starts at its text
+    fraction: 0.5                                  # place between text (0) and trained row (1, the default)
     args: {max_steps: 1920}
 args: {learning_rate: 2e-4}
 ```
@@ -32,7 +32,7 @@ from __future__ import annotations
 import inspect
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -209,20 +209,22 @@ def parse_with_recipe(
         The parser's dataclasses, and the recipe or None.
 
     Raises:
-        ValueError: the parser does not have an argument (the error names the nearest one, and the recipe's file), or
-            the recipe has a head and `takes_head` is False.
+        ValueError: the parser does not have an argument (the error names the nearest one, and the recipe's file), the
+            recipe cannot be read or has a value of a wrong type, or it has a head and `takes_head` is False.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     if default is not None and not any(word.split("=")[0] == "--recipe" for word in argv):
         argv = ["--recipe", str(default), *argv]
-    recipe, advice = None, ""
+    recipe, advice, given = None, "", _given(argv)
     for i, word in enumerate(argv):
         if word.split("=")[0] == "--recipe":
             path = find_recipe(word.partition("=")[2] or "".join(argv[i + 1 : i + 2]))
             recipe = Recipe.read(path)
+            for part in (recipe, *recipe.stages):
+                part.args = without_steps(part.args, given)
             advice = (
-                " Settings of losses, PEFT config and head are no arguments: copy the recipe's YAML and change them "
-                f"there ({path})."
+                " Settings of losses, PEFT config and head cannot be set on the command line: copy the recipe's YAML "
+                f"({path}) and change them there."
             )
             if not takes_head:
                 recipe.refuse_head("train it with `peft-ncgeo train`, or fit the head with adapt")
@@ -233,13 +235,22 @@ def parse_with_recipe(
             raise ValueError(f"{short_repr(unknown[0])} is not the value of an argument; put commas between names.")
         _known([unknown[0].split("=")[0]], parser._option_string_actions, "argument", advice)
     if recipe is not None and recipe.stages:
-        _override_stages(recipe, argv, parsed)
+        _override_stages(recipe, given, parsed)
     return tuple(parsed), recipe
 
 
-def _override_stages(recipe: Recipe, argv: Sequence[str], parsed: Iterable[Any]) -> None:
+def without_steps(args: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """Return a recipe's arguments, without its `max_steps` if the user gives epochs: Trainer would ignore these."""
+    left_out = {"max_steps"} if "num_train_epochs" in given and "max_steps" not in given else set()
+    return {name: value for name, value in args.items() if name not in left_out}
+
+
+def _given(argv: Sequence[str]) -> set[str]:
+    return {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
+
+
+def _override_stages(recipe: Recipe, given: set[str], parsed: Iterable[Any]) -> None:
     """Give the arguments of the command line to every stage."""
-    given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
     in_recipe = {name for part in (recipe, *recipe.stages) for name in part.args}
     for part in parsed:
         of_training = {f.name for f in fields(part)} if isinstance(part, TrainingArguments) else set()

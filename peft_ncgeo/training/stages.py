@@ -29,7 +29,7 @@ from ..models.adapters import evaluation_mode, unwrap
 from ..models.text_setting import remember_text_setting, text_setting
 from ..models.towers import reads_text
 from .arguments import GeometryTrainingArguments
-from .recipe import Recipe
+from .recipe import Recipe, without_steps
 from .state.checkpoints import last_resumable
 from .trainer import GeometryTrainer
 
@@ -76,10 +76,11 @@ def train_stages(
         `push_to_hub()` work as after one training.
 
     Raises:
-        FileExistsError: the folder is not empty and `resume` is False.
-        ValueError: the recipe has no stages, or a head; the model is not a dual encoder; the run to resume has another
-            recipe or other arguments; a stage that trains rows has an eval_strategy, but no set has the training's
-            classes; or [`GeometryTrainer`] raises an error.
+        FileExistsError: the folder is not empty, and `resume` is False or the folder holds no run of stages.
+        ValueError: the recipe has no stages, or a head; the model is not a dual encoder; the adapter has vision
+            prompts, beside which rows cannot be trained; the run to resume has another recipe or other arguments; a
+            stage that trains rows has an eval_strategy, but no set has the training's classes; or [`GeometryTrainer`]
+            raises an error.
 
     Reference: M. Farina et al., CVPR 2025, arXiv 2503.11609.
 
@@ -123,7 +124,7 @@ def train_stages(
 
 
 def _arguments(recipe: Recipe, stage: Recipe, place: Path, given: Mapping[str, Any]) -> GeometryTrainingArguments:
-    settings = {"report_to": "none", **recipe.args, **stage.args, **given}
+    settings = {"report_to": "none", **without_steps({**recipe.args, **stage.args}, given), **given}
     size = settings.pop("batch_size", None)
     arguments = GeometryTrainingArguments(output_dir=str(place), **settings)
     if size is not None:
@@ -165,9 +166,11 @@ def _claim(folder: Path, recipe: Recipe, args: Mapping[str, Any], resume: bool) 
     statement = folder / _STATEMENT
     if not folder.is_dir() or not any(folder.iterdir()):
         write_whole(statement, content)
-    elif not resume or not statement.is_file():
+    elif not statement.is_file():
+        raise FileExistsError(f"{folder} is not empty and holds no run of stages; pass a new folder.")
+    elif not resume:
         raise FileExistsError(
-            f"{folder} is not empty; pass a new folder, or resume=True to continue a run of stages that it holds."
+            f"{folder} is not empty; pass a new folder, or resume=True to continue its run of stages."
         )
     elif read_json(statement) != json.loads(content):
         raise ValueError(

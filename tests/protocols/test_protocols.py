@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import statistics
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset
-from transformers import CLIPModel
+from transformers import CLIPModel, TrainerCallback
 
 from peft_ncgeo import NPTConfig
 from peft_ncgeo.data import base_new_split, few_shot, long_tailed
 from peft_ncgeo.losses import OTPreservation
 from peft_ncgeo.protocols import (
-    Results,
     Task,
     base_to_new,
     cross_dataset,
@@ -33,7 +31,6 @@ from peft_ncgeo.protocols.fingerprints import dataset_fingerprint
 from peft_ncgeo.training import Recipe
 
 from ..conftest import NAMES, tiny_clip, tiny_images, tiny_processor
-from ..hub.test_card import cells
 
 pytestmark = pytest.mark.slow
 
@@ -198,6 +195,18 @@ def python_recipe(weight: float) -> Recipe:
     return Recipe("mine", config=lambda: NPTConfig.coop(num_text_tokens=4), losses=losses, args=ARGS)
 
 
+@pytest.mark.parametrize(("args", "steps"), [({}, 2), ({"num_train_epochs": 3}, 6)])
+def test_epochs_given_for_all_recipes_replace_the_steps_of_one(tmp_path, args, steps):
+    ends = []
+
+    class Ends(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            ends.append(state.global_step)
+
+    one_cell(tmp_path, replace(python_recipe(1.0), callbacks=lambda: [Ends()]), args=args)
+    assert ends == [steps]
+
+
 def test_cells_of_something_else_are_refused(tmp_path):
     first = one_cell(tmp_path)
     assert one_cell(tmp_path) == first
@@ -357,38 +366,3 @@ def test_a_template_reaches_prompts_and_plain_models(tmp_path, monkeypatch):
     template = "a photo of a {}, a tree."
     run_cells([Recipe("zero"), COOP], settings, tiny_clip, tiny_processor(), tmp_path, (1,), {"template": template})
     assert seen == [template, template]
-
-
-def test_results_as_tables_and_files(tmp_path):
-    rows = [
-        {"setting": s, "method": m, "seed": seed, "base": base + seed, "few": None if s == "a" else 1.0}
-        for s in ("a", "b")
-        for m, base in (("x", 10.0), ("y", 20.0))
-        for seed in (1, 2, 3)
-    ]
-    results = Results(rows, ["base", "few"], "a note", {"base": "accuracy"})
-    lines = results.markdown().splitlines()
-    assert lines[0] == "| setting | method | accuracy | few |"
-    spread = statistics.stdev([11, 12, 13])
-    assert lines[2] == f"| a | x | 12.0 ± {spread:.1f} | - |"
-    assert lines[4] == f"| b | x | 12.0 ± {spread:.1f} | 1.0 ± 0.0 |"
-    assert results.summary("a", "y", "base") == (pytest.approx(22), pytest.approx(spread))
-    with pytest.raises(ValueError, match="No.*'z'.*'a'.*'base'"):
-        results.summary("a", "z", "base")
-    assert results.pivot("base").splitlines()[3] == "| y | 22.0 ± 1.0 | 22.0 ± 1.0 |"
-    results.save(tmp_path)
-    assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
-    with (tmp_path / "results.csv").open() as file:
-        read = list(csv.DictReader(file))
-    assert len(read) == 12
-    assert read[0] == {"setting": "a", "method": "x", "seed": "1", "base": "11.0", "few": ""}
-    assert (tmp_path / "results.md").read_text().endswith("\n\na note\n")
-
-
-def test_names_in_a_table_are_text():
-    names = ["a|b", "<img src=x>", "`c|", "*d*", "e\nf"]
-    rows = [{"setting": name, "method": name, "seed": 1, "H": 1.0} for name in names]
-    for table in (Results(rows, ["H"], titles={"H": "H|H"}).markdown(), Results(rows, ["H"]).pivot("H")):
-        lines = [cells(line) for line in table.splitlines()]
-        assert len({len(line) for line in lines}) == 1
-        assert [line[0] for line in lines[2:]] == [" ".join(name.split()) for name in names]

@@ -1,12 +1,18 @@
-"""Differences between methods of a table, paired by setting and seed."""
+"""Tables of results: their numbers, files, and differences between methods, paired by setting and seed."""
 
 from __future__ import annotations
+
+import csv
+import json
+import statistics
 
 import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
 from peft_ncgeo.protocols import Results
+
+from ..hub.test_card import cells
 
 SETTINGS, SEEDS = ("a", "b"), (1, 2, 3, 4)
 
@@ -79,3 +85,38 @@ def test_a_reference_that_is_not_there_and_a_run_that_is_there_twice():
         results.difference("a", "x_1", "ours", "H")
     with pytest.raises(ValueError, match="two runs"):
         results.paired_differences("H", "ours")
+
+
+def test_results_as_tables_and_files(tmp_path):
+    rows = [
+        {"setting": s, "method": m, "seed": seed, "base": base + seed, "few": None if s == "a" else 1.0}
+        for s in ("a", "b")
+        for m, base in (("x", 10.0), ("y", 20.0))
+        for seed in (1, 2, 3)
+    ]
+    results = Results(rows, ["base", "few"], "a note", {"base": "accuracy"})
+    lines = results.markdown().splitlines()
+    assert lines[0] == "| setting | method | accuracy | few |"
+    spread = statistics.stdev([11, 12, 13])
+    assert lines[2] == f"| a | x | 12.0 ± {spread:.1f} | - |"
+    assert lines[4] == f"| b | x | 12.0 ± {spread:.1f} | 1.0 ± 0.0 |"
+    assert results.summary("a", "y", "base") == (pytest.approx(22), pytest.approx(spread))
+    with pytest.raises(ValueError, match="No.*'z'.*'a'.*'base'"):
+        results.summary("a", "z", "base")
+    assert results.pivot("base").splitlines()[3] == "| y | 22.0 ± 1.0 | 22.0 ± 1.0 |"
+    results.save(tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
+    with (tmp_path / "results.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert len(read) == 12
+    assert read[0] == {"setting": "a", "method": "x", "seed": "1", "base": "11.0", "few": ""}
+    assert (tmp_path / "results.md").read_text().endswith("\n\na note\n")
+
+
+def test_names_in_a_table_are_text():
+    names = ["a|b", "<img src=x>", "`c|", "*d*", "e\nf"]
+    rows = [{"setting": name, "method": name, "seed": 1, "H": 1.0} for name in names]
+    for table in (Results(rows, ["H"], titles={"H": "H|H"}).markdown(), Results(rows, ["H"]).pivot("H")):
+        lines = [cells(line) for line in table.splitlines()]
+        assert len({len(line) for line in lines}) == 1
+        assert [line[0] for line in lines[2:]] == [" ".join(name.split()) for name in names]

@@ -85,6 +85,23 @@ def test_the_command_line_overrides_the_recipe(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("words", "steps"), [([], 8), (["--num_train_epochs", "2"], -1), (["--num-train-epochs=2", "--max_steps=3"], 3)]
+)
+def test_epochs_of_the_command_line_replace_the_steps_of_a_recipe(tmp_path, words, steps):
+    one = write(tmp_path, "args: {max_steps: 8}")
+    (_, args), _ = parse_with_recipe(
+        HfArgumentParser((Script, GeometryTrainingArguments)), ["--recipe", str(one), *words]
+    )
+    assert args.max_steps == steps
+    several = write(tmp_path, "stages: [{peft: {LoraConfig: {}}, args: {max_steps: 8}}, {args: {max_steps: 8}}]")
+    _, recipe = parse_with_recipe(
+        HfArgumentParser((Script, GeometryTrainingArguments)), ["--recipe", str(several), *words]
+    )
+    of_stages = [{**recipe.args, **stage.args}.get("max_steps", -1) for stage in recipe.stages]
+    assert of_stages == [steps, steps]
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("pefft: {}", "unknown key 'pefft'; did you mean 'peft'?"),
