@@ -57,8 +57,8 @@ The methods:
 
 This shows one small model on ten classes of small photographs."""
 WIDER = """\
-Does it help to give rare classes wider angles (`minority_margin`), beside an ordinary head under a balanced loss on
-the same tower with the same number of runs? Differences of the fixed prototypes from that head:"""
+Do wider angles for rare classes (`minority_margin`) help, compared with an ordinary head under a balanced loss? Tower
+and number of runs are the same. The tables show the fixed prototypes minus that head:"""
 SCORES = {"validation": lambda log, chosen: chosen["validation"]}  # of what a search chose
 
 

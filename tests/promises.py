@@ -91,20 +91,20 @@ PROMISES = [
         "Losses and geometry are the papers' formulas, recomputed in float64 by other code.",
         ("tests/papers", "tests/geometry", "tests/losses"),
     ),
-    Promise("Their numbers stay from release to release.", ("tests/references",), references),
+    Promise("Losses give the same numbers in each release.", ("tests/references",), references),
     Promise(
-        "Adapters, classifiers, checkpoints and recipes that 0.1.0 wrote load, and say what they said.",
+        "Adapters, classifiers, checkpoints and recipes that 0.1.0 wrote can be loaded, and give the same results.",
         ("tests/old_files",),
     ),
     Promise(
-        "Two and three processes train as one, for every loss and callback: also a last batch that does not divide, "
-        "and classes that one process alone sees.",
+        "Two and three processes give the result of one, for every loss and callback: also if the last batch cannot "
+        "be divided equally, and if only one process sees a class.",
         ("tests/training/test_processes.py",),
         processes,
     ),
     Promise(
-        "A training that is killed goes on to the weights it would have had; checkpoints half written, or cut short "
-        "by a full disk, are left aside.",
+        "A training that is killed and resumed ends with the same weights; checkpoints that are incomplete, also "
+        "after a full disk, are skipped.",
         ("tests/training/state/test_interruptions.py",),
         interruptions,
     ),
@@ -117,7 +117,7 @@ PROMISES = [
         ("tests/models/test_text_packing.py", "tests/models/test_packing_memory.py"),
     ),
     Promise(
-        "What is computed or cast once equals what is computed anew.",
+        "Values that are kept (features, weights in half precision) equal values that are computed again.",
         tuple(f"tests/training/features/test_{name}.py" for name in ("step_features", "half_weights")),
     ),
     Promise(
@@ -151,7 +151,7 @@ def find(tests: Sequence[Case], places: Sequence[str]) -> list[Case]:
 
 def table(tests: Sequence[Case], covered: float, import_ratio: float) -> str:
     """The table in Markdown, from a run's tests, the percentage of lines and branches run, and the cost of import."""
-    lines = ["| promise | held by | in the last run |", "| --- | --- | --- |"]
+    lines = ["| promise | tests | in the last run |", "| --- | --- | --- |"]
     for promise in PROMISES:
         places = ", ".join(f"`{place.removeprefix('tests/')}`" for place in promise.held_by)
         lines.append(f"| {promise.says} | {places} | {promise.figure(find(tests, promise.held_by))} |")

@@ -50,7 +50,7 @@ class AlignedClassifier(ClosedSetClassifier):
         accuracy_before, accuracy_after: in 0..1, on the validation set, or on the data set if there is none.
         cosine_before, cosine_after: mean over classes of `cos(w_c, mu_c)`.
         class_names: names of the rows, if the data set has them.
-        fraction: of the angle by which the rows were turned.
+        fraction: share of the angle between each row and its mean by which the row was turned.
         basis: text on how a sweep chose the fraction, with the number of validation images per class; else empty.
     """
 
@@ -224,7 +224,7 @@ def _turn(parameter: nn.Parameter, change: Tensor, encoder: SetEncoder, trained:
     largest = max(float(rows.abs().max()) for rows in (original, reached, kept))
     if not torch.allclose(reached, original + change, atol=precision * largest):
         raise ValueError(
-            "The head's adapter does not only add to its weights (DoRA and IA3 do not), so they cannot be rotated; "
+            "The head's adapter does more than add to its weights, as DoRA and IA3 do, so they cannot be rotated; "
             f"train the head with {saved_head(encoder.model)}."
         )
     return reached

@@ -44,6 +44,9 @@ def sweep_alignment(
         class.
 
     Warns: if a class has fewer than 5 validation images.
+
+    Raises:
+        ValueError: a fraction is not in 0..1, `metric` is unknown, or as in [`~peft_ncgeo.training.align_classifier`].
     """
     fractions, metric = check_fractions(fractions), check_metric(metric)
     encoder = SetEncoder(model, processing_class, image_column, label_column, batch_size, template)

@@ -162,7 +162,7 @@ class Classifier(ABC):
 
 
 class ClosedSetClassifier(Classifier):
-    """Classifier with known classes; a few-shot head that reads texts takes other names too."""
+    """Classifier with known classes; the few-shot heads TipAdapter and GaussianDiscriminant take other names too."""
 
     def predict(
         self, images: Any, batch_size: int = 64, num_test_views: int = 1, *, class_names: Sequence[str] | None = None
@@ -172,11 +172,12 @@ class ClosedSetClassifier(Classifier):
         Args:
             images: paths, PIL images or uint8 arrays (H, W, 3) or (H, W): one, a list, or a generator.
             num_test_views: 1, or 5: scores are the mean over five crops, the corners and the centre of an image.
-            class_names: names to choose among, in place of the trained classes; only for a head that reads texts.
+            class_names: names to choose among, in place of all trained classes; only for a few-shot head other than
+                CoPA. New names need TipAdapter or GaussianDiscriminant.
 
         Raises:
             TypeError, ValueError: an input is not an image or cannot be read (the message gives its number and path),
-                or scores are not finite.
+                scores are not finite, or `class_names` are given to a classifier that does not take them.
         """
         return self._predict(*self._asked(images, batch_size, num_test_views, class_names))
 

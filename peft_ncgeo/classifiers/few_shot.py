@@ -51,6 +51,10 @@ class FewShotClassifier(ClosedSetClassifier):
         weights: trained tensors of the backbone's adapter, by their names in `model`.
         metrics: values that [`~peft_ncgeo.adapt`] measured.
         adaptation: arguments of `adapt`, for a model card.
+
+    Raises:
+        TypeError, ValueError: the numbers of prototypes and classes differ, the temperature is out of range, or the
+            model's pooled feature is not known.
     """
 
     def __init__(
@@ -142,7 +146,8 @@ class FewShotClassifier(ClosedSetClassifier):
             return super()._batches(images, batch_size, num_test_views)
         if check_num_test_views(num_test_views) > 1:
             raise ValueError(
-                f"num_test_views={num_test_views} needs PIL images, which can be cropped; for pixels pass 1."
+                f"num_test_views={num_test_views} needs images that can be cropped, not pixels; pass paths, PIL "
+                "images or uint8 arrays, or set num_test_views=1."
             )
         check_pixels(images)
         return ([{"pixel_values": part}] for part in images.split(check_int("batch_size", batch_size, least=1)))

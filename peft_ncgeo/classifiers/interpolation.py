@@ -134,6 +134,10 @@ def sweep_interpolation(
         `class_counts` are the numbers of validation images of each class.
 
     Warns: if a class has fewer than 5 validation images.
+
+    Raises:
+        TypeError, ValueError: `metric` is unknown, no processor is found, the images do not fit, or as in
+            [`interpolate`].
     """
     fractions, metric, counts, names = check_fractions(fractions), check_metric(metric), [], None
     encoder = SetEncoder(model, processing_class, image_column, label_column, batch_size, template)
@@ -178,8 +182,8 @@ def _pairs(model: PeftModel, adapter: str) -> Iterator[tuple[Tensor, Tensor]]:
             yield from _module_pairs(layer.modules_to_save, layer.original_module, adapter)
         elif adapter in _adapters_of(layer):
             raise ValueError(
-                f"The adapter {adapter!r} has a {type(layer).__name__}, which has no mixture with the frozen model, "
-                "as LoRA, LNTuning and modules_to_save have; train one of these."
+                f"The adapter {adapter!r} has a {type(layer).__name__}, which cannot be mixed with the frozen model; "
+                "train an adapter of LoRA, LNTuning or modules_to_save, which can."
             )
 
 

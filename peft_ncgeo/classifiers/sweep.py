@@ -41,8 +41,8 @@ class Sweep(list[dict[str, float]]):
             name = short_repr(class_names[k]) if class_names else str(k)
             warnings.warn(
                 f"The fraction {self.fraction:g} was chosen on {self.class_counts[k]} validation images of class "
-                f"{name} ({len(few)} of {len(self.class_counts)} classes have fewer than {FEW}), so it may be chance; "
-                "hold out more images a class.",
+                f"{name} ({len(few)} of {len(self.class_counts)} classes have fewer than {FEW}), so another fraction "
+                "may be better; hold out more images of each class.",
                 stacklevel=3,
             )
 

@@ -63,6 +63,10 @@ class ZeroShotClassifier(Classifier):
         class_texts: texts of some classes, such as descriptions, in place of the template: a dict from a name to a
             list, see [`~peft_ncgeo.GeometryTrainer`]. Default: the texts that the adapter was trained with.
 
+    Raises:
+        TypeError, ValueError: the model reads no text or its features are not known, the processor has no tokenizer
+            or no image processor, or `template` or `class_texts` do not fit.
+
     Text features of the last 64 lists of names (at most 512 MiB) are kept until an adapter's weights or the active
     adapter change. Several threads may use one classifier, but not while the model is trained or its adapters are
     switched.
@@ -88,7 +92,10 @@ class ZeroShotClassifier(Classifier):
         check_encoders(model)
         check_adapter_weights(model)
         if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
-            raise TypeError(f"processor must be the model's CLIPProcessor, got {type(processor).__name__}.")
+            raise TypeError(
+                "processor must hold a tokenizer and an image processor, as CLIPProcessor and SiglipProcessor do, got "
+                f"{type(processor).__name__}; pass AutoProcessor.from_pretrained(...) of the model."
+            )
         if template is not None:
             check_template(template)
         self.model, self.processor = model.eval(), processor
@@ -166,8 +173,8 @@ class ZeroShotClassifier(Classifier):
 
         Raises:
             TypeError, ValueError: there are fewer than two names, or [`class_prompts`] refuses them; an input is not
-                an image or cannot be read (the message gives its number and path); or features or `logit_scale` are
-                not finite.
+                an image or cannot be read (the message gives its number and path); features or `logit_scale` are not
+                finite; or `activation` is unknown, or "sigmoid" for a model without `logit_bias`.
         """
         if activation not in (None, "softmax", "sigmoid"):
             raise ValueError(f"activation={activation!r} must be 'softmax' or 'sigmoid'.")

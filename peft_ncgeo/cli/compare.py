@@ -36,7 +36,7 @@ def compare(
         typer.Option(
             "--shots",
             min=1,
-            help="Training images of each class. Default: 16; all with --all_classes.",
+            help="Training images of each class. Default: 16; all with --all_classes and images of your own.",
             show_default=False,
         ),
     ] = None,

@@ -20,7 +20,7 @@ def evaluate(
         typer.Option(
             "--class_names",
             help="Names of the classes, in the order of their labels, with commas between them, or a file with a "
-            "name on each line; the data's own names in any order. Default: the names in the data.",
+            "name on each line. The names in the data may be in any order. Default: the names in the data.",
             show_default=False,
         ),
     ] = None,

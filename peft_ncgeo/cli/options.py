@@ -52,6 +52,8 @@ NumTestViews = Annotated[
 ValidationShare = Annotated[
     float,
     typer.Option(
-        "--validation_share", help="Share of each class that is held out if the images have no part 'validation'."
+        "--validation_share",
+        help="Share of each class that is held out if the images have no part 'validation' (in compare: neither "
+        "'validation' nor 'test').",
     ),
 ]

@@ -19,7 +19,7 @@ def train(
         typer.Option(
             "--recipe",
             help="Name that `peft-ncgeo recipes` lists, or a YAML file. Default: 'budget'; 'demo/budget' for the "
-            "built-in model; LoRA for a model that reads no text.",
+            "built-in model; 'images/lora' with --head, or for a model that reads no text.",
             show_default=False,
         ),
     ] = None,
@@ -28,7 +28,10 @@ def train(
         Path, typer.Option("--output_dir", help="Folder for adapter, processor, card and checkpoints.")
     ] = Path("outputs/train"),
     shots: Annotated[
-        int | None, typer.Option("--shots", min=1, help="Number of training images of each class. Default: all.")
+        int | None,
+        typer.Option(
+            "--shots", min=1, help="Number of training images of each class. Default: all; 16 of the built-in demo."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed for the choice of images and for training.")] = 42,
     num_train_epochs: Annotated[

@@ -29,8 +29,8 @@ def class_names(dataset: Dataset, label_column: str = "label", reader: str = "")
     if label_column not in dataset.column_names:
         columns = f"{short_repr(label_column)} among {short_repr(dataset.column_names)}"
         raise ValueError(
-            f"No label column {columns}; name it in label_column (without labels a classifier can predict, and "
-            "GeometryTrainer train where no loss reads labels: pass its class_names)."
+            f"No label column {columns}; name it in label_column. Images without labels can be classified; "
+            "GeometryTrainer can train on them if no loss reads labels and you pass class_names."
         )
     feature = dataset.features[label_column]
     if not isinstance(feature, ClassLabel):
@@ -89,7 +89,7 @@ def check_dataset(
         label = labels[outside[0]]
         missing = label is None or label < 0
         advice = (
-            leave_out_unlabelled(label_column) if missing else "give the ClassLabel all names, the first one for 0"
+            leave_out_unlabelled(label_column) if missing else "give the ClassLabel the names of all labels, from 0 on"
         )
         read = f", and {reader} reads labels" if missing and reader else ""
         raise ValueError(
@@ -143,8 +143,8 @@ def check_training_set(
     outside = [i for i, label in enumerate(labels) if label is not None and not -1 <= label < len(names)]
     if outside:
         raise ValueError(
-            f"Sample {outside[0]} has label {labels[outside[0]]}, outside the {len(names)} class names and not -1, "
-            f"unknown ({len(outside)} such samples); leave them out, or give the ClassLabel all names."
+            f"Sample {outside[0]} has label {labels[outside[0]]}, but labels must be 0 to {len(names) - 1}, or -1 for "
+            f"an unknown class ({len(outside)} such samples); leave them out, or give the ClassLabel all names."
         )
     column_white_level(dataset, image_column)
     return names, False

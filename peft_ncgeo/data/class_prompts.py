@@ -68,8 +68,9 @@ def class_prompts(
         NotImplementedError: it is not known how the model reads texts.
         ValueError: `names` is empty; or a name is empty (also for the tokenizer), appears twice (also as the same
             tokens, since equal texts never separate), holds a special token such as [EOT], does not fit into
-            `max_length`, or would be overwritten because the tokenizer joins it with the word before it. The message
-            gives the name.
+            `max_length`, or would be overwritten because the tokenizer joins it with the word before it (the message
+            gives the name); or the template, a text in `class_texts` or `num_text_tokens` does not fit; or the
+            tokenizer is not the model's or has no padding token.
 
     Example:
 

@@ -31,7 +31,7 @@ def check_crops(image_processor: Any) -> None:
     input_size(image_processor)
     if not hasattr(image_processor, "do_resize"):
         raise ValueError(
-            f"{type(image_processor).__name__} cannot leave out its own resize, so it would cut crops again; set "
+            f"{type(image_processor).__name__} always resizes its images, so it would resize the crops again; set "
             "num_test_views=1."
         )
 

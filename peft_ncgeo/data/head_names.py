@@ -100,7 +100,9 @@ def check_head_names(model: nn.Module, names: Sequence[str], label_column: str, 
             f"The model's head has {outputs} outputs, the data set {len(names)} classes; they must be equal."
         )
     if known:
-        _check_order(names, known, label_column, "model.config.label2id", training)
+        mend = f'model.config.id2label = dict(enumerate(dataset.features["{label_column}"].names))'
+        mend = f"if only the model's names are wrong, set {mend}"
+        _check_order(names, known, label_column, "model.config.label2id", training, mend)
 
 
 def check_same_classes(names: Sequence[str], trained: Sequence[str], label_column: str) -> None:
@@ -110,10 +112,12 @@ def check_same_classes(names: Sequence[str], trained: Sequence[str], label_colum
         ValueError: a class differs; the message names the first one and says what to do.
     """
     mapping = f'{{name: i for i, name in enumerate(train_dataset.features["{label_column}"].names)}}'
-    _check_order(names, trained, label_column, mapping, training=False)
+    _check_order(names, trained, label_column, mapping, False, "evaluate on images of the training classes")
 
 
-def _check_order(names: Sequence[str], known: Sequence[str], label_column: str, mapping: str, training: bool) -> None:
+def _check_order(
+    names: Sequence[str], known: Sequence[str], label_column: str, mapping: str, training: bool, mend: str
+) -> None:
     one, other = alike_spelled(names, known)
     moved = sorted(one) == sorted(other)
     if one == other or (training and not moved):
@@ -131,9 +135,8 @@ def _check_order(names: Sequence[str], known: Sequence[str], label_column: str, 
             f'dataset.align_labels_with_mapping({mapping}, "{label_column}").'
         )
     raise ValueError(
-        f"{which}; a classification head knows its training classes in their order only; new classes need a "
-        "model that reads text. If only the model's names are wrong: model.config.id2label = "
-        f'dict(enumerate(dataset.features["{label_column}"].names)).'
+        f"{which}; a classification head knows its training classes in their order only, and new classes need a "
+        f"model that reads text; {mend}."
     )
 
 

@@ -132,8 +132,8 @@ def _read_named(source: str | Path, image_column: str, label_column: str | None)
         return _read(load_dataset(source), image_column, label_column, None)
     except Exception as error:  # of the network, the Hub, and each format of files
         raise ValueError(
-            f"{short_repr(source)} is not a folder or CSV file here, and the Hub does not give it: {one_line(error)} "
-            "Give the right name, or pass what datasets.load_dataset returns."
+            f"{short_repr(source)} is not a folder or CSV file here, and cannot be loaded from the Hub "
+            f"({one_line(error)}); correct the name, or pass what datasets.load_dataset returns."
         ) from error
 
 
@@ -144,7 +144,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
         )
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"{path} cannot be read as a table: {one_line(error)} Read the file yourself and pass a DataFrame."
+            f"{path} cannot be read as a table ({one_line(error)}); read the file yourself and pass a DataFrame."
         ) from error
 
 

@@ -44,7 +44,8 @@ class ImageStream:
 
     Attributes:
         keys: one for each image, cheap to make; it may be possible to iterate over them only once.
-        read: function that returns the sample of a key, in any process; it never raises an error.
+        read: function that returns the sample of a key, in any process. A sample holds the error of its image; only
+            errors of the machine, such as a lack of memory, are raised.
         size: number of images; None if it is not known.
         labelled: True if the samples have labels.
     """
@@ -123,7 +124,7 @@ def image_files(folder: str | os.PathLike[str]) -> list[Path]:
     if not found:
         raise ValueError(f"Folder {short_repr(os.fspath(folder))} holds no image files ({left_out}).")
     if others or hidden:
-        warnings.warn(f"Left out of {short_repr(os.fspath(folder))}: {left_out}.", stacklevel=2)
+        warnings.warn(f"Files of {short_repr(os.fspath(folder))} that were left out: {left_out}.", stacklevel=2)
     return sorted(found)
 
 

@@ -24,13 +24,13 @@ from .white_level import column_white_level, lacks_white_level, white_level
 def crop_flip(
     image: Image.Image, rng: np.random.Generator, size: tuple[int, int], smallest: float = 0.08
 ) -> Image.Image:
-    """Crop a random 8 to 100 % of the area (aspect ratio 3/4 to 4/3), resize the crop, and mirror half of the images.
+    """Crop a random share of the area (aspect ratio 3/4 to 4/3), resize the crop, and mirror half of the images.
 
     Args:
         image: image in RGB.
         rng: source of all randomness.
         size: (width, height) of the result in pixels.
-        smallest: smallest share of the area.
+        smallest: smallest share of the area; the largest is 1.
     """
     width, height = image.size
     for _ in range(10):
@@ -82,7 +82,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 FILLER = -100  # label of a row that only fills up a batch
-TEACHER = "teacher_"  # before the names of inputs that are a teacher's, where its pixels are others
+TEACHER = "teacher_"  # prefix of the names of a teacher's inputs, if its pixels differ from the model's
 
 
 def counted_rows(labels: Tensor) -> Tensor:

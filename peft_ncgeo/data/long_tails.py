@@ -14,7 +14,11 @@ from .sampling import draw, label_array
 
 
 def class_counts(dataset: Dataset, label_column: str = "label") -> np.ndarray:
-    """Count the samples of each class: (K,) int64. Rows without a label (None or -1) are ignored."""
+    """Count the samples of each class: (K,) int64. Rows without a label (None or -1) are ignored.
+
+    Raises:
+        TypeError, ValueError: the column is missing or not a `ClassLabel`, or a label is outside the class names.
+    """
     classes = len(class_names(dataset, label_column, "class_counts"))
     labels = label_array(dataset, label_column)
     return np.bincount(labels[labels >= 0], minlength=classes).astype(np.int64)

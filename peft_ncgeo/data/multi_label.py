@@ -139,7 +139,8 @@ def check_multi_label_set(
 
     Raises:
         TypeError, ValueError: a column is missing or of another type, the set is empty, there are fewer than two
-            classes, a label is outside the names, a class has no images, or grey images have an unknown white level.
+            classes, a label is outside the names, a class is in no image or in every image (if `every_class`), or grey
+            images have an unknown white level.
     """
     names = multi_label_names(dataset, label_column, given)
     check_images(dataset, image_column)

@@ -62,7 +62,11 @@ def _settings(image_processor: Any) -> dict[str, Any]:
 
 
 def input_size(image_processor: Any) -> tuple[int, int]:
-    """Return the (width, height) in pixels of the images that an image processor makes."""
+    """Return the (width, height) in pixels of the images that an image processor makes.
+
+    Raises:
+        ValueError: the processor does not say which size they have.
+    """
     if isinstance(timm := getattr(image_processor, "data_config", None), dict):  # timm's, in Transformers' wrapper
         _, height, width = timm["input_size"]
         return width, height
@@ -75,5 +79,5 @@ def input_size(image_processor: Any) -> tuple[int, int]:
             return size["shortest_edge"], size["shortest_edge"]
     raise ValueError(
         f"{type(image_processor).__name__} does not say which size of images it makes, so they cannot be cropped to "
-        "it; set augmentation='none' and num_test_views=1."
+        "it; set augmentation='none' and num_test_views=1 (in adapt: num_views=0)."
     )

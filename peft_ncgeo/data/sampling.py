@@ -82,7 +82,7 @@ def label_array(dataset: Dataset, label_column: str = "label") -> np.ndarray:
     if len(outside):
         raise ValueError(
             f"Sample {outside[0]} has label {found[outside[0]]}, outside the {count} class names ({len(outside)} such "
-            "samples); give the ClassLabel all names, the first one for 0, or remove them."
+            "samples); give the ClassLabel the names of all labels, from 0 on, or remove these samples."
         )
     return found
 

@@ -31,9 +31,10 @@ class DatasetSource:
         image_column, label_column: names of the columns.
         template: text around a class name, for zero-shot CLIP.
         class_names: name in the data -> name in the prompt (None removes the class); or "first_synonym", the part
-            before the first comma, or "split_camel_case", a space before each capital; or a text file "names.txt" with
-            a line "<name in the data> <name in the prompt>" for each class, in the order of the labels. Where the data
-            have other names, or numbers from 0 on, that order decides.
+            before the first comma (the second part, if two classes have the same first one), or "split_camel_case", a
+            space before each capital; or a file that ends in .txt, with a line "<name in the data> <name in the
+            prompt>" for each class, in the order of the labels. This order decides if the data have numbers from 0
+            on, or other names that are not sorted; other sorted names are an error.
         num_classes: number of classes of the prepared set.
         shots: training images per class; None for test sets and tails.
         imbalance_factor, n_max: settings of the published tail, see [`long_tailed`].
@@ -131,7 +132,12 @@ class DatasetSource:
         return replace(self, image_column="image", label_column="label", class_names=fixes).prepare(dataset)
 
     def prepare(self, dataset: Dataset) -> Dataset:
-        """Convert columns and class names to the form that [`DatasetSource.load`] returns."""
+        """Convert columns and class names to the form that [`DatasetSource.load`] returns.
+
+        Raises:
+            TypeError: `dataset` is not a `datasets.Dataset`.
+            ValueError: a column is missing or is not of images or classes, or the classes differ from the description.
+        """
         if not isinstance(dataset, Dataset):
             raise TypeError(f"Expected a datasets.Dataset, got {type(dataset).__name__}.")
         for column in (self.image_column, self.label_column):
@@ -198,7 +204,10 @@ def _read_part(folder: Path, part: str) -> Dataset:
     parts = list_folder(folder)
     paths, labels = parts.get(part, ([], None))
     if labels is None:
-        raise ValueError(f"Folder {folder} holds no {part}/<class>/<image>; there are {sorted(parts)}.")
+        raise ValueError(
+            f"Folder {folder} must hold {part}/<class>/<image>, but its parts are {sorted(parts)}, and {part!r} is "
+            "missing or has no folders of classes; add them."
+        )
     label = ClassLabel(names=sorted({name for _, names in parts.values() for name in names or ()}))
     rows = {"image": paths, "label": label.str2int(labels)}
     return Dataset.from_dict(rows, features=Features({"image": Image(), "label": label}))

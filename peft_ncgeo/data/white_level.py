@@ -42,8 +42,8 @@ def white_level(numbers: np.ndarray, column: str | None = None) -> int:
     advice = advice if column is None else f'dataset.map(lambda row: {{"{column}": {advice}}})'
     raise ValueError(
         f"{what} holds {'whole' if whole else 'floating-point'} numbers from {low:.10g} to {high:.10g}, but the "
-        "white level is known only for whole numbers up to 128...255 (8 bits) or up to 32768...65535 (16 bits); say "
-        f"which numbers are BLACK and WHITE, such as 0 and 4095: {advice}."
+        "white level is known only for whole numbers whose largest is 128 to 255 (8 bits) or 32768 to 65535 (16 "
+        f"bits); say which numbers are BLACK and WHITE, such as 0 and 4095: {advice}."
     )
 
 

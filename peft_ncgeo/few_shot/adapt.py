@@ -53,7 +53,7 @@ def adapt(
             active adapter is reset and then holds the result, ready to be saved. Other adapters, such as a LoRA below
             it or prompts without a `CoPAConfig`, stay frozen. Heads other than CoPA need a dual encoder, such as CLIP
             or SigLIP, with or without adapters, and never change it.
-        support_images: N PIL images, or pixels (N, C, H, W).
+        support_images: N paths, PIL images or uint8 arrays (H, W, 3) or (H, W); or pixels (N, C, H, W).
         support_labels: N labels, numbers or words, of at least two classes. The classifier predicts these
             labels, or class_names if given.
         steps, lr, weight_decay: settings of CoPA's optimiser, by default the published ones for all data. URL uses

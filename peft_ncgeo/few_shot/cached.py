@@ -113,7 +113,10 @@ def _number_of_views(head: FeatureHead, images: Any, given: int | None) -> int:
         return 0 if isinstance(images, Tensor) else head.num_views
     views = check_int("num_views", given, least=0)
     if views and isinstance(images, Tensor):
-        raise ValueError(f"num_views={short_repr(given)} needs PIL images, for crops; pixels need num_views=0.")
+        raise ValueError(
+            f"num_views={short_repr(given)} needs images that can be cropped, not pixels; pass paths, PIL images or "
+            "uint8 arrays, or set num_views=0."
+        )
     return views
 
 
@@ -128,7 +131,9 @@ def _fit(head: FeatureHead, support: Support) -> tuple[dict[str, Tensor], dict[s
         state, metrics = head.fit(support)
     for name, value in state.items():
         if not value.isfinite().all():
-            raise ValueError(f"{name} of {short_repr(head)} is not finite; lower its learning rate.")
+            raise ValueError(
+                f"{name} of {short_repr(head)} is not finite; lower its lr if it has one, or take another head."
+            )
     return state, metrics
 
 

@@ -27,7 +27,8 @@ def index_labels(
     """
     row = isinstance(labels, Iterable) and not isinstance(labels, str | bytes | Mapping | set | frozenset)
     if not row or getattr(labels, "ndim", 1) != 1:
-        raise ValueError("support_labels must be a list of labels, one for each image.")
+        shown = f"an array of shape {tuple(labels.shape)}" if hasattr(labels, "shape") else short_repr(labels)
+        raise ValueError(f"support_labels must be a list of labels, one for each image, got {shown}.")
     given = [label.item() if hasattr(label, "item") else label for label in labels]
     kinds = {type(label) for label in given}
     if len(kinds) > 1 or not kinds <= {int, str, bool}:

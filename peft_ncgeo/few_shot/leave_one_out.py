@@ -107,6 +107,7 @@ def warn_if_worse(metrics: Mapping[str, float]) -> None:
     if before is not None and after is not None and after < before:
         warnings.warn(
             f"Adapting lowered the leave-one-out accuracy of the support images from {100 * before:.1f} % to "
-            f"{100 * after:.1f} %; take fewer steps, a smaller lr, more images or another head.",
+            f"{100 * after:.1f} %; take more images or another head, or other settings of this head (for CoPA fewer "
+            "steps or a smaller lr).",
             stacklevel=4,
         )

@@ -86,8 +86,8 @@ def rotate_towards_means(
         (K, d) in float32 or wider.
 
     Raises:
-        ValueError: shapes are wrong, weights, fraction or threshold are not finite, or a row of means is neither
-            finite nor wholly nan.
+        ValueError: shapes are wrong, weights or fraction are not finite, threshold is nan, or a row of means is
+            neither finite nor wholly nan.
 
     Reference: arXiv 2512.07844.
     """
@@ -109,9 +109,9 @@ def project_gradient(
 
     Let w and mu be unit vectors, g the gradient of the row, `g_t = g - <g, w> w` and `d = unit(mu - <mu, w> w)`. If
     `<g_t, d> > 0`, a descent step rotates w away from mu, and `g_t <- g_t - <g_t, d> d`. The result is
-    `(1 - gamma) g_t + gamma g`. The radial part is scaled by gamma in every row, as in the authors' code; so is the
-    speed of the rotation away, which only gamma = 0 stops. A descent step is a step of plain SGD here: with momentum
-    or Adam, the step does not follow the gradient.
+    `(1 - gamma) g_t + gamma g`. In every row the part of g along w is multiplied by gamma, as in the authors' code.
+    The part that rotates w away from mu is multiplied by gamma too, so it disappears only for gamma = 0. A descent
+    step is a step of plain SGD here: with momentum or Adam, the step does not follow the gradient.
 
     Rows of classes not seen do not change, nor do rows where mu_c or w_c is 0 or the two are parallel or opposite.
 

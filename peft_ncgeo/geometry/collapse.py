@@ -273,7 +273,8 @@ class NeuralCollapse:
     def _check_local(self, method: str) -> None:
         if self._reduced:  # a later sum over processes would count each sample several times
             raise RuntimeError(
-                f"{method} after all_reduce: the statistics are already those of all processes; call it before."
+                f"{method} after all_reduce: the statistics are already those of all processes; call all_reduce only "
+                "once, after the last update."
             )
 
     def _check_classifier(self, name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:

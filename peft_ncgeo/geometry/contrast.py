@@ -65,7 +65,7 @@ def prototype_cross_entropy(
 ) -> Tensor:
     """Return the mean cross-entropy of samples over class prototypes, `-log softmax_c(e_i . p_c / temperature)[y_i]`.
 
-    With a temperature of 0.1 this is the loss of URL. Arguments, shapes and errors are those of
+    At the default temperature of 0.1 this is the loss of URL. Other arguments, shapes and errors are those of
     [`prototype_image_contrast`]; classes without samples and padding are ignored too.
 
     Reference: W.-H. Li, X. Liu, H. Bilen, Universal Representation Learning from Multiple Domains for Few-shot

@@ -147,7 +147,7 @@ def misaligned_exponent(num_classes: int, theta: float, rotation: str = "orthogo
     - "orthogonal", a rotation out of the means' span into an orthogonal copy, `W = cos(theta) E + sin(theta) E'`:
       `K/(4(K-1)) (max(cos(theta), 0))^2`.
     - "span", the worst rotation by theta in a plane of the span:
-      `1/2 (max(cos(phi0 + theta), 0))^2`, `phi0 = arccos sqrt(K/(2(K-1)))`; 0 from `90 degrees - phi0` on.
+      `1/2 (max(cos(phi0 + theta), 0))^2`, `phi0 = arccos sqrt(K/(2(K-1)))`; 0 from `theta = pi/2 - phi0` on.
 
     Args:
         num_classes: K, at least 2; at least 3 for "span", whose planes need two dimensions.

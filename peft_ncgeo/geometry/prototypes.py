@@ -25,8 +25,8 @@ def prototypes_from_gram(gram: Tensor, dim: int) -> Tensor:
         dim: d.
 
     Returns:
-        (K, d) float64, without gradient. The result is unique: on each axis, the first entry of the largest absolute
-        value is positive.
+        (K, d) float64, without gradient. The sign of each axis is fixed: its first entry of the largest absolute value
+        is positive. If eigenvalues of G are equal, their axes may differ between machines; the inner products do not.
 
     Raises:
         ValueError: `gram` is not such a matrix; the message names the fault.
@@ -104,8 +104,8 @@ def minority_margin(class_counts: Tensor | Sequence[int], dim: int, strength: fl
         raise ValueError(f"class_counts must be at least 1 and finite, but class_counts[{c}] is {float(counts[c]):g}.")
     if dim < k - 1:
         raise ValueError(
-            f"Prototypes of {k} classes with minority margins need at least {k - 1} dimensions, got {dim}; there "
-            f"the mean squared cosine of two vectors cannot fall below {welch_bound(k, dim):.4g}."
+            f"Prototypes of {k} classes with minority margins need at least {k - 1} dimensions, got {dim}; in {dim} "
+            f"dimensions, the mean squared cosine of two vectors is at least {welch_bound(k, dim):.4g}."
         )
     p = torch.softmax(-strength * counts.log(), 0)
     v = torch.eye(k, dtype=torch.float64) - p

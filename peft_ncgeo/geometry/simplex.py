@@ -44,8 +44,8 @@ def simplex_etf(num_classes: int, dim: int, seed: int | None = None, dtype: torc
         raise ValueError(f"dim={dim} must be at least 1.")
     if dim < num_classes - 1:
         raise ValueError(
-            f"A simplex ETF of {num_classes} classes needs at least {num_classes - 1} dimensions, got {dim}; there "
-            f"the mean squared cosine of two vectors cannot fall below {welch_bound(num_classes, dim):.4g}."
+            f"A simplex ETF of {num_classes} classes needs at least {num_classes - 1} dimensions, got {dim}; in {dim} "
+            f"dimensions, the mean squared cosine of two vectors is at least {welch_bound(num_classes, dim):.4g}."
         )
     # Helmert's basis in closed form: more exact than one from a decomposition
     j = torch.arange(1, num_classes, dtype=torch.float64)
@@ -83,6 +83,9 @@ def etf_deviation(points: Tensor) -> Tensor:
     The value is the scalar `1/(K(K-1)) sum_{i != j} (cos(p_i, p_j) + 1/(K-1))^2` for `points` (K, d), K >= 2. For K >
     2d it takes O(Kd) memory: with unit rows P, `sum_ij cos_ij^2 = ||P^T P||_F^2` and `sum_ij cos_ij = ||sum_i
     p_i||^2`. No digits are lost there: by the Welch bound, the result is at least half of the first term.
+
+    Raises:
+        ValueError: `points` is not a matrix, has fewer than two rows, or is not finite.
     """
     check_shape("points", points, "K", "d")
     check_finite("points", points)

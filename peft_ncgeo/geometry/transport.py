@@ -47,8 +47,9 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
         plan is the product of the marginals.
 
     Raises:
-        ValueError: cost is not a non-empty matrix, not finite, or negative for "entropic"; the solver is unknown; the
-            exact solver failed; or epsilon is so small that the iterations did not reach the marginals.
+        ValueError: cost is not a non-empty matrix, not finite, or negative for "entropic"; the solver is unknown or
+            failed; epsilon is given for "exact", or is not a finite number above 0; or it is so small that the
+            iterations did not reach the marginals.
 
     Reference: R. Flamary et al., POT: Python Optimal Transport, JMLR 2021.
 
@@ -97,7 +98,7 @@ def transport_plan(cost: Tensor, solver: str = "exact", epsilon: float | None = 
 
 
 def check_solver(solver: str, epsilon: float | None) -> None:
-    """Raise an error for an unknown solver, or for an epsilon that the solver does not use."""
+    """Raise an error for an unknown solver, or an epsilon that is not above 0 or that the solver does not use."""
     if solver not in ("exact", "entropic"):
         raise ValueError(f"solver={solver!r} must be 'exact' or 'entropic'.")
     if epsilon is not None:
@@ -108,7 +109,8 @@ def check_solver(solver: str, epsilon: float | None) -> None:
 def transport_cost(cost: Tensor, solver: str = "exact", epsilon: float | None = None) -> Tensor:
     """Return the transport cost `<P, C>` of the plan, a scalar whose gradient with respect to `cost` is the plan P.
 
-    For the exact plan this is the true gradient. The entropy is never part of the value.
+    For the exact plan this is the true gradient. The entropy is never part of the value. Arguments and errors
+    are those of [`transport_plan`].
 
     Example:
 

@@ -81,7 +81,8 @@ def create_card(
         A `huggingface_hub.ModelCard`; `str(card)` is its Markdown.
 
     Raises:
-        ValueError: neither model nor record is given, or `runs` hold several methods.
+        TypeError: there is no record, and the model is not a `PeftModel`.
+        ValueError: neither model nor record is given, or `runs` hold several methods or settings, or a seed twice.
     """
     if record is None:
         if model is None:

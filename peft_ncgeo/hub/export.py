@@ -94,7 +94,9 @@ def export_classifier(
         NotImplementedError: it is not known how the model reads texts.
         ValueError: there are fewer than two names, or [`class_prompts`] refuses them; the model is not a dual encoder,
             or its image feature is not known; it has vision prompts and is not a `CLIPModel`; an adapter of the image
-            tower cannot be merged; the processor has no tokenizer; or weights are not finite.
+            tower cannot be merged; the processor has no tokenizer; weights are not finite; the format is unknown; for
+            "safetensors", the model was trained with MultiLabelLoss; or, for "onnx", the model is quantized or
+            offloaded, or cannot be traced.
 
     Example:
 

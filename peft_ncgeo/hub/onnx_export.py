@@ -187,7 +187,7 @@ def _trace(logits: nn.Module, pixels: Tensor, name: str) -> Any:
     except Exception as error:  # torch raises many kinds
         reason = next(iter(str(error.__cause__ or error).splitlines()), "") or type(error).__name__
         raise ValueError(
-            f"{name} cannot be traced to an ONNX graph by torch {torch.__version__} ({reason}); a newer torch may."
+            f"{name} cannot be traced to an ONNX graph by torch {torch.__version__} ({reason}); try a newer torch."
         ) from error
 
 

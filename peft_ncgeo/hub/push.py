@@ -68,9 +68,11 @@ def push_adapter(
         The result of `HfApi.upload_folder`: the commit's URL and hash.
 
     Raises:
+        TypeError: the model is neither a `PeftModel` nor a few-shot classifier.
         ValueError: the base model is a folder, is not on the Hub or is of another kind (pass `base_model_id`); neither
-            the adapter nor the base model holds the model's head; the repository holds a model; or a file or
-            `commit_message` holds a path of this machine or a token.
+            the adapter nor the base model holds the model's head; the head was fitted on a tuned model; the repository
+            holds a model, or, for a head, an adapter; a Space cannot be made (`create_pr`, a wrong id, a model without
+            classes); or a file or `commit_message` holds a path of this machine or a token.
         OSError: there is no token, it has no write permission, or the connection broke. Then the repository is
             unchanged, or the message says that only the Space was not pushed.
 
@@ -166,10 +168,16 @@ def _check_base(model: nn.Module, base_model_id: str, token: str | None) -> None
         base = AutoConfig.from_pretrained(base_model_id, token=token, trust_remote_code=False)
     # a single tower, clip_vision_model, can be loaded from a whole clip
     if not own.model_type.startswith(base.model_type):
-        raise ValueError(f"base_model_id={base_model_id!r} is a {base.model_type}, the model a {own.model_type}.")
+        raise ValueError(
+            f"base_model_id={base_model_id!r} is a {base.model_type}, but the model is a {own.model_type}; pass the "
+            "id of the model that was tuned."
+        )
     differing = [name for name in ("hidden_size", "num_hidden_layers", "projection_dim") if _differs(own, base, name)]
     if own.model_type == base.model_type and differing:
-        raise ValueError(f"base_model_id={base_model_id!r} differs from the model in {', '.join(differing)}.")
+        raise ValueError(
+            f"base_model_id={base_model_id!r} differs from the model in {', '.join(differing)}; pass the id of the "
+            "model that was tuned."
+        )
     if not isinstance(model, PeftModel) or record_model(model).kind != "head":
         return
     head = linear_classifier(model)

@@ -68,7 +68,7 @@ class TrainingRecord:
         task: the Hub's pipeline tag.
         kind: how the adapter is used: "text" (it reads class names), "head", "few-shot",
             "cached" (a head on cached features) or "features".
-        adapter: the PEFT config.
+        adapter: the PEFT config, or the head if the kind is "cached".
         base_model: source of the base model, a Hub id or the absolute path of a folder.
         template: text around a class name; None for an image classifier.
         terms: classification loss, losses and callbacks.

@@ -44,15 +44,16 @@ def save_adapter(
 
     Args:
         model: a `PeftModel`, or a [`~peft_ncgeo.FewShotClassifier`] around one or with a head on cached features.
-        folder: folder to write. It holds either the whole new adapter or its old content. Files of an earlier adapter
-            are replaced; other files stay.
+        folder: folder to write. Files of an earlier adapter are replaced; other files stay. If writing is interrupted,
+            it holds the earlier adapter, or nothing that can be loaded, but never a mixture of two adapters.
         processor, base_model_id, record, card: see [`push_adapter`].
 
     Warns: if no processor is found to save.
 
     Raises:
         TypeError: the model is of another kind.
-        ValueError: the adapter's name cannot be a folder name, or the folder holds a model.
+        ValueError: the adapter's name cannot be a folder name, the folder holds a model, or a head was fitted on a
+            tuned model.
         OSError: the folder cannot be written.
     """
     published, folder = published_model(model), Path(folder)

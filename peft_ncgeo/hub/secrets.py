@@ -44,7 +44,7 @@ def refuse_secrets(folder: Path, base: str, token: str | None, texts: Mapping[st
                 found = shape.search(form)
                 if found:
                     line = form.count(b"\n", 0, found.start()) + 1
-                    raise ValueError(f"{name} holds {what} in line {line} and nothing was pushed; take it out first.")
+                    raise ValueError(f"{name} holds {what} in line {line}, so it was not pushed; take it out first.")
 
 
 def _contents(folder: Path, texts: Mapping[str, str | None]) -> Iterator[tuple[str, bytes]]:

@@ -30,10 +30,10 @@ _OF_FILES = ("cache_dir", "force_download", "local_files_only", "proxies", "revi
 _NOT_TAKEN = {
     "config": "is read from the model's own files",
     "id2label": "comes from the training set",
-    "ignore_mismatched_sizes": "is set for the head alone",
+    "ignore_mismatched_sizes": "is always set here, and used only for the head",
     "label2id": "comes from the training set",
     "num_labels": "comes from the training set",
-    "output_loading_info": "has no place to return it",
+    "output_loading_info": "would return a report that nothing reads here",
     "token": "would be written into logs and checkpoints; log in with `hf auth login`",
     "trust_remote_code": "would run code from a repository; load such a model yourself and pass it",
 }
@@ -112,7 +112,7 @@ def load_base_model(
     _check_complete(name, told, of_head)
     if of_head:
         return LoadedModel(model, "is new")
-    # in any order: another one is refused where data and head meet
+    # the order does not matter here: a wrong order is refused later, when the data set is compared with the head
     one, other = (
         sorted(names, key=lambda name: spelled(name).casefold()) for names in (head_names(model), class_names)
     )

@@ -88,9 +88,8 @@ def import_prompts(path: str | Path, format: str, template: str = "a photo of a 
         for name, value in parameters.items():
             if not isinstance(value, Tensor) or value.dim() != 2 - name.endswith("bias") or not value.numel():
                 kind = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(
-                    f"{path}: the {name} of {tower}, layer {layer}, must be a matrix, its bias a vector; got {kind}."
-                )
+                wanted = "vector" if name.endswith("bias") else "matrix"
+                raise ValueError(f"{path}: {name} of {tower}, layer {layer}, must be a {wanted}; got {kind}.")
     depths = {tower: 1 + max((i for t, i in found if t == tower), default=0) for tower in (_TEXT, _VISION)}
     at_input = found.get((_VISION, 0), {})
     coupled = "coupling.weight" in at_input

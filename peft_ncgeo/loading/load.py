@@ -78,6 +78,7 @@ def load_adapter(
         ValueError: the folder or repository holds no adapter in safetensors; no base model is known; the file is
             damaged; it does not fit the model (the message names a missing or unexpected weight); or the config asks
             for much more memory than the file and the model need.
+        TypeError: `repo_id` is neither a string nor a path.
     """
     folder = fetch_adapter(repo_id, revision, token)
     config, shapes, names = read_config(folder, repo_id), _read_shapes(folder, repo_id), _class_names(folder)
@@ -189,7 +190,7 @@ def fetch_adapter(repo_id: str | Path, revision: str | None = None, token: str |
     """Return the folder that holds the adapter: the given one, or the Hub's cached copy of one commit.
 
     Raises:
-        OSError, ValueError: as in [`load_adapter`].
+        OSError, TypeError, ValueError: as in [`load_adapter`].
     """
     folder = fetch_files(repo_id, revision, token)
     refuse_unsaved(folder, repo_id)

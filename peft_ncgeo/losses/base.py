@@ -100,7 +100,7 @@ def class_indices(labels: Tensor, num_classes: int, lowest: int = 0, owner: str 
     """
     if owner is not None:
         high = labels.max()
-        message = "{}: label {} has no prototype among {}."
+        message = "{}: label {} has no prototype among {}, which are numbered from 0."
         refuse_unless(high < num_classes, ValueError, message, owner, high, num_classes)
     check_labels(labels, num_classes, lowest)
     return labels.clamp(lowest, num_classes - 1)
@@ -206,7 +206,7 @@ class Regularizer(nn.Module):
         given: Any = self.weight(progress) if callable(self.weight) else self.weight
         factor = check_float(f"weight of {self.name}", given, "a number", lambda _: True)
         if not math.isfinite(factor):
-            raise ValueError(f"weight of {self.name} is {factor} after {progress:.0%} of training.")
+            raise ValueError(f"weight of {self.name} is {factor} after {progress:.0%} of training; it must be finite.")
         return factor
 
     def constrained(self, value: Tensor) -> Tensor:
@@ -214,7 +214,7 @@ class Regularizer(nn.Module):
         return value
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # how much a term remembers depends on the step
+        # the shape of a buffer may depend on the step, for example of the pairs that OTPreservation keeps
         for name, buffer in self._buffers.items():
             saved = state_dict.get(prefix + name)
             if buffer is not None and saved is not None and saved.shape != buffer.shape:
@@ -249,8 +249,8 @@ class Regularizer(nn.Module):
         raised = (self.multiplier + (self.step_size * excess).to(self.multiplier)).clamp_min(0)
         good = raised.isfinite() | ~value.isfinite()
         message = (
-            "lambda/{} would not be finite: the value {:.3g} is too far above the budget {:.3g}; raise it or set "
-            "max_step."
+            "lambda/{} would not be finite: the value {:.3g} is too far above the budget {:.3g}; raise the budget or "
+            "set max_step."
         )
         refuse_unless(good, ValueError, message, self.name, value, self.budget)
         self.multiplier.copy_(raised.where(raised.isfinite() & value.isfinite(), self.multiplier))

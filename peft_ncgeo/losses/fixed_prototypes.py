@@ -49,7 +49,7 @@ class PrototypeSupCon(Regularizer):
         ValueError: a field is missing or not finite; copies or temperature is out of range, or is neither given nor
             known from a prototype head; or a label has no prototype.
 
-    Relations: as n_w grows, `l_i - log n_w` goes to [`CrossEntropy`] with fixed classifier w and normalised h.
+    Relations: as n_w grows, `l_i - log n_w` goes to [`CrossEntropy`] of the logits `h_i . w_c / tau`.
 
     Reference: J. Gill, V. Vakilian, C. Thrampoulidis, arXiv 2310.00893; P. Khosla et al., Supervised Contrastive
     Learning, NeurIPS 2020, arXiv 2004.11362.

@@ -71,9 +71,8 @@ class MultiLabelLoss(nn.Module):
             weights.
         FloatingPointError: the value is not finite although logits are.
 
-    Relations: without ASL and for one weight, it is `torch.nn.BCEWithLogitsLoss`. The authors' code of ASL and
-        `timm`'s
-    return a sum, not a mean.
+    Relations: without ASL and for one weight, it is `torch.nn.BCEWithLogitsLoss`. The code of ASL's authors, and that
+    of `timm`, return a sum, not a mean.
 
     Reference: T. Ridnik, E. Ben-Baruch et al., Asymmetric Loss For Multi-Label Classification, ICCV 2021, arXiv
     2009.14119.

@@ -64,7 +64,7 @@ class LanguageCollapse(_TextSimplex):
         weight, budget, name, step_size, max_step: see [`Regularizer`]. The paper's weight is 0.25 (our reading).
 
     Raises:
-        ValueError: text_features is missing or not finite.
+        ValueError: text_features is missing or not finite, or there are fewer than two classes.
 
     Warns: once, if K > d + 1, with the lower limit from the Welch bound, and if two texts are equal.
 
@@ -94,9 +94,9 @@ class GeometricDebiasing(_TextSimplex):
     .. math:: L = \left\| \frac{G_t}{\|G_t\|_F} - \frac{G_i}{\|G_i\|_F} \right\|_F
 
     `G_m` is the Gram matrix of modality m's class means over the `n_c` classes in the batch; the mean of these means
-    is subtracted and the rows are normalised. `anchor` adds the distance of each of the two matrices from the ETF's
-    Gram matrix `n_c/(n_c-1) (I - 11^T/n_c)`. With fewer than three classes in the batch, the loss is 0, attached to
-    the graph.
+    is subtracted and the rows are normalised. With E the ETF's Gram matrix `n_c/(n_c-1) (I - 11^T/n_c)`, `anchor` adds
+    `|| G_m/||G_m||_F - E/||E||_F ||_F` for both modalities m. With fewer than three classes in the batch, the loss is
+    0, attached to the graph.
 
     | field | shape |
     |---|---|
@@ -110,6 +110,8 @@ class GeometricDebiasing(_TextSimplex):
 
     Raises:
         ValueError: a field is missing or not finite; the message names it.
+
+    Warns: once, if two texts are equal.
 
     Reference: D. Zhu et al., arXiv 2306.15955v2. The pseudo-code compares eigenvectors, which are defined only up to
     rotation; the Gram matrix is invariant (our reading).

@@ -36,7 +36,7 @@ class SpaceAlignment(Regularizer):
 
     Raises:
         ValueError: class_means is missing, values are not finite, or there are neither weights nor texts; in the
-            trainer, also if the head is frozen, since the loss could not move it.
+            trainer, also if the head is frozen and `detach_means` is True, since the loss could not move anything.
 
     Relations: [`~peft_ncgeo.training.SlerpAlignment`] and [`~peft_ncgeo.training.GradientProjection`] align
     without a loss, [`~peft_ncgeo.training.align_classifier`] after training.
@@ -74,7 +74,11 @@ class SpaceAlignment(Regularizer):
         means, weights = batch.need("class_means", head)
         if self.detach_means and means.requires_grad and not weights.requires_grad and not self._warned:
             self._warned = True  # means have a gradient only in training
-            warnings.warn(f"{self.name} moves nothing: neither texts nor means get a gradient.", stacklevel=2)
+            warnings.warn(
+                f"{self.name} moves nothing: neither texts nor means get a gradient; train the texts, or set "
+                "detach_means=False.",
+                stacklevel=2,
+            )
         cosines = alignment(weights, means.detach() if self.detach_means else means, self.center)
         defined = ~cosines.isnan()
         return (1 - cosines).masked_fill(~defined, 0).sum() / defined.sum().clamp_min(1)

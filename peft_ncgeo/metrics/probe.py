@@ -15,13 +15,14 @@ _FOLDS, _MOST_IMAGES, _STEPS = 3, 5000, 1000
 
 
 def fit_probe(features: np.ndarray, labels: np.ndarray, c: float | None = None) -> tuple[LogisticRegression, str]:
-    """Return logistic regression on unit features, every class as heavy, and a sentence on how it was made.
+    """Return logistic regression on unit features, with the same weight for each class, and a sentence on its making.
 
     Args:
         features: (N, d), of length 1.
         labels: (N,) class indices.
         c: C. Default: the one of 0.3, 3, 30, 300 and 3,000 with the best balanced accuracy in three-fold
-            cross-validation, the smallest of ties, if each class has three images and they are at most 5,000; else 30.
+            cross-validation (the smallest of equally good ones), if each class has three images or more and there are
+            at most 5,000 images in all; else 30.
 
     Raises:
         ValueError: the labels are of one class.

@@ -37,7 +37,8 @@ def all_classes(
 
     Args:
         recipes: methods to compare; one without a PEFT config is the zero-shot row.
-        train: labelled images of two or more classes; or a function of seed and `n_max` that returns them.
+        train: labelled images of two or more classes; or a function of seed and `n_max` (16 for a tail without
+            `n_max`) that returns them.
         test: labelled images of the same classes.
         model, processor, output_dir, seeds, args, after: see [`run_cells`].
         tails: name of a setting -> arguments of [`~peft_ncgeo.data.long_tailed`]: `{"tau": 1, "n_max": 16}` is 16
@@ -50,7 +51,7 @@ def all_classes(
         [`Results`] with the columns accuracy, balanced_accuracy, many, medium and few, also written to `output_dir`.
 
     Raises:
-        ValueError: `train` and `test` have different classes; a tail has an unknown argument.
+        ValueError: `train` and `test` have different classes; a tail has an unknown argument; or as in [`run_cells`].
     """
     check_tails(tails)
 

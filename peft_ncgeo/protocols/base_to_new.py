@@ -37,7 +37,7 @@ def base_to_new(
     Args:
         recipes: methods to compare; one without a PEFT config is the zero-shot row.
         train: a labelled set with all classes, of which the first `ceil(K/2)` are base; or a function of seed and
-            `n_max` that returns images of the base classes.
+            `n_max` (16 for a tail without `n_max`) that returns images of the base classes.
         test: a labelled set with all classes, or a dict with "base", "new" and any further sets, each classified over
             its own names. Further pairs, such as "base_other" and "new_other" for images of another artist, have a
             harmonic mean "H_other" of their own.
@@ -53,7 +53,8 @@ def base_to_new(
         sets, also written to `output_dir`.
 
     Raises:
-        ValueError: `test` lacks "base" or "new", or has a set named like another column.
+        ValueError: `test` lacks "base" or "new", or has a set named like another column; a set to be halved has fewer
+            than four classes; a tail has an unknown argument; or as in [`run_cells`].
     """
     halves = dict(base_new_split(test, label_column)) if isinstance(test, Dataset) else dict(test)
     for half in ("base", "new"):

@@ -57,13 +57,23 @@ class EpisodeResults:
         return {row["episode"]: row[column] for row in sorted(chosen, key=lambda row: row["episode"])}
 
     def mean(self, domains: str | Sequence[str], method: str, column: str = "accuracy") -> tuple[float, float]:
-        """Return the mean over a domain's episodes, averaged over several domains, and half of its 95 % interval."""
+        """Return the mean over the episodes, and half of its 95 % interval.
+
+        With several domains, each episode number counts with the average of its values in all of them.
+
+        Raises:
+            ValueError: the method was not run on one of the domains.
+        """
         return _interval([self.values(domain, method, column) for domain in _listed(domains)])
 
     def difference(
         self, domains: str | Sequence[str], method: str, other: str, column: str = "accuracy"
     ) -> tuple[float, float]:
-        """Return `method` minus `other`, paired over the episodes of both, and half of the 95 % interval."""
+        """Return `method` minus `other`, paired over the episodes of both, and half of the 95 % interval.
+
+        Raises:
+            ValueError: one of the two methods was not run on one of the domains.
+        """
         differences = []
         for domain in _listed(domains):
             a, b = self.values(domain, method, column), self.values(domain, other, column)

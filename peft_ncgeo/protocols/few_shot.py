@@ -91,7 +91,7 @@ def few_shot(
         sampling: arguments of [`~peft_ncgeo.data.EpisodeSampler`]: ways, shots, seed and others.
 
     Returns:
-        One row for each episode, with
+        [`EpisodeResults`] with one row for each domain, method and episode. A row has
 
         - `ways` and `support`: the numbers of classes and of support images;
         - `accuracy`: on the query images, in percent;
@@ -102,8 +102,8 @@ def few_shot(
         - `seconds`: CPU seconds of training; for cached features without the time of embedding.
 
     Raises:
-        ValueError: no domains, two methods with one name, a domain too small for the episodes, or a block of a
-            run with other inputs.
+        ValueError: no domains or episodes, two methods with one name, a name in `seen` that is no domain, a domain
+            too small for the episodes, or a block that is damaged or of a run with other inputs.
     """
     names = [method.name for method in methods]
     if len(set(names)) < len(names):

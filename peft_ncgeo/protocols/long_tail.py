@@ -48,6 +48,10 @@ def long_tail(
     Returns:
         [`Results`] with the columns all, many, medium, few and the realised imbalance factor, also written to
         `output_dir`.
+
+    Raises:
+        ValueError: a class of `train` has too few images for its tail, `test` has a class that was not trained, or as
+            in [`run_cells`].
     """
 
     def setting(factor: float) -> Callable[[int], Task]:

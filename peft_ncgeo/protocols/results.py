@@ -100,8 +100,8 @@ class Results:
         paired = self._differences(setting, method, reference, column)
         if not paired:
             raise ValueError(
-                f"No seed has {column!r} of both {method!r} and {reference!r} in {setting or 'all'!r}; run both from "
-                "the same seeds."
+                f"No seed has {column!r} of both {method!r} and {reference!r} in "
+                f"{'every common setting' if setting is None else repr(setting)}; run both from the same seeds."
             )
         return _interval(paired)
 
@@ -153,7 +153,10 @@ class Results:
         return table([f"{title} - {title} of {reference}", *settings, "mean"], lines)
 
     def save(self, folder: str | Path) -> None:
-        """Write `results.json` (rows and note), `results.csv` (rows) and `results.md` (the table), on one process."""
+        """Write `results.json` (note, columns, rows), `results.csv` (rows) and `results.md` (table and note).
+
+        Only the first process writes.
+        """
         if not is_main_process():
             return
         names = list(dict.fromkeys([*KEYS, *self.columns, *(key for row in self.rows for key in row)]))

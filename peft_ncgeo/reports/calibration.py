@@ -96,7 +96,7 @@ def expected_calibration_error(confidences: ArrayLike, right: ArrayLike, num_bin
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
-    r"""Return the temperature T that makes the labels most likely: the minimum of the mean of `-log softmax(z / T)_y`.
+    r"""Return the temperature T that makes the labels most likely: it minimises the mean of `-log softmax(z / T)_y`.
 
     The loss is convex in `1 / T`, so it has one minimum; there the mean logit under the probabilities equals the mean
     logit of the labels. Use images that were used neither for training nor for the report. Predictions do not change.
@@ -121,9 +121,15 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     own = check_labels(labels, z)
     own_logit = np.take_along_axis(z, own[:, None], 1)[:, 0]
     if (own_logit == z.max(1)).all():
-        raise ValueError("Every image is classified correctly, so no temperature is best; fit it on more images.")
+        raise ValueError(
+            "Every image is classified correctly, so there is no best temperature (it would be 0); fit it on more "
+            "images."
+        )
     if own_logit.mean() <= z.mean():
-        raise ValueError("The labels have no larger logits than other classes, so no temperature is best; check them.")
+        raise ValueError(
+            "The logits of the labels are on average not larger than those of other classes, so there is no best "
+            "temperature (it would be infinite); check the labels and the order of the classes."
+        )
 
     def slope(inverse: float) -> float:
         return float((softmax(inverse * z, axis=1) * z).sum(1).mean() - own_logit.mean())

@@ -65,7 +65,7 @@ def classification_report(
         if others.shape[-1] != scores.shape[1]:
             raise ValueError(f"The validation scores {others.shape} must have {scores.shape[1]} columns.")
         same = others.shape == scores.shape and np.array_equal(others, scores)
-        fitted = others, validation[1], "the very images of this report" if same else "validation images"
+        fitted = others, validation[1], "the images of this report themselves" if same else "validation images"
     predicted, confidence = scores.argmax(1), np.exp(scores.max(1))
     report = report_of_predictions(predicted, confidence, own, class_names, class_counts, num_bins=num_bins)
     return report if fitted is None else scale_temperature(report, scores, *fitted)

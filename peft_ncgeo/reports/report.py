@@ -58,7 +58,10 @@ class Report:
         return pd.DataFrame(matrix, index=names.rename("true"), columns=names.rename("predicted"))
 
     def most_confused(self, count: int = _MOST_PAIRS) -> pd.DataFrame:
-        """Return the most frequent errors: `true`, `predicted`, `images`, and `share`, that of the true class."""
+        """Return the `count` most frequent errors: `true` and `predicted` class, number of `images`, and `share`.
+
+        `share` is the number divided by the number of all images of the true class.
+        """
         wrong = self.labels != self.predicted
         pairs, images = np.unique(np.stack([self.labels, self.predicted])[:, wrong], axis=1, return_counts=True)
         first = np.argsort(-images, kind="stable")[:count]

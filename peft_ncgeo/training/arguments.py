@@ -36,17 +36,17 @@ class GeometryTrainingArguments(TrainingArguments):
     """[`~transformers.TrainingArguments`] for [`GeometryTrainer`].
 
     Defaults that differ from Transformers': gradients are not clipped (`max_grad_norm=0`, as in the papers), NaN
-    losses are never hidden (`logging_nan_inf_filter=False`), columns are kept, DDP does not search for unused
-    parameters, callbacks resume with their saved states, and a machine without an accelerator uses its CPU.
-    `optim="sgd"` has momentum only if `optim_args` sets it. `dataloader_drop_last` holds for training only: every
-    image is evaluated.
+    losses are never hidden (`logging_nan_inf_filter=False`), columns are kept, DDP neither searches for
+    unused parameters nor broadcasts buffers, callbacks resume with their saved states, and a machine without an
+    accelerator uses its CPU. `optim="sgd"` has momentum only if `optim_args` sets it. `dataloader_drop_last` holds for
+    training only: every image is evaluated.
 
     Args:
         image_column: column of the data sets that holds images.
         label_column: column that holds labels: a `ClassLabel`, or lists of labels for
             [`~peft_ncgeo.losses.MultiLabelLoss`].
-        template: text around a class name. Default: the adapter's own, else "a photo of a {}."; another template than
-            the adapter's own is an error.
+        template: text around a class name. Default: the adapter's own, else "a photo of a {}.". If the adapter has
+            prompts, another template than that of its config is an error.
         frozen_templates: texts that the frozen teacher reads, averaged for each class. Default: the template.
         student_templates: texts that the tuned model reads for losses on several texts of a class
             (`GeometryBatch.template_features`), with its prompts before all words. Default: only the template, whose
@@ -74,6 +74,11 @@ class GeometryTrainingArguments(TrainingArguments):
             loads by its name; given as JSON on the command line.
         restore_callback_states_from_checkpoint: resume callbacks with their saved state, such as the patience of early
             stopping; the saved state overrides the arguments of the new callback.
+
+    Raises:
+        TypeError: a number is of another type.
+        ValueError: a value is out of range, or sharded training (FSDP, DeepSpeed and others) is asked for.
+        RuntimeError: several processes were started, but each sees itself alone.
     """
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012  as Transformers'

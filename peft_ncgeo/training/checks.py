@@ -133,7 +133,9 @@ def check_templates(args: GeometryTrainingArguments, required: set[str]) -> None
         for i, template in enumerate(templates):
             check_template(template, f"{name}[{i}]")
         if templates and reader not in required:
-            raise ValueError(f"{name} is given, but no loss reads it.")
+            raise ValueError(
+                f"{name} is given, but no loss reads it; leave it out, or add a loss that reads {reader}."
+            )
 
 
 def check_teacher(teacher: Any, teacher_processor: Any, terms: Sequence[Any]) -> None:
@@ -199,20 +201,20 @@ def check_losses(model: nn.Module, losses: Sequence[Regularizer], classification
                 raise ValueError(f"{term.name} requires {field}, which GeometryTrainer does not fill.")
             if field == "frozen_image_features" and hasattr(classification_head(model), "active_classifier"):
                 raise ValueError(
-                    f"{term.name} compares features with the frozen model's, which has no projector: its features "
-                    "differ from those of a prototype head."
+                    f"{term.name} compares features with the frozen model's, which has no projector, so its features "
+                    "are not those of a prototype head; leave this loss out, or train without PrototypeConfig."
                 )
             if field == "classifier_weight" and reads_text(model):
                 raise ValueError(f"{term.name} requires {field}, but {type(unwrap(model)).__name__} has no head.")
             if field in ("classifier_weight", "class_means") and not (reads_text(model) or linear_classifier(model)):
                 raise ValueError(
-                    f"{term.name} needs the weights of the head, which is not one linear layer; keep it with "
-                    f"{saved_head(model)}."
+                    f"{term.name} needs the weights of the head, which is not one linear layer; train a linear head "
+                    f"as a whole, with {saved_head(model)} and without LoRA in it."
                 )
             if offered[field].get("of_text") and not reads_text(model):
                 raise ValueError(
-                    f"{term.name} requires {field}, but {type(unwrap(model)).__name__} reads no text; use a modality "
-                    "without text."
+                    f"{term.name} requires {field}, but {type(unwrap(model)).__name__} reads no text; leave this loss "
+                    "out (OTPreservation takes modality='image')."
                 )
 
 

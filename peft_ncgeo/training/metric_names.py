@@ -14,7 +14,7 @@ Metrics = Callable[..., dict[str, float]]
 
 
 def with_class_names(compute_metrics: Metrics, class_names: Callable[[], Sequence[str]]) -> Metrics:
-    """Return metrics that pass the class names to the function if it has a parameter `class_names`.
+    """Return a function that calls `compute_metrics`, with the class names if it has a parameter `class_names`.
 
     Raises:
         TypeError: the function cannot be called with a prediction alone, or with `class_names` or `compute_result`.

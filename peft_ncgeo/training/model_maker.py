@@ -40,8 +40,8 @@ class ModelMaker:
     ) -> None:
         if peft_config is not None and not isinstance(peft_config, PeftConfig):
             raise TypeError(
-                f"peft_config must be one config such as LoraConfig(...), got {short_repr(peft_config)}; for others, "
-                "make the model with get_peft_model."
+                f"peft_config must be one config such as LoraConfig(...), got {short_repr(peft_config)}; pass one, or "
+                "make the model yourself with get_peft_model and leave peft_config out."
             )
         self.peft_config, self.args = peft_config, args
         self.train_dataset, self.given_names = train_dataset, given_names

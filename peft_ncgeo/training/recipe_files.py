@@ -29,8 +29,10 @@ def recipe_names() -> list[str]:
 def find_recipe(name: str | Path) -> Path:
     """Return the path of a recipe: the given file, or the file of the package's recipe of that name.
 
+    A path that ends in .yaml or .yml is returned even if there is no such file.
+
     Raises:
-        ValueError: there is no file and no recipe of that name; the error names the nearest recipe.
+        ValueError: any other name that is neither a file nor a recipe; the error names the nearest recipe.
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():

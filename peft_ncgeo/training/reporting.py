@@ -65,8 +65,8 @@ class ReportingTrainer(LoadingTrainer):
             baselines: baselines to compute, out of the three; `()` for none.
 
         Raises:
-            ValueError: there is no such set, or there are several and none is chosen; the validation set has other
-                classes; or a baseline is unknown.
+            ValueError: there is no such set, or there are several and none is chosen; images have several labels; the
+                validation set has other classes; or a baseline is unknown.
 
         Example:
 
@@ -92,7 +92,7 @@ class ReportingTrainer(LoadingTrainer):
         report = self.report_measured(measured, names)
         if fitted is not None:
             held_out = _summary(self.measure(fitted, keep=True))
-            words = "the very images of this report" if fitted is reported else "validation images"
+            words = "the images of this report themselves" if fitted is reported else "validation images"
             logits = _summary(measured).rows("logits"), held_out.rows("logits")
             report = reports.scale_temperature(report, *logits, held_out.rows("labels"), words)
         if baselines:

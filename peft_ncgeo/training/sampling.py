@@ -17,8 +17,9 @@ from transformers import TrainingArguments
 class ClassBalancedSampler(Sampler[tuple[int, int]]):
     """Sampler that draws a class (all equally likely), then one of its samples, as many times as there are samples.
 
-    It draws with replacement from (seed, epoch) only, so every process and a resumed run see the same order. It yields
-    (index, number of earlier draws in this epoch), so that augmentation shows a rare image in several views.
+    It draws with replacement. The draws depend only on (seed, epoch), so every process and a resumed run see the same
+    order. It yields (index, number of earlier draws in this epoch), so that augmentation shows a rare image in
+    several views.
 
     Args:
         labels: class of each sample, (N,).

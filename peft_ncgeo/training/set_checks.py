@@ -40,6 +40,6 @@ def check_sets(args: GeometryTrainingArguments, train: Any, evaluation: Any, cla
         raise ValueError("A stream has no length, so the number of steps must be given: max_steps=....")
     if args.num_views:
         raise ValueError(
-            f"num_views={short_repr(args.num_views)} needs images that come again under a number; a "
-            "stream has none: leave it at 0."
+            f"num_views={short_repr(args.num_views)} needs images with fixed numbers, which a stream does not "
+            "have; leave num_views at 0."
         )

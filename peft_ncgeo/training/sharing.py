@@ -59,8 +59,8 @@ class SharingTrainer(Trainer):
             folder = folder if model.active_adapter == "default" else folder / model.active_adapter  # as PEFT does
             if (folder / "config.json").exists():
                 warnings.warn(
-                    f"{folder} holds a model (config.json), whose processor and card stay; save the adapter into a "
-                    "folder of its own to have them beside it.",
+                    f"{folder} holds a model (config.json), so the processor and the card of the adapter are not "
+                    "written there; save the adapter into a folder of its own.",
                     stacklevel=4,
                 )
                 return
@@ -164,6 +164,10 @@ class SharingTrainer(Trainer):
 
         Returns:
             The commit; None on all processes except the first.
+
+        Raises:
+            TypeError: `card` has an unknown option, or the model is not a `PeftModel`.
+            OSError, ValueError: `blocking` is False; or as in [`~peft_ncgeo.hub.push_adapter`].
         """
         if not blocking:
             raise ValueError(

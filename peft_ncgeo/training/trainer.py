@@ -98,7 +98,8 @@ class GeometryTrainer(ReportingTrainer):
             If no term reads labels (`classification_loss=None` and terms such as
             [`~peft_ncgeo.losses.Distillation`]), the label column may be absent, or hold -1 or None for some images.
             Evaluation sets need labels.
-        class_counts: number of images of each class, for a loss that reads it. Default: counted, if the set allows it.
+        class_counts: number of images of each class, for a loss that reads it, if the training set is a stream or a
+            torch data set. Other sets are counted: there it must be left out.
         class_texts: texts of some classes, such as descriptions, as a dict from a name to a list; "{}" in a text
             stands for the name. The feature of a class is the mean of its normalised text features, normalised again.
             Prompts stand before all words of these texts. Other classes use the template. Default: the texts that the
@@ -111,11 +112,9 @@ class GeometryTrainer(ReportingTrainer):
             pixels differ from the student's, images are processed for both.
         peft_config: config of the adapter that the model gets, or each model that `model_init` makes.
 
-    Logs of training hold `loss/ce` and, for each term, `loss/<name>`, `lambda/<name>` (its factor) and the scalars
-    that the term records itself, each as the mean since the last log.
-
-    Training writes the class names of a head into `model.config`, and keeps the trained weights of adapters in
-    float32.
+    Logs of training hold the classification loss (`loss/ce` for [`CrossEntropy`]) and, for each term, `loss/<name>`,
+    `lambda/<name>` (its factor) and the scalars that the term records, each as the mean since the last log. Training
+    writes the class names of a head into `model.config`, and keeps the trained weights of adapters in float32.
 
     Under gradient accumulation, a micro-batch is weighted by its number of images, so terms that are means over images
     have the value and gradient of one large batch; terms that read only texts keep their value and gradient. Terms
@@ -123,8 +122,11 @@ class GeometryTrainer(ReportingTrainer):
     batch norm.
 
     Raises:
-        ValueError: before training starts, if model, data and losses do not fit together.
-        FloatingPointError: during training, before the optimizer step, if a term is not finite; the message names it.
+        TypeError: `args`, a loss, the teacher, `peft_config` or a data set is of another type.
+        OSError: a model cannot be loaded by its name.
+        NotImplementedError: it is not known how the model reads texts or images.
+        ValueError: model, data and losses do not fit together; or, before an optimizer step, an input is not finite.
+        FloatingPointError: before an optimizer step, a term is not finite; the message names it.
     """
 
     args: GeometryTrainingArguments

@@ -28,8 +28,8 @@ class PromptConfig(PeftConfig):
     Args:
         num_text_tokens: learned vectors in each prompted text layer. 0: no text prompts.
         num_vision_tokens: the same for the vision tower.
-        text_depth: number of text layers, from the first, with their own vectors. A number larger than the tower's
-            means all layers.
+        text_depth: number of text layers with their own vectors, from `first_layer` on. A number larger than the rest
+            of the tower means all these layers.
         vision_depth: the same for the vision tower.
         first_layer: layer at whose entry the first vectors are inserted; 0 is the tower's input. Before this layer,
             text slots hold the features of the placeholder words. `text_init` is used only if `first_layer` is 0.
@@ -50,6 +50,12 @@ class PromptConfig(PeftConfig):
         modules_to_save: modules trained and saved as a whole beside the prompts, for example a classification head.
         token_ids: tokens of `text_init` and `template`, written when the adapter is created, so that loading needs
             no tokenizer. Do not set it by hand.
+
+    Raises:
+        TypeError: a number is of another type.
+        ValueError: a value is out of range, or fields do not fit together; or, when the adapter is created, the model
+            has no such tower, too few layers for `first_layer`, or too few slots for the prompts and a name.
+        NotImplementedError: when the adapter is created, the model's tower is not known to take prompts.
     """
 
     # PEFT reads this attribute. Towers are found by structure: a path here would store today's layout in files.

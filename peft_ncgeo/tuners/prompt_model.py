@@ -84,7 +84,10 @@ class PromptModel(TunerModel):
             for path, source in zip(prompted["vision"], prompted["text"], strict=False):
                 self._injection_points[path].source = source
         if clipped and not peft_config.inference_mode:
-            warnings.warn(f"{', '.join(clipped)} layers of {model_name}: all of them get prompts.", stacklevel=2)
+            warnings.warn(
+                f"{model_name} has fewer layers than asked for ({', '.join(clipped)}), so all of them get prompts.",
+                stacklevel=2,
+            )
 
     def _check_target_module_exists(self, peft_config: Any, key: str) -> bool:  # type: ignore[override]
         return key in self._injection_points

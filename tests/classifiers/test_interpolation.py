@@ -190,11 +190,14 @@ def merged():
 
 
 REFUSED = {
-    "prompts": (lambda: get_peft_model(tiny_clip(), NPTConfig.vpt()), "no mixture"),
-    "prototypes": (lambda: get_peft_model(tiny_vit_classifier(), PrototypeConfig(projection_dim=8)), "no mixture"),
+    "prompts": (lambda: get_peft_model(tiny_clip(), NPTConfig.vpt()), "cannot be mixed"),
+    "prototypes": (
+        lambda: get_peft_model(tiny_vit_classifier(), PrototypeConfig(projection_dim=8)),
+        "cannot be mixed",
+    ),
     "IA3": (
         lambda: get_peft_model(tiny_clip(), IA3Config(target_modules=["q_proj", "fc1"], feedforward_modules=["fc1"])),
-        "no mixture",
+        "cannot be mixed",
     ),
     "DoRA": (lambda: lora(use_dora=True), "not proportional"),
     "PiSSA": (lambda: lora(init_lora_weights="pissa"), "pissa"),
@@ -202,7 +205,7 @@ REFUSED = {
         lambda: get_peft_model(
             tiny_clip(), LoraConfig(target_modules=["q_proj"], trainable_token_indices={"token_embedding": [1]})
         ),
-        "no mixture",
+        "cannot be mixed",
     ),
     "merged": (merged, "unmerge"),
 }

@@ -75,7 +75,7 @@ def test_what_cannot_be_cropped_is_refused():
         assert "num_test_views" in message(lambda n=number: view_inputs(None, [], n), (TypeError, ValueError))
     assert "size of images" in message(lambda: check_crops(SimpleNamespace(do_resize=True)))
     timm = SimpleNamespace(data_config={"input_size": (3, 8, 8)})
-    assert "own resize" in message(lambda: check_crops(timm))
+    assert "resize the crops again" in message(lambda: check_crops(timm))
 
 
 def test_a_zero_shot_classifier_averages_logits():

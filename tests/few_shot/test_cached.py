@@ -119,7 +119,7 @@ def test_without_views_the_images_themselves_count():
     assert fitted(head, num_views=None).adaptation["num_views"] == 10
     published = {"tip": 10, "tip_f": 10, "gda": 10, "lp": 1, "clap": 20}
     assert {name: HEADS[name].num_views for name in published} == published
-    assert "num_views=2 needs PIL images" in message(lambda: fitted(head, images=values))
+    assert "num_views=2 needs images that can be cropped" in message(lambda: fitted(head, images=values))
 
 
 def test_before_anything_is_learned_tip_adapter_is_zero_shot():

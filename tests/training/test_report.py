@@ -97,7 +97,7 @@ def test_report_of_a_tuned_clip(tmp_path):
     assert fitted.after.error == pytest.approx(
         expected_calibration_error(scaled.max(1), scaled.argmax(1) == labels), abs=1e-3
     )
-    assert "very images" in run.report("base", validation="base", baselines=()).to_markdown()
+    assert "of this report themselves" in run.report("base", validation="base", baselines=()).to_markdown()
     with torch.no_grad():  # another model, of which there is no report
         next(p for p in run.model.parameters() if p.requires_grad).data.add_(3.0)
     assert "linear probe" not in create_card(record=run.record()).text

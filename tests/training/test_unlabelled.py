@@ -122,7 +122,7 @@ REFUSED = {
     "class_names.*are not those of column 'label'": {"class_names": NAMES[::-1]},
     "has 1 class": {"train": SETS["no column"][0], "class_names": NAMES[:1]},
     "Duplicate": {"train": SETS["no column"][0], "class_names": ["cat", "cat"]},
-    "label -3.*not -1": {"train": lambda: with_labels([-3, *[-1] * 15], feature=ClassLabel(names=NAMES))},
+    "label -3.*or -1": {"train": lambda: with_labels([-3, *[-1] * 15], feature=ClassLabel(names=NAMES))},
     "No label column 'label'.*": {"eval_dataset": tiny_images(8).remove_columns("label")},
     "label -1, outside": {"eval_dataset": with_labels(-1, feature=ClassLabel(names=NAMES))},
 }

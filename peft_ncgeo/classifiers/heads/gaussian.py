@@ -23,7 +23,7 @@ def shrunk_precision(scatter: Tensor, count: int) -> Tensor:
     if count < 2 or not shrinkage > 1e-12:
         raise ValueError(
             "The support features of a class do not spread (all are equal), so they have no covariance; pass more "
-            "images or more num_views."
+            "images, or a larger num_views."
         )
     return d * torch.linalg.inv(scatter + shrinkage * torch.eye(d, dtype=scatter.dtype))
 
@@ -51,7 +51,7 @@ class GaussianFit:
         counts = torch.bincount(self.sample_labels)
         if counts.min() < 2:
             raise ValueError(
-                "A class with one support feature has no covariance; pass more images or more num_views, or leave out "
+                "A class with one support feature has no covariance; pass more images or a larger num_views, or omit "
                 "published_precisions."
             )
         weighted = self.centred / (counts - 1)[self.sample_labels, None]

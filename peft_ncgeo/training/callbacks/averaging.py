@@ -28,8 +28,8 @@ class PromptAveraging(TrainerCallback):
         std: width in epochs, > 0. The paper uses mean 15 and std 1 for 20 epochs.
 
     Raises:
-        ValueError: std is not greater than 0, or `load_best_model_at_end` is set, whose model the average would
-            replace.
+        ValueError: std is not greater than 0; or, when training starts, `load_best_model_at_end` is set, whose model
+            the average would replace, or the training set is a stream, which has no epochs.
 
     Reference: M. U. Khattak et al., ICCV 2023, arXiv 2307.06948.
 
@@ -90,11 +90,11 @@ class PromptAveraging(TrainerCallback):
                 parameter.copy_(self._average[name])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the weighted sum so far."""
+        """Return the weighted average so far, and the logarithm of the sum of its weights."""
         return {"log_total": self._log_total, **self._average}
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Continue the sum of an earlier run."""
+        """Continue the average of an earlier run."""
         self._average = dict(state_dict)
         self._log_total = self._average.pop("log_total")
 

@@ -44,7 +44,7 @@ class HalfWeights:
         while self._places:
             module, name, parameter = self._places[-1]
             module._parameters[name] = parameter
-            self._places.pop()  # only now: what stops this here can be followed by another exit
+            self._places.pop()  # last: if an interruption stops this loop, a second __exit__ still finds the entry
 
     def _cast(self) -> None:
         modules = self.model.modules() if self.dtype is not None else ()

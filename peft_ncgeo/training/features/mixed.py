@@ -42,7 +42,9 @@ class MixedBatch:
         self.order: Tensor | None = None
         if mixing is None:
             return
-        rng = np.random.default_rng((*key, inputs.get("micro_batch", 0), 1, 1))  # views are drawn with fewer numbers
+        rng = np.random.default_rng(
+            (*key, inputs.get("micro_batch", 0), 1, 1)
+        )  # longer than the keys of views, so draws differ
         self.order = torch.from_numpy(rng.permutation(sum(sizes)))
         drawn, shares = mixing.draw(rng), []
         start, own = sum(sizes[: process_index()]), sizes[process_index()]
@@ -54,8 +56,8 @@ class MixedBatch:
             pixels = others.pop("pixel_values")
             if others or pixels.dim() != 4:
                 raise ValueError(
-                    f"{type(mixing).__name__} mixes pixels (B, C, H, W), but this model's images have "
-                    f"{', '.join(others) or tuple(pixels.shape)} too; leave the mixing out."
+                    f"{type(mixing).__name__} mixes only pixels (B, C, H, W), but this model's inputs are "
+                    f"{', '.join(['pixels', *others])} of shape {tuple(pixels.shape)}; leave the mixing out."
                 )
             everyone = gather_batch(pixels, list(sizes))
             mixed, share = mixing.mix(pixels[:own], everyone[partners.to(pixels.device)], drawn)

@@ -27,7 +27,10 @@ class FrozenTeacher:
 
     def __init__(self, extractor: FeatureExtractor, texts: Sequence[BatchEncoding]) -> None:
         if not adapter_layers(extractor):
-            raise ValueError("A loss asks for the frozen model, but the model has no PEFT adapters to switch off.")
+            raise ValueError(
+                "A loss asks for the frozen model, but the model has no PEFT adapters to switch off; wrap it with "
+                "get_peft_model(model, config), or leave the loss out."
+            )
         if change := change_of_base(extractor.model):
             raise ValueError(f"A loss asks for the frozen model, but {change}.")
         self.extractor, self.texts = extractor, list(texts)

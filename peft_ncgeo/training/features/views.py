@@ -57,7 +57,7 @@ class ViewFeatures:
     ) -> None:
         rank, processes = (torch.distributed.get_rank(), world_size()) if world_size() > 1 else (0, 1)
         loader = DataLoader(FixedViews(images, rank, processes), batch_size, num_workers=workers, collate_fn=collate)
-        # one more than its own where a process has none, for the width
+        # a process without views encodes view 0, only to know the width d
         batches = loader if len(loader) else [collate([images.fixed_view(0)])]
         own = torch.cat(
             [

@@ -32,33 +32,33 @@ class NPTConfig(PromptConfig):
 
     @classmethod
     def coop(cls, **fields: Any) -> NPTConfig:
-        """Return CoOp's config (arXiv 2109.01134): 16 text vectors at the input, random start. `fields` override."""
+        """Return CoOp's config (arXiv 2109.01134): 16 text vectors at the input, random start. `fields` change it."""
         return cls(**{"num_text_tokens": 16, **fields})
 
     @classmethod
     def vpt(cls, **fields: Any) -> NPTConfig:
-        """Return VPT-deep's config (arXiv 2203.12119): 8 vectors in 12 layers (our reading). `fields` override."""
+        """Return VPT-deep's config (arXiv 2203.12119): 8 vectors in 12 layers (our reading). `fields` change it."""
         return cls(**{"num_vision_tokens": 8, "vision_depth": 12, **fields})
 
     @classmethod
     def ivlp(cls, **fields: Any) -> NPTConfig:
-        """Return IVLP's config (arXiv 2307.06948): 4 + 4 independent vectors in 9 layers. `fields` override."""
+        """Return IVLP's config (arXiv 2307.06948): 4 + 4 independent vectors in 9 layers. `fields` change it."""
         return cls(**{**_FOUR_AND_FOUR, "text_depth": 9, "vision_depth": 9, **fields})
 
     @classmethod
     def maple(cls, **fields: Any) -> NPTConfig:
-        """Return MaPLe's config (arXiv 2210.03117): 2 + 2 coupled vectors in 9 layers. `fields` override."""
+        """Return MaPLe's config (arXiv 2210.03117): 2 + 2 coupled vectors in 9 layers. `fields` change it."""
         own = {"num_text_tokens": 2, "num_vision_tokens": 2, "text_depth": 9, "vision_depth": 9}
         return cls(**{**own, "coupling": "coupled", "text_init": "a photo", **fields})
 
     @classmethod
     def npt(cls, **fields: Any) -> NPTConfig:
-        """Return NPT's config (arXiv 2306.15955): MaPLe's prompts (our reading). `fields` override."""
+        """Return NPT's config (arXiv 2306.15955): MaPLe's prompts (our reading). `fields` change it."""
         return cls.maple(**fields)
 
     @classmethod
     def prompt_ot(cls, **fields: Any) -> NPTConfig:
-        """Return Prompt-OT's config (arXiv 2503.08906): 4 + 4 vectors in 12 layers. `fields` override."""
+        """Return Prompt-OT's config (arXiv 2503.08906): 4 + 4 vectors in 12 layers. `fields` change it."""
         return cls(**{**_FOUR_AND_FOUR, "text_depth": 12, "vision_depth": 12, **fields})
 
 

@@ -23,8 +23,9 @@ Args:
     predictions (`list` of `int`): Predicted class of each sample, (N,); arrays and tensors are taken too.
     references (`list` of `int`): Class labels, (N,), 0 to K - 1.
     class_counts (`list` of `int`): Number of training samples of each class, (K,).
-    thresholds (`tuple` of two numbers, or "thirds"): (low, high); or "thirds", for tails that are short everywhere:
-        the classes by count, largest first, in three groups as equal as possible. Defaults to (20, 100).
+    thresholds (`tuple` of two numbers, or "thirds"): (low, high); or "thirds", for tails whose classes are all small:
+        classes are sorted by count, largest first, and divided into three groups of nearly equal size. Defaults to
+        (20, 100).
 
 Returns:
     many (`float` or `None`): Accuracy on classes with many training samples, 0 to 1. None, here and in the next two,

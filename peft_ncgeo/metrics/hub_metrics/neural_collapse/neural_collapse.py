@@ -17,7 +17,7 @@ mean of these means, M the (K', d) matrix of rows mu_c - mu_G over the K' classe
 S_B = M^T M / K', S_W = 1/N sum_i (x_i - mu_{y_i})(x_i - mu_{y_i})^T and W the weights' rows minus their mean. Then
 nc1 = tr(S_B^+ S_W) / K' (variability within classes); nc2 and nc3 are the Frobenius distances of G and of W M^T, each
 over its norm, from the simplex (I - 11^T / K') / sqrt(K' - 1); and nc4 is the share of samples on which the classifier
-names the class of the nearest mean. All of collapse is nc1 = nc2 = nc3 = 0 and nc4 = 1.
+names the class of the nearest mean. Complete collapse means nc1 = nc2 = nc3 = 0 and nc4 = 1.
 """
 
 _KWARGS_DESCRIPTION = """
