@@ -166,7 +166,7 @@ def test_secrets_of_any_kind_in_any_file(tmp_path, monkeypatch, secret, said, wr
         with pytest.raises(ValueError, match=rf"inner/{number}.txt holds .*{said} in line (1|3)\b") as refusal:
             refuse_secrets(tmp_path, "", None, {})
         assert secret not in str(refusal.value)
-        assert f"in line {content[: content.index(text)].count(chr(10)) + 1} " in str(refusal.value)
+        assert f"in line {content[: content.index(text)].count(chr(10)) + 1}," in str(refusal.value)
         file.unlink()
         with pytest.raises(ValueError, match=f"tag holds .*{said}"):
             refuse_secrets(tmp_path, "", None, {"tag": content})
