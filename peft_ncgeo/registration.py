@@ -45,9 +45,8 @@ _METHODS: tuple[tuple[str, Any, Any], ...] = (
 def register() -> None:
     """Register the package's methods and models with PEFT and Transformers; a second call changes nothing."""
     AutoConfig.register(ImageClassifierConfig.model_type, ImageClassifierConfig, exist_ok=True)
-    if (
-        ImageClassifierConfig not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-    ):  # else its subclass ImageClassifier may be there: keep it
+    # its subclass ImageClassifier may be registered already, and stays
+    if ImageClassifierConfig not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         AutoModelForImageClassification.register(ImageClassifierConfig, ImageClassifierModel)
     # PEFT reads a property that Transformers has renamed from every model that it wraps; users cannot change that.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)

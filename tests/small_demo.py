@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -31,8 +31,8 @@ def few_test_images() -> Iterator[None]:
         images, labels = whole(part)
         if part == "train":
             return images, labels
-        rows = np.concatenate([np.flatnonzero(labels == label)[:PHOTOGRAPHS] for label in np.unique(labels)])
-        return images[np.sort(rows)], labels[np.sort(rows)]
+        rows = first_of_each_class(labels, PHOTOGRAPHS)
+        return images[rows], labels[rows]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "TEST_VIEWS", VIEWS)
@@ -40,6 +40,12 @@ def few_test_images() -> Iterator[None]:
         _forget()
         yield
     _forget()
+
+
+def first_of_each_class(labels: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
+    """Return the rows of the first `count` images of each class, in their order."""
+    labels = np.asarray(labels)
+    return np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in np.unique(labels)]))
 
 
 def _forget() -> None:

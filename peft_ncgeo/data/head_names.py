@@ -100,8 +100,10 @@ def check_head_names(model: nn.Module, names: Sequence[str], label_column: str, 
             f"The model's head has {outputs} outputs, the data set {len(names)} classes; they must be equal."
         )
     if known:
-        mend = f'model.config.id2label = dict(enumerate(dataset.features["{label_column}"].names))'
-        mend = f"if only the model's names are wrong, set {mend}"
+        mend = (
+            "if only the model's names are wrong, set model.config.id2label = "
+            f'dict(enumerate(dataset.features["{label_column}"].names))'
+        )
         _check_order(names, known, label_column, "model.config.label2id", training, mend)
 
 

@@ -215,7 +215,7 @@ def parse_with_recipe(
     argv = sys.argv[1:] if argv is None else list(argv)
     if default is not None and not any(word.split("=")[0] == "--recipe" for word in argv):
         argv = ["--recipe", str(default), *argv]
-    recipe, advice, given = None, "", _given(argv)
+    recipe, advice, given = None, "", named_arguments(argv)
     for i, word in enumerate(argv):
         if word.split("=")[0] == "--recipe":
             path = find_recipe(word.partition("=")[2] or "".join(argv[i + 1 : i + 2]))
@@ -245,7 +245,8 @@ def without_steps(args: Mapping[str, Any], given: Collection[str]) -> dict[str, 
     return {name: value for name, value in args.items() if name not in left_out}
 
 
-def _given(argv: Sequence[str]) -> set[str]:
+def named_arguments(argv: Sequence[str]) -> set[str]:
+    """Return the names of the arguments on a command line, `--num-train-epochs=2` as `num_train_epochs`."""
     return {word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
 
 

@@ -14,21 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 
 from peft_ncgeo import data
 
-from ..small_demo import few_test_images
+from ..small_demo import few_test_images, first_of_each_class
 
 KEPT = {"validation": 5}  # images of each class; below five, a sweep warns
-
-
-def first_of_each_class(part: Dataset, count: int) -> Dataset:
-    """Return the first `count` images of each class."""
-    labels = np.asarray(part["label"][:])
-    rows = [np.flatnonzero(labels == label)[:count] for label in np.unique(labels)]
-    return part.select(np.sort(np.concatenate(rows)))
 
 
 def smaller(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,7 +29,7 @@ def smaller(load: Callable[..., Any]) -> Callable[..., Any]:
     def loaded(*args: Any, **kwargs: Any) -> Any:
         found = load(*args, **kwargs)
         parts = {
-            name: part if name == "train" else first_of_each_class(part, KEPT.get(name, 1))
+            name: part if name == "train" else part.select(first_of_each_class(part["label"][:], KEPT.get(name, 1)))
             for name, part in found.splits.items()
         }
         return found._replace(splits=DatasetDict(parts))
@@ -47,15 +39,15 @@ def smaller(load: Callable[..., Any]) -> Callable[..., Any]:
 
 def main() -> None:
     data.load_demo, data.load_image_demo = smaller(data.load_demo), smaller(data.load_image_demo)
-    with few_test_images():
-        for page, codes in json.loads(Path(sys.argv[1]).read_text()):
-            names: dict[str, Any] = {"__name__": "__main__"}
-            for i, code in enumerate(codes, 1):
-                start = time.process_time()
-                gc.freeze()  # Trainer collects garbage often
-                exec(compile(code, f"{page}, block {i}", "exec"), names)
-                print(f"{page}, block {i}: {time.process_time() - start:.1f} CPU seconds", flush=True)
+    for page, codes in json.loads(Path(sys.argv[1]).read_text()):
+        names: dict[str, Any] = {"__name__": "__main__"}
+        for i, code in enumerate(codes, 1):
+            start = time.process_time()
+            gc.freeze()  # Trainer collects garbage often
+            exec(compile(code, f"{page}, block {i}", "exec"), names)
+            print(f"{page}, block {i}: {time.process_time() - start:.1f} CPU seconds", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    with few_test_images():
+        main()

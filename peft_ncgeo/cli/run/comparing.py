@@ -13,6 +13,7 @@ from ...data import load_demo, split_validation
 from ...protocols import Results, all_classes, base_to_new
 from ...protocols.cached_runs import is_main_process
 from ...training import GeometryTrainingArguments, Recipe
+from ...training.recipe import named_arguments
 from .arguments import parse
 from .models import DEMO, load_model
 from .parts import load_parts
@@ -92,7 +93,7 @@ def _own(data: str, options: CompareOptions, args: GeometryTrainingArguments) ->
 
 def _given(words: Sequence[str], args: GeometryTrainingArguments, options: CompareOptions) -> dict[str, Any]:
     """Return the training arguments that the command line sets."""
-    named = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
+    named = named_arguments(words)
     if "seed" in named:
         raise ValueError("--seed is for a single training; set the seeds of the table with --seeds 1,2,3.")
     known = {field.name for field in fields(GeometryTrainingArguments) if field.init} - {"output_dir"}
